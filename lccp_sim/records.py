@@ -1,0 +1,88 @@
+"""One number of a run, and the file that holds them all.
+
+`records.jsonl` is the truth and every logger is a view of it. It holds no wall-clock time, so that two runs of the same
+config write the same bytes; times go to `timing.jsonl`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
+Tag = str | int | float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number: what was measured (tier, monitor, metric, tags), when (step, tokens), on how many items.
+
+    `tokens` are training tokens of this run over all ranks; `stderr` is the standard error over the `n` items, or None.
+    The unit is the suffix of `metric`. Raises ValueError where the value is not finite or the tier is unknown.
+    """
+
+    step: int
+    tokens: int
+    tier: str
+    monitor: str
+    metric: str
+    value: float
+    n: int
+    stderr: float | None = None
+    tags: Mapping[str, Tag] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"{self.monitor}/{self.metric} {dict(self.tags)} at step {self.step}"
+        if self.tier not in TIERS:
+            raise ValueError(f"{where}: tier {self.tier!r} is none of {', '.join(TIERS)}")
+        if not math.isfinite(self.value) or (self.stderr is not None and not math.isfinite(self.stderr)):
+            raise ValueError(f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged")
+
+    @property
+    def key(self) -> tuple[int, str, str, str]:
+        """What is unique in a file: step, monitor, metric and the sorted tags."""
+        return self.step, self.monitor, self.metric, json.dumps(dict(self.tags), sort_keys=True)
+
+    def line(self) -> str:
+        """The record as one line of JSON, keys in the order of the fields, tags sorted."""
+        return json.dumps(asdict(self) | {"tags": dict(sorted(self.tags.items()))}, ensure_ascii=False) + "\n"
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> int:
+    """The byte length of `path` after `lines` were appended and flushed to disk."""
+    with open(path, "ab") as file:
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """None, once `path` holds `data`: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_records(path: Path) -> tuple[list[Record], str | None]:
+    """The records of a file, and a warning where its last line was cut off by a kill (that line is left out).
+
+    Raises ValueError, naming the line, where any other line is no record.
+    """
+    lines = path.read_bytes().split(b"\n")
+    warning = None
+    if lines[-1]:
+        warning = f"{path}: the last line is incomplete ({len(lines[-1])} bytes) and was left out"
+    records = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a record ({error})") from error
+    return records, warning
