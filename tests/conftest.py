@@ -1,0 +1,21 @@
+"""What every test starts from: one thread, fixed seeds, and no hub to ask."""
+
+import os
+import random
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every generator that a test may draw from is seeded anew, so that no test depends on its neighbours."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

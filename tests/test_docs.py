@@ -1,0 +1,94 @@
+"""What is shipped and shown must work: every run config, and every command in README.md."""
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lccp_sim.cli import check, compose
+from lccp_sim.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
+README = (ROOT / "README.md").read_text()
+
+
+def commands(markdown: str) -> list[list[str]]:
+    """The words of each `make` and `lccp` command in the fenced blocks, prompts, comments and folders left out."""
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    split = [list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words)) for words in split]
+    return [[Path(words[0]).name, *words[1:]] for words in split if words and Path(words[0]).name in ("make", "lccp")]
+
+
+def arms(words: list[str]) -> list[list[str]]:
+    """The overrides of each run of a command: one, or with -m one for each choice of the values that commas part."""
+    overrides = [word for word in words if "=" in word]
+    if not {"-m", "--multirun"} & set(words):
+        return [overrides]
+    choices = [
+        [f"{key}={value}" for value in values.split(",")] for key, _, values in (o.partition("=") for o in overrides)
+    ]
+    return [list(arm) for arm in itertools.product(*choices)]
+
+
+def verbs() -> set[str]:
+    code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
+    return {verb for verb in ("train", "measure", "report", "data", "doctor") if re.search(rf"\b{verb}\b", shown)}
+
+
+def run_dry(words: list[str]) -> None:
+    """None; raises where a command names no target, no verb, or overrides that do not validate."""
+    program, *rest = words
+    if program == "make":
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+        subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, env=env, check=True, capture_output=True)
+        return
+    assert rest[0] in verbs() or rest == ["--help"], f"lccp has no verb {rest[0]!r}"
+    if rest[0] in ("train", "data"):
+        for overrides in arms(rest[1:]):
+            check(overrides)
+
+
+def test_the_readme_shows_the_two_commands_that_matter() -> None:
+    assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
+
+
+@pytest.mark.parametrize("words", commands(README), ids=" ".join)
+def test_a_command_of_the_readme_runs(words: list[str]) -> None:
+    run_dry(words)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("make nonsense", subprocess.CalledProcessError),
+        ("lccp trian run=tiny_base", AssertionError),
+        ("lccp train run=tiny_base modle.d_model=64", ConfigError),
+        ("lccp train -m run=tiny_base optim.lr=1e-3,-1", ConfigError),
+    ],
+)
+def test_a_planted_wrong_command_is_found(command: str, error: type[Exception]) -> None:
+    [words] = commands(f"```bash\n$ {command}  # comment\n```\n")
+    with pytest.raises(error):
+        run_dry(words)
+
+
+def test_there_are_run_configs() -> None:
+    assert {"tiny_base", "tiny_lccp", "smoke"} <= {path.stem for path in RUNS}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RUNS])
+def test_a_shipped_run_composes_and_validates(name: str) -> None:
+    composed = compose([f"run={name}"])
+    assert composed["run"]["name"]
+    config = check([f"run={name}"])
+    assert config.run.name == composed["run"]["name"]
+    assert config.plain()["run"]["tokens"] == composed["run"]["tokens"]
