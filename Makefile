@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-install: .venv/installed  ## everything, into .venv (about 1.5 GB)
+install: .venv/installed  ## everything, into .venv (about 2 GB)
 
 # torch goes first and alone: asked for by name, pip takes the CPU build where its index or --find-links offers one.
 .venv/installed: pyproject.toml
