@@ -1,0 +1,178 @@
+"""Pools: rows of T + 1 tokens, packed from documents of one source and one length bucket, on disk.
+
+Documents are joined end to end; each starts with BOS, and one that does not fit goes on in the next row as a piece of
+its own, with a BOS of its own, so every row starts like the documents that monitors read. Nothing is padded.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.data.cache import build_once, digest
+from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
+from lccp_sim.data.tokens import Tokens, id_dtype
+
+START, SKIP = 1, 2  # bits of a flag: a document or piece starts here; not learned as a target
+HELD_OUT_DOCUMENTS = 64  # of a synthetic source, at most
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows of one source and bucket: `rows_ids` [N, T + 1] uint16 or uint32, `flags` [N, T + 1] uint8, both mapped."""
+
+    source: str
+    bucket: str
+    rows_ids: np.ndarray
+    flags: np.ndarray
+    first_piece: np.ndarray
+    piece_name: np.ndarray
+    documents: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows_ids)
+
+    def names(self, row: int) -> list[str]:
+        """Names of the documents in a row, in order."""
+        pieces = self.piece_name[self.first_piece[row] : self.first_piece[row + 1]]
+        return [self.documents[piece] for piece in pieces]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all pools of a corpus share: tokenizer, width of a row, where a long document begins, seed, cache."""
+
+    tokenizer: tokenizers.Tokenizer
+    tokenizer_key: str
+    bos: int
+    context_tokens: int
+    old_context_tokens: int
+    seed: int
+    root: Path
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        return self.tokenizer_key, self.bos, self.context_tokens, self.seed
+
+
+def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: Layout) -> Pool:
+    """The pool of the `chosen` pieces of a source, in an order shuffled by the seed; it may have no row."""
+
+    def build(directory: Path) -> None:
+        width = layout.context_tokens + 1
+        runs: list[tuple[int, int, int, int, int]] = []  # row, column, length without BOS, where in ids, document
+        row = column = 0
+        for piece in np.random.default_rng(layout.seed).permutation(chosen).tolist():
+            at, stop = int(tokens.starts[piece]), int(tokens.stops[piece])
+            while at < stop:
+                size = min(stop - at, width - column - 1)
+                runs.append((row, column, size, at, int(tokens.document[piece])))
+                at, column = at + size, column + size + 1
+                if column == width:
+                    row, column = row + 1, 0
+        runs = [run for run in runs if run[0] < row]  # the last, partial row goes
+        ids = np.full((row, width), layout.bos, dtype=tokens.ids.dtype)
+        flags = np.zeros((row, width), dtype=np.uint8)
+        for on, start, size, at, _ in runs:
+            ids[on, start + 1 : start + 1 + size] = tokens.ids[at : at + size]
+            flags[on, start] = START
+        _save(directory, ids, flags, [run[0] for run in runs], [run[4] for run in runs], tokens.names)
+
+    entry = build_once(layout.root, f"pool-{digest(tokens.key, chosen.tobytes().hex(), layout.key)}", build)
+    return _open(name, bucket, entry)
+
+
+def _open(source: str, bucket: str, entry: Path) -> Pool:
+    ids, flags, first, names = (
+        np.load(entry / f"{part}.npy", mmap_mode="r") for part in ("ids", "flags", "first_piece", "piece_name")
+    )
+    return Pool(
+        source, bucket, ids, flags, first, names, json.loads((entry / "names.json").read_text(encoding="utf-8"))
+    )
+
+
+def _save(
+    directory: Path,
+    ids: np.ndarray,
+    flags: np.ndarray,
+    row_of_piece: list[int],
+    piece_name: list[int],
+    names: list[str],
+) -> None:
+    np.save(directory / "ids.npy", ids)
+    np.save(directory / "flags.npy", flags)
+    np.save(directory / "first_piece.npy", np.searchsorted(row_of_piece, np.arange(len(ids) + 1)).astype(np.int64))
+    np.save(directory / "piece_name.npy", np.array(piece_name, dtype=np.int64))
+    (directory / "names.json").write_text(json.dumps(names), encoding="utf-8")
+
+
+def filler(tokens: Tokens, chosen: np.ndarray) -> Callable[[np.random.Generator, int], np.ndarray] | None:
+    """A function (rng, n) -> n ids of real text from the chosen pieces; None where there is no text."""
+    ends = np.cumsum(tokens.stops[chosen] - tokens.starts[chosen])
+    if not len(ends) or not ends[-1]:
+        return None
+
+    def fill(rng: np.random.Generator, count: int) -> np.ndarray:
+        parts = [np.empty(0, dtype=np.int64)]
+        while count > 0:
+            at = int(rng.integers(ends[-1]))
+            index = int(np.searchsorted(ends, at, side="right"))
+            stop = int(tokens.stops[chosen[index]])
+            start = stop - (int(ends[index]) - at)
+            parts.append(tokens.ids[start : min(stop, start + count)].astype(np.int64))
+            count -= len(parts[-1])
+        return np.concatenate(parts)
+
+    return fill
+
+
+def synthesize(
+    name: str, source: Synthetic, text: Tokens | None, without: frozenset[str], layout: Layout
+) -> tuple[Pool, list[np.ndarray]]:
+    """The pool of a synthetic source, and its held-out documents of `context_tokens` ids without BOS.
+
+    A row holds whole documents only: one where `document_tokens` is null, else as many as fit, the last one filling up.
+    Held-out documents take filler from the held-out text, keys that training never uses, and a seed of their own.
+    """
+    width = layout.context_tokens + 1
+    lengths = document_lengths(source, width)
+    rows = -(-source.documents // len(lengths))
+
+    def build(directory: Path) -> None:
+        fill = filler(text, text.pieces(False, without)) if text else None
+        held_fill = filler(text, text.pieces(True)) if text else None
+        ids: np.ndarray = np.full((rows, width), layout.bos, dtype=id_dtype(layout.tokenizer))
+        flags = np.zeros((rows, width), dtype=np.uint8)
+        for row in range(rows):
+            column, rng = 0, np.random.default_rng((layout.seed, 0, row))
+            for length in lengths:
+                got, learn = compose(source, layout.tokenizer, fill, length - 1, rng)
+                ids[row, column + 1 : column + length] = got
+                flags[row, column + 1 : column + length] = np.where(learn, 0, SKIP)
+                flags[row, column] = START
+                column += length
+        count = min(HELD_OUT_DOCUMENTS, source.documents) if held_fill or not text else 0
+        rngs = [np.random.default_rng((layout.seed, 1, index)) for index in range(count)]
+        held = [compose(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0] for rng in rngs]
+        pieces = np.repeat(np.arange(rows), len(lengths)).tolist()
+        names = [f"{source.task}:{index}" for index in range(len(pieces))]
+        _save(directory, ids, flags, pieces, list(range(len(pieces))), names)
+        np.save(directory / "held.npy", np.array(held, dtype=np.int64).reshape(-1, width - 1))
+
+    fields = {key: value for key, value in vars(source).items() if key not in ("share", "text_from")}
+    origin = [text.key, sorted(without)] if text else None
+    entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key)}", build)
+    bucket = "long" if lengths[0] > layout.old_context_tokens else "short"
+    return _open(name, bucket, entry), list(np.load(entry / "held.npy"))
+
+
+def document_lengths(source: Synthetic, width: int) -> list[int]:
+    """Lengths of the synthetic documents that fill a row of `width` tokens; a short remainder joins the last one."""
+    size = min(source.document_tokens or width, width)
+    whole, rest = divmod(width, size)
+    if rest >= MIN_DOCUMENT:
+        return [size] * whole + [rest]
+    return [size] * (whole - 1) + [size + rest]

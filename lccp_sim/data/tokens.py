@@ -1,0 +1,141 @@
+"""The tokens of a text source, made once per (text, tokenizer) and memory-mapped.
+
+Two sources that differ only in share or in the length of their pieces read the same entry, so replay of pre-training at
+the old context costs no second copy, and both hold the same documents out.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.data.cache import build_once, digest
+from lccp_sim.data.document import Document, TextSource, collect, hold_out, text_hash
+
+BATCH_CHARS = 4_000_000
+SAMPLE_CHARS, CHUNK_CHARS = 3_000_000, 16_384
+
+
+@dataclass
+class Text:
+    """Documents of a source and their split: read at most once per process, and only where the cache has no tokens."""
+
+    name: str
+    source: TextSource
+    held_out_frac: float
+
+    @cached_property
+    def key(self) -> str:
+        """What names the text and its split."""
+        return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The documents after the cap."""
+        return collect(self.name, self.source)
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """bool [documents]: held out."""
+        return hold_out(self.documents, self.held_out_frac)
+
+
+def tokenizer_sample(texts: list[Text], shares: list[float]) -> Iterator[str]:
+    """At most 3e6 characters of training documents: chunks of each source in hash order, sources by share."""
+    held_out = {text_hash(text.documents[index].text) for text in texts for index in np.flatnonzero(text.held)}
+    for text, share in zip(texts, shares, strict=True):
+        chunks = [
+            document.text[at : at + CHUNK_CHARS]
+            for document in text.documents
+            if text_hash(document.text) not in held_out
+            for at in range(0, len(document.text), CHUNK_CHARS)
+        ]
+        left = int(SAMPLE_CHARS * share / sum(shares))
+        for chunk in sorted(chunks, key=text_hash):
+            yield chunk[:left]
+            left -= len(chunk)
+            if left <= 0:
+                break
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of all documents end to end; per piece of a document: where it lies, whose it is, whether held out."""
+
+    key: str
+    content: str
+    ids: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    document: np.ndarray
+    held: np.ndarray
+    names: list[str]
+    hashes: list[str]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [pieces]: tokens of each piece as trained on, its BOS included."""
+        return self.stops - self.starts + 1
+
+    def pieces(self, held: bool, without: frozenset[str] = frozenset()) -> np.ndarray:
+        """Indices of training (or held-out) pieces; `without` names texts to leave out by their hash."""
+        banned = np.array([text in without for text in self.hashes], dtype=bool)
+        return np.flatnonzero((self.held == held) & ~banned[self.document])
+
+    def held_hashes(self) -> set[str]:
+        """Hashes of the held-out texts."""
+        return {self.hashes[index] for index in set(self.document[self.held].tolist())}
+
+
+def tokenize(text: Text, limit: int | None, tokenizer: tokenizers.Tokenizer, tokenizer_key: str, root: Path) -> Tokens:
+    """The tokens of a text, from the cache or made now, in pieces of at most `limit` tokens with their BOS."""
+    key = digest(text.key, tokenizer_key)
+    entry = build_once(root, f"tokens-{key}", _writer(text, tokenizer))
+    meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+    offsets, held = np.load(entry / "offsets.npy"), np.load(entry / "held.npy")
+    starts, stops, document = offsets[:-1], offsets[1:], np.arange(len(held))
+    if limit is not None:
+        parts = -(-(stops - starts) // (limit - 1))
+        document = np.repeat(document, parts)
+        part = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
+        starts = starts[document] + part * (limit - 1)
+        stops = np.minimum(starts + limit - 1, stops[document])
+    ids = np.load(entry / "ids.npy", mmap_mode="r")
+    key = digest(key, limit)
+    return Tokens(key, meta["content"], ids, starts, stops, document, held[document], meta["names"], meta["hashes"])
+
+
+def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
+    def build(directory: Path) -> None:
+        encoded: list[np.ndarray] = []
+        batch: list[str] = []
+        dtype = id_dtype(tokenizer)
+        for index, document in enumerate(text.documents):
+            batch.append(document.text)
+            if sum(map(len, batch)) >= BATCH_CHARS or index == len(text.documents) - 1:
+                got = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+                encoded += [np.array(each.ids, dtype=dtype) for each in got]
+                batch = []
+        hashes = [text_hash(document.text) for document in text.documents]
+        meta = {"content": digest(hashes), "names": [each.name for each in text.documents], "hashes": hashes}
+        np.save(directory / "ids.npy", np.concatenate(encoded))
+        np.save(directory / "offsets.npy", np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+        np.save(directory / "held.npy", text.held)
+        (directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+    return build
+
+
+def vocab_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the largest id."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def id_dtype(tokenizer: tokenizers.Tokenizer) -> type:
+    """The smallest unsigned type that holds every id: uint16 or uint32."""
+    return np.uint16 if vocab_size(tokenizer) <= 2**16 else np.uint32
