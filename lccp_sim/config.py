@@ -1,2 +1,249 @@
+"""The dataclasses of a run, and the one function that turns plain dictionaries into them.
+
+Hydra only composes; the rules and every message live here. Parts that come in variants (sources, position encodings,
+monitors) are dataclasses beside their code, chosen by a `kind` key from a table that the caller passes in, so that this module imports nothing of ours.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le
+
+T = TypeVar("T")
+Count = Annotated[int, Ge(0)]
+Size = Annotated[int, Gt(0)]
+Fraction = Annotated[float, Ge(0.0), Le(1.0)]
+Coefficient = Annotated[float, Ge(0.0)]
+
+
 class ConfigError(ValueError):
     """One line that names the key, the value, the rule and the remedy."""
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Load balancing of the experts: coefficients of the two losses, and the rate of the bias update (0: off)."""
+
+    balance_loss: Coefficient = 0.01
+    z_loss: Coefficient = 0.001
+    bias_update_rate: Coefficient = 0.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder. `rope` is a variant of models/positions.py; the vocabulary comes from the tokenizer."""
+
+    rope: Any
+    d_model: Size = 128
+    num_layers: Size = 4
+    num_heads: Size = 8
+    num_kv_heads: Size = 8
+    d_head: Size = 16
+    num_experts: Size = 8
+    num_experts_per_token: Size = 2
+    d_expert: Size = 64
+    num_shared_experts: Count = 1
+    qk_norm: Literal["none", "before_rope", "after_rope"] = "after_rope"
+    qk_norm_gain: Annotated[float, Gt(0)] = 1.0
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    init_std: Annotated[float, Gt(0)] | None = None
+    previous_token_heads: Count = 0
+    router: RouterConfig = field(default_factory=RouterConfig)
+    experts: str = "auto"
+
+    def __post_init__(self) -> None:
+        refuse(self.d_head % 2, "model.d_head", self.d_head, "must be even: RoPE rotates pairs")
+        refuse(
+            self.num_heads % self.num_kv_heads,
+            "model.num_heads",
+            self.num_heads,
+            f"must be a multiple of model.num_kv_heads={self.num_kv_heads}",
+        )
+        refuse(
+            self.num_experts_per_token > self.num_experts,
+            "model.num_experts_per_token",
+            self.num_experts_per_token,
+            f"must be at most model.num_experts={self.num_experts}",
+        )
+        refuse(
+            self.previous_token_heads > self.num_heads,
+            "model.previous_token_heads",
+            self.previous_token_heads,
+            f"must be at most model.num_heads={self.num_heads}",
+        )
+
+    def shapes(self) -> dict[str, Any]:
+        """The keys that decide the shape of a weight: a run can only start from weights that agree in them."""
+        free = {"rope", "router", "experts", "init_std", "previous_token_heads", "qk_norm_gain", "norm_eps"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule: linear warm-up, then constant, cosine (to final_lr_frac) or linear to zero."""
+
+    lr: Annotated[float, Gt(0)]
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: Count = 0
+    final_lr_frac: Fraction = 0.1
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    weight_decay: Coefficient = 0.1
+    clip_norm: Annotated[float, Gt(0)] | None = 1.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor on the peak learning rate for the update that takes `step` to `step + 1`, of `steps` in all."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        if self.schedule == "linear":
+            return 1.0 - done
+        return self.final_lr_frac + (1 - self.final_lr_frac) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch."""
+
+    name: str
+    context_tokens: Size
+    batch_tokens: Size
+    tokens: Size
+    micro_batch_tokens: Size | None = None
+    init_from: str | None = None
+    root: str = "runs"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    deterministic: bool = False
+    threads: Size | None = None
+    log_every_steps: Size = 10
+    checkpoint_every_steps: Size = 100
+    loggers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        micro = self.micro_batch_tokens or self.batch_tokens
+        refuse(
+            self.batch_tokens % self.context_tokens,
+            "run.batch_tokens",
+            self.batch_tokens,
+            f"must be a multiple of run.context_tokens={self.context_tokens}",
+        )
+        refuse(
+            micro % self.context_tokens or self.batch_tokens % micro,
+            "run.micro_batch_tokens",
+            micro,
+            f"must be a multiple of run.context_tokens={self.context_tokens} that divides run.batch_tokens={self.batch_tokens}",
+        )
+        refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: the last one may overshoot `tokens` by a part of a batch."""
+        return -(-self.tokens // self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on. `data` and `monitors` are the dataclasses of those packages."""
+
+    seed: Count
+    run: RunConfig
+    model: ModelConfig
+    optim: OptimConfig
+    data: Any
+    monitors: Any
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved config as nested dictionaries of plain values, ready for YAML."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def refuse(bad: object, key: str, value: object, rule: str) -> None:
+    """None, or ConfigError with the key, the value and the rule where `bad` is true."""
+    if bad:
+        raise ConfigError(f"{key}={value!r}: {rule}")
+
+
+def parse(cls: type[T], plain: object, where: str) -> T:
+    """An instance of the dataclass `cls` from plain values. Raises ConfigError: every wrong key and value, a line each.
+
+    A wrong key is answered with the nearest right one. `where` is the dotted place of `plain` in the whole config.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    wrong = _unknown_keys(cls, plain, where)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    try:
+        return TypeAdapter(cls).validate_python(plain)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = ".".join([where, *(str(part) for part in problem["loc"])])
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, ConfigError):
+                lines.append(str(cause))
+            elif problem["type"].startswith("missing"):
+                lines.append(f"{place}: this key is required")
+            else:
+                lines.append(f"{place}={problem['input']!r}: {problem['msg'].lower()}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def parse_kind(kinds: Mapping[str, type[T]], plain: object, where: str) -> T:
+    """The variant of `kinds` that the `kind` key of `plain` names. Raises ConfigError with the nearest right kind."""
+    if not isinstance(plain, Mapping) or "kind" not in plain:
+        raise ConfigError(f"{where}: needs a `kind`, one of {', '.join(kinds)}")
+    kind = plain["kind"]
+    if kind not in kinds:
+        raise ConfigError(f"{where}.kind={kind!r}: one of {', '.join(kinds)}{nearest(str(kind), kinds)}")
+    return parse(kinds[kind], plain, where)
+
+
+def _unknown_keys(cls: Any, plain: object, where: str) -> list[str]:
+    """A line for each key of `plain` that the dataclass does not have, nested dataclasses included."""
+    if not isinstance(plain, Mapping):
+        return [f"{where}={plain!r}: must be a group of keys"]
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    lines = [f"{where}.{key}: no such key{nearest(str(key), names)}" for key in plain if key not in names]
+    for name in names:
+        inner = hints[name]
+        options = typing.get_args(inner) if isinstance(inner, types.UnionType) else (inner,)
+        for option in options:
+            if dataclasses.is_dataclass(option) and isinstance(plain.get(name), Mapping):
+                lines += _unknown_keys(option, plain[name], f"{where}.{name}")
+    return lines
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    """The end of a message about an unknown name: the most similar of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def short_hash(value: object) -> str:
+    """Eight hex digits of the SHA-256 of a plain value: the end of a run directory's name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one of dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

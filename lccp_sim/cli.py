@@ -1,0 +1,128 @@
+"""The command `lccp`: train, measure, report, data, doctor.
+
+Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lccp_sim.config import ConfigError, flatten, nearest
+
+if TYPE_CHECKING:
+    from lccp_sim.config import Config
+
+VERBS = {
+    "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
+    "measure": "measure the checkpoints of runs after the fact, with the monitors of their config",
+    "report": "write the report of a run: one HTML page, figures, report.json",
+    "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
+    "doctor": "show versions, devices and expert backends, and what is wrong with them",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 1 after one clear line about bad input, or 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="lccp", description="Long-context continual pre-training, watched at three levels.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        if verb in ("train", "data"):
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, run=NAME first")
+            sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
+        elif verb == "measure":
+            sub.add_argument("paths", nargs="+", type=Path, metavar="RUN")
+            sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured)")
+            sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
+        elif verb == "report":
+            sub.add_argument("run", type=Path, metavar="RUN")
+            sub.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+        else:
+            sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except (ConfigError, ValueError, RuntimeError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        for line in str(error).split("\n"):
+            print(f"lccp: {line}", file=sys.stderr)
+        return 1
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error is a message for the user: raised by our own code on purpose, not a bug."""
+    return type(error).__module__.startswith("lccp_sim.")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verb == "doctor":
+        from lccp_sim.doctor import doctor, show
+
+        return show(doctor(arguments.cache.expanduser()))
+    if arguments.verb == "report":
+        from lccp_sim.analysis.report import write_report
+
+        print(write_report(arguments.run, arguments.out))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if arguments.verb == "measure":
+        from lccp_sim.train.measure import measure
+
+        return max(measure(path, arguments.out, arguments.check, console) for path in arguments.paths)
+    config = check(arguments.overrides, arguments.config_dir)
+    if arguments.verb == "data":
+        from lccp_sim.train.run import show_data
+
+        show_data(config, console)
+        return 0
+    from lccp_sim.train.run import train
+
+    train(config, console)
+    return 0
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    try:
+        with initialize_config_module("lccp_sim.configs", version_base="1.3"):
+            composed = hydra_compose("config", overrides=[*overrides, *search])
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(" ".join(str(error).split()), overrides)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _explain(message: str, overrides: Sequence[str]) -> str:
+    """Hydra's message in one line, with the nearest right key where it did not know one."""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    groups = [o for o in overrides if o.startswith("run=")]
+    if not unknown or unknown[1].startswith("run=") or list(overrides) == groups:
+        return message
+    known = list(flatten(compose(groups))) if groups else []
+    return f"{unknown[1]}: no such key{nearest(unknown[1], known)}"
+
+
+def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
+    """The checked config of some overrides. Raises ConfigError."""
+    plain = compose(overrides, config_dir)
+    from lccp_sim.train.load import load_config
+
+    return load_config(plain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

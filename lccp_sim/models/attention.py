@@ -1,0 +1,78 @@
+"""Grouped-query attention over packed documents, with a tap on what the softmax sees.
+
+A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
+flattened row. So nothing leaks between documents by construction, and the fast causal kernel is always the one in use.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lccp_sim.models.positions import rotate
+
+Tap = Callable[[int, Tensor, Tensor, float], None]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, any shape. Source: arXiv 1910.07467, equation 4."""
+
+    def __init__(self, width: int, eps: float, gain: float = 1.0):
+        super().__init__()
+        self.eps, self.gain = eps, gain
+        self.weight = nn.Parameter(torch.full((width,), gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Causal attention with GQA, RoPE and QK-norm before or after RoPE (Hunyuan-A13B normalises after it)."""
+
+    def __init__(self, layer: int, d_model: int, num_heads: int, num_kv_heads: int, d_head: int, qk_norm: str, gain: float, eps: float):
+        super().__init__()
+        self.layer, self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = layer, num_heads, num_kv_heads, d_head, qk_norm
+        self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * d_head, bias=False)
+        self.out = nn.Linear(num_heads * d_head, d_model, bias=False)
+        if qk_norm != "none":
+            self.q_norm, self.k_norm = RMSNorm(d_head, eps, gain), RMSNorm(d_head, eps, gain)
+        self.scale = d_head**-0.5
+        self.tap: Tap | None = None
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
+        """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
+        B, T, _ = x_BTD.shape
+        heads = self.qkv(x_BTD).view(B, T, -1, self.d_head)
+        q_BTNH, k_BTMH, v_BTMH = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=2)
+        if self.qk_norm == "before_rope":
+            q_BTNH, k_BTMH = self.q_norm(q_BTNH), self.k_norm(k_BTMH)
+        q_BTNH, k_BTMH = rotate(q_BTNH, *rope), rotate(k_BTMH, *rope)
+        if self.qk_norm == "after_rope":
+            q_BTNH, k_BTMH = self.q_norm(q_BTNH), self.k_norm(k_BTMH)
+        if self.tap is not None:
+            self.tap(self.layer, q_BTNH, k_BTMH, self.scale)
+        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds)
+        return self.out(y_BTNH.flatten(2))
+
+
+def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor) -> Tensor:
+    """[B, T, N, H]: causal attention inside each document; `bounds` [documents + 1] int64 on the CPU."""
+    B, T, N, H = q_BTNH.shape
+    group = N // k_BTMH.shape[2]
+    if group > 1:
+        k_BTMH, v_BTMH = k_BTMH.repeat_interleave(group, dim=2), v_BTMH.repeat_interleave(group, dim=2)
+    flat = [x.reshape(B * T, N, H) for x in (q_BTNH, k_BTMH, v_BTMH)]
+    lengths = bounds.diff()
+    pieces = []
+    # Neighbours of one length share a call: rows of one document each are a single one.
+    values, counts = lengths.unique_consecutive(return_counts=True)
+    start = 0
+    for length, count in zip(values.tolist(), counts.tolist(), strict=True):
+        stop = start + length * count
+        q, k, v = (x[start:stop].view(count, length, N, H).transpose(1, 2) for x in flat)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        pieces.append(y.transpose(1, 2).reshape(length * count, N, H))
+        start = stop
+    y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return y_RNH.view(B, T, N, H)

@@ -1,0 +1,60 @@
+"""The language-model head and its loss, in chunks: [B, T, V] never exists.
+
+The training loss forms each chunk's gradient while its logits are at hand (the forward pass already knows them), so the
+backward pass neither stores logits nor computes them again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 1024
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
+        weight = weight_VD.to(hidden_RD.dtype)
+        grad_hidden_RD, grad_weight_VD = torch.empty_like(hidden_RD), torch.zeros_like(weight_VD, dtype=torch.float32)
+        for start in range(0, len(hidden_RD), CHUNK_ROWS):
+            chunk = slice(start, start + CHUNK_ROWS)
+            hidden, target = hidden_RD[chunk], targets_R[chunk, None]
+            logits = (hidden @ weight.T).float()
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            loss += (log_sum - logits.gather(1, target)).sum()
+            grad = logits.sub_(log_sum).exp_()
+            grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
+            grad = grad.mul_(1.0 / divisor).to(weight.dtype)
+            torch.mm(grad, weight, out=grad_hidden_RD[chunk])
+            if grad.dtype == torch.float32:
+                grad_weight_VD.addmm_(grad.T, hidden)
+            else:
+                grad_weight_VD += grad.T @ hidden
+        ctx.save_for_backward(grad_hidden_RD, grad_weight_VD.to(weight_VD.dtype))
+        return loss / divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
+        return grad_hidden_RD * grad.to(grad_hidden_RD.dtype), grad_weight_VD * grad.to(grad_weight_VD.dtype), None, None
+
+
+def cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:
+    """Sum of the rows' cross-entropy over `divisor`, an fp32 scalar in nats; logits are fp32, CHUNK_ROWS at a time.
+
+    `divisor` is the target count of the *global* batch, so that micro-batches and ranks add up.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, targets_R, divisor)
+
+
+@torch.no_grad()
+def token_scores(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL of each target (fp32, nats) and whether it is the argmax (bool), both [R]."""
+    nlls, hits = [], []
+    for hidden, target in zip(hidden_RD.split(CHUNK_ROWS), targets_R.split(CHUNK_ROWS), strict=True):
+        logits = (hidden @ weight_VD.to(hidden.dtype).T).float()
+        nlls.append(logits.logsumexp(-1) - logits.gather(1, target[:, None]).squeeze(1))
+        hits.append(logits.argmax(-1) == target)
+    return torch.cat(nlls), torch.cat(hits)

@@ -1,0 +1,86 @@
+"""Mixture of experts: an fp32 router, routed SwiGLU experts and a shared one.
+
+Softmax over all experts, top-k, weights renormalised to sum 1 (Hunyuan-A13B, Qwen3-MoE, Mixtral); nothing is dropped. The balance loss is
+taken per sequence and then averaged, so that one micro-batch equals four; losses and counts are returned, never stored.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lccp_sim.models import experts
+
+
+class Routing(NamedTuple):
+    """What a router did: two losses (fp32 scalars, means over sequences) and how many rows each expert got [E] int64."""
+
+    balance_loss: Tensor
+    z_loss: Tensor
+    count_E: Tensor
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x). Source: arXiv 2002.05202, equation 6."""
+
+    def __init__(self, d_model: int, d_hidden: int):
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class MoE(nn.Module):
+    """y = shared(x) + sum over the chosen experts of weight * expert(x)."""
+
+    bias_E: Tensor
+
+    def __init__(self, d_model: int, d_expert: int, num_experts: int, top_k: int, num_shared: int, backend: str):
+        super().__init__()
+        self.num_experts, self.top_k, self.backend = num_experts, top_k, backend
+        self.router = nn.Linear(d_model, num_experts, bias=False)
+        shape = (num_experts, d_expert, d_model)
+        self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
+        self.shared = SwiGLU(d_model, num_shared * d_expert) if num_shared else None
+        # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
+        self.register_buffer("bias_E", torch.zeros(num_experts))
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """[B, T, D] and the routing."""
+        x_TD = x_BTD.flatten(0, 1)
+        weight_TK, expert_TK, routing = self.route(x_BTD)
+        order_R = expert_TK.flatten().argsort(stable=True)
+        row_R = order_R // self.top_k
+        dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
+        weights = (w.to(dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
+        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, dtype)
+        y_RD = run(x_TD.to(dtype)[row_R], *weights, routing.count_E)
+        y_RD = y_RD * weight_TK.flatten()[order_R, None].to(y_RD.dtype)
+        y_TD = torch.zeros_like(x_TD, dtype=y_RD.dtype).index_add(0, row_R, y_RD)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
+        return y_TD.view_as(x_BTD), routing
+
+    def route(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        """Weights and experts of each token, both [B*T, K], and the routing; all of it in fp32.
+
+        The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced
+        (arXiv 2101.03961, equation 4); the z loss is the mean of logsumexp squared (arXiv 2202.08906, equation 5).
+        """
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            logits_BTE = F.linear(x_BTD.float(), self.router.weight.float())
+            prob_BTE = logits_BTE.softmax(-1)
+            expert_BTK = (prob_BTE.detach() + self.bias_E).topk(self.top_k, dim=-1).indices
+            weight_BTK = prob_BTE.gather(-1, expert_BTK)
+            weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True)
+            B, T, E = prob_BTE.shape
+            place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * E
+            count_BE = torch.bincount(place.flatten(), minlength=B * E).view(B, E)
+            balance_loss = E * (count_BE / (T * self.top_k) * prob_BTE.mean(1)).sum(-1).mean()
+            z_loss = logits_BTE.logsumexp(-1).square().mean()
+        routing = Routing(balance_loss, z_loss, count_BE.sum(0))
+        return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing

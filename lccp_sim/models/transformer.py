@@ -1,0 +1,134 @@
+"""The decoder: embeddings, pre-norm blocks of attention and mixture of experts, a final norm.
+
+It returns hidden states; the head is applied by models/loss.py in chunks. `initialise` is the only place where weights
+get their first values, warm start of previous-token heads included.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lccp_sim.config import ModelConfig
+from lccp_sim.models.attention import Attention, RMSNorm
+from lccp_sim.models.moe import MoE
+from lccp_sim.models.positions import rotation
+
+
+class Output(NamedTuple):
+    """Hidden states after the final norm, the router losses (means over layers), and rows per expert [L, E]."""
+
+    hidden_BTD: Tensor
+    balance_loss: Tensor
+    z_loss: Tensor
+    count_LE: Tensor
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + moe(norm x)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        c = config
+        self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.attention = Attention(
+            layer, c.d_model, c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm, c.qk_norm_gain, c.norm_eps
+        )
+        self.moe_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.moe = MoE(
+            c.d_model, c.d_expert, c.num_experts, c.num_experts_per_token, c.num_shared_experts, c.experts
+        )
+
+
+class Transformer(nn.Module):
+    """A decoder-only MoE language model of the Hunyuan-A13B family (shared and routed SwiGLU experts, GQA, QK-norm)."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
+        self.frequencies, self.rope_scale = config.rope.frequencies(config.d_head)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The [V, D] weight of the language-model head."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, bounds: Tensor | None = None) -> Output:
+        """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row."""
+        B, T = tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
+        if bounds is None:
+            bounds = torch.arange(0, B * T + 1, T)
+        x_BTD = self.embedding(tokens_BT)
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * self.config.d_model**0.5
+        rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
+        routings = []
+        for block in self.blocks:
+            x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
+            y_BTD, routing = block.moe(block.moe_norm(x_BTD))
+            x_BTD = x_BTD + y_BTD
+            routings.append(routing)
+        balance, z, counts = (torch.stack(column) for column in zip(*routings, strict=True))
+        return Output(self.norm(x_BTD), balance.mean(), z.mean(), counts)
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> Transformer:
+    """The model with fresh weights, the same for the same seed whatever ran before.
+
+    Matrices are normal with std 1/sqrt(fan in), or `init_std`; what writes into the residual stream is smaller by
+    sqrt(2 L) (GPT-2). Norm weights start at their gain. Then `previous_token_heads` are planted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+
+    def normal(weight: Tensor, fan_in: int, shrink: float = 1.0) -> None:
+        std = (config.init_std or fan_in**-0.5) * shrink
+        weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    shrink = (2 * config.num_layers) ** -0.5
+    normal(model.embedding.weight, config.d_model)
+    for block in model.blocks:
+        normal(block.attention.qkv.weight, config.d_model)
+        normal(block.attention.out.weight, config.num_heads * config.d_head, shrink)
+        normal(block.moe.router.weight, config.d_model)
+        normal(block.moe.gate_EFD, config.d_model)
+        normal(block.moe.up_EFD, config.d_model)
+        normal(block.moe.down_EFD, config.d_expert, shrink)
+        if block.moe.shared is not None:
+            normal(block.moe.shared.gate_up.weight, config.d_model)
+            normal(block.moe.shared.down.weight, block.moe.shared.down.in_features, shrink)
+    if model.lm_head is not None:
+        normal(model.lm_head.weight, config.d_model)
+    if config.previous_token_heads:
+        _plant_previous_token_heads(model)
+    return model
+
+
+def _plant_previous_token_heads(model: Transformer) -> None:
+    """Make the first heads of layers 0 and 1 attend to the previous token, and let training take it from there.
+
+    Embedding channel 0 is constant, and q and k of those heads read it alone: q into the three fastest pairs, k rotated
+    one position ahead, so that their product peaks at distance 1. It stands for what billions of tokens do in a real
+    base; without it, induction does not form within minutes on a CPU.
+    """
+    config = model.config
+    H, half = config.d_head, config.d_head // 2
+    model.embedding.weight[:, 0] = 1.0 if not config.scale_embeddings else config.d_model**-0.5
+    angles = model.frequencies[: min(3, half)].float()
+    group = config.num_heads // config.num_kv_heads
+    for block in model.blocks[:2]:
+        weight = block.attention.qkv.weight
+        for head in range(config.previous_token_heads):
+            q = weight[head * H : (head + 1) * H]
+            first_key = (config.num_heads + head // group) * H
+            k = weight[first_key : first_key + H]
+            q.zero_(), k.zero_()
+            q[: len(angles), 0] = 1.0
+            k[: len(angles), 0], k[half : half + len(angles), 0] = angles.cos(), angles.sin()

@@ -1,0 +1,16 @@
+"""Monitors: a model and a probe set give values. Three tiers: behavioural, probabilistic, mechanistic."""
+
+from lccp_sim.monitors.induction import Induction
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.needle import Needle
+from lccp_sim.monitors.perplexity import Perplexity
+from lccp_sim.monitors.probe import Probe
+from lccp_sim.monitors.routing import Routing
+
+MONITORS: dict[str, type[Monitor]] = {
+    "needle": Needle,
+    "perplexity": Perplexity,
+    "induction": Induction,
+    "routing": Routing,
+    "probe": Probe,
+}

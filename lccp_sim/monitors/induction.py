@@ -1,0 +1,126 @@
+"""Induction: does the model copy a span that it has seen once, unmarked and without a question?
+
+Random word tokens stand in real text and come back later. The NLL of the second copy says whether the model copies;
+the prefix-matching score of a head is its attention on the token after the previous occurrence (arXiv 2209.11895).
+A base that cannot do this would show the formation of heads, not what LCCP does to them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.synthetic import word_atoms
+from lccp_sim.models.taps import attention_rows, tapping
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.haystack import Haystack
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.observing import batches, score_spans
+from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
+from lccp_sim.records import Record
+
+
+class RepeatItem(NamedTuple):
+    """A text of `length` tokens whose last tokens repeat a random span that stands at its start region."""
+
+    id: str
+    length: int
+    tokens: np.ndarray
+    first: tuple[int, int]
+    second: tuple[int, int]
+
+
+class RepeatValues(NamedTuple):
+    """Per-item values, and prefix-matching scores [items, layers, heads]."""
+
+    values: list[Value]
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Induction(Monitor):
+    """`items` texts a length; the span has `span_tokens` random word tokens."""
+
+    lengths: tuple[Annotated[int, Gt(0)], ...]
+    haystack: str
+    items: Annotated[int, Gt(1)] = 16
+    span_tokens: Annotated[int, Gt(1)] = 16
+    kind: Literal["induction"] = "induction"
+    tier: ClassVar[str] = "mechanistic"
+
+    def prepare(self, corpus: Corpus) -> list[RepeatItem]:
+        """The items. Raises ConfigError where a length does not hold two spans."""
+        haystack, atoms = Haystack(corpus.held_out(self.haystack), self.haystack), word_atoms(corpus.tokenizer)
+        n, items = self.span_tokens, []
+        for length in self.lengths:
+            if length < 2 * n + 4:
+                raise ConfigError(f"monitors.induction.lengths: {length} tokens do not hold two spans of {n}")
+            for i in range(self.items):
+                rng = np.random.default_rng((self.seed, length, i))
+                span = rng.choice(atoms, n)
+                filler = haystack.take(rng, length - 1 - 2 * n)
+                # The first copy lies in the first half: the distance is at least half the length.
+                start = 1 + int(rng.integers(0, max(1, length // 2 - n)))
+                tokens = np.concatenate(([corpus.bos], filler[: start - 1], span, filler[start - 1 :], span))
+                items.append(RepeatItem(f"{length}-{i}", length, tokens, (start, start + n), (length - n, length)))
+        return items
+
+    def score(self, model: Transformer, items: list[RepeatItem]) -> RepeatValues:
+        """NLL of the first and the second copy (without their first token, which nothing foretells)."""
+        values: list[Value] = []
+        scores = []
+        for group in batches([item.length for item in items], self.tokens_per_forward):
+            chosen = [items[i] for i in group]
+            tap = _PrefixTap([item.first for item in chosen], [item.second for item in chosen])
+            with tapping(model, tap):
+                second = score_spans(model, [c.tokens for c in chosen], [(c.second[0] + 1, c.second[1]) for c in chosen])
+            first = score_spans(model, [c.tokens for c in chosen], [(c.first[0] + 1, c.first[1]) for c in chosen])
+            scores.append(tap.scores)
+            for i, item in enumerate(chosen):
+                tags: Tags = {"length": item.length}
+                values.append(Value("induction", "first_copy_nll_nats", item.id, tags, float(first.nll[i].mean())))
+                values.append(Value("induction", "second_copy_nll_nats", item.id, tags, float(second.nll[i].mean())))
+                values.append(Value("induction", "second_copy_hit_frac", item.id, tags, float(second.hit[i].mean())))
+        return RepeatValues(values, np.concatenate(scores))
+
+    def aggregate(self, measured: RepeatValues, moment: Moment) -> list[Record]:
+        """Over all lengths, per length, and the prefix-matching score of every head."""
+        records = summarise(measured.values, moment, self.tier, lambda v: {}) + summarise(measured.values, moment, self.tier)
+        for layer, head in np.ndindex(measured.scores.shape[1:]):
+            numbers = measured.scores[:, layer, head].astype(float).tolist()
+            mean, stderr = mean_and_stderr(numbers)
+            tags: Tags = {"layer": layer, "head": head}
+            records.append(Record(*moment, self.tier, "heads", "induction_frac", mean, len(numbers), stderr, tags))
+        return records
+
+    def samples(self, measured: RepeatValues) -> list[Value]:
+        """Per-item values."""
+        return measured.values
+
+    def forward_tokens(self, items: list[RepeatItem]) -> int:
+        """Tokens that one window sends through the model."""
+        return 2 * sum(item.length for item in items)
+
+
+class _PrefixTap:
+    """Attention of the second copy's tokens on the token after their first occurrence: [items, layers, heads]."""
+
+    def __init__(self, first: list[tuple[int, int]], second: list[tuple[int, int]]):
+        n = first[0][1] - first[0][0] - 1
+        self.queries_BA = torch.tensor([[start + i for i in range(n)] for start, _ in second])
+        self.targets_BA = torch.tensor([[start + 1 + i for i in range(n)] for start, _ in first])
+        self.layers: list[Tensor] = []
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTMH: Tensor, scale: float) -> None:
+        rows_BNAS = attention_rows(q_BTNH, k_BTMH, scale, self.queries_BA.to(q_BTNH.device))
+        index = self.targets_BA.to(q_BTNH.device)[:, None, :, None].expand(-1, rows_BNAS.shape[1], -1, 1)
+        self.layers.append(rows_BNAS.gather(-1, index).mean((2, 3)).cpu())
+
+    @property
+    def scores(self) -> np.ndarray:
+        return torch.stack(self.layers, dim=1).numpy()

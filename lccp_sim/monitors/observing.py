@@ -1,0 +1,80 @@
+"""Looking at a model without touching it, and the forwards that the monitors share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lccp_sim.models.loss import token_scores
+from lccp_sim.models.transformer import Transformer
+
+
+@contextmanager
+def observing(model: torch.nn.Module) -> Iterator[None]:
+    """While it is open: eval mode, no gradients, a forked random state; everything is restored after."""
+    training = model.training
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(0)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+class Spans(NamedTuple):
+    """NLL (nats) and argmax hit of the asked tokens of a batch, both [n_items, longest] with `mask`; padding is 0."""
+
+    nll: np.ndarray
+    hit: np.ndarray
+    mask: np.ndarray
+
+
+def pad(rows: list[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different length as one array, and the mask of what is real."""
+    width = max(len(row) for row in rows)
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        out[i, : len(row)], mask[i, : len(row)] = row, True
+    return out, mask
+
+
+def score_spans(model: Transformer, tokens: list[np.ndarray], spans: list[tuple[int, int]]) -> Spans:
+    """Teacher-forced scores of the tokens [start, stop) of each sequence, in one forward; the head sees only these.
+
+    Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal
+    attention cannot see.
+    """
+    device = model.embedding.weight.device
+    tokens_BT = torch.from_numpy(pad(tokens)[0]).to(device)
+    answer, mask = pad([np.arange(start, stop) for start, stop in spans], fill=1)
+    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
+    answer_BA = torch.from_numpy(answer).to(device)
+    real_BA = torch.from_numpy(mask).to(device)
+    hidden_RD = hidden_BTD.gather(1, (answer_BA - 1)[..., None].expand(-1, -1, hidden_BTD.shape[-1]))[real_BA]
+    nll_R, hit_R = token_scores(hidden_RD, model.head_weight, tokens_BT.gather(1, answer_BA)[real_BA])
+    nll, hit = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool)
+    nll[mask], hit[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy()
+    return Spans(nll, hit, mask)
+
+
+def query_rows(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Positions of the rows that predict the tokens of each span, [B, A] int64, and the mask [B, A] of the real ones."""
+    rows, mask = pad([np.arange(start - 1, stop - 1) for start, stop in spans])
+    return torch.from_numpy(rows), torch.from_numpy(mask)
+
+
+def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
+    """Indices in groups of one length, at most `tokens_per_forward` tokens (but at least one item) each."""
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    for length, indices in by_length.items():
+        size = max(1, tokens_per_forward // length)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]

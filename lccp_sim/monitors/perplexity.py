@@ -1,0 +1,117 @@
+"""NLL of held-out documents: by source, by position, and with a short context against the full one.
+
+The same tokens are scored twice: once with everything before them in the window, once in windows of the old context.
+The difference is what the long context is worth; the short NLL alone guards against forgetting.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Gt
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.pools import Corpus
+from lccp_sim.models.loss import token_scores
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.observing import batches
+from lccp_sim.monitors.values import Moment, Value, summarise
+from lccp_sim.records import Record
+
+
+class DocumentItem(NamedTuple):
+    """BOS and the first `context` tokens of a held-out document (or of a stretch of it)."""
+
+    id: str
+    source: str
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Monitor):
+    """`items` held-out stretches of `context_tokens` tokens per source; short windows are `short_tokens` long."""
+
+    sources: tuple[str, ...]
+    context_tokens: Annotated[int, Gt(1)]
+    short_tokens: Annotated[int, Gt(1)]
+    items: Annotated[int, Gt(1)] = 16
+    kind: Literal["perplexity"] = "perplexity"
+    tier: ClassVar[str] = "probabilistic"
+
+    def prepare(self, corpus: Corpus) -> list[DocumentItem]:
+        """The items: stretches at random places of the documents that are long enough, no two overlapping.
+
+        Raises ConfigError where a source has none.
+        """
+        items = []
+        for s, source in enumerate(self.sources):
+            rng = np.random.default_rng((self.seed, s))
+            documents = corpus.held_out(source)
+            n = self.context_tokens
+            places = [(d, start) for d, ids in enumerate(documents) for start in range(0, len(ids) - n + 1, n)]
+            if len(places) < 2:
+                longest = max(map(len, documents), default=0)
+                raise ConfigError(
+                    f"monitors.perplexity.sources: {source!r} has {len(places)} held-out stretches of {n} tokens (its "
+                    f"longest document: {longest}); name another source or lower monitors.perplexity.context_tokens"
+                )
+            for which in rng.permutation(len(places))[: self.items]:
+                d, start = places[which]
+                tokens = np.concatenate(([corpus.bos], documents[d][start : start + n]))
+                items.append(DocumentItem(f"{source}-{d}-{start}", source, tokens))
+        return items
+
+    def score(self, model: Transformer, items: list[DocumentItem]) -> list[Value]:
+        """Mean NLL of each item over all positions, over each log2 bucket of positions, and in short windows."""
+        values: list[Value] = []
+        edges = [2**j for j in range(20) if 2**j < self.context_tokens]
+        for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
+            chosen = [items[i] for i in group]
+            tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.embedding.weight.device)
+            full, short = _nll(model, tokens_BT), self._short_nll(model, tokens_BT)
+            for item, full_T, short_T in zip(chosen, full, short, strict=True):
+                tags = {"source": item.source}
+                means = {"nll_nats": full_T.mean(), "short_nll_nats": short_T.mean()}
+                means["long_short_gain_nats"] = short_T.mean() - full_T.mean()
+                values += [Value("perplexity", metric, item.id, tags, float(mean)) for metric, mean in means.items()]
+                for low in edges:
+                    bucket = full_T[low : min(2 * low, self.context_tokens)]
+                    values.append(
+                        Value("perplexity", "nll_nats", item.id, tags | {"position": low}, float(bucket.mean()))
+                    )
+        return values
+
+    def _short_nll(self, model: Transformer, tokens_BT: torch.Tensor) -> np.ndarray:
+        """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in."""
+        B = len(tokens_BT)
+        text_BT = tokens_BT[:, 1:]
+        pieces = []
+        for window in text_BT.split(self.short_tokens, dim=1):
+            bos = tokens_BT[:, :1]
+            pieces.append(torch.cat((bos, window), dim=1))
+        same = [p for p in pieces if p.shape == pieces[0].shape]
+        nll = _nll(model, torch.cat(same)).reshape(len(same), B, -1)
+        rows = list(nll) + [_nll(model, p) for p in pieces[len(same) :]]
+        return np.concatenate(rows, axis=1)
+
+    def aggregate(self, values: list[Value], moment: Moment) -> list[Record]:
+        """Over all sources, per source, and per source and position."""
+        whole = [v for v in values if "position" not in v.tags]
+        return summarise(whole, moment, self.tier, lambda v: {}) + summarise(values, moment, self.tier)
+
+    def samples(self, values: list[Value]) -> list[Value]:
+        """The whole-item values; positions are left to the records."""
+        return [v for v in values if "position" not in v.tags]
+
+    def forward_tokens(self, items: list[DocumentItem]) -> int:
+        """Tokens that one window sends through the model."""
+        return 2 * sum(len(item.tokens) for item in items)
+
+
+def _nll(model: Transformer, tokens_BT: torch.Tensor) -> np.ndarray:
+    """NLL of tokens 1, 2, ... of each row, [B, T - 1] fp64 nats."""
+    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
+    nll_R, _ = token_scores(hidden_BTD.flatten(0, 1), model.head_weight, tokens_BT[:, 1:].flatten())
+    return nll_R.view(len(tokens_BT), -1).double().cpu().numpy()

@@ -1,0 +1,67 @@
+"""Load of the experts on held-out text: who works, who is dead.
+
+It looks at held-out documents, not at training batches, so that step 0 has a value and nothing has to be remembered
+between windows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from annotated_types import Gt
+
+from lccp_sim.data.pools import Corpus
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.haystack import Haystack
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.values import Moment
+from lccp_sim.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing(Monitor):
+    """`items` held-out stretches of `context_tokens` tokens of one source."""
+
+    source: str
+    context_tokens: Annotated[int, Gt(0)]
+    items: Annotated[int, Gt(0)] = 4
+    kind: Literal["routing"] = "routing"
+    tier: ClassVar[str] = "training"
+
+    def prepare(self, corpus: Corpus) -> np.ndarray:
+        """Tokens [items, context]."""
+        haystack = Haystack(corpus.held_out(self.source), self.source)
+        rng = np.random.default_rng(self.seed)
+        return np.stack([haystack.take(rng, self.context_tokens) for _ in range(self.items)])
+
+    def score(self, model: Transformer, items: np.ndarray) -> np.ndarray:
+        """Rows per layer and expert, [L, E]."""
+        return model(torch.from_numpy(items).to(model.embedding.weight.device)).count_LE.cpu().numpy()
+
+    def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
+        """Per layer: largest share, entropy of the shares (nats), dead experts; over layers: largest, mean, sum."""
+        n = int(count_LE[0].sum())
+        layers = []
+        records = []
+        for layer, count_E in enumerate(count_LE):
+            share_E = (count_E / count_E.sum()).tolist()
+            entropy = -sum(s * math.log(s) for s in share_E if s > 0)
+            layers.append((max(share_E), entropy, float((count_E == 0).sum())))
+            for expert, share in enumerate(share_E):
+                tags = {"layer": layer, "expert": expert}
+                records.append(Record(*moment, self.tier, "routing", "load_frac", share, n, None, tags))
+        names = ("load_max_frac", "load_entropy_nats", "dead_experts_count")
+        whole = (max(x[0] for x in layers), sum(x[1] for x in layers) / len(layers), sum(x[2] for x in layers))
+        records += [Record(*moment, self.tier, "routing", m, v, n) for m, v in zip(names, whole, strict=True)]
+        for layer, row in enumerate(layers):
+            records += [
+                Record(*moment, self.tier, "routing", m, v, n, None, {"layer": layer})
+                for m, v in zip(names, row, strict=True)
+            ]
+        return records
+
+    def forward_tokens(self, items: np.ndarray) -> int:
+        """Tokens that one window sends through the model."""
+        return items.size

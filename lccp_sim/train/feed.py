@@ -1,0 +1,43 @@
+"""The data side of Lightning: micro-batches in order, from wherever the optimizer stands.
+
+There is no loader state. The position derives from the global step, and batch i is a pure function of (seed, i), so a
+resumed run reads on exactly where it stopped.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from lccp_sim.data.batch import Feed
+
+
+class _MicroBatches(IterableDataset):
+    def __init__(self, feed: Feed, first_step: int, last_step: int, micro: int, rank: int, world: int):
+        self.feed, self.steps, self.micro = feed, range(first_step, last_step), micro
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for step in self.steps:
+            target_count = self.feed.target_count(step)
+            for part in range(self.micro):
+                batch = self.feed.slice(step, self.rank, self.world, part, self.micro)
+                arrays = {key: torch.from_numpy(value) for key, value in vars(batch).items() if key != "names"}
+                yield arrays | {"names": batch.names, "target_count": target_count}
+
+
+class LccpData(L.LightningDataModule):
+    """Yields each rank its micro-batches of the global batches from the trainer's global step on."""
+
+    def __init__(self, feed: Feed, micro: int, last_step: int):
+        super().__init__()
+        self.feed, self.micro, self.last_step = feed, micro, last_step
+
+    def train_dataloader(self) -> DataLoader:
+        """A loader without workers: a batch is a few memory-mapped rows."""
+        assert self.trainer is not None
+        t = self.trainer
+        stream = _MicroBatches(self.feed, t.global_step, self.last_step, self.micro, t.global_rank, t.world_size)
+        return DataLoader(stream, batch_size=None)

@@ -1,0 +1,34 @@
+"""The two maps of a window as images for TensorBoard: needle by length and depth, copy score by layer and head."""
+
+import numpy as np
+
+from lccp_sim.records import Record
+
+CELL_PIXELS = 24
+
+
+def window_images(records: list[Record]) -> dict[str, np.ndarray]:
+    """Images [height, width, 3] uint8 by name; dark is low, bright is high, the colours end at fixed values."""
+    from matplotlib import colormaps
+
+    images = {}
+    for name, metric, axes, top in (
+        ("needle/hit", "hit_frac", ("depth", "length"), 1.0),
+        ("needle/answer_nll", "answer_nll_nats", ("depth", "length"), 8.0),
+        ("heads/copy_hard", "copy_hard_frac", ("layer", "head"), 1.0),
+    ):
+        cells = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
+        if cells:
+            grid = _grid(cells, axes) / top
+            pixels = (colormaps["viridis"](grid.clip(0, 1))[..., :3] * 255).astype(np.uint8)
+            images[name] = pixels.repeat(CELL_PIXELS, 0).repeat(CELL_PIXELS, 1)
+    return images
+
+
+def _grid(records: list[Record], axes: tuple[str, str]) -> np.ndarray:
+    """Values as [rows, columns], in the order of the tags; a cell without a record is 0."""
+    rows, columns = (sorted({r.tags[axis] for r in records}) for axis in axes)
+    grid = np.zeros((len(rows), len(columns)))
+    for r in records:
+        grid[rows.index(r.tags[axes[0]]), columns.index(r.tags[axes[1]])] = r.value
+    return grid

@@ -1,0 +1,72 @@
+"""The files of a run directory that grow: records, samples, times, CSV.
+
+A checkpoint stores their byte lengths, and a resumed run cuts them back to these: what a killed process wrote after its
+last checkpoint is forgotten together with the weights that it described.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lccp_sim.monitors.values import Value
+from lccp_sim.records import Record, append_lines, read_records
+
+RECORDS, TIMING = "records.jsonl", "timing.jsonl"
+
+
+class Journal:
+    """Appends to the files of one directory."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        (directory / "samples").mkdir(parents=True, exist_ok=True)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """None, once the records are on disk."""
+        append_lines(self.directory / RECORDS, (record.line() for record in records))
+
+    def write_samples(self, step: int, values: Sequence[Value]) -> None:
+        """None, once `samples/<step>.parquet` holds one row per value."""
+        columns = {
+            "monitor": [v.monitor for v in values],
+            "metric": [v.metric for v in values],
+            "item_id": [v.item for v in values],
+            "tags": [json.dumps(v.tags, sort_keys=True) for v in values],
+            "value": pa.array([v.value for v in values], pa.float64()),
+        }
+        path = self.directory / "samples" / f"{step:08d}.parquet"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        pq.write_table(pa.table(columns), temporary)
+        os.replace(temporary, path)
+
+    def write_timing(self, rows: Iterable[dict[str, Any]]) -> None:
+        """None, once the rows {step, tokens, what, seconds, forward_tokens} are on disk."""
+        append_lines(self.directory / TIMING, (json.dumps(row) + "\n" for row in rows))
+
+    def records(self) -> list[Record]:
+        """All records so far."""
+        path = self.directory / RECORDS
+        return read_records(path)[0] if path.exists() else []
+
+    def lengths(self) -> dict[str, int]:
+        """Byte lengths of the files that grow, for a checkpoint."""
+        return {path.relative_to(self.directory).as_posix(): path.stat().st_size for path in self._growing()}
+
+    def truncate(self, lengths: dict[str, int], step: int) -> None:
+        """None, once everything written after the checkpoint at `step` is gone."""
+        for path in self._growing():
+            keep = lengths.get(path.relative_to(self.directory).as_posix(), 0)
+            if path.stat().st_size > keep:
+                os.truncate(path, keep)
+        for path in (self.directory / "samples").glob("*.parquet"):
+            if int(path.stem) > step:
+                path.unlink()
+
+    def _growing(self) -> list[Path]:
+        fixed = [self.directory / RECORDS, self.directory / TIMING]
+        return [path for path in fixed if path.exists()] + sorted(self.directory.glob("csv/*/metrics.csv"))

@@ -1,0 +1,82 @@
+"""The LightningModule: loss, optimizer, schedule, and nothing about monitors.
+
+Every sum is divided by counts of the *global* batch that are known in advance, so one micro-batch equals four and one
+rank equals many. The balance bias moves once an optimizer step, on the counts of that step alone.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lccp_sim.config import Config
+from lccp_sim.models.loss import cross_entropy
+from lccp_sim.models.transformer import Transformer
+
+
+class NotFinite(RuntimeError):
+    """A loss that is not finite: the step, and the documents of the micro-batch."""
+
+
+class LccpModule(L.LightningModule):
+    """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`."""
+
+    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any]):
+        super().__init__()
+        self.config, self.model, self.facts = config, model, facts
+        self.step_loss = torch.zeros(())
+        self.step_aux = torch.zeros(())
+        self.step_counts: Tensor | int = 0
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """The micro-batch's part of the global loss, an fp32 scalar in nats."""
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"])
+        learn_BT = batch["learn_BT"]
+        loss = cross_entropy(out.hidden_BTD[learn_BT], self.model.head_weight, batch["targets_BT"][learn_BT], batch["target_count"])
+        router = self.config.model.router
+        aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
+        if not torch.isfinite(loss + aux):
+            names = ", ".join(batch["names"][:8]) + (", ..." if len(batch["names"]) > 8 else "")
+            raise NotFinite(f"the loss is {loss.item()} at step {self.global_step + 1}, on documents {names}")
+        self.step_loss += loss.detach()
+        self.step_aux += aux.detach()
+        self.step_counts = self.step_counts + out.count_LE
+        # Lightning divides by the micro-batches of a step and averages over ranks; both are undone.
+        return (loss + aux) * parts
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sums of a step start anew at its first micro-batch."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.step_loss = torch.zeros((), device=self.device)
+            self.step_aux = torch.zeros((), device=self.device)
+            self.step_counts = 0
+
+    def update_router_bias(self) -> None:
+        """None; moves each layer's selection bias towards the experts that this step starved (arXiv 2408.15664)."""
+        rate = self.config.model.router.bias_update_rate
+        if rate:
+            count_LE = self.trainer.strategy.reduce(self.step_counts, reduce_op="sum").float()
+            for block, count_E in zip(self.model.blocks, count_LE, strict=True):
+                block.moe.bias_E += rate * (count_E.mean() - count_E).sign()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; weight decay on matrices only, embeddings and the router included."""
+        o = self.config.optim
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
+        steps = self.config.run.steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device; `bounds` stay on the CPU, where attention reads them."""
+        return {k: v.to(device) if isinstance(v, Tensor) and k != "bounds" else v for k, v in batch.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what another run needs to start from these weights."""
+        tokens = self.global_step * self.config.run.batch_tokens
+        checkpoint["lccp"] = self.facts | {"step": self.global_step, "tokens": tokens}

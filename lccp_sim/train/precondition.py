@@ -1,0 +1,56 @@
+"""Is the base a base? Measured before step 0, with the RoPE that the base was trained with.
+
+LCCP amplifies retrieval that pre-training made. A base that cannot retrieve in its own context, or cannot copy an
+unmarked span, would show how heads form instead; the run says so, records it, and goes on.
+"""
+
+import dataclasses
+
+from rich.console import Console
+
+from lccp_sim.data.pools import Corpus
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors import Induction, Needle
+from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.values import Moment
+from lccp_sim.records import Record
+from lccp_sim.train.start import Start
+from lccp_sim.train.watch import Watch
+
+HIT_AT_LEAST = 0.8
+COPY_RATIO_AT_MOST = 0.25
+
+
+def check_precondition(model: Transformer, corpus: Corpus, watch: Watch, start: Start, console: Console) -> list[Record]:
+    """Records of monitor `precondition` at step 0, where there is a base and a needle and an induction monitor.
+
+    hit_frac: needles at the longest monitored length within the base's context. copy_nll_ratio: NLL of the second copy of a random
+    span over that of the first.
+    """
+    needle = next((m for m in watch.monitors.values() if isinstance(m, Needle)), None)
+    induction = next((m for m in watch.monitors.values() if isinstance(m, Induction)), None)
+    if start.content is None or needle is None or induction is None:
+        return []
+    old = start.content["lccp"]["config"]["run"]["context_tokens"]
+    needle = dataclasses.replace(needle, lengths=(old,), variants={}, heads=False)
+    induction = dataclasses.replace(induction, lengths=(old,))
+    moment, here = Moment(0, 0), (model.frequencies, model.rope_scale)
+    model.frequencies, model.rope_scale = start.model.rope.frequencies(model.config.d_head)
+    try:
+        with observing(model):
+            seen = needle.aggregate(needle.score(model, needle.prepare(corpus)), moment)
+            seen += induction.aggregate(induction.score(model, induction.prepare(corpus)), moment)
+    finally:
+        model.frequencies, model.rope_scale = here
+    whole = {record.metric: record for record in seen if not record.tags}
+    hit, first, second = (whole[m] for m in ("hit_frac", "first_copy_nll_nats", "second_copy_nll_nats"))
+    ratio = second.value / first.value
+    verdict = "met" if hit.value >= HIT_AT_LEAST and ratio <= COPY_RATIO_AT_MOST else "NOT met"
+    console.print(
+        f"precondition {verdict}: the base, at its own context of {old} tokens, hits {hit.value:.2f} of {hit.n} needles "
+        f"(needed {HIT_AT_LEAST}) and copies an unmarked span: NLL {first.value:.2f} at first, {second.value:.2f} at the "
+        f"second copy (ratio {ratio:.2f}, needed {COPY_RATIO_AT_MOST} or less)"
+    )
+    rows = [(hit.metric, hit.value, hit.n, hit.stderr), ("copy_nll_ratio", ratio, second.n, None)]
+    rows += [(r.metric, r.value, r.n, r.stderr) for r in (first, second)]
+    return [Record(0, 0, "mechanistic", "precondition", metric, v, n, e, {"length": old}) for metric, v, n, e in rows]

@@ -1,0 +1,83 @@
+"""What a person sees of a run: the corpus before step 1, the progress bar, the loggers."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.data.pools import Corpus
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich bar with loss, tokens per second, and tokens done of planned."""
+
+    def __init__(self, batch_tokens: int, steps: int):
+        super().__init__(refresh_rate=5)
+        self.batch_tokens, self.steps = batch_tokens, steps
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The columns at the right of the bar."""
+        done = trainer.global_step * self.batch_tokens
+        task = self.progress.tasks[self.train_progress_bar_id] if self.progress and self.train_progress_bar_id is not None else None
+        speed = (task.speed or 0.0) * self.batch_tokens / trainer.accumulate_grad_batches if task else 0.0
+        loss = float(getattr(pl_module, "step_loss", float("nan")))
+        total = self.steps * self.batch_tokens
+        return {"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}", "tokens": f"{done:,}/{total:,}"}
+
+
+def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
+    """The corpus table, a line per source, then its warnings and its hash."""
+    old = config.data.old_context_tokens
+    table = Table(title=f"corpus {corpus.hash[:12]}, rows of {config.run.context_tokens:,} tokens")
+    for column in ("source", "documents", "tokens", f"in documents > {old}", "held out", "share", "epochs"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    planned = config.run.steps * config.run.batch_tokens
+    for line in corpus.table:
+        epochs = line["share"] * planned / line["tokens"] if line["tokens"] else 0.0
+        table.add_row(
+            line["source"], f"{line['documents']:,}", f"{line['tokens']:,}", f"{line['long_token_frac']:.0%}",
+            f"{line['held_out_frac']:.1%}", f"{line['share']:.0%}", f"{epochs:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    for warning in corpus.warnings:
+        console.print(f"[yellow]warning:[/] {warning}")
+
+
+def loggers(config: Config, directory: Path, step: int) -> list[Logger]:
+    """TensorBoard, CSV, and what `run.loggers` adds ({name: {class: dotted path, ...}}), ready to go on at `step`."""
+    _cut_csv(directory / "csv", step)
+    purge = {"purge_step": step + 1} if step else {}
+    out: list[Logger] = [
+        TensorBoardLogger(directory, name="tensorboard", version="", **purge),
+        CSVLogger(directory, name="csv", version=f"from_step_{step:08d}", flush_logs_every_n_steps=1),
+    ]
+    for name, settings in config.run.loggers.items():
+        settings = dict(settings)
+        path = settings.pop("class", "")
+        module, _, kind = path.rpartition(".")
+        if not module:
+            raise ConfigError(f"run.loggers.{name}.class={path!r}: needs the dotted path of a Lightning logger")
+        try:
+            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**settings))
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"run.loggers.{name}: {error}") from error
+    return out
+
+
+def _cut_csv(folder: Path, step: int) -> None:
+    """Lightning empties a CSV that it opens again, so each start has its own; rows after `step` go from the older ones."""
+    for path in sorted(folder.glob("from_step_*/metrics.csv")):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        keep = [row for row in rows if int(row["step"]) <= step]
+        if len(keep) < len(rows):
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(keep)

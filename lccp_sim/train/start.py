@@ -1,0 +1,77 @@
+"""What a run starts from: fresh weights, or a checkpoint that `init_from` names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lccp_sim.config import Config, ConfigError, ModelConfig
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.checkpoint import manifest_of, read_checkpoint, resolve
+from lccp_sim.train.load import load_config
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint's path, content and hash, and the tokens that its weights have seen; all empty for a fresh start."""
+
+    path: Path | None = None
+    content: dict[str, Any] | None = None
+    hash: str | None = None
+    tokens: int = 0
+
+    @staticmethod
+    def of(config: Config) -> "Start":
+        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another shape."""
+        if config.run.init_from is None:
+            return Start()
+        path = resolve(config.run.init_from)
+        content = read_checkpoint(path)
+        facts = content["lccp"]
+        base = load_config(facts["config"]).model
+        _check_shapes(base, config.model, path)
+        weights = manifest_of(path).read_text()
+        return Start(path, content, weights, facts["tokens"] + facts["tokens_before"])
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model config of the checkpoint, RoPE included."""
+        assert self.content is not None
+        return load_config(self.content["lccp"]["config"]).model
+
+    def check_tokenizer(self, corpus: Corpus) -> None:
+        """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""
+        if self.content is not None and self.content["lccp"]["tokenizer"] != tokenizer_hash(corpus.tokenizer):
+            raise ConfigError(
+                f"data.tokenizer: is not the tokenizer of {self.path} ({self.content['lccp']['vocab_size']} tokens there, "
+                f"{corpus.vocab_size} here); remove data.tokenizer.path, or name that run's tokenizer.json"
+            )
+
+
+def _check_shapes(base: ModelConfig, new: ModelConfig, path: Path) -> None:
+    old, now = base.shapes(), new.shapes()
+    differ = [f"model.{key} ({old[key]!r} there, {now[key]!r} here)" for key in old if old[key] != now[key]]
+    if differ:
+        raise ConfigError(f"run.init_from: {path} has another shape: {', '.join(differ)}")
+
+
+def tokenizer_for(config: Config, start: Start, directory: Path) -> Path | None:
+    """The tokenizer.json to use instead of training one: the run's own, or its base's."""
+    own = directory / "tokenizer.json"
+    if own.exists():
+        return own
+    if start.path is None or config.data.tokenizer.kind == "file":
+        return None
+    base = start.path.parent.parent / "tokenizer.json"
+    if not base.exists():
+        raise ConfigError(f"{base}: missing; a chained run needs its base's tokenizer (or set data.tokenizer.kind=file)")
+    return base
+
+
+def load_weights(model: Transformer, start: Start) -> None:
+    """None, once the model holds the weights of the start."""
+    assert start.content is not None
+    prefix = "model."
+    state = start.content["state_dict"]
+    model.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
