@@ -1,0 +1,79 @@
+"""What per-head copy scores say about retrieval heads: who they are, and whether they stay the same.
+
+Pure functions of score arrays [L, N] (layer, query head), so that the callback compares a window with the previous
+and the first one, and a report with the last one, by the same code. Where nothing copies yet, "the initial heads" are
+simply the strongest few.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr
+
+Scores = npt.NDArray[np.floating]
+THRESHOLD = 0.1
+TOP_FRAC = 0.03
+
+
+def retrieval_heads(score_LN: Scores, threshold: float = THRESHOLD) -> npt.NDArray[np.intp]:
+    """Pairs [n, 2] of (layer, head) whose score is above `threshold`, the strongest first; ties by layer, then head.
+
+    Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574 sec. 2 for the score.
+    """
+    return _strongest(score_LN, int((score_LN > threshold).sum()))
+
+
+def initial_heads(score_LN: Scores, threshold: float = THRESHOLD) -> npt.NDArray[np.intp]:
+    """Pairs [n, 2] of the heads to follow, from the first window's scores: the retrieval heads, or else the top 3 %.
+
+    Source: arXiv 2604.02650 sec. 6 fixes the set at the checkpoint before training; the fallback (at least one head)
+    is ours.
+    """
+    heads = retrieval_heads(score_LN, threshold)
+    return heads if len(heads) else _strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
+
+
+def mean_score(score_LN: Scores, heads: npt.NDArray[np.intp]) -> float:
+    """The mean score over `heads`, pairs [n, 2] of (layer, head) with n > 0."""
+    if not len(heads):
+        raise ValueError("mean_score: no heads given; initial_heads() always names at least one")
+    return float(score_LN[heads[:, 0], heads[:, 1]].mean())
+
+
+def top_k(num_heads: int) -> int:
+    """How many heads the overlap compares: 3 % of `num_heads`, within 8..30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
+    return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
+
+
+def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
+    """The fraction of the k strongest heads of one window that are among the k strongest of the other.
+
+    Two unrelated rankings share k / (L N) on average. Ties fall by layer, then head, so windows full of zeros agree:
+    read it beside the count of heads above the threshold. Source: arXiv 2604.02650 Table 5.
+    """
+    _check_shapes(a_LN, b_LN)
+    k = top_k(a_LN.size) if k is None else k
+    both = {tuple(head) for head in _strongest(a_LN, k)} & {tuple(head) for head in _strongest(b_LN, k)}
+    return len(both) / k
+
+
+def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
+    """Spearman's rank correlation over all heads; None where one window's scores are all equal (it is undefined there).
+
+    Source: arXiv 2604.02650 Table 5.
+    """
+    _check_shapes(a_LN, b_LN)
+    if np.ptp(a_LN) == 0 or np.ptp(b_LN) == 0:
+        return None
+    return float(spearmanr(a_LN.ravel(), b_LN.ravel()).statistic)
+
+
+def _strongest(score_LN: Scores, k: int) -> npt.NDArray[np.intp]:
+    flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
+    return np.stack(np.unravel_index(flat, score_LN.shape), axis=-1)
+
+
+def _check_shapes(a_LN: Scores, b_LN: Scores) -> None:
+    if a_LN.shape != b_LN.shape:
+        raise ValueError(
+            f"scores of two windows have different shapes, {a_LN.shape} and {b_LN.shape}: not the same model"
+        )

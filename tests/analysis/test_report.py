@@ -1,0 +1,139 @@
+"""The report: self-contained, its numbers the computed ones, and there for runs with little in them."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.report import write_report
+from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.verdict import verdict
+from lccp_sim.analysis.words import interval, number, tokens
+
+
+class Tags(HTMLParser):
+    """The start tags of a page with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.fixture
+def report(make_run):
+    path, world = make_run()
+    page = write_report(path)
+    return page, html.unescape(page.read_text()), json.loads((page.parent / "report.json").read_text()), world
+
+
+def test_the_page_is_self_contained(report):
+    page, text, _, _ = report
+    assert not re.search(r"https?://|@import|url\(", text)
+    tags = Tags(text).tags
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object"}
+    images = [attrs for tag, attrs in tags if tag == "img"]
+    assert len(images) == 5
+    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in images)
+    names = {"tiers", "needle_maps", "head_map", "load_map", "positions"}
+    assert {file.stem for file in page.parent.glob("*.png")} == names
+    assert all(f"]({name}.png)" in (page.parent / "report.md").read_text() for name in names)
+
+
+def test_report_json_has_one_row_a_metric(report):
+    _, _, data, world = report
+    assert {"run", "finished", "tokens", "method", "verdict", "saturation", "after_hit", "warnings"} == set(data)
+    keys = {"monitor", "metric", "tags", "windows", "run_tokens", "first", "last", "improvement", "last_doubling"}
+    for row in data["saturation"]:
+        assert set(row) == keys | {"t95", "bracket", "reason", "interval", "n"}
+        assert (row["t95"] is None) == isinstance(row["reason"], str)
+        if row["t95"]:
+            assert set(row["t95"]) == {"value", "low", "high"}
+            assert 0 < row["t95"]["value"] <= row["run_tokens"]
+    (hit,) = [row for row in data["saturation"] if row["metric"] == "hit_frac" and row["tags"] == {}]
+    assert hit["t95"]["low"] <= world.hit_t95 <= hit["t95"]["high"]
+    (gap,) = [row for row in data["after_hit"] if row["tags"] == {}]
+    assert set(gap) == {"tags", "factor", "nats", "same_shape", "index", "index_log"}
+
+
+def test_the_words_carry_the_computed_numbers(report):
+    page, text, data, _ = report
+    found = examine(load_run(page.parents[1]))
+    hit, nll, gap = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats"), found.lag()
+    summary = " ".join(data["verdict"]["summary"])
+    for phrase in (
+        f"hit goes from {number(hit.first)} to {number(hit.last)}",
+        f"t95 = {interval(hit.t95, tokens)} of the run's {tokens(hit.run_tokens)} tokens",
+        f"t95 = {interval(nll.t95, tokens)} of the run's",
+        f"falls by a factor of {interval(gap.factor)}",
+        f"t95(NLL) / t95(hit) is {interval(gap.index)}: the hit levels before the answer NLL",
+    ):
+        assert phrase in summary and phrase in text
+    stated = {float(n) for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*[MkB])", summary)}
+    known = {round(abs(v), 12) for v in _numbers(data)} | {abs(float(number(v))) for v in _numbers(data)}
+    assert stated <= known, "a number in the summary that was not computed"
+
+
+def _numbers(node):
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list):
+        return [value for item in node for value in _numbers(item)]
+    return [node] if isinstance(node, int | float) else []
+
+
+def test_the_same_records_give_the_same_bytes(make_run, tmp_path):
+    path, _ = make_run()
+    first, second = write_report(path, tmp_path / "a"), write_report(path, tmp_path / "b")
+    for file in first.parent.iterdir():
+        assert file.read_bytes() == (second.parent / file.name).read_bytes(), file.name
+
+
+def test_what_does_not_show_is_said(make_run):
+    path, _ = make_run(hit=(0.3, 0.3), nll=(2.0, 2.0))
+    said = verdict(examine(load_run(path)))
+    assert "cannot be judged" in said.summary[1]
+    assert any(line.startswith("No t95 of the hit: no improvement") for line in said.not_shown)
+    assert "deceptive saturation, in this run" not in " ".join(said.summary)
+
+
+def test_the_precondition_reads_step_0_and_the_base(make_run, tmp_path):
+    path, _ = make_run()
+    base, _ = make_run(seed=1, hit=(0.0, 0.95), hit_scale=20_000.0)
+    base.rename(tmp_path / "tiny_base-s0-00000000")
+    checks = verdict(examine(load_run(path))).precondition
+    assert [check.met for check in checks] == [True, False, False, True]
+    assert checks[0].answer.endswith("at 128 tokens")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"without": ("probe",)},
+        {"without": ("heads",)},
+        {"without": ("needle",)},
+        {"without": ("perplexity", "routing", "heads", "probe")},
+        {"windows": 2},
+        {"windows": 1},
+        {"samples": False},
+        {"done": False},
+    ],
+    ids=str,
+)
+def test_runs_with_little_in_them_still_have_a_report(make_run, changes):
+    path, world = make_run(**changes)
+    text = write_report(path).read_text()
+    data = json.loads((path / "report" / "report.json").read_text())
+    for monitor in world.without:
+        if monitor != "routing":
+            assert f"No {monitor} records" in text
+    if world.windows < 6:
+        assert all("not enough points" in row["reason"] for row in data["saturation"])
+    assert ("The run is unfinished" in text) != world.done
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()

@@ -1,0 +1,106 @@
+"""Reading run directories: whole, live, incomplete and broken ones."""
+
+import json
+
+import pytest
+
+from lccp_sim.analysis.bootstrap import curves
+from lccp_sim.analysis.table import load_run
+from lccp_sim.config import ConfigError
+
+
+def test_a_run_is_read_with_its_tags_as_columns(make_run):
+    path, world = make_run()
+    run = load_run(path)
+    assert run.finished and run.warnings == []
+    assert run.tokens == world.run_tokens == run.setting("run.tokens")
+    assert len(run.select("needle", "hit_frac")) == world.windows
+    assert len(run.select("needle", "hit_frac", "length", span="full", variant="single")) == 3 * world.windows
+    assert len(run.select("heads", "copy_hard_frac", "head", layer=2)) == 8 * world.windows
+    assert run.select("needle", "hit_frac", length=512).empty, "rows of other tag names are other averages"
+    assert run.select("needle", "no_such_frac", planet=1).empty
+    assert len(run.corpus) == 2 and len(run.timing) == 4 * world.windows
+
+
+def test_a_live_run_with_a_truncated_last_line_is_read(make_run):
+    path, _ = make_run(done=False)
+    whole = load_run(path)
+    with open(path / "records.jsonl", "ab") as file:
+        file.write(b'{"step": 976, "tok')
+    with open(path / "timing.jsonl", "ab") as file:
+        file.write(b'{"step": 9')
+    run = load_run(path)
+    assert not run.finished
+    assert len(run.records) == len(whole.records) and len(run.timing) == len(whole.timing)
+    assert len(run.warnings) == 1 and "last line is incomplete" in run.warnings[0]
+
+
+def test_samples_of_a_window_without_records_are_left_out(make_run):
+    path, _ = make_run()
+    last = max((path / "samples").iterdir())
+    (path / "samples" / "00099999.parquet").write_bytes(last.read_bytes())
+    assert load_run(path).samples.step.max() == int(last.stem)
+
+
+def test_a_window_without_samples_falls_back_to_standard_errors(make_run):
+    path, _ = make_run()
+    max((path / "samples").iterdir()).unlink()
+    assert curves(load_run(path), "needle", ("hit_frac",), {})["hit_frac"].source == "standard errors"
+
+
+def test_a_run_without_samples_and_side_files_warns(make_run):
+    path, _ = make_run(samples=False)
+    for name in ("config.yaml", "corpus.json", "timing.jsonl"):
+        (path / name).unlink()
+    run = load_run(path)
+    assert run.samples.empty and run.config == {} and run.corpus.empty
+    assert len(run.warnings) == 4
+
+
+def test_samples_that_disagree_with_the_records_are_named(make_run):
+    path, _ = make_run()
+    text = (path / "records.jsonl").read_text().split("\n")
+    rows = [json.loads(line) for line in text if line]
+    for row in rows:
+        if row["metric"] == "answer_nll_nats" and not row["tags"]:
+            row["value"] *= 1.5
+    (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = load_run(path)
+    curves(run, "needle", ("hit_frac", "answer_nll_nats"), {})
+    assert run.warnings == ["needle/answer_nll_nats {}: samples and records do not have the same mean"]
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, make_run):
+    path, _ = make_run()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [(tmp_path / "nowhere", "no such directory"), (empty, "holds no records.jsonl")]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "records.jsonl").touch()
+    cases.append((tmp_path / "new", "holds no record yet"))
+    for folder, message in cases:
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_run(folder)
+        assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    lines = (path / "records.jsonl").read_bytes().split(b"\n")
+    (path / "records.jsonl").write_bytes(b"\n".join([lines[0], b"{broken", *lines[1:]]))
+    with pytest.raises(ConfigError, match="records.jsonl, line 2: not a record"):
+        load_run(path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: [1"), ("corpus.json", "{")])
+def test_a_broken_side_file_is_refused_in_one_line(make_run, name, text):
+    path, _ = make_run()
+    (path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"{name}: cannot be read") as caught:
+        load_run(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_written_twice_is_used_once(make_run):
+    path, _ = make_run()
+    lines = (path / "records.jsonl").read_text()
+    (path / "records.jsonl").write_text(lines + lines.split("\n")[0] + "\n")
+    run = load_run(path)
+    assert len(run.records) == lines.count("\n")
+    assert "1 records are there twice" in run.warnings[0]
