@@ -6,7 +6,7 @@ atoms themselves, or evaluation would also test rare embeddings.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ import tokenizers
 from lccp_sim.config import ConfigError
 from lccp_sim.data.tokenizer import encode
 
-MAX_ATOMS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank
+MAX_WORDS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank
+MAX_BESIDE = 64  # words that each atom is tried beside, besides all digits, which are what merges
 
 
 class Template(NamedTuple):
@@ -49,32 +50,38 @@ class Fact(NamedTuple):
     key_ids: np.ndarray
 
 
-@lru_cache(maxsize=8)
 def word_atoms(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """int64 ids of tokens that are a space and >= 2 ASCII letters, and that stay themselves next to each other."""
-    return _atoms(tokenizer, r"[Ġ▁][A-Za-z]{2,}")
+    """int64 ids of tokens that are a space and >= 2 ASCII letters, and that stay themselves beside any other atom."""
+    return _atoms(tokenizer)[0]
 
 
-@lru_cache(maxsize=8)
 def digit_atoms(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """int64 ids of tokens that are one digit, with or without a space before it, under the same rule."""
-    return _atoms(tokenizer, r"[Ġ▁]?[0-9]", word_atoms(tokenizer))
+    return _atoms(tokenizer)[1]
 
 
-def _atoms(tokenizer: tokenizers.Tokenizer, pattern: str, others: Sequence[int] | np.ndarray = ()) -> np.ndarray:
-    found = sorted(id_ for token, id_ in tokenizer.get_vocab().items() if re.fullmatch(pattern, token))[:MAX_ATOMS]
-    kept = [id_ for id_ in found if encode(tokenizer, tokenizer.decode([id_])) == [id_]]
+@lru_cache(maxsize=8)
+def _atoms(tokenizer: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Words and digits, found by their form and then tried beside each other: those that merge are dropped."""
+    vocabulary = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items())
+    words = [id_ for id_, token in vocabulary if re.fullmatch(r"[Ġ▁][A-Za-z]{2,}", token)][:MAX_WORDS]
+    digits = [id_ for id_, token in vocabulary if re.fullmatch(r"[Ġ▁]?[0-9]", token)]
+    atoms = [id_ for id_ in words + digits if encode(tokenizer, tokenizer.decode([id_])) == [id_]]
     rng = np.random.default_rng(0)
-    for _ in range(4):  # each atom beside four random others, on both sides
-        if not kept:
-            break
-        beside = rng.choice(np.array([*kept, *others], dtype=np.int64), len(kept))
-        pairs = [[id_, int(other)] for id_, other in zip(kept, beside, strict=True)]
-        pairs += [pair[::-1] for pair in pairs]
-        encoded = tokenizer.encode_batch(tokenizer.decode_batch(pairs), add_special_tokens=False)
-        bad = {kept[i % len(kept)] for i, (pair, got) in enumerate(zip(pairs, encoded, strict=True)) if got.ids != pair}
-        kept = [id_ for id_ in kept if id_ not in bad]
-    return np.array(kept, dtype=np.int64)
+    merging: list[list[int]] = []
+    for atom in atoms:
+        beside = digits + rng.permutation(atoms)[:MAX_BESIDE].tolist()
+        row = [id_ for other in beside for id_ in (atom, other)]
+        if encode(tokenizer, tokenizer.decode(row)) != row:
+            pairs = [pair for other in beside for pair in ([atom, other], [other, atom])]
+            merging += [pair for pair in pairs if encode(tokenizer, tokenizer.decode(pair)) != pair]
+    dropped: set[int] = set()
+    while merging:  # the worst first, so that one bad token does not take its neighbours with it
+        dropped.add(Counter(id_ for pair in merging for id_ in set(pair)).most_common(1)[0][0])
+        merging = [pair for pair in merging if not dropped & set(pair)]
+    kept = set(atoms) - dropped
+    kept_words, kept_digits = (np.array([id_ for id_ in each if id_ in kept], np.int64) for each in (words, digits))
+    return kept_words, kept_digits
 
 
 def is_evaluation_key(key_ids: np.ndarray) -> bool:

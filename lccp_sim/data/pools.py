@@ -151,7 +151,7 @@ def _text_part(name: str, tokens: Tokens, held: frozenset[str], layout: Layout) 
     pools = {
         bucket: pack(name, bucket, tokens, train[is_long == (bucket == "long")], layout) for bucket in ("short", "long")
     }
-    held_out = [tokens.ids[tokens.starts[i] : tokens.stops[i]].astype(np.int64) for i in aside]
+    held_out = [np.array(tokens.ids[tokens.starts[i] : tokens.stops[i]], dtype=np.int64) for i in aside]
     top = int(lengths.argmax()) if len(lengths) else None
     longest = (0, name) if top is None else (int(lengths[top]), tokens.names[tokens.document[train[top]]])
     return _Part(pools, held_out, lengths, longest)

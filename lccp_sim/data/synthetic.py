@@ -7,13 +7,14 @@ marks what no reader could predict, for runs that want to skip it in the loss.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError, refuse
-from lccp_sim.data.facts import TRAIN_TEMPLATES, digit_atoms, draw_fact, word_atoms
+from lccp_sim.config import refuse
+from lccp_sim.data.facts import TRAIN_TEMPLATES, draw_fact
 
 Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n consecutive ids of real text
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
@@ -27,7 +28,7 @@ class Synthetic:
     """`documents` documents of `document_tokens` (null: a whole row) of one task, filled from the source `text_from`.
 
     facts: a fact per `tokens_per_fact` tokens, each asked later. copies: unmarked spans, repeated, over `copy_frac` of
-    the document. repeats: one period of random atoms (needs no filler). `skip_unpredictable` leaves first mentions of
+    the document. repeats: one period of random tokens (needs no filler). `skip_unpredictable` leaves first mentions of
     random tokens out of the loss.
     """
 
@@ -70,7 +71,7 @@ def compose(
     `evaluation` draws keys that training never uses. Same rng state, same document.
     """
     if task.task == "repeats":
-        period = _random_atoms(rng, tokenizer, int(rng.integers(4, 21)))
+        period = _random_tokens(rng, tokenizer, int(rng.integers(4, 21)))
         ids = np.tile(period, -(-length // len(period)))[:length]
         return ids, (np.arange(length) >= len(period)) | (not task.skip_unpredictable)
     assert fill is not None
@@ -96,9 +97,13 @@ def _facts(
 ) -> list[Event]:
     """Statements, and later their questions: "Question: ... Answer: <statement>" (arXiv 2604.02650, section 5)."""
     events: list[Event] = []
+    keys: set[bytes] = set()
     left = length
     for _ in range(max(1, length // tokens_per_fact)):
         fact = draw_fact(rng, TRAIN_TEMPLATES[rng.integers(len(TRAIN_TEMPLATES))], tokenizer, evaluation)
+        if fact.key_ids.tobytes() in keys:
+            continue  # two values for one key: no reader could answer
+        keys.add(fact.key_ids.tobytes())
         answer = np.concatenate([fact.question_ids, fact.needle_ids])
         left -= len(fact.needle_ids) + len(answer)
         if left < 0:
@@ -120,7 +125,7 @@ def _find(ids: np.ndarray, part: np.ndarray) -> slice:
 def _copies(
     copy_frac: float, tokenizer: tokenizers.Tokenizer, fill: Filler, length: int, rng: np.random.Generator
 ) -> list[Event]:
-    """Spans of 6-32 tokens, 60 % random atoms and 40 % real text, each standing 2-3 times at random places."""
+    """Spans of 6-32 tokens, 60 % random tokens and 40 % real text, each standing 2-3 times at random places."""
     events: list[Event] = []
     left = int(copy_frac * length)
     while True:
@@ -130,13 +135,22 @@ def _copies(
             return events
         left -= size * times
         random = rng.random() < 0.6
-        ids = _random_atoms(rng, tokenizer, size) if random else fill(rng, size)
+        ids = _random_tokens(rng, tokenizer, size) if random else fill(rng, size)
         for copy, at in enumerate(sorted(rng.random(times))):
             events.append((at, (ids, np.full(size, copy > 0 or not random))))
 
 
-def _random_atoms(rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, size: int) -> np.ndarray:
-    atoms = np.concatenate([word_atoms(tokenizer), digit_atoms(tokenizer)])
-    if len(atoms) < 16:
-        raise ConfigError(f"the tokenizer has only {len(atoms)} plain word tokens to draw from; enlarge its vocabulary")
-    return rng.choice(atoms, size)
+@lru_cache(maxsize=8)
+def plain_tokens(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """int64 ids of all tokens that are plain printable text: what random spans are drawn from.
+
+    Drawn from words alone, a span carries so little information that copying it hardly pays: at 1024 tokens, heads form
+    with these and not with the sixth of them that are words. Joined, they are text that need not encode to them again.
+    """
+    texts = tokenizer.decode_batch([[id_] for id_ in range(tokenizer.get_vocab_size())], skip_special_tokens=True)
+    plain = [text.strip() != "" and text.isprintable() and "\ufffd" not in text for text in texts]
+    return np.flatnonzero(plain).astype(np.int64)
+
+
+def _random_tokens(rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, size: int) -> np.ndarray:
+    return rng.choice(plain_tokens(tokenizer), size)

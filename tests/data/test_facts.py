@@ -1,0 +1,182 @@
+"""Facts and synthetic documents: exact lengths, exact spans, and what is marked as not learnable."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import tokenizers
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.facts import (
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    digit_atoms,
+    draw_fact,
+    is_evaluation_key,
+    word_atoms,
+)
+from lccp_sim.data.synthetic import Synthetic, compose, plain_tokens
+from lccp_sim.data.tokenizer import encode, train_tokenizer
+from tests.data.conftest import WORDS  # noqa: TID251
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> tokenizers.Tokenizer:
+    rng = np.random.default_rng(0)
+    return train_tokenizer(600, (" ".join(rng.choice(WORDS, 50)) + f" {n}\n" for n in range(300)))
+
+
+@pytest.fixture
+def fill(tokenizer: tokenizers.Tokenizer):
+    ids = np.array(encode(tokenizer, "~".join(WORDS) + "~"), dtype=np.int64)  # no word with a space: not an atom
+    return lambda rng, count: np.tile(ids, count // len(ids) + 1)[:count]
+
+
+def test_atoms_stay_themselves_beside_any_other(tokenizer: tokenizers.Tokenizer) -> None:
+    words, digits = word_atoms(tokenizer), digit_atoms(tokenizer)
+    assert len(words) > 40 and len(digits) >= 10
+    assert all(re.fullmatch(" [A-Za-z]{2,}", tokenizer.decode([each])) for each in words)
+    assert all(re.fullmatch(" ?[0-9]", tokenizer.decode([each])) for each in digits)
+    ids = np.random.default_rng(0).choice(np.concatenate([words, digits]), 5000).tolist()
+    assert encode(tokenizer, tokenizer.decode(ids)) == ids
+
+
+def test_atoms_that_merge_are_dropped() -> None:
+    """A tokenizer that joins some digits keeps those that never join; words stay."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([" ".join(WORDS) + f" {n} {n}" for n in range(10, 100)] * 3, trainer)
+    assert len(encode(made, " 12")) == 1
+    words, digits = word_atoms(made), digit_atoms(made)
+    assert len(words) > 40 and len(digits) < 20
+    for atoms in (digits, np.concatenate([words, digits])):
+        ids = np.random.default_rng(0).choice(atoms, 5000).tolist()
+        assert encode(made, made.decode(ids)) == ids
+
+
+@pytest.mark.parametrize("template", TRAIN_TEMPLATES + HELDOUT_TEMPLATES, ids=lambda template: template.statement)
+def test_a_fact_is_exact(tokenizer: tokenizers.Tokenizer, template) -> None:
+    rng = np.random.default_rng(0)
+    for evaluation in (False, True) * 20:
+        fact = draw_fact(rng, template, tokenizer, evaluation)
+        needle, question = (tokenizer.decode(ids.tolist()) for ids in (fact.needle_ids, fact.question_ids))
+        key, value = (tokenizer.decode(ids.tolist()) for ids in (fact.key_ids, fact.needle_ids[fact.value_mask]))
+        assert needle == " " + template.statement.format(key=key, value=value)
+        assert question == "\nQuestion: " + template.question.format(key=key) + "\nAnswer:"
+        assert encode(tokenizer, needle) == fact.needle_ids.tolist()
+        assert encode(tokenizer, question) == fact.question_ids.tolist()
+        assert fact.value_mask.sum() == 4 and is_evaluation_key(fact.key_ids) == evaluation
+        assert needle[0] == " " and needle[1].isalpha()
+
+
+def test_random_spans_are_drawn_from_printable_text(tokenizer: tokenizers.Tokenizer) -> None:
+    texts = [tokenizer.decode([each]) for each in plain_tokens(tokenizer)]
+    assert len(texts) > 200 and all(text.strip() and text.isprintable() for text in texts)
+    assert tokenizer.token_to_id("<|document|>") not in plain_tokens(tokenizer)
+    assert set(word_atoms(tokenizer)) < set(plain_tokens(tokenizer))
+
+
+def test_templates_are_apart() -> None:
+    assert len(TRAIN_TEMPLATES) == 5 and len(HELDOUT_TEMPLATES) == 3
+    assert len(set(TRAIN_TEMPLATES) | set(HELDOUT_TEMPLATES)) == 8
+
+
+def test_a_vocabulary_without_words_is_refused() -> None:
+    small = train_tokenizer(300, iter(["xyz"]))
+    with pytest.raises(ConfigError, match="0 plain word tokens.*enlarge"):
+        draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], small)
+
+
+@pytest.mark.parametrize("task", ["facts", "copies", "repeats"])
+@pytest.mark.parametrize("length", [31, 127, 1000])
+def test_documents_have_exactly_their_length_and_come_again(tokenizer, fill, task: str, length: int) -> None:
+    source = Synthetic(task=task, text_from="x", skip_unpredictable=True)  # type: ignore[arg-type]
+    one, again, other = (compose(source, tokenizer, fill, length, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert one[0].shape == one[1].shape == (length,) and one[1].dtype == bool
+    assert (one[0] == again[0]).all() and (one[1] == again[1]).all()
+    if length > 31:
+        assert not (one[0] == other[0]).all()
+
+
+def test_each_fact_is_stated_before_its_question_and_answered_verbatim(tokenizer, fill) -> None:
+    source = Synthetic(task="facts", text_from="x")
+    asked = 0
+    gaps = []
+    for seed in range(20):
+        ids, learn = compose(source, tokenizer, fill, 2000, np.random.default_rng(seed))
+        assert learn.all()
+        text = tokenizer.decode(ids.tolist())
+        for hit in re.finditer(r"\nQuestion: (.*?)\nAnswer:", text):
+            found = [
+                (template, re.fullmatch(re.escape(template.question).replace(r"\{key\}", "(.*)"), hit[1]))
+                for template in TRAIN_TEMPLATES
+            ]
+            [(template, key)] = [(template, match[1]) for template, match in found if match]
+            before, after = template.statement.format(key=key, value="{value}").split("{value}")
+            at = text.index(" " + before)
+            stated = text[at : text.index(after, at + 1 + len(before)) + len(after)]
+            assert at + len(stated) <= hit.start() and text[hit.end() :].startswith(stated)
+            assert text.count(stated) == 2
+            gaps.append(hit.start() - at - len(stated))
+            asked += 1
+    assert 0.8 * 20 * 2000 / 80 <= asked <= 20 * 2000 / 80
+    assert np.percentile(gaps, 10) < 200 and np.percentile(gaps, 95) > 2000  # characters: near and far
+
+
+def test_keys_of_training_and_evaluation_never_meet(tokenizer) -> None:
+    rng = np.random.default_rng(0)
+    keys = [
+        {tuple(draw_fact(rng, TRAIN_TEMPLATES[0], tokenizer, evaluation).key_ids) for _ in range(500)}
+        for evaluation in (False, True)
+    ]
+    assert not keys[0] & keys[1]
+    assert {a for key in keys[0] for a in key} & {a for key in keys[1] for a in key}  # the atoms do: not rare tokens
+
+
+def test_unpredictable_facts_are_marked_at_their_first_mention_only(tokenizer, fill) -> None:
+    source = Synthetic(task="facts", text_from="x", skip_unpredictable=True)
+    ids, learn = compose(source, tokenizer, fill, 1000, np.random.default_rng(0))
+    runs = [list(run) for skipped, run in itertools.groupby(range(1000), key=lambda i: not learn[i]) if skipped]
+    questions = tokenizer.decode(ids.tolist()).count("\nQuestion:")
+    assert [len(run) for run in runs] == [2, 4] * questions
+    for run in runs:
+        span = ids[run].tolist()
+        places = [i for i in range(1000 - len(span)) if ids[i : i + len(span)].tolist() == span]
+        assert places[0] == run[0] and len(places) >= 2
+
+
+def test_copies_repeat_spans_and_mark_random_first_copies(tokenizer) -> None:
+    source = Synthetic(task="copies", text_from="x", skip_unpredictable=True)
+    plain = set(plain_tokens(tokenizer).tolist())
+    others = np.array(sorted(set(range(1, 256)) - plain))
+
+    def fill(rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.choice(others, count)  # so that all plain tokens come from random spans
+
+    marked = repeated = 0
+    for seed in range(5):
+        ids, learn = compose(source, tokenizer, fill, 1000, np.random.default_rng(seed))
+        grams = [tuple(ids[i : i + 6].tolist()) for i in range(995)]
+        first = {gram: i for i, gram in reversed(list(enumerate(grams)))}
+        for i, gram in enumerate(grams):
+            if not learn[i : i + 6].any():
+                marked += 1
+                assert set(gram) <= plain and first[gram] == i
+            repeated += set(gram) <= plain and first[gram] < i
+    assert 500 < marked <= repeated
+
+
+def test_repeats_have_one_period_and_learn_from_the_second(tokenizer) -> None:
+    for seed in range(10):
+        source = Synthetic(task="repeats", skip_unpredictable=True)
+        ids, learn = compose(source, tokenizer, None, 100, np.random.default_rng(seed))
+        period = int((~learn).sum())
+        assert 4 <= period <= 20 and not learn[:period].any() and learn[period:].all()
+        assert (ids[period:] == ids[:-period]).all()
+    assert compose(Synthetic(task="repeats"), tokenizer, None, 100, np.random.default_rng(0))[1].all()
