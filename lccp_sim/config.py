@@ -123,6 +123,7 @@ class RunConfig:
     tokens: Size
     micro_batch_tokens: Size | None = None
     init_from: str | None = None
+    precondition: bool = False
     root: str = "runs"
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

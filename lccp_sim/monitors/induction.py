@@ -1,6 +1,6 @@
 """Induction: does the model copy a span that it has seen once, unmarked and without a question?
 
-Random word tokens stand in real text and come back later. The NLL of the second copy says whether the model copies;
+Random tokens stand in real text and come back later. The NLL of the second copy says whether the model copies;
 the prefix-matching score of a head is its attention on the token after the previous occurrence (arXiv 2209.11895).
 A base that cannot do this would show the formation of heads, not what LCCP does to them.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.synthetic import word_atoms
+from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.models.taps import attention_rows, tapping
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
@@ -44,7 +44,7 @@ class RepeatValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Monitor):
-    """`items` texts a length; the span has `span_tokens` random word tokens."""
+    """`items` texts a length; the span has `span_tokens` random tokens."""
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
     haystack: str
@@ -55,14 +55,14 @@ class Induction(Monitor):
 
     def prepare(self, corpus: Corpus) -> list[RepeatItem]:
         """The items. Raises ConfigError where a length does not hold two spans."""
-        haystack, atoms = Haystack(corpus.held_out(self.haystack), self.haystack), word_atoms(corpus.tokenizer)
+        haystack, plain = Haystack(corpus.held_out(self.haystack), self.haystack), plain_tokens(corpus.tokenizer)
         n, items = self.span_tokens, []
         for length in self.lengths:
             if length < 2 * n + 4:
                 raise ConfigError(f"monitors.induction.lengths: {length} tokens do not hold two spans of {n}")
             for i in range(self.items):
                 rng = np.random.default_rng((self.seed, length, i))
-                span = rng.choice(atoms, n)
+                span = rng.choice(plain, n)
                 filler = haystack.take(rng, length - 1 - 2 * n)
                 # The first copy lies in the first half: the distance is at least half the length.
                 start = 1 + int(rng.integers(0, max(1, length // 2 - n)))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
@@ -28,6 +27,7 @@ from lccp_sim.train.observe import Observe
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers, print_corpus
 from lccp_sim.train.start import Start, load_weights, tokenizer_for
+from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
 
 
@@ -66,7 +66,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     console.print(f"{directory}: {'resuming ' + checkpoint.name if checkpoint else 'starting'}, {config.run.steps:,} steps")
     if checkpoint is None:
         journal.truncate({}, -1)
-        journal.write(check_precondition(model, corpus, watch, start, console))
+        if config.run.precondition:
+            journal.write(check_precondition(model, corpus, watch, start, console))
     facts = {
         "config": plain_config(config),
         "vocab_size": corpus.vocab_size,
@@ -120,10 +121,15 @@ def finished_tokens(directory: Path) -> int | None:
     return json.loads(path.read_text())["tokens"] if path.exists() else None
 
 
-def set_threads(config: Config) -> None:
-    """None; fixes the number of threads, which decides the order of sums and so the last bits."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+def show_data(config: Config, console: Console) -> None:
+    """None; prepares the corpus of a run and prints it, its warnings and an example row, without training."""
+    start = Start.of(config)
+    corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, None))
+    start.check_tokenizer(corpus)
+    print_corpus(console, corpus, config)
+    batch = _feed(corpus, config).batch(0)
+    console.print(f"documents of batch 0: {', '.join(batch.names)}")
+    console.print(corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600], markup=False)
 
 
 def _write_facts(directory: Path, config: Config, start: Start, corpus: Corpus) -> None:

@@ -56,10 +56,9 @@ def _check_shapes(base: ModelConfig, new: ModelConfig, path: Path) -> None:
         raise ConfigError(f"run.init_from: {path} has another shape: {', '.join(differ)}")
 
 
-def tokenizer_for(config: Config, start: Start, directory: Path) -> Path | None:
+def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path | None:
     """The tokenizer.json to use instead of training one: the run's own, or its base's."""
-    own = directory / "tokenizer.json"
-    if own.exists():
+    if directory is not None and (own := directory / "tokenizer.json").exists():
         return own
     if start.path is None or config.data.tokenizer.kind == "file":
         return None
