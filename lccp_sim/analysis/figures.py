@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from lccp_sim.analysis.bootstrap import Array, Curve
+from lccp_sim.analysis.bootstrap import Array
+from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.maps import head_map, load_map, needle_maps, positions
 from lccp_sim.analysis.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, Drawing, png
@@ -35,16 +36,16 @@ def tiers(found: Findings) -> Drawing | None:
     heads_total = len(found.run.select("heads", "copy_hard_frac", "layer", "head").drop_duplicates(["layer", "head"]))
     panels = [
         ("Behavioural: answers that are right", "fraction of items", [
-            ("needle hit, no fine-tuning", BLUE, found.curve("needle", "hit_frac"), 1),
-            (f"probe, exact match after\n{last} fine-tuning steps", ORANGE, exact, 1),
+            ("needle hit", BLUE, found.curve("needle", "hit_frac"), 1),
+            ("probe, exact match", ORANGE, exact, 1),
         ]),
         ("Probabilistic: negative log-likelihood", "nats per token, log scale", [
-            ("needle, answer NLL", BLUE, found.curve("needle", "answer_nll_nats"), 1),
-            ("held-out text, NLL", GREEN, found.curve("perplexity", "nll_nats"), 1),
-            ("probe, answer NLL after\nfine-tuning", ORANGE, answer, 1),
+            ("needle answer", BLUE, found.curve("needle", "answer_nll_nats"), 1),
+            ("held-out text", GREEN, found.curve("perplexity", "nll_nats"), 1),
+            ("probe answer", ORANGE, answer, 1),
         ]),
         ("Mechanistic: retrieval heads", "score or share, fraction", [
-            ("mean copy score of the\ninitial heads", BLUE, found.curve("heads", "initial_heads_mean_frac"), 1),
+            ("mean score of the initial heads", BLUE, found.curve("heads", "initial_heads_mean_frac"), 1),
             ("share of heads above 0.1", PURPLE, found.curve("heads", "retrieval_heads_count"), max(heads_total, 1)),
         ]),
     ]  # fmt: skip
@@ -54,7 +55,7 @@ def tiers(found: Findings) -> Drawing | None:
     )
     if len(grid_W) < 2:
         return None
-    figure = Figure(figsize=(8.2, 7.4), layout="constrained")
+    figure = Figure(figsize=(7.0, 7.2), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     hit = found.row("needle", "hit_frac")
     for ax, (title, unit, lines) in zip(axes, panels, strict=True):
@@ -73,7 +74,7 @@ def tiers(found: Findings) -> Drawing | None:
         else:
             ax.set_ylim(-0.03, 1.03)
         if any(curve is not None for _, _, curve, _ in lines):
-            ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.4)
+            ax.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=3, handlelength=1.2, columnspacing=1.2)
         else:
             ax.text(0.5, 0.5, "not recorded in this run", transform=ax.transAxes, ha="center", color=GREY)
     _token_axis(axes[-1], grid_W)
@@ -85,6 +86,7 @@ def tiers(found: Findings) -> Drawing | None:
         "Shaded: one standard error over items. Diamonds: t95, the tokens to 95 % of the curve's own improvement in "
         f"this run, with its 95 % interval{f' ({marks})' if marks else ''}. Dotted vertical: t95 of the hit. Step 0 "
         "lies left of the break. The needle hit is read off the same forward pass as the answer NLL."
+        + (f" The probe is measured after {last} fine-tuning steps." if last else "")
     )
     alt = f"Three panels over {tokens(grid_W[-1])} training tokens: right answers, NLL, retrieval heads. {marks}"
     return Drawing("tiers", "Three tiers against training tokens", alt, caption, png(figure))

@@ -6,15 +6,16 @@ Words, tables and figures only read this, so that a number cannot differ between
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lccp_sim.analysis.bootstrap import Curve, curves
+from lccp_sim.analysis.curves import Curve, curves
 from lccp_sim.analysis.saturation import Lag, Progress, lag, progress
 from lccp_sim.analysis.table import RunData
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
-NEEDLE = ("hit_frac", "answer_nll_nats", "control_nll_nats", "gain_nats")
+ANSWER, CONTROL = ("hit_frac", "answer_nll_nats"), ("control_nll_nats", "gain_nats")  # the same items within each
 PERPLEXITY = ("nll_nats", "short_nll_nats", "long_short_gain_nats", "longppl_nats")
-HEADS = ("retrieval_heads_count", "initial_heads_mean_frac", "induction_frac")
+HEADS = ("retrieval_heads_count", "initial_heads_mean_frac")
+COPYING = ("first_copy_nll_nats", "second_copy_nll_nats", "second_copy_hit_frac")
 PROBE = ("exact_match_frac", "canonical_pass_at_1_frac", "canonical_pass_at_3_frac", "answer_nll_nats")
 
 
@@ -40,6 +41,12 @@ class Findings:
         """What the answer NLL gains after the hit's t95, for needles with these tags."""
         return self.lags.get(key("needle", "answer_nll_nats", tags))
 
+    def by_length(self, variant: str, span: str) -> list[Progress]:
+        """How the hit moved at each length of needle, the shortest first."""
+        wanted = {"variant": variant, "span": span}.items()
+        rows = [row for row in self.rows.values() if row.metric == "hit_frac" and wanted <= row.tags.items()]
+        return sorted(rows, key=lambda row: row.tags["length"])
+
     def probe(self, metric: str) -> Progress | None:
         """The probe's metric after its last fine-tuning step."""
         return self.row("probe", metric, sft_step=self.steps_sft[-1]) if self.steps_sft else None
@@ -63,7 +70,8 @@ def examine(run: RunData) -> Findings:
     for variant, length, span in _values(run, "needle", "answer_nll_nats", "variant", "length", "span"):
         needle_tags.append({"variant": str(variant), "length": int(length), "span": str(span)})
     for tags in needle_tags:
-        found.add("needle", NEEDLE, **tags)
+        found.add("needle", ANSWER, **tags)
+        found.add("needle", CONTROL, **tags)
         hit, nll = found.curve("needle", "hit_frac", **tags), found.curve("needle", "answer_nll_nats", **tags)
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)
@@ -71,8 +79,10 @@ def examine(run: RunData) -> Findings:
         found.add("perplexity", (metric,))
         for (source,) in _values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), source=str(source))
-    for metric in HEADS:
-        found.add("heads", (metric,))
+    found.add("heads", HEADS)
+    found.add("heads", ("induction_frac",))
+    for metric in COPYING:
+        found.add("induction", (metric,))
     found.steps_sft = sorted({int(step) for metric in PROBE for (step,) in _values(run, "probe", metric, "sft_step")})
     for sft_step in found.steps_sft:
         for metric in PROBE:

@@ -13,7 +13,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from lccp_sim.analysis.bootstrap import LEVEL, RESAMPLES, Estimate
+from lccp_sim.analysis.bootstrap import RESAMPLES
+from lccp_sim.analysis.curves import LEVEL, Estimate
 from lccp_sim.analysis.figures import draw
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.saturation import FRAC

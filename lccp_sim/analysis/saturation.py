@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from lccp_sim.analysis.bootstrap import Array, Curve, Estimate
+from lccp_sim.analysis.bootstrap import Array
+from lccp_sim.analysis.curves import Curve, Estimate
 from lccp_sim.records import Tag
 
 FRAC = 0.95
@@ -25,7 +26,7 @@ class Progress:
     """How a metric moved in a run. Tokens are this run's; `improvement` is positive where the metric got better.
 
     `t95` is None where `reason` says why. `bracket` are the windows around it: the curve between them was not measured.
-    `last_doubling` is the improvement from half of the run's tokens to its end.
+    `last_doubling` is the improvement from half of the run's tokens to its end; None with too few windows to place it.
     """
 
     monitor: str
@@ -36,7 +37,7 @@ class Progress:
     first: float
     last: float
     improvement: Estimate
-    last_doubling: Estimate
+    last_doubling: Estimate | None
     t95: Estimate | None
     bracket: tuple[int, int] | None
     reason: str | None
@@ -107,9 +108,13 @@ def progress(curve: Curve) -> Progress:
     improvement = Estimate.of(
         sign * (value_W[-1] - value_W[0]), None if draws_RW is None else sign * (draws_RW[:, -1] - draws_RW[:, 0])
     )
-    last_doubling = Estimate.of(
-        sign * (value_W[-1] - value_at(tokens_W, value_W, half)),
-        None if draws_RW is None else sign * (draws_RW[:, -1] - value_at(tokens_W, draws_RW, half)),
+    last_doubling = (
+        None
+        if len(tokens_W) < MIN_WINDOWS
+        else Estimate.of(
+            sign * (value_W[-1] - value_at(tokens_W, value_W, half)),
+            None if draws_RW is None else sign * (draws_RW[:, -1] - value_at(tokens_W, draws_RW, half)),
+        )
     )
     reason, found, bracket = None, None, None
     if len(tokens_W) < MIN_WINDOWS:

@@ -7,7 +7,7 @@ import pandas as pd
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.words import interval, measured, number, percent, tokens
 
-NAMES = {"sources": "source", "long_share_frac": "share in long documents", "long_frac": "share in long documents"}
+NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}
 WINDOWS = (  # column, unit, monitor, metric
     ("hit", "fraction", "needle", "hit_frac"),
     ("answer NLL", "nats", "needle", "answer_nll_nats"),
@@ -62,7 +62,8 @@ def improvement(found: Findings) -> Table:
         name = " ".join([f"{row.monitor} {row.metric}", *(f"{k}={v}" for k, v in row.tags.items())])
         bracket = "" if row.bracket is None else " to ".join(map(tokens, row.bracket))
         reached = interval(row.t95, tokens) if row.t95 else f"none: {row.reason}"
-        cells = [name, number(row.first), number(row.last), interval(row.improvement), interval(row.last_doubling)]
+        cells = [name, number(row.first), number(row.last), interval(row.improvement)]
+        cells.append(interval(row.last_doubling) if row.last_doubling else "")
         rows.append([*cells, reached, bracket, row.interval])
     head = [
         "metric",
@@ -78,7 +79,8 @@ def improvement(found: Findings) -> Table:
         "t95: tokens to 95 % of the metric's own improvement in this run, from an isotonic fit; not a point of "
         "saturation. In brackets: 95 % intervals from resampled items. They do not cover what training itself would do "
         "with another seed. "
-        "Intervals from standard errors treat windows as independent and are too wide."
+        "Intervals from standard errors treat windows as independent and are too wide. The last doubling is from half "
+        "of the run's tokens to its end."
     )
     return Table(f"Improvement, of a run of {tokens(found.run.tokens)} tokens", head, rows, note)
 
@@ -111,7 +113,8 @@ def corpus(found: Findings) -> Table:
     frame = frame[[name for name in frame if not frame[name].map(lambda value: isinstance(value, dict | list)).any()]]
     head = [NAMES.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
     rows = [[_cell(str(name), value) for name, value in row.items()] for _, row in frame.iterrows()]
-    return Table("Corpus", head, rows)
+    note = "Long documents are longer than the old context." if "long_token_frac" in frame else ""
+    return Table("Corpus", head, rows, note)
 
 
 def costs(found: Findings) -> Table:

@@ -78,6 +78,7 @@ def load_run(path: str | Path) -> RunData:
     records = _records(path / "records.jsonl", warnings)
     config = _parsed(path / "config.yaml", yaml.safe_load, warnings, "the config is not shown")
     corpus = _parsed(path / "corpus.json", json.loads, warnings, "the corpus is not shown")
+    warnings += [f"corpus: {warning}" for warning in corpus.get("warnings", [])] if isinstance(corpus, dict) else []
     samples = _samples(path / "samples", set(records.step))
     if samples.empty:
         warnings.append(f"{path / 'samples'}: no samples; intervals come from standard errors, where there are any")
@@ -116,10 +117,14 @@ def _samples(folder: Path, steps: set[int]) -> pd.DataFrame:
                     f"{file}: not a readable Parquet file ({error}); remove it and go on without"
                 ) from error
     if not frames:
-        return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "value"])
+        return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
     samples = pd.concat(frames, ignore_index=True)
-    unpacked = pd.DataFrame([{"tags": tags} | json.loads(tags) for tags in samples.tags.unique()])
-    return samples.merge(unpacked, on="tags", how="left")
+    unpacked = []
+    for tags in samples.tags.unique():
+        cell = json.loads(tags)
+        stratum = json.dumps({name: value for name, value in cell.items() if name != "seed"})
+        unpacked.append({"tags": tags, "stratum": stratum} | cell)
+    return samples.merge(pd.DataFrame(unpacked), on="tags", how="left")
 
 
 def _timing(path: Path, warnings: list[str]) -> pd.DataFrame:
@@ -128,7 +133,10 @@ def _timing(path: Path, warnings: list[str]) -> pd.DataFrame:
         warnings.append(f"{path}: missing; what the monitors cost is not shown")
         return pd.DataFrame(columns=columns)
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
-    return pd.DataFrame([json.loads(line) for line in lines], columns=columns)
+    try:
+        return pd.DataFrame([json.loads(line) for line in lines], columns=columns)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
 
 
 def _parsed(path: Path, parse: Any, warnings: list[str], without: str) -> Any:

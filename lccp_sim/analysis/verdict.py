@@ -11,7 +11,6 @@ from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.precondition import Check, precondition
 from lccp_sim.analysis.saturation import FRAC, Lag, Progress
 from lccp_sim.analysis.words import change, interval, number, percent, reached, tokens
-from lccp_sim.records import Tag
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,16 @@ def verdict(found: Findings) -> Verdict:
     """The verdict on a run; parts whose metrics are absent say so."""
     hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
     gap = found.lag()
-    summary = (_moved(found, hit, nll), _after(hit, nll, gap), _others(found))
+    summary = (_moved(found, hit, nll), _after(found, hit, nll, gap), _others(found))
     statements = [
         (topic, text)
         for topic, text in (
             ("Scale", _scale(gap)),
             ("By length", _lengths(found)),
+            ("Without the needle", _control(found)),
             ("End of the run", _end(hit, nll)),
             ("Retrieval heads", _heads(found)),
+            ("Unmarked copying", _copying(found)),
             ("Fine-tuned probe", _probe(found)),
             ("Forgetting", _forgetting(found)),
         )
@@ -61,7 +62,7 @@ def _moved(found: Findings, hit: Progress | None, nll: Progress | None) -> str:
     return f"{state}{text}the answer NLL goes {change(nll, ' nats')} and {reached(nll)}."
 
 
-def _after(hit: Progress | None, nll: Progress | None, gap: Lag | None) -> str:
+def _after(found: Findings, hit: Progress | None, nll: Progress | None, gap: Lag | None) -> str:
     if hit is None or nll is None:
         return "Deceptive saturation cannot be judged."
     if gap is None:
@@ -73,11 +74,25 @@ def _after(hit: Progress | None, nll: Progress | None, gap: Lag | None) -> str:
     if gap.index is None:
         return f"{text}; t95(NLL) is not defined, so neither is the deceptive index."
     text += f", and the deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: "
-    if gap.index.above(1):
-        return text + "the hit levels before the answer NLL does (deceptive saturation, in this run)."
     if gap.index.below(1):
-        return text + "the answer NLL levels before the hit does."
-    return text + "the two are not told apart."
+        text += "the answer NLL makes 95 % of its improvement before the hit does"
+    elif not gap.index.above(1):
+        text += "the two are not told apart"
+    elif gap.factor.above(1) and not (hit.last_doubling and hit.last_doubling.above(0)):
+        text += "the hit levels before the answer NLL does (deceptive saturation, in this run)"
+    else:
+        text += "the hit makes 95 % of its improvement first, but has not levelled"
+    return f"{text}{_lengths_ahead(found)}."
+
+
+def _lengths_ahead(found: Findings) -> str:
+    """The lengths at which the index is above 1 with its whole interval, of those that were monitored."""
+    rows = found.by_length("single", "full")
+    ahead = [row.tags["length"] for row in rows if (gap := found.lag(**row.tags)) and gap.index and gap.index.above(1)]
+    if len(rows) < 2:
+        return ""
+    where = f"at {', '.join(map(str, ahead))} tokens" if ahead else "at none"
+    return f"; taken by length, the index is above 1 {where} of {len(rows)} lengths"
 
 
 def _others(found: Findings) -> str:
@@ -116,25 +131,39 @@ def _scale(gap: Lag | None) -> str:
 
 def _lengths(found: Findings) -> str:
     parts = []
-    for (_, metric, tags), row in found.rows.items():
-        named: dict[str, Tag] = dict(tags)
-        if metric == "hit_frac" and named.get("variant") == "single" and named.get("span") == "full":
-            gap = found.lag(**named)
-            if gap and row.t95:
-                index = "" if gap.index is None else f", index {interval(gap.index)}"
-                parts.append(
-                    f"at {named['length']} tokens the hit has t95 = {interval(row.t95, tokens)}, "
-                    f"after it the NLL falls by a factor of {interval(gap.factor)}{index}"
-                )
-            else:
-                parts.append(f"at {named['length']} tokens the hit goes {change(row)} and {reached(row)}")
-    return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "." if parts else ""
+    for row in found.by_length("single", "full"):
+        gap, length = found.lag(**row.tags), row.tags["length"]
+        if gap and row.t95:
+            index = "" if gap.index is None else f", index {interval(gap.index)}"
+            parts.append(
+                f"at {length} tokens the hit has t95 = {interval(row.t95, tokens)}, "
+                f"after it the NLL falls by a factor of {interval(gap.factor)}{index}"
+            )
+        else:
+            parts.append(f"at {length} tokens the hit goes {change(row)} and {reached(row)}")
+    return _sentence(parts)
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _control(found: Findings) -> str:
+    control, gain = found.row("needle", "control_nll_nats"), found.row("needle", "gain_nats")
+    if not control or not gain:
+        return ""
+    without = f"With the needle replaced by haystack the answer's NLL goes {change(control, ' nats')}"
+    return (
+        f"{without}, by {interval(control.improvement)}: that part is not retrieval. The needle is worth "
+        f"{number(gain.first)} nats at first and {number(gain.last)} at last, a change of {interval(gain.improvement)}."
+    )
 
 
 def _end(hit: Progress | None, nll: Progress | None) -> str:
     parts = []
     for name, row in (("hit", hit), ("answer NLL", nll)):
-        if row is not None and row.windows > 2:
+        if row is not None and row.last_doubling is not None:
             still = "improves" if row.last_doubling.above(0) else "does not improve beyond noise"
             parts.append(f"the {name} {still} over the last doubling of tokens, by {interval(row.last_doubling)}")
     return ("At its end " + "; ".join(parts) + ".") if parts else ""
@@ -148,6 +177,14 @@ def _heads(found: Findings) -> str:
     return f"{text}The mean score of the initial heads goes {change(mean)} and {reached(mean)}."
 
 
+def _copying(found: Findings) -> str:
+    second = found.row("induction", "second_copy_nll_nats")
+    if second is None:
+        return ""
+    text = f"The NLL of a random span's second copy, without any question, goes {change(second, ' nats')}"
+    return f"{text} and {reached(second)}."
+
+
 def _probe(found: Findings) -> str:
     parts = []
     for sft_step in sorted({found.steps_sft[0], found.steps_sft[-1]}) if found.steps_sft else ():
@@ -156,7 +193,7 @@ def _probe(found: Findings) -> str:
             if row:
                 when = "before fine-tuning" if sft_step == 0 else f"after {sft_step} fine-tuning steps"
                 parts.append(f"{when}, {name} goes {change(row)}{_beyond(row)} over {row.windows} windows")
-    return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}." if parts else ""
+    return _sentence(parts)
 
 
 def _forgetting(found: Findings) -> str:
@@ -190,19 +227,23 @@ def _not_shown(found: Findings, hit: Progress | None, nll: Progress | None, gap:
         lines.append(
             f"A hit at its ceiling: it ends at {number(hit.last)}, so its t95 may be that of an unfinished rise."
         )
-    if hit and hit.t95 and hit.last_doubling.above(0):
+    if hit and hit.t95 and hit.last_doubling and hit.last_doubling.above(0):
         lines.append(
-            f"The hit has not levelled: over the last doubling of tokens it still gains {interval(hit.last_doubling)}."
+            f"A hit that has levelled: over the last doubling of tokens it still gains {interval(hit.last_doubling)}."
         )
     if gap and gap.index and not gap.index.above(1):
         lines.append(f"Deceptive saturation by t95 in nats: the index is {interval(gap.index)}.")
     if gap and not gap.factor.above(1):
         lines.append(f"A fall of the answer NLL after the hit's t95: the factor is {interval(gap.factor)}.")
-    if nll and nll.t95 and nll.last_doubling.above(0):
+    if nll and nll.t95 and nll.last_doubling and nll.last_doubling.above(0):
         lines.append(
             "Intrinsic saturation: the answer NLL still falls at the end, "
             f"by {interval(nll.last_doubling)} nats over the last doubling of tokens."
         )
+    gain = found.row("needle", "gain_nats")
+    if gain and not gain.improvement.above(0):
+        moved = f"{change(gain, ' nats')}, a change of {interval(gain.improvement)}"
+        lines.append(f"More use of the needle: the gain over the control goes {moved}.")
     mean = found.row("heads", "initial_heads_mean_frac")
     if mean and mean.t95 and nll and nll.t95 and nll.t95.low is not None and mean.t95.value < nll.t95.low:
         lines.append(

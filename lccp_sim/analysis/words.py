@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import Estimate
+from lccp_sim.analysis.curves import Estimate
 from lccp_sim.analysis.saturation import Progress
 
 

@@ -10,14 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import norm
 
+from lccp_sim.analysis.bootstrap import weights
+from lccp_sim.analysis.curves import Curve
+from lccp_sim.analysis.heads import initial_heads, mean_score, retrieval_heads
 from lccp_sim.records import Record, append_lines
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (128, 512, 1024)
 SOURCES = ("code", "text")
 LAYERS, HEADS, EXPERTS = 4, 8, 8
-CELL = ("depth", "length", "span", "variant")
+METRICS = ("hit_frac", "answer_nll_nats", "control_nll_nats", "gain_nats")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Writer:
         cells = [(depth, length) for depth in DEPTHS for length in LENGTHS]
         self.latent = {cell: self.rng.standard_normal((2, world.items)) for cell in cells}
         self.strength = self.rng.beta(0.3, 3.0, size=(LAYERS, HEADS))
+        self.first = np.zeros((LAYERS, HEADS))
         self.records: list[Record] = []
         self.samples: list[dict] = []
 
@@ -85,19 +90,31 @@ class Writer:
 
     def window(self, step: int, tokens: int) -> None:
         self.samples = []
-        for monitor in ("needle", "heads", "perplexity", "probe", "routing"):
+        for monitor in ("precondition", "needle", "heads", "induction", "perplexity", "probe", "routing"):
             if monitor not in self.world.without:
                 getattr(self, monitor)(step, tokens)
+
+    def precondition(self, step: int, tokens: int) -> None:
+        if step == 0:
+            for metric, value in (("hit_frac", 0.9), ("copy_nll_ratio", 0.1)):
+                self.add(step, tokens, "mechanistic", "precondition", metric, value, length=128)
+
+    def induction(self, step: int, tokens: int) -> None:
+        for metric, value in (("first_copy_nll_nats", 9.5), ("second_copy_nll_nats", 2 * self.world.mu(tokens))):
+            self.add(step, tokens, "mechanistic", "induction", metric, value + 0.1 * np.arange(3))
 
     def needle(self, step: int, tokens: int) -> None:
         for variant, harder in (("single", 1.0), ("heldout", 1.3)):
             cells = {cell: self.cell(tokens, latent, harder) for cell, latent in self.latent.items()}
-            for metric in ("hit_frac", "answer_nll_nats", "control_nll_nats", "gain_nats"):
+            for values in cells.values() if variant == "single" else ():
+                for metric in ("control_nll_nats", "gain_nats"):
+                    values[metric] = values[metric][:2]  # controls are scored for a part of the items
+            for metric in METRICS[: 4 if variant == "single" else 2]:
                 for (depth, length), values in cells.items():
                     tags = dict(depth=depth, length=length, span="full", variant=variant)
                     self.add(step, tokens, "probabilistic", "needle", metric, values[metric], **tags)
                     for i, value in enumerate(values[metric]):
-                        self.sample(metric, f"{variant}-{length}-{depth}-{i}", tags, value)
+                        self.sample("needle", metric, f"{variant}-{length}-{depth}-{i}", tags, value)
                 for length in LENGTHS:
                     values_ = np.concatenate([v[metric] for (_, n), v in cells.items() if n == length])
                     tags = dict(length=length, span="full", variant=variant)
@@ -106,16 +123,14 @@ class Writer:
                     whole = np.concatenate([v[metric] for v in cells.values()])
                     self.add(step, tokens, "probabilistic", "needle", metric, whole)
 
-    def sample(self, metric: str, item_id: str, tags: dict, value: float) -> None:
-        text = json.dumps(tags, sort_keys=True)
-        self.samples.append(dict(monitor="needle", metric=metric, item_id=item_id, tags=text, value=float(value)))
+    def sample(self, monitor: str, metric: str, item_id: str, tags: dict, value: float) -> None:
+        row = dict(monitor=monitor, metric=metric, item_id=item_id, tags=json.dumps(tags, sort_keys=True))
+        self.samples.append(row | {"value": float(value)})
 
     def cell(self, tokens: int, latent: np.ndarray, harder: float) -> dict[str, np.ndarray]:
         """Items of a cell: what makes an item hard is mostly the item's own and stays through the run."""
         p, n = self.world.p(tokens) / harder, latent.shape[1]
-        uniform = np.array(
-            [math.erf(z / math.sqrt(2)) / 2 + 0.5 for z in 0.9 * latent[0] + 0.436 * self.rng.standard_normal(n)]
-        )
+        uniform = norm.cdf(0.9 * latent[0] + math.sqrt(1 - 0.81) * self.rng.standard_normal(n))
         nll = harder * self.world.mu(tokens) * np.exp(0.3 * latent[1] + 0.1 * self.rng.standard_normal(n) - 0.05)
         control = np.full(n, 6.0) + 0.1 * latent[1]
         hit = (uniform < p).astype(float)
@@ -123,11 +138,18 @@ class Writer:
 
     def heads(self, step: int, tokens: int) -> None:
         grown = np.clip(self.strength * (0.6 + 2 * (1 - math.exp(-tokens / 60_000))), 0, 1)
-        for (layer, head), score in np.ndenumerate(grown):
-            self.add(step, tokens, "mechanistic", "heads", "copy_hard_frac", score, layer=int(layer), head=int(head))
-        initial = self.strength * 0.6 > 0.1
-        self.add(step, tokens, "mechanistic", "heads", "retrieval_heads_count", float((grown > 0.1).sum()))
-        self.add(step, tokens, "mechanistic", "heads", "initial_heads_mean_frac", grown[initial].mean())
+        items = [f"single-{length}-{depth}-{i}" for depth in DEPTHS for length in LENGTHS for i in range(2)]
+        scores = self.rng.binomial(8, grown, size=(len(items), LAYERS, HEADS)) / 8  # eight answer tokens
+        for layer, head in np.ndindex(LAYERS, HEADS):
+            tags = dict(layer=layer, head=head)
+            self.add(step, tokens, "mechanistic", "heads", "copy_hard_frac", scores[:, layer, head], **tags)
+            for item, score in zip(items, scores[:, layer, head], strict=True):
+                self.sample("heads", "copy_hard_frac", item, tags, score)
+        mean = scores.mean(0)
+        self.first = mean if step == 0 else self.first
+        initial = initial_heads(self.first)
+        self.add(step, tokens, "mechanistic", "heads", "retrieval_heads_count", float(len(retrieval_heads(mean))))
+        self.add(step, tokens, "mechanistic", "heads", "initial_heads_mean_frac", mean_score(mean, initial))
         self.add(step, tokens, "mechanistic", "heads", "induction_frac", 0.8)
         for against in ("first", "previous") if step else ():
             self.add(step, tokens, "mechanistic", "heads", "topk_overlap_frac", 0.9, against=against, k=8)
@@ -141,6 +163,8 @@ class Writer:
             }
             for source, value in values.items():
                 self.add(step, tokens, "probabilistic", "perplexity", metric, value, source=source)
+                for i, number in enumerate(value):
+                    self.sample("perplexity", metric, f"{source}-{i}", {"source": source}, number)
             self.add(step, tokens, "probabilistic", "perplexity", metric, np.concatenate(list(values.values())))
         for source in SOURCES:
             for k in range(4, 10):
@@ -158,9 +182,12 @@ class Writer:
     def probe(self, step: int, tokens: int) -> None:
         for sft_step in (0, 40):
             right = self.rng.random(40) < 0.05 + (0.1 if sft_step else 0)
-            self.add(step, tokens, "behavioural", "probe", "exact_match_frac", right.astype(float), sft_step=sft_step)
             nll = (3.0 - 0.01 * sft_step) * math.exp(-tokens / 4e6) + 0.2 * self.rng.standard_normal(40)
-            self.add(step, tokens, "behavioural", "probe", "answer_nll_nats", nll, sft_step=sft_step)
+            for metric, values in (("exact_match_frac", right.astype(float)), ("answer_nll_nats", nll)):
+                self.add(step, tokens, "behavioural", "probe", metric, values, sft_step=sft_step)
+                for i, value in enumerate(values):  # two probe seeds of twenty questions
+                    tags = dict(seed=i // 20, sft_step=sft_step, task="hobby" if i % 2 else "city")
+                    self.sample("probe", metric, str(i % 20), tags, value)
 
     def routing(self, step: int, tokens: int) -> None:
         for layer in range(LAYERS):
@@ -192,8 +219,8 @@ def write_run(path: Path, world: World) -> Path:
         "model": {"num_layers": LAYERS, "num_heads": HEADS, "num_experts": EXPERTS},
     }  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    corpus = [dict(source=s, documents=100, tokens=10**6, long_share_frac=0.7) for s in SOURCES]
-    (path / "corpus.json").write_text(json.dumps(corpus))
+    rows = [dict(source=s, documents=100, tokens=10**6, long_token_frac=0.7, rows={"long": 5}) for s in SOURCES]
+    (path / "corpus.json").write_text(json.dumps({"hash": "0a1b", "warnings": [], "sources": rows}))
     if world.done:
         (path / "DONE").touch()
     return path
@@ -201,10 +228,44 @@ def write_run(path: Path, world: World) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., tuple[Path, World]]:
-    """A function that writes a run with the planted truth and the given changes to it, and returns (directory, world)."""
+    """A function that writes a run of the planted world with the given changes, and returns (directory, world)."""
 
     def make(**changes) -> tuple[Path, World]:
         world = World(**changes)
         return write_run(tmp_path / f"run-{world.seed}", world), world
 
     return make
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
+    """A run of the world as planted, to be read only, and the world."""
+    world = World()
+    return write_run(tmp_path_factory.mktemp("planted") / "run", world), world
+
+
+@pytest.fixture
+def make_world() -> World:
+    """The world as planted; change it with dataclasses.replace."""
+    return World()
+
+
+@pytest.fixture
+def simulated() -> Callable[[World], dict[str, Curve]]:
+    """A function that gives the curves of hit and answer NLL of a world, without a run directory in between."""
+
+    def simulate(world: World) -> dict[str, Curve]:
+        writer, grid = Writer(world), world.grid
+        cells = [[writer.cell(tokens, latent, 1.0) for latent in writer.latent.values()] for tokens in grid]
+        weight_RI = weights(np.repeat(np.arange(len(writer.latent)), world.items), seed=world.seed)
+        result = {}
+        for metric in METRICS[:2]:
+            value_WI = np.array([np.concatenate([values[metric] for values in window]) for window in cells])
+            mean_W, tokens_W = value_WI.mean(1), np.array(grid, float)
+            draws_RW = weight_RI @ value_WI.T
+            result[metric] = Curve(
+                "needle", metric, {}, tokens_W, mean_W, np.zeros_like(mean_W), draws_RW, "paired items"
+            )
+        return result
+
+    return simulate

@@ -26,9 +26,9 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-@pytest.fixture
-def report(make_run):
-    path, world = make_run()
+@pytest.fixture(scope="module")
+def report(planted):
+    path, world = planted
     page = write_report(path)
     return page, html.unescape(page.read_text()), json.loads((page.parent / "report.json").read_text()), world
 
@@ -88,11 +88,12 @@ def _numbers(node):
     return [node] if isinstance(node, int | float) else []
 
 
-def test_the_same_records_give_the_same_bytes(make_run, tmp_path):
-    path, _ = make_run()
-    first, second = write_report(path, tmp_path / "a"), write_report(path, tmp_path / "b")
-    for file in first.parent.iterdir():
-        assert file.read_bytes() == (second.parent / file.name).read_bytes(), file.name
+def test_the_same_records_give_the_same_bytes(report, tmp_path):
+    page = report[0]
+    again = write_report(page.parents[1], tmp_path / "elsewhere")
+    assert len(list(again.parent.iterdir())) == 8
+    for file in page.parent.iterdir():
+        assert file.read_bytes() == (again.parent / file.name).read_bytes(), file.name
 
 
 def test_what_does_not_show_is_said(make_run):
@@ -103,13 +104,16 @@ def test_what_does_not_show_is_said(make_run):
     assert "deceptive saturation, in this run" not in " ".join(said.summary)
 
 
-def test_the_precondition_reads_step_0_and_the_base(make_run, tmp_path):
+def test_the_precondition_is_read_at_step_0(make_run):
     path, _ = make_run()
-    base, _ = make_run(seed=1, hit=(0.0, 0.95), hit_scale=20_000.0)
-    base.rename(tmp_path / "tiny_base-s0-00000000")
-    checks = verdict(examine(load_run(path))).precondition
-    assert [check.met for check in checks] == [True, False, False, True]
-    assert checks[0].answer.endswith("at 128 tokens")
+    said = verdict(examine(load_run(path)))
+    assert [check.met for check in said.precondition] == [True, True, False, False]
+    assert [check.answer for check in said.precondition][:2] == ["0.9 at 128 tokens", "0.1 at 128 tokens"]
+    assert said.caution.startswith("The precondition is not met") and "Short retrieval survives" in said.caution
+    config = (path / "config.yaml").read_text().replace("context_tokens: 1024", "context_tokens: 128")
+    (path / "config.yaml").write_text(config)
+    said = verdict(examine(load_run(path)))
+    assert (said.precondition, said.caution) == ([], ""), "a base has no longer context to learn"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_the_precondition_reads_step_0_and_the_base(make_run, tmp_path):
         {"without": ("probe",)},
         {"without": ("heads",)},
         {"without": ("needle",)},
-        {"without": ("perplexity", "routing", "heads", "probe")},
+        {"without": ("perplexity", "routing", "heads", "probe", "precondition")},
         {"windows": 2},
         {"windows": 1},
         {"samples": False},
@@ -131,9 +135,18 @@ def test_runs_with_little_in_them_still_have_a_report(make_run, changes):
     text = write_report(path).read_text()
     data = json.loads((path / "report" / "report.json").read_text())
     for monitor in world.without:
-        if monitor != "routing":
+        if monitor not in ("routing", "precondition"):
             assert f"No {monitor} records" in text
     if world.windows < 6:
         assert all("not enough points" in row["reason"] for row in data["saturation"])
     assert ("The run is unfinished" in text) != world.done
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+def test_deceptive_saturation_is_claimed_where_it_was_planted_and_only_there(planted, make_run):
+    claim = "(deceptive saturation, in this run)"
+    assert claim in verdict(examine(load_run(planted[0]))).summary[1]
+    path, _ = make_run(hit_scale=3_000_000.0)  # the hit is still rising when the run ends
+    said = verdict(examine(load_run(path)))
+    assert claim not in said.summary[1]
+    assert any(line.startswith("A hit that has levelled") for line in said.not_shown)

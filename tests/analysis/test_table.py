@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lccp_sim.analysis.bootstrap import curves
+from lccp_sim.analysis.curves import curves
 from lccp_sim.analysis.table import load_run
 from lccp_sim.config import ConfigError
 
@@ -13,6 +13,7 @@ def test_a_run_is_read_with_its_tags_as_columns(make_run):
     path, world = make_run()
     run = load_run(path)
     assert run.finished and run.warnings == []
+    assert run.samples.stratum[run.samples.monitor == "probe"].nunique() == 4, "2 tasks at 2 fine-tuning steps"
     assert run.tokens == world.run_tokens == run.setting("run.tokens")
     assert len(run.select("needle", "hit_frac")) == world.windows
     assert len(run.select("needle", "hit_frac", "length", span="full", variant="single")) == 3 * world.windows
@@ -67,7 +68,7 @@ def test_samples_that_disagree_with_the_records_are_named(make_run):
     (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = load_run(path)
     curves(run, "needle", ("hit_frac", "answer_nll_nats"), {})
-    assert run.warnings == ["needle/answer_nll_nats {}: samples and records do not have the same mean"]
+    assert run.warnings == ["needle/answer_nll_nats: the mean of the samples is not the record's value"]
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, make_run):
@@ -88,7 +89,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, make_run):
         load_run(path)
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: [1"), ("corpus.json", "{")])
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: [1"), ("corpus.json", "{"), ("timing.jsonl", "{\n")])
 def test_a_broken_side_file_is_refused_in_one_line(make_run, name, text):
     path, _ = make_run()
     (path / name).write_text(text)
