@@ -33,6 +33,13 @@ TRAIN_TEMPLATES = (
     Template("Remember that{key} means{value}.", "What does{key} mean?"),
     Template("The code for{key} reads{value}.", "What does the code for{key} read?"),
     Template("In this file{key} stands for{value}.", "What does{key} stand for in this file?"),
+    Template("def{key}(): return{value}", "What does the function{key} return?"),
+    Template("People say{key} when they think of{value}.", "Of what do people think when they say{key}?"),
+    Template("Our name for{key} has always been{value}.", "What is our name for{key}?"),
+    Template("if{key} then use{value};", "What is used if{key}?"),
+    Template("Behind the door{key} you find{value}.", "What do you find behind the door{key}?"),
+    Template("#{key} maps to{value}", "To what does{key} map?"),
+    Template("A{key} costs exactly{value}.", "How much does a{key} cost?"),
 )
 HELDOUT_TEMPLATES = (
     Template("The password of{key} was changed to{value}.", "To what was the password of{key} changed?"),

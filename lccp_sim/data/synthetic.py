@@ -108,11 +108,10 @@ def _facts(
         left -= len(fact.needle_ids) + len(answer)
         if left < 0:
             break
-        distance = length ** (rng.random() - 1)  # log-uniform from one token to the whole document
-        start = rng.random() * (1 - distance)
+        stated, asked = sorted(rng.random(2))  # any two places: half of the distances exceed 0.29 of the document
         learn = ~fact.value_mask
         learn[_find(fact.needle_ids, fact.key_ids)] = False
-        events += [(start, (fact.needle_ids, learn)), (start + distance, (answer, np.ones(len(answer), bool)))]
+        events += [(stated, (fact.needle_ids, learn)), (asked, (answer, np.ones(len(answer), bool)))]
     return events
 
 
