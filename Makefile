@@ -21,6 +21,7 @@ install: .venv/installed  ## everything, into .venv (about 2 GB)
 	@touch $@
 
 demo: install  ## the study in small: a base, its long-context continual pre-training, and the report
+	$(BIN)/lccp train run=tiny_emergence
 	$(BIN)/lccp train run=tiny_base
 	$(BIN)/lccp train run=tiny_lccp
 	$(BIN)/lccp report "$$(ls -td runs/tiny_lccp-s0-* | head -n 1)"

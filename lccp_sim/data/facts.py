@@ -34,10 +34,10 @@ TRAIN_TEMPLATES = (
     Template("The code for{key} reads{value}.", "What does the code for{key} read?"),
     Template("In this file{key} stands for{value}.", "What does{key} stand for in this file?"),
     Template("def{key}(): return{value}", "What does the function{key} return?"),
-    Template("People say{key} when they think of{value}.", "Of what do people think when they say{key}?"),
-    Template("Our name for{key} has always been{value}.", "What is our name for{key}?"),
+    Template("We call{key}{value}.", "What do we call{key}?"),
+    Template("Our name for{key} is{value}.", "What is our name for{key}?"),
     Template("if{key} then use{value};", "What is used if{key}?"),
-    Template("Behind the door{key} you find{value}.", "What do you find behind the door{key}?"),
+    Template("Under{key} lies{value}.", "What lies under{key}?"),
     Template("#{key} maps to{value}", "To what does{key} map?"),
     Template("A{key} costs exactly{value}.", "How much does a{key} cost?"),
 )
