@@ -6,11 +6,11 @@ Hydra only composes the config; nothing heavy is imported before the verb is kno
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import ConfigError, flatten, nearest
+from lccp_sim.config import ConfigError
 
 if TYPE_CHECKING:
     from lccp_sim.config import Config
@@ -26,12 +26,14 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 after one clear line about bad input, or 2 for a wrong command line."""
-    parser = argparse.ArgumentParser(prog="lccp", description="Long-context continual pre-training, watched at three levels.")
+    parser = argparse.ArgumentParser(
+        prog="lccp", description="Long-context continual pre-training, watched at three levels."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         if verb in ("train", "data"):
-            sub.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, run=NAME first")
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", type=Path, metavar="RUN")
@@ -45,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
-    except (ConfigError, ValueError, RuntimeError, OSError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        if not _is_message(error):
             raise
         for line in str(error).split("\n"):
             print(f"lccp: {line}", file=sys.stderr)
         return 1
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an error is a message for the user: raised by our own code on purpose, not a bug."""
-    return type(error).__module__.startswith("lccp_sim.")
+def _is_message(error: Exception) -> bool:
+    """Whether an error is a message for the user, not a bug: of a class of ours, or the machine's (as: disk full)."""
+    return type(error).__module__.startswith("lccp_sim.") or isinstance(error, OSError)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -74,7 +76,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "measure":
         from lccp_sim.train.measure import measure
 
-        return max(measure(path, arguments.out, arguments.check, console) for path in arguments.paths)
+        several = len(arguments.paths) > 1
+        outs = [arguments.out / path.name if arguments.out and several else arguments.out for path in arguments.paths]
+        return max(
+            measure(path, out, arguments.check, console) for path, out in zip(arguments.paths, outs, strict=True)
+        )
     config = check(arguments.overrides, arguments.config_dir)
     if arguments.verb == "data":
         from lccp_sim.train.run import show_data
@@ -87,33 +93,53 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+GROUPS = ("model", "data", "optim", "monitors", "run")
+
+
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses.
+
+    A key may be set whether a YAML names it or not: what is no key at all is found by the dataclasses, not by Hydra.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such directory")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_module("lccp_sim.configs", version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*overrides, *search])
+            composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(" ".join(str(error).split()), overrides)) from None
+        raise ConfigError(_explain(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _explain(message: str, overrides: Sequence[str]) -> str:
-    """Hydra's message in one line, with the nearest right key where it did not know one."""
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    groups = [o for o in overrides if o.startswith("run=")]
-    if not unknown or unknown[1].startswith("run=") or list(overrides) == groups:
-        return message
-    known = list(flatten(compose(groups))) if groups else []
-    return f"{unknown[1]}: no such key{nearest(unknown[1], known)}"
+def _marked(overrides: Sequence[str]) -> Iterator[str]:
+    """The overrides, those of a value with Hydra's ++: set it, or add it. Raises ConfigError where one is no override."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == override and not key.startswith("~"):
+            raise ConfigError(f"{override!r}: not an override; write key=value")
+        if override == f"{key}=null" and key in GROUPS:
+            raise ConfigError(f"{override}: a group of keys cannot be left out; name a config")
+        yield override if key in GROUPS or key.startswith(("+", "~")) or "@" in key else f"++{override}"
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message in one line, without what only concerns Hydra."""
+    message = " ".join(str(error).split())
+    if override := getattr(error, "override", None):
+        return f"{override}: cannot be read ({message.partition(' See https')[0]}); quote the value as Hydra asks"
+    if "You must specify 'run'" in message:
+        return "run: name a run, for example run=tiny_lccp"
+    found = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*?) Config search path", message)
+    return f"{found[1]}={found[2]!r}: no such config; there are {', '.join(found[3].split())}" if found else message
 
 
 def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":

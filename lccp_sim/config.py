@@ -1,7 +1,8 @@
 """The dataclasses of a run, and the one function that turns plain dictionaries into them.
 
 Hydra only composes; the rules and every message live here. Parts that come in variants (sources, position encodings,
-monitors) are dataclasses beside their code, chosen by a `kind` key from a table that the caller passes in, so that this module imports nothing of ours.
+monitors) are dataclasses beside their code, chosen by a `kind` key from a table that the caller passes in, so that this
+module imports nothing of ours.
 """
 
 import dataclasses
@@ -145,7 +146,7 @@ class RunConfig:
             micro % self.context_tokens or self.batch_tokens % micro,
             "run.micro_batch_tokens",
             micro,
-            f"must be a multiple of run.context_tokens={self.context_tokens} that divides run.batch_tokens={self.batch_tokens}",
+            f"must be a multiple of run.context_tokens={self.context_tokens} that divides {self.batch_tokens}, the batch",
         )
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
@@ -195,11 +196,12 @@ def parse(cls: type[T], plain: object, where: str) -> T:
             place = ".".join([where, *(str(part) for part in problem["loc"])])
             cause = problem.get("ctx", {}).get("error")
             if isinstance(cause, ConfigError):
-                lines.append(str(cause))
+                placed = "." in str(cause).partition("=")[0]  # a variant does not know where it stands
+                lines.append(str(cause) if placed else f"{where}.{cause}")
             elif problem["type"].startswith("missing"):
                 lines.append(f"{place}: this key is required")
             else:
-                lines.append(f"{place}={problem['input']!r}: {problem['msg'].lower()}")
+                lines.append(f"{place.removesuffix('.[key]')}={problem['input']!r}: {problem['msg'].lower()}")
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, ModelConfig, OptimConfig, RunConfig, parse, parse_kind, refuse
+from lccp_sim.config import Config, ConfigError, ModelConfig, OptimConfig, RunConfig, nearest, parse, parse_kind, refuse
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
 from lccp_sim.models.experts import EXPERTS
@@ -32,40 +32,80 @@ def load_config(plain: Mapping[str, Any]) -> Config:
             problems.extend(str(error).split("\n"))
             return None
 
-    sections = {field.name for field in dataclasses.fields(Config)}
-    wrong = sorted(set(plain) - sections)
-    missing = sorted(sections - set(plain))
-    if wrong or missing:
-        notes = [f"{key}: no such group of keys" for key in wrong] + [f"{key}: missing" for key in missing]
+    sections = [field.name for field in dataclasses.fields(Config)]
+    notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
+    notes += [f"{key}: missing" for key in sections if key not in plain]
+    if notes:
         raise ConfigError("\n".join(notes))
-    model, data = dict(plain["model"]), dict(plain["data"])
+    run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
-    sources = data.get("sources") or {}
-    data["sources"] = {name: attempt(parse_kind, SOURCES, s, f"data.sources.{name}") for name, s in sources.items()}
+    sources = attempt(_sources, data)
     config = Config(
         seed=plain["seed"],
-        run=attempt(parse, RunConfig, plain["run"], "run"),
+        run=attempt(parse, RunConfig, run, "run"),
         model=attempt(parse, ModelConfig, model, "model"),
-        optim=attempt(parse, OptimConfig, plain["optim"], "optim"),
-        data=attempt(parse, DataConfig, data, "data") if None not in data["sources"].values() else None,
-        monitors=attempt(_monitors, plain["monitors"]),
+        optim=attempt(parse, OptimConfig, optim, "optim"),
+        data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
+        monitors=attempt(_monitors, monitors, sources),
     )
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    refuse(not isinstance(config.seed, int) or config.seed < 0, "seed", config.seed, "must be an integer >= 0")
+    bad = isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0
+    refuse(bad, "seed", config.seed, "must be an integer >= 0")
     known = ("auto", *EXPERTS)
     refuse(config.model.experts not in known, "model.experts", config.model.experts, f"one of {', '.join(known)}")
     return config
 
 
-def _monitors(plain: Mapping[str, Any]) -> MonitorsConfig:
+def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
+    refuse(not isinstance(plain[key], Mapping), f"{where}{key}", plain[key], "must be a group of keys")
+    return dict(plain[key])
+
+
+def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources by name. One without a kind is most likely another one's name, mistyped."""
+    sources = _mapping({"sources": {}} | data, "sources", "data.")
+    problems, found = [], {}
+    for name, settings in sources.items():
+        others = [other for other in sources if other != name]
+        try:
+            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
+        except ConfigError as error:
+            kindless = isinstance(settings, Mapping) and "kind" not in settings
+            problems.append(str(error) + (nearest(str(name), others) if kindless else ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> MonitorsConfig:
     first = plain.get("first_window_tokens")
-    refuse(first is not None and (not isinstance(first, int) or first < 1), "monitors.first_window_tokens", first, "> 0 or null")
-    watch = {}
-    for name, settings in plain.items():
-        if name != "first_window_tokens" and settings is not None:
-            watch[name] = parse_kind(MONITORS, {"kind": name} | dict(settings), f"monitors.{name}")
+    bad = first is not None and (not isinstance(first, int) or first < 1)
+    refuse(
+        bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
+    )
+    problems, watch = [], {}
+    for name in plain:
+        if name != "first_window_tokens" and plain[name] is not None:
+            try:
+                settings = {"kind": name} | _mapping(plain, name, "monitors.")
+                watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
+                _check_sources(name, watch[name], sources)
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return MonitorsConfig(first, watch)
+
+
+def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
+    """None, or ConfigError where a monitor reads a source that the run does not have."""
+    for key in ("haystack", "source", "sources"):
+        value = getattr(monitor, key, ())
+        for source in (value,) if isinstance(value, str) else value:
+            unknown = sources is not None and source not in sources
+            rule = f"no such source; data.sources has {', '.join(sources or ())}{nearest(source, sources or ())}"
+            refuse(unknown, f"monitors.{name}.{key}", source, rule)
 
 
 def plain_config(config: Config) -> dict[str, Any]:
