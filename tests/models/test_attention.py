@@ -1,0 +1,102 @@
+"""Attention is a masked softmax over the whole row, document by document, with GQA and QK-norm where they belong."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lccp_sim.models.attention import Attention, RMSNorm, attend
+from lccp_sim.models.positions import BaseRope, rotate, rotation
+from lccp_sim.models.taps import attention_rows, tapping
+
+B, T, D, N, M, H = 2, 24, 32, 4, 2, 8
+# Lengths of the documents of both rows in turn: equal neighbours, a single token, one that fills its row.
+PACKINGS = {"one a row": [24, 24], "several": [5, 5, 14, 1, 8, 15], "tokens": [1] * 48}
+
+
+def bounds_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """The bounds of the documents, and the number of the document of every token [B, T]."""
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    return bounds, torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).view(B, T)
+
+
+@pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
+@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_is_a_masked_softmax(
+    full_softmax: Callable[..., Tensor], lengths: list[int], qk_norm: str, kv_heads: int
+) -> None:
+    layer = Attention(0, D, N, kv_heads, H, qk_norm, gain=1.5, eps=1e-5)
+    for weight in layer.parameters():
+        nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else nn.init.uniform_(weight, 0.5, 2)
+    bounds, document_BT = bounds_of(lengths)
+    x_BTD = torch.randn(B, T, D, requires_grad=True)
+    rope = rotation(torch.arange(T).expand(B, T), *BaseRope(100.0).frequencies(H), torch.float32)
+    ours = layer(x_BTD, rope, bounds)
+
+    q, k, v = F.linear(x_BTD, layer.qkv.weight).split((N * H, kv_heads * H, kv_heads * H), dim=-1)
+    q, k, v = (x.unflatten(-1, (-1, H)) for x in (q, k, v))
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    if qk_norm == "before_rope":
+        q, k = norm(q, layer.q_norm.weight), norm(k, layer.k_norm.weight)
+    q, k = rotate(q, *rope), rotate(k, *rope)
+    if qk_norm == "after_rope":
+        q, k = norm(q, layer.q_norm.weight), norm(k, layer.k_norm.weight)
+    prob_BNTS = full_softmax(q, k, H**-0.5, document_BT)
+    y_BTNH = torch.einsum("bnts,bsnh->btnh", prob_BNTS, v.repeat_interleave(N // kv_heads, dim=2))
+    truth = F.linear(y_BTNH.flatten(2), layer.out.weight)
+    torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
+    leaves = (x_BTD, *layer.parameters())
+    for got, want in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (ours, truth)), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4 * max(1.0, want.abs().max().item()), rtol=1e-4)
+
+
+def test_gradients_do_not_cross_documents_in_attention() -> None:
+    bounds, document_BT = bounds_of(PACKINGS["several"])
+    q, k, v = (torch.randn(B, T, heads, H, requires_grad=True) for heads in (N, M, M))
+    y_BTNH = attend(q, k, v, H**-0.5, bounds)
+    grads = torch.autograd.grad(y_BTNH[document_BT == 1].square().sum(), (q, k, v))
+    for grad in grads:
+        assert grad[document_BT != 1].eq(0).all() and grad[document_BT == 1].ne(0).any()
+
+
+def test_rms_norm_is_the_formula() -> None:
+    layer = RMSNorm(D, 1e-5, gain=2.0)
+    x = torch.randn(3, 5, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer.double(), (x,))
+    want = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * 2
+    torch.testing.assert_close(layer(x), want)
+    assert layer.float()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., Tensor], model) -> None:
+    transformer = model().eval()
+    seen = {}
+    with torch.no_grad(), tapping(transformer, lambda layer, q, k, scale: seen.update({layer: (q, k, scale)})):
+        transformer(torch.randint(50, (B, T)))
+    assert sorted(seen) == [0, 1, 2], "one call a layer"
+    query_BA = torch.tensor([[23, 0, 7], [3, 22, 3]])
+    for q, k, scale in seen.values():
+        whole_BNTS = full_softmax(q, k, scale, torch.zeros(B, T))
+        rows_BNAS = attention_rows(q, k, scale, query_BA)
+        for b in range(B):
+            torch.testing.assert_close(rows_BNAS[b], whole_BNTS[b][:, query_BA[b]], atol=1e-6, rtol=0)
+
+
+def test_tapping_forces_eager_and_leaves_nothing_behind(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = model()
+    stances = []
+    real = torch.compiler.set_stance
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: stances.append(stance) or real(stance))
+    with (
+        pytest.raises(RuntimeError, match="from a tap"),
+        tapping(transformer, lambda *_: exec("raise RuntimeError('from a tap')")),
+    ):
+        transformer(torch.randint(50, (1, 4)))
+    assert stances == ["force_eager"]
+    assert all(block.attention.tap is None for block in transformer.blocks)

@@ -1,0 +1,169 @@
+"""The whole decoder: documents do not see each other, a seed is its bytes, transformers gives the same logits."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from lccp_sim.models.taps import attention_rows, tapping
+from lccp_sim.models.transformer import Transformer, initialise
+
+LENGTHS = (6, 7, 9)  # documents A, B, C of one row
+
+
+def leak(model: Transformer, bounds: Tensor, layer: int) -> Tensor:
+    """Per token, the gradient norm of document B's logits with respect to what enters block `layer`, [T].
+
+    Layer 0 is the embeddings; deeper ones say which layer lets information through.
+    """
+    T = sum(LENGTHS)
+    kept: dict[str, Tensor] = {}
+
+    def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept["x"] = inputs[0]
+        inputs[0].retain_grad()
+
+    handle = model.blocks[layer].attention_norm.register_forward_pre_hook(keep)
+    tokens_BT = torch.randint(model.vocab_size, (1, T))
+    position_BT = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    hidden_BTD = model(tokens_BT, position_BT, bounds).hidden_BTD
+    handle.remove()
+    logits = hidden_BTD[0, LENGTHS[0] : LENGTHS[0] + LENGTHS[1]] @ model.head_weight.detach().T
+    logits.square().sum().backward()
+    return kept["x"].grad[0].norm(dim=-1)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_documents_do_not_see_each_other(model, backend: str, layer: int) -> None:
+    grad_T = leak(model(experts=backend), torch.tensor([0, *LENGTHS]).cumsum(0), layer)
+    own = slice(LENGTHS[0], LENGTHS[0] + LENGTHS[1])
+    assert grad_T[own].gt(0).all()
+    assert grad_T[: own.start].eq(0).all() and grad_T[own.stop :].eq(0).all()
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_a_planted_leak_is_seen(model, backend: str, layer: int) -> None:
+    """Bounds that join A and B: the same gradient is no longer zero, and C still sees nothing."""
+    grad_T = leak(model(experts=backend), torch.tensor([0, LENGTHS[0] + LENGTHS[1], sum(LENGTHS)]), layer)
+    assert grad_T[: LENGTHS[0]].gt(0).all()
+    assert grad_T[LENGTHS[0] + LENGTHS[1] :].eq(0).all()
+
+
+def test_a_packed_document_is_the_document_alone(model) -> None:
+    transformer = model().eval()
+    tokens_BT = torch.randint(50, (1, sum(LENGTHS)))
+    position_BT = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    packed = transformer(tokens_BT, position_BT, torch.tensor([0, *LENGTHS]).cumsum(0)).hidden_BTD
+    alone = [transformer(piece).hidden_BTD for piece in tokens_BT.split(LENGTHS, dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), atol=2e-5, rtol=1e-5)
+
+
+def digest(model: Transformer) -> str:
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.state_dict().values())).hexdigest()
+
+
+def test_a_seed_is_its_bytes_whatever_ran_before(model) -> None:
+    first = digest(model(seed=7, previous_token_heads=1))
+    torch.manual_seed(99)
+    torch.randn(1000)
+    state = torch.random.get_rng_state()
+    transformer = model(seed=8, previous_token_heads=1)
+    other = digest(transformer)
+    torch.manual_seed(99)
+    torch.randn(1000)
+    assert digest(initialise(transformer, 7)) == first != other
+    assert torch.equal(torch.random.get_rng_state(), state), "initialise draws from its own generator"
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"scale_embeddings": True, "init_std": 0.02}, {"qk_norm": "before_rope"}], ids=str
+)
+def test_planted_heads_attend_to_the_previous_token(model, changes: dict) -> None:
+    base = {"previous_token_heads": 1, "qk_norm": "after_rope", "qk_norm_gain": 4.0, "d_head": 16, "num_kv_heads": 4}
+    transformer = model(base=100.0, **(base | changes)).eval()
+    seen = {}
+    with torch.no_grad(), tapping(transformer, lambda layer, q, k, scale: seen.update({layer: (q, k, scale)})):
+        transformer(torch.randint(50, (1, 40)))
+    query_BA = torch.arange(1, 40)[None]
+    for layer in (0, 1):
+        prob_NAS = attention_rows(*seen[layer], query_BA)[0]
+        previous_NA = prob_NAS.gather(2, (query_BA[0] - 1).expand(len(prob_NAS), -1)[..., None]).squeeze(2)
+        assert (prob_NAS[0].argmax(-1) == query_BA[0] - 1).all()
+        assert previous_NA[0].mean() > 3 * previous_NA[1:].mean()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_and_gradients_are_those_of_transformers(model, tied: bool) -> None:
+    from transformers.models.hunyuan_v1_moe.configuration_hunyuan_v1_moe import HunYuanMoEV1Config
+    from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1ForCausalLM
+
+    ours = model(qk_norm="after_rope", tie_embeddings=tied, num_shared_experts=1)
+    c = ours.config
+    theirs = HunYuanMoEV1ForCausalLM(
+        HunYuanMoEV1Config(
+            vocab_size=50,
+            hidden_size=c.d_model,
+            intermediate_size=c.d_expert,
+            num_hidden_layers=c.num_layers,
+            num_attention_heads=c.num_heads,
+            num_key_value_heads=c.num_kv_heads,
+            head_dim=c.d_head,
+            num_experts=c.num_experts,
+            moe_topk=c.num_experts_per_token,
+            rms_norm_eps=c.norm_eps,
+            tie_word_embeddings=tied,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            use_cache=False,
+        )
+    )
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)  # norm weights that are all 1 would hide a norm in the wrong place
+    pairs = copy_weights(ours, theirs)
+    tokens_BT = torch.randint(1, 50, (2, 33))  # 0 pads there: its row gets no gradient
+    want = theirs(tokens_BT).logits
+    got = ours(tokens_BT).hidden_BTD @ ours.head_weight.T
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    target = torch.randint(50, (66,))
+    for logits in (got, want):
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), target).backward()
+    for parameter, source in pairs:
+        torch.testing.assert_close(parameter.grad, source.grad, atol=1e-4, rtol=1e-3)
+
+
+def copy_weights(ours: Transformer, theirs: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of parameters that must have equal gradients, after ours went into theirs (fused ones are split)."""
+    c, body = ours.config, theirs.model
+    pairs = [(ours.embedding.weight, body.embed_tokens.weight), (ours.norm.weight, body.norm.weight)]
+    if ours.lm_head is not None:
+        pairs.append((ours.lm_head.weight, theirs.lm_head.weight))
+    split = (c.num_heads * c.d_head, c.num_kv_heads * c.d_head, c.num_kv_heads * c.d_head)
+    with torch.no_grad():
+        for mine, other in zip(ours.blocks, body.layers, strict=True):
+            attention, moe, shared = other.self_attn, other.mlp, other.mlp.shared_mlp
+            pairs += [
+                (mine.attention_norm.weight, other.input_layernorm.weight),
+                (mine.moe_norm.weight, other.post_attention_layernorm.weight),
+                (mine.attention.q_norm.weight, attention.query_layernorm.weight),
+                (mine.attention.k_norm.weight, attention.key_layernorm.weight),
+                (mine.attention.out.weight, attention.o_proj.weight),
+                (mine.moe.router.weight, moe.gate.wg.weight),
+                (mine.moe.shared.down.weight, shared.down_proj.weight),
+            ]
+            for part, weight in zip(
+                (attention.q_proj, attention.k_proj, attention.v_proj),
+                mine.attention.qkv.weight.split(split),
+                strict=True,
+            ):
+                part.weight.copy_(weight)
+            for part, weight in zip(
+                (shared.gate_proj, shared.up_proj), mine.moe.shared.gate_up.weight.chunk(2), strict=True
+            ):
+                part.weight.copy_(weight)
+            moe.experts.gate_up_proj.copy_(torch.cat((mine.moe.gate_EFD, mine.moe.up_EFD), dim=1))
+            moe.experts.down_proj.copy_(mine.moe.down_EFD.transpose(1, 2))
+        for parameter, source in pairs:
+            source.copy_(parameter)
+    return pairs
