@@ -34,11 +34,11 @@ TRAIN_TEMPLATES = (
     Template("The code for{key} reads{value}.", "What does the code for{key} read?"),
     Template("In this file{key} stands for{value}.", "What does{key} stand for in this file?"),
     Template("def{key}(): return{value}", "What does the function{key} return?"),
-    Template("We call{key}{value}.", "What do we call{key}?"),
+    Template("We call{key} also{value}.", "What do we call{key}?"),
     Template("Our name for{key} is{value}.", "What is our name for{key}?"),
     Template("if{key} then use{value};", "What is used if{key}?"),
     Template("Under{key} lies{value}.", "What lies under{key}?"),
-    Template("#{key} maps to{value}", "To what does{key} map?"),
+    Template("Here{key} maps to{value}.", "To what does{key} map?"),
     Template("A{key} costs exactly{value}.", "How much does a{key} cost?"),
 )
 HELDOUT_TEMPLATES = (
