@@ -1,0 +1,143 @@
+"""Collects the reports of finished runs of the tiny study into one page and one JSON, a column a seed.
+
+    python bench/tiny_seeds.py runs/tiny_lccp-s0-* runs/tiny_lccp-s1-* runs/tiny_lccp-s2-*
+
+writes docs/tiny_study.md and bench/results/tiny_seeds.json. Every number on the page comes from these reports.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lccp_sim.analysis.report import write_report
+from lccp_sim.records import write_atomic
+
+ROOT = Path(__file__).parents[1]
+CURVES = (
+    ("needle", "hit_frac", "needle hit (all lengths)"),
+    ("needle", "answer_nll_nats", "needle answer NLL, nats"),
+    ("needle", "gain_nats", "gain over the control without needle, nats"),
+    ("heads", "initial_heads_mean_frac", "mean score of the initial heads"),
+    ("heads", "retrieval_heads_count", "retrieval heads (score > 0.1)"),
+    ("induction", "second_copy_nll_nats", "unmarked second copy, NLL, nats"),
+    ("probe", "exact_match_frac", "probe after fine-tuning, exact match"),
+    ("probe", "answer_nll_nats", "probe after fine-tuning, answer NLL, nats"),
+    ("perplexity", "nll_nats", "held-out NLL, nats"),
+    ("perplexity", "short_nll_nats", "held-out NLL in short windows, nats"),
+)
+
+
+AFTER = {
+    "index": "t95(NLL) / t95(hit)",
+    "factor": "fall of the NLL after t95(hit), factor",
+    "same_shape": "the factor that a curve of the hit's own shape would show",
+}
+INTRODUCTION = """Made by `bench/tiny_seeds.py` from the reports of these runs; raw numbers in `bench/results/tiny_seeds.json`.
+The settings (`configs/run/tiny_*.yaml`) were chosen on seed 0; the other seeds were run once, untouched, each with a base of its own.
+A run is {tokens:.2f} M tokens long. t95 is the number of training tokens, in millions, to 95 % of a curve's own improvement in this
+run, with a 95 % interval over items (not over seeds). It is not a point of saturation.
+
+The base starts with planted previous-token heads; they stand for what billions of tokens do in a real base."""  # noqa: E501
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """What the page needs of one run: its settings, its report, and the share of time of its monitors."""
+    write_report(run)
+    report = json.loads((run / "report" / "report.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    seconds = pd.read_json(run / "timing.jsonl", lines=True).groupby("what")["seconds"].sum()
+    watched = seconds[[name for name in seconds.index if name not in ("train", "monitor:probe")]].sum()
+    shares = {"monitors": watched / seconds["train"], "probe": seconds.get("monitor:probe", 0.0) / seconds["train"]}
+    corpus = json.loads((run / "corpus.json").read_text())["hash"]
+    return {"run": run.name, "seed": config["seed"], "corpus": corpus, "time_over_training": shares, "report": report}
+
+
+def span(value: dict[str, float] | None, scale: float = 1.0, digits: int = 2) -> str:
+    """`value (low to high)`, or a dash."""
+    if not value:
+        return "–"
+    numbers = [
+        f"{value[key] / scale:.{digits}f}" if value[key] is not None else "–" for key in ("value", "low", "high")
+    ]
+    return f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+
+
+def page(runs: list[dict[str, Any]]) -> str:
+    """The page in Markdown."""
+    seeds = [f"seed {run['seed']}" for run in runs]
+    parts = [
+        "# The tiny study, seed by seed",
+        INTRODUCTION.format(tokens=runs[0]["report"]["tokens"] / 1e6),
+        "## Precondition\n\n" + table(["condition", *seeds], preconditions(runs)),
+        "## First → last; t95 in M tokens\n\n" + table(["curve", *seeds], curves(runs)),
+        "## After the hit's t95\n\n" + table(["single needles of trained templates", *seeds], after_hit(runs)),
+        "## Cost\n\n" + table(["time / training time", *seeds], costs(runs)),
+    ]
+    for run in runs:
+        verdict = run["report"]["verdict"]
+        parts += [f"## Verdict of seed {run['seed']}", *verdict["summary"]]
+        if verdict["caution"]:
+            parts.append(f"**{verdict['caution']}**")
+        parts.append("What it does not show:\n\n" + "\n".join(f"- {line}" for line in verdict["not_shown"]))
+    parts.append("Runs: " + ", ".join(f"`{run['run']}` (corpus {run['corpus'][:12]})" for run in runs) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def preconditions(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per condition: what was measured, and whether it is met."""
+    columns = [run["report"]["verdict"]["precondition"] for run in runs]
+    rows = zip(*columns, strict=True)
+    return [[row[0]["question"], *(c["answer"] + ("" if c["met"] else " (**not met**)") for c in row)] for row in rows]
+
+
+def curves(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per curve: its first and last value and its t95."""
+    rows = []
+    for monitor, metric, words in CURVES:
+        cells = []
+        for run in runs:
+            rows_of = run["report"]["saturation"]
+            r = next((r for r in rows_of if (r["monitor"], r["metric"], r["tags"]) == (monitor, metric, {})), None)
+            cells.append(f"{r['first']:.3g} → {r['last']:.3g}; {span(r['t95'], 1e6)}" if r else "–")
+        rows.append([words, *cells])
+    return rows
+
+
+def after_hit(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per length and quantity: the index, the factor, and the factor that the hit's own shape would give."""
+    rows = []
+    for first in runs[0]["report"]["after_hit"]:
+        tags = first["tags"]
+        if tags.get("variant", "single") != "single" or tags.get("span", "full") != "full" or "depth" in tags:
+            continue
+        found = [next((a for a in run["report"]["after_hit"] if a["tags"] == tags), {}) for run in runs]
+        name = f"{tags['length']} tokens" if "length" in tags else "all lengths"
+        rows += [[f"{name}: {words}", *(span(f.get(key)) for f in found)] for key, words in AFTER.items()]
+    return rows
+
+
+def costs(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """Seconds of monitors over seconds of training."""
+    names = {"monitors": "all monitors but the probe", "probe": "probe"}
+    return [[words, *(f"{run['time_over_training'][key]:.2f}" for run in runs)] for key, words in names.items()]
+
+
+def main(paths: list[str]) -> None:
+    """Writes the page and the JSON."""
+    runs = sorted((collect(Path(path)) for path in paths), key=lambda run: run["seed"])
+    write_atomic(ROOT / "bench" / "results" / "tiny_seeds.json", json.dumps(runs, indent=1) + "\n")
+    write_atomic(ROOT / "docs" / "tiny_study.md", page(runs))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
