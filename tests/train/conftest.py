@@ -1,0 +1,69 @@
+"""Texts, a cache for all runs of a session, and functions that make and train the tiny run of `tiny.py`."""
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lccp_sim.config import Config
+from lccp_sim.train.load import load_config
+from lccp_sim.train.run import train
+from tests.train.tiny import WORDS, plain
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `texts` of 36 files of 100 to 600 words, and beside it the cache that all runs of the session share."""
+    root = tmp_path_factory.mktemp("shared")
+    rng = random.Random(0)
+    (root / "texts").mkdir()
+    for index in range(36):
+        words = rng.choices(WORDS, k=rng.choice([100, 300, 600])) + [str(rng.randrange(1000))]
+        (root / "texts" / f"{index:02}.txt").write_text(f"Part {index}: {' '.join(words)}.\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def settings(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A function ({dotted key: value}) -> the tiny run's plain values with these keys set; it lies in `tmp_path`."""
+    monkeypatch.delenv("LCCP_CACHE", raising=False)
+
+    def make(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        tree = plain(tmp_path / "runs", shared)
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            branch = tree
+            for part in path:
+                branch = branch[part]
+            branch[last] = value
+        return tree
+
+    return make
+
+
+@pytest.fixture
+def make(settings: Callable[..., dict[str, Any]]) -> Callable[..., Config]:
+    """A function ({dotted key: value}) -> the checked config of the tiny run with these keys set."""
+    return lambda changes=None: load_config(settings(changes))
+
+
+@pytest.fixture
+def say() -> Console:
+    """A console that keeps what it is told: `say.file.getvalue()`."""
+    return Console(file=io.StringIO(), width=400, highlight=False)
+
+
+@pytest.fixture
+def run(make: Callable[..., Config], say: Console) -> Callable[..., Path]:
+    """A function ({dotted key: value}) -> the directory of the tiny run, trained, resumed or extended."""
+    return lambda changes=None: train(make(changes), say)
+
+
+@pytest.fixture(scope="session")
+def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, finished and never interrupted: what the others are compared with. Only to be read."""
+    return train(load_config(plain(tmp_path_factory.mktemp("finished"), shared)), Console(file=io.StringIO()))
