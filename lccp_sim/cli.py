@@ -121,25 +121,26 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
 
 
 def _marked(overrides: Sequence[str]) -> Iterator[str]:
-    """The overrides, those of a value with Hydra's ++: set it, or add it. Raises ConfigError where one is no override."""
+    """The overrides, those of a value with Hydra's ++: set it or add it. Raises ConfigError where one is none."""
     for override in overrides:
         key = override.partition("=")[0]
         if key == override and not key.startswith("~"):
             raise ConfigError(f"{override!r}: not an override; write key=value")
         if override == f"{key}=null" and key in GROUPS:
             raise ConfigError(f"{override}: a group of keys cannot be left out; name a config")
-        yield override if key in GROUPS or key.startswith(("+", "~")) or "@" in key else f"++{override}"
+        yield override if key in GROUPS or key.startswith("~") or "@" in key else f"++{override.lstrip('+')}"
 
 
 def _explain(error: Exception) -> str:
     """Hydra's message in one line, without what only concerns Hydra."""
     message = " ".join(str(error).split())
     if override := getattr(error, "override", None):
-        return f"{override}: cannot be read ({message.partition(' See https')[0]}); quote the value as Hydra asks"
+        why = message.partition(" See https")[0]
+        return f"{override.lstrip('+')}: cannot be read ({why}); quote the value as Hydra asks"
     if "You must specify 'run'" in message:
         return "run: name a run, for example run=tiny_lccp"
     found = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*?) Config search path", message)
-    return f"{found[1]}={found[2]!r}: no such config; there are {', '.join(found[3].split())}" if found else message
+    return f"{found[1]}={found[2]}: no such config; there are {', '.join(found[3].split())}" if found else message
 
 
 def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":

@@ -135,7 +135,7 @@ class RunConfig:
     loggers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        micro = self.micro_batch_tokens or self.batch_tokens
+        batch, micro = self.batch_tokens, self.micro_batch_tokens or self.batch_tokens
         refuse(
             self.batch_tokens % self.context_tokens,
             "run.batch_tokens",
@@ -146,7 +146,7 @@ class RunConfig:
             micro % self.context_tokens or self.batch_tokens % micro,
             "run.micro_batch_tokens",
             micro,
-            f"must be a multiple of run.context_tokens={self.context_tokens} that divides {self.batch_tokens}, the batch",
+            f"must be a multiple of run.context_tokens={self.context_tokens} and divide run.batch_tokens={batch}",
         )
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 

@@ -1,12 +1,14 @@
 """Checkpoints: written atomically, verified before they are read, never unpickled.
 
-Each file has a manifest beside it (its SHA-256, step and tokens). A file is loaded with `weights_only` and only after
-its hash matches; a torn one is passed over for the last good one, and that is said.
+Each file has a manifest beside it (its SHA-256 and step). A file is loaded with `weights_only` and only after its hash
+matches; a torn one is passed over for the last good one, and that is said.
 """
 
 import hashlib
 import json
 import os
+import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,19 @@ class VerifiedIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        manifest = {"sha256": _sha256(temporary), "step": checkpoint["global_step"]}
-        # A manifest without its file is passed over, a file without its manifest too: either order of loss is safe.
-        manifest_of(path).unlink(missing_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
+            temporary.unlink(missing_ok=True)
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"{path}: could not be written ({cause}); the checkpoints before it are whole") from error
+        # The manifest comes first: killed in between, there is a manifest without a file, which nobody looks for.
+        self.remove_checkpoint(path)
+        write_atomic(manifest_of(path), json.dumps({"sha256": _sha256(temporary), "step": checkpoint["global_step"]}))
         os.replace(temporary, path)
-        write_atomic(manifest_of(path), json.dumps(manifest) + "\n")
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """The content of a verified checkpoint, on the CPU."""
@@ -42,8 +48,8 @@ class VerifiedIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """None, once the file and its manifest are gone."""
-        manifest_of(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
+        manifest_of(Path(path)).unlink(missing_ok=True)
 
 
 def manifest_of(path: Path) -> Path:
@@ -74,16 +80,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     problem = damage(path)
     if problem:
         raise ConfigError(f"{problem}; name another checkpoint of the run")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if "lccp" not in content:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"{path}: not a checkpoint of lccp-sim; it was not unpickled") from error
+    if not isinstance(content, dict) or "lccp" not in content:
         raise ConfigError(f"{path}: not a checkpoint of lccp-sim")
     return content
 
 
+def weights_hash(content: dict[str, Any]) -> str:
+    """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, wherever they lie."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(content["state_dict"].items()):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint files of a run directory, oldest first; at one step a window comes before a periodic one."""
-    files = [path for path in (run / "checkpoints").glob("*-*.ckpt") if not path.name.startswith(".")]
-    return sorted(files, key=lambda path: (int(path.stem.split("-")[1]), path.stem.startswith("last")))
+    files = [path for path in (run / "checkpoints").glob("*.ckpt") if re.fullmatch(r"(window|last)-\d{8}", path.stem)]
+    return sorted(files, key=lambda path: (step_of(path), path.stem.startswith("last")))
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step of a checkpoint, from its name."""
+    return int(path.stem.split("-")[1])
 
 
 def windows(run: Path) -> list[Path]:
@@ -103,7 +126,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(name: str) -> Path:
-    """The checkpoint file that `init_from` names: a checkpoint, or a run directory (its newest); globs may be used.
+    """The checkpoint file that `init_from` names: a checkpoint, or a finished run (its last one); globs may be used.
 
     Raises ConfigError where nothing, or more than one thing, is meant.
     """
@@ -115,18 +138,21 @@ def resolve(name: str) -> Path:
     path = found[0]
     if path.is_file():
         return path
-    checkpoint, problems = newest(path)
-    if checkpoint is None:
-        raise ConfigError(f"run.init_from={name!r}: no usable checkpoint in {path}" + "".join(f"; {p}" for p in problems))
     if not (path / "DONE").exists():
         raise ConfigError(f"run.init_from={name!r}: {path} is not finished; finish it, or name one of its checkpoints")
+    checkpoint, problems = newest(path)
+    if checkpoint is None or step_of(checkpoint) != step_of(checkpoints(path)[-1]):
+        why = "; ".join(problems) or "it has none"
+        raise ConfigError(f"run.init_from={name!r}: {path} has no whole last checkpoint ({why}); name another one")
     return checkpoint
 
 
 def _expand(name: str) -> Iterator[Path]:
+    """What a name or glob stands for; of several directories those that hold a run."""
     path = Path(name).expanduser()
     if path.exists():
         yield path
     elif any(letter in name for letter in "*?["):
         anchor = Path(path.anchor) if path.is_absolute() else Path()
-        yield from sorted(anchor.glob(str(path.relative_to(anchor))))
+        hits = sorted(anchor.glob(str(path.relative_to(anchor))))
+        yield from (hit for hit in hits if hit.suffix == ".ckpt" or (hit / "config.yaml").exists())

@@ -4,19 +4,23 @@ The name ends in a hash of what changes the numbers, so another seed or learning
 command finds its own unfinished or finished run.
 """
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from lccp_sim.config import Config, ConfigError, flatten, short_hash
+from lccp_sim.config import Config, ConfigError, flatten, refuse, short_hash
 from lccp_sim.records import write_atomic
-from lccp_sim.train.load import plain_config
+from lccp_sim.train.load import load_config, plain_config
 
-CONFIG, DONE = "config.yaml", "DONE"
+CONFIG, CORPUS, DONE, LOCK = "config.yaml", "corpus.json", "DONE", ".lock"
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
-FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens", "run.checkpoint_every_steps"}
-FREE |= {"run.init_from", "data.cache"}
+FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
+FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.tokens_before", "data.cache"}
 
 
 def run_directory(config: Config, init_hash: str | None) -> Path:
@@ -30,35 +34,99 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 
-def claim(directory: Path) -> FileLock:
-    """A held lock on the directory; release it at the end. Raises ConfigError where a live process holds it."""
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """While it is open, the directory is ours. Raises ConfigError where a live process holds it.
+
+    What killed writers left half-written goes at the start, and at the end a directory in which nothing was begun.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{directory}: in use by a live process; wait for it, or change run.name") from None
-    return lock
+    try:
+        for pattern in (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp"):
+            for path in directory.glob(pattern):
+                path.unlink()
+        yield
+    finally:
+        if all(path.name == LOCK for path in directory.iterdir()):
+            (directory / LOCK).unlink(missing_ok=True)
+            directory.rmdir()
+        lock.release()
+
+
+def read_config(directory: Path) -> Config:
+    """The config of a run directory. Raises ConfigError where it is none, or its config.yaml is damaged or not ours."""
+    plain = _read_plain(directory)
+    if isinstance(plain.get("run"), dict):
+        plain["run"].pop("tokens_before", None)
+    try:
+        return load_config(plain)
+    except ConfigError as error:
+        why = "; ".join(str(error).splitlines())
+        raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
+
+
+def _read_plain(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{directory}: no run directory (it has no {CONFIG})")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: damaged (no YAML mapping); put it back, or move the directory away to start anew")
+    return plain
 
 
 def check_same(directory: Path, config: Config) -> None:
     """None, or ConfigError naming the keys in which an existing directory's config differs."""
-    path = directory / CONFIG
-    if not path.exists():
+    if not (directory / CONFIG).exists():
         return
-    old, new = flatten(yaml.safe_load(path.read_text())), flatten(plain_config(config))
+    old, new = flatten(_read_plain(directory)), flatten(plain_config(config))
     differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _free(key))
     if differ:
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differ[:5])
-        raise ConfigError(f"{directory}: holds a run with other settings: {shown}; change run.name or run.root")
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise ConfigError(f"{directory}: holds a run with other settings: {shown}{more}; change run.name or run.root")
+    planned = old.get("run.tokens")
+    fewer = finished_tokens(directory) is None and isinstance(planned, int) and config.run.tokens < planned
+    refuse(
+        fewer,
+        "run.tokens",
+        config.run.tokens,
+        f"fewer than the {planned} that {directory} was begun with; it can only grow",
+    )
 
 
-def write_config(directory: Path, config: Config, tokens_before: int) -> None:
-    """None, once config.yaml holds the resolved config and the training tokens of the runs before."""
+def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dict[str, Any], tokenizer: str) -> None:
+    """None, once config.yaml (with the training tokens of the runs before), tokenizer.json and corpus.json are there.
+
+    Raises ConfigError where the run began with other text: resumed on it, the run would be none of the two.
+    """
+    path = directory / CORPUS
+    began = json.loads(path.read_text()) if path.exists() else corpus
+    if began["hash"] != corpus["hash"]:
+        raise ConfigError(
+            f"{directory}: the text of data.sources is not what the run began with (corpus {began['hash'][:12]} then, "
+            f"{corpus['hash'][:12]} now: other files or package versions?); bring it back, or change run.name"
+        )
     plain = plain_config(config)
     plain["run"]["tokens_before"] = tokens_before
     write_atomic(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_atomic(directory / "tokenizer.json", tokenizer)
+    write_atomic(path, json.dumps(corpus, indent=1, default=float) + "\n")
+
+
+def finished_tokens(directory: Path) -> int | None:
+    """The tokens of a finished run, or None."""
+    path = directory / DONE
+    return json.loads(path.read_text())["tokens"] if path.exists() else None
 
 
 def _free(key: str) -> bool:
-    return key == "run.tokens_before" or any(key == free or key.startswith(free + ".") for free in FREE)
+    return any(key == free or key.startswith(free + ".") for free in FREE)

@@ -1,9 +1,10 @@
-"""The files of a run directory that grow: records, samples, times, CSV.
+"""The files of a run directory that grow: records, samples, times.
 
 A checkpoint stores their byte lengths, and a resumed run cuts them back to these: what a killed process wrote after its
 last checkpoint is forgotten together with the weights that it described.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lccp_sim.monitors.values import Value
-from lccp_sim.records import Record, append_lines, read_records
+from lccp_sim.records import Record, append_lines, read_records, write_atomic
 
 RECORDS, TIMING = "records.jsonl", "timing.jsonl"
 
@@ -39,10 +40,9 @@ class Journal:
             "tags": [json.dumps(v.tags, sort_keys=True) for v in values],
             "value": pa.array([v.value for v in values], pa.float64()),
         }
-        path = self.directory / "samples" / f"{step:08d}.parquet"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        pq.write_table(pa.table(columns), temporary)
-        os.replace(temporary, path)
+        file = io.BytesIO()
+        pq.write_table(pa.table(columns), file)
+        write_atomic(self.directory / "samples" / f"{step:08d}.parquet", file.getvalue())
 
     def write_timing(self, rows: Iterable[dict[str, Any]]) -> None:
         """None, once the rows {step, tokens, what, seconds, forward_tokens} are on disk."""
@@ -55,18 +55,16 @@ class Journal:
 
     def lengths(self) -> dict[str, int]:
         """Byte lengths of the files that grow, for a checkpoint."""
-        return {path.relative_to(self.directory).as_posix(): path.stat().st_size for path in self._growing()}
+        return {path.name: path.stat().st_size for path in self._growing()}
 
     def truncate(self, lengths: dict[str, int], step: int) -> None:
-        """None, once everything written after the checkpoint at `step` is gone."""
+        """None, once everything written after the last window, at `step`, and `lengths` is gone."""
         for path in self._growing():
-            keep = lengths.get(path.relative_to(self.directory).as_posix(), 0)
-            if path.stat().st_size > keep:
-                os.truncate(path, keep)
+            if path.stat().st_size > lengths.get(path.name, 0):
+                os.truncate(path, lengths.get(path.name, 0))
         for path in (self.directory / "samples").glob("*.parquet"):
             if int(path.stem) > step:
                 path.unlink()
 
     def _growing(self) -> list[Path]:
-        fixed = [self.directory / RECORDS, self.directory / TIMING]
-        return [path for path in fixed if path.exists()] + sorted(self.directory.glob("csv/*/metrics.csv"))
+        return [path for name in (RECORDS, TIMING) if (path := self.directory / name).exists()]

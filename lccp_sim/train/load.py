@@ -64,8 +64,9 @@ def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, A
 
 def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
     """The sources by name. One without a kind is most likely another one's name, mistyped."""
-    sources = _mapping({"sources": {}} | data, "sources", "data.")
-    problems, found = [], {}
+    sources = _mapping({"sources": {}, **data}, "sources", "data.")
+    problems: list[str] = []
+    found: dict[str, Any] = {}
     for name, settings in sources.items():
         others = [other for other in sources if other != name]
         try:

@@ -6,7 +6,6 @@ equal, value by value.
 
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from lccp_sim.config import ConfigError
@@ -15,7 +14,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
 from lccp_sim.train.checkpoint import read_checkpoint, windows
-from lccp_sim.train.directory import CONFIG
+from lccp_sim.train.directory import CONFIG, claim, read_config
 from lccp_sim.train.journal import RECORDS, Journal
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.observe import headline
@@ -27,45 +26,52 @@ from lccp_sim.train.watch import HeadHistory, Watch
 def measure(run: Path, out: Path | None, check: bool, console: Console) -> int:
     """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/` or `out`, made anew.
 
-    Raises ConfigError where the directory is no run or holds no whole checkpoint.
+    Raises ConfigError where the directory is no run or holds no whole checkpoint, or where `out` is a run itself.
     """
-    if not (run / CONFIG).exists():
-        raise ConfigError(f"{run}: no run directory (it has no {CONFIG})")
-    plain = yaml.safe_load((run / CONFIG).read_text())
-    plain["run"].pop("tokens_before", None)
-    config = load_config(plain)
+    config = read_config(run)
+    out = out or run / "measured"
+    if (out / CONFIG).exists():
+        raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
     paths = windows(run)
     if not paths:
         raise ConfigError(f"{run}: no checkpoints of windows in {run / 'checkpoints'}")
     set_threads(config)
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, run / "tokenizer.json")
     watch = Watch(config.monitors.watch, corpus, windows_of(config))
-    journal = Journal(out or run / "measured")
-    journal.truncate({}, -1)
-    history = HeadHistory([])
     model = Transformer(config.model, corpus.vocab_size)
-    records: list[Record] = []
-    for path in paths:
-        content = read_checkpoint(path)
-        load_weights(model, Start(path, content))
-        moment = Moment(content["lccp"]["step"], content["lccp"]["tokens"])
-        seen = watch.look(model, moment, history)
-        journal.write(seen.records)
-        if seen.values:
-            journal.write_samples(moment.step, seen.values)
-        journal.write_timing(seen.timing)
-        records += seen.records
-        console.print(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-    console.print(f"{len(records):,} records in {journal.directory / RECORDS}")
+    history, records = HeadHistory([]), []
+    with claim(out):
+        journal = Journal(out)
+        journal.truncate({}, -1)
+        for path in paths:
+            content = read_checkpoint(path)
+            load_weights(model, Start(path, content))
+            # The end of a run that was extended later was a window, too: the grid is the one of that time.
+            watch.windows = windows_of(load_config(content["lccp"]["config"]))
+            moment = Moment(content["lccp"]["step"], content["lccp"]["tokens"])
+            seen = watch.look(model, moment, history)
+            journal.write(seen.records)
+            if seen.values:
+                journal.write_samples(moment.step, seen.values)
+            journal.write_timing(seen.timing)
+            records += seen.records
+            console.print(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        console.print(f"{len(records):,} records in {journal.directory / RECORDS}")
     return _compare(run, records, console) if check else 0
 
 
 def _compare(run: Path, measured: list[Record], console: Console) -> int:
-    own = {record.key: record for record in read_records(run / RECORDS)[0]}
-    ours = [(record, own.get(record.key)) for record in measured]
-    differ = [(m, o) for m, o in ours if o is None or o.line() != m.line()]
-    for m, o in differ[:5]:
-        there = "missing" if o is None else repr(o.value)
-        console.print(f"differs: {m.monitor}/{m.metric} {dict(m.tags)} at step {m.step}: {m.value!r} now, {there} in the run")
-    console.print(f"check: {len(measured) - len(differ):,} of {len(measured):,} records equal")
+    """0 where both hold the same records of what was measured, 1 where one lacks a record or a value differs."""
+    now = {record.key: record for record in measured}
+    looked = {(record.step, record.monitor) for record in measured}
+    then = {r.key: r for r in read_records(run / RECORDS)[0] if (r.step, r.monitor) in looked}
+    differ = []
+    for key in now | then:
+        new, old = now.get(key), then.get(key)
+        if new is None or old is None or new.line() != old.line():
+            values = [repr(record.value) if record else "missing" for record in (new, old)]
+            differ.append(f"{key[1]}/{key[2]} {key[3]} at step {key[0]}: {values[0]} now, {values[1]} in the run")
+    for line in differ[:5]:
+        console.print(f"differs: {line}", markup=False)
+    console.print(f"check: {len(now | then) - len(differ):,} of {len(now | then):,} records equal")
     return 1 if differ else 0

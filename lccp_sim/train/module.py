@@ -10,13 +10,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lccp_sim.config import Config
+from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.models.transformer import Block, Transformer
 
 
 class NotFinite(RuntimeError):
-    """A loss that is not finite: the step, and the documents of the micro-batch."""
+    """A loss, gradient or measured value that is not finite: the step, and the documents of the batch."""
 
 
 class LccpModule(L.LightningModule):
@@ -28,18 +28,20 @@ class LccpModule(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
+        self.step_names: list[str] = []
+        self.grad_norm = torch.zeros(())
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"])
         learn_BT = batch["learn_BT"]
-        loss = cross_entropy(out.hidden_BTD[learn_BT], self.model.head_weight, batch["targets_BT"][learn_BT], batch["target_count"])
+        targets_R = batch["targets_BT"][learn_BT]
+        loss = cross_entropy(out.hidden_BTD[learn_BT], self.model.head_weight, targets_R, batch["target_count"])
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
-        if not torch.isfinite(loss + aux):
-            names = ", ".join(batch["names"][:8]) + (", ..." if len(batch["names"]) > 8 else "")
-            raise NotFinite(f"the loss is {loss.item()} at step {self.global_step + 1}, on documents {names}")
+        self.step_names += batch["names"]
+        self._check_finite("loss", loss + aux)
         self.step_loss += loss.detach()
         self.step_aux += aux.detach()
         self.step_counts = self.step_counts + out.count_LE
@@ -52,6 +54,21 @@ class LccpModule(L.LightningModule):
             self.step_loss = torch.zeros((), device=self.device)
             self.step_aux = torch.zeros((), device=self.device)
             self.step_counts = 0
+            self.step_names = []
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """None; clips, keeps the norm from before, and stops while the weights are still whole."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.config.optim.clip_norm or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self._check_finite("gradient norm", self.grad_norm)
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            names = ", ".join(self.step_names[:8]) + (", ..." if len(self.step_names) > 8 else "")
+            raise NotFinite(f"the {what} is {value.item()} at step {self.global_step + 1}, on documents {names}")
 
     def update_router_bias(self) -> None:
         """None; moves each layer's selection bias towards the experts that this step starved (arXiv 2408.15664)."""
@@ -59,6 +76,7 @@ class LccpModule(L.LightningModule):
         if rate:
             count_LE = self.trainer.strategy.reduce(self.step_counts, reduce_op="sum").float()
             for block, count_E in zip(self.model.blocks, count_LE, strict=True):
+                assert isinstance(block, Block)
                 block.moe.bias_E += rate * (count_E.mean() - count_E).sign()
 
     def configure_optimizers(self) -> Any:
@@ -75,6 +93,11 @@ class LccpModule(L.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on the device; `bounds` stay on the CPU, where attention reads them."""
         return {k: v.to(device) if isinstance(v, Tensor) and k != "bounds" else v for k, v in batch.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ConfigError where the checkpoint was trained with another tokenizer than the data are read with."""
+        if checkpoint["lccp"]["tokenizer"] != self.facts["tokenizer"]:
+            raise ConfigError("tokenizer.json is not the one that the run's checkpoints were trained with; put it back")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what another run needs to start from these weights."""

@@ -6,7 +6,7 @@ the last checkpoint, and the resumed run writes the same bytes again.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,7 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.images import window_images
 from lccp_sim.train.journal import Journal
-from lccp_sim.train.module import LccpModule, NotFinite
+from lccp_sim.train.module import LccpModule
 from lccp_sim.train.watch import HeadHistory, Watch
 
 
@@ -32,15 +32,14 @@ class Observe(L.Callback):
         self.history = HeadHistory([])
         self.seen_step = -1
         self.signalled: int | None = None
-        self.grad_norm: Any = None
-        self.clock = time.perf_counter()
+        self.clock = (0, time.perf_counter())
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: how long the files are at this moment."""
         return {"lengths": self.journal.lengths(), "seen_step": self.seen_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cuts the files back to the moment of the checkpoint."""
+        """Cuts the files back to the moment of the checkpoint; loggers are cut by the step (`train/progress.py`)."""
         self.seen_step = state_dict["seen_step"]
         self.journal.truncate(state_dict["lengths"], self.seen_step)
         self.history = HeadHistory(self.journal.records())
@@ -51,16 +50,15 @@ class Observe(L.Callback):
             signal.signal(number, self._on_signal)
         if trainer.global_step == 0 and self.seen_step < 0:
             self._window(trainer, pl_module)
-        self.clock = time.perf_counter()
+        self.clock = (trainer.global_step, time.perf_counter())
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What the loggers hold back goes to disk, so that a kill loses nothing of before the checkpoint."""
+        for logger in trainer.loggers:
+            logger.save()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.signalled = number
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """Keeps the gradient norm before clipping, where it will be logged."""
-        if (trainer.global_step + 1) % self.log_every == 0:
-            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self.grad_norm = sum(g.double().square().sum() for g in grads).sqrt()  # type: ignore[union-attr]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,13 +69,14 @@ class Observe(L.Callback):
         assert isinstance(pl_module, LccpModule)
         pl_module.update_router_bias()
         step = trainer.global_step
-        if step % self.log_every == 0:
-            self._log_training(trainer, pl_module)
+        records = self._training(trainer, pl_module) if step % self.log_every == 0 else []
         if step in self.watch.windows:
             self._log_time(trainer)
-            self._window(trainer, pl_module)
-            self.clock = time.perf_counter()
-        if self.signalled is not None:
+            self._window(trainer, pl_module, records)
+            self.clock = (step, time.perf_counter())
+        elif records:
+            self._write(trainer, records)
+        if self.signalled is not None and step < trainer.max_steps:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))
             self.say(f"{signal.Signals(self.signalled).name}: saved step {step}; the same command goes on from here")
             trainer.should_stop = True
@@ -85,36 +84,31 @@ class Observe(L.Callback):
     def _path(self, name: str) -> Any:
         return self.journal.directory / "checkpoints" / f"{name}.ckpt"
 
-    def _log_training(self, trainer: L.Trainer, module: LccpModule) -> None:
+    def _training(self, trainer: L.Trainer, module: LccpModule) -> list[Record]:
+        """The records of the step that just ended."""
         optim, last = module.config.optim, trainer.global_step - 1
         numbers = {
             "loss_nats": float(trainer.strategy.reduce(module.step_loss.clone(), reduce_op="sum")),
             "aux_loss": float(trainer.strategy.reduce(module.step_aux.clone(), reduce_op="sum")),
             "lr": optim.lr * optim.factor(last, module.config.run.steps),
-            "grad_norm": float(self.grad_norm),
+            "grad_norm": float(module.grad_norm),
         }
-        records = [self._training_record(trainer.global_step, metric, value) for metric, value in numbers.items()]
-        self._write(trainer, records)
-
-    def _training_record(self, step: int, metric: str, value: float) -> Record:
-        try:
-            return Record(step, step * self.batch_tokens, "training", "train", metric, value, 1)
-        except ValueError as error:
-            raise NotFinite(str(error)) from error
+        moment = Moment(trainer.global_step, trainer.global_step * self.batch_tokens)
+        return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]
 
     def _log_time(self, trainer: L.Trainer) -> None:
-        step = trainer.global_step
-        seconds = round(time.perf_counter() - self.clock, 4)
-        tokens = (step - max(self.seen_step, 0)) * self.batch_tokens
+        step, (since, clock) = trainer.global_step, self.clock
+        seconds = round(time.perf_counter() - clock, 4)
+        tokens = (step - since) * self.batch_tokens
         row = {"step": step, "tokens": step * self.batch_tokens, "what": "train", "seconds": seconds}
         self.journal.write_timing([row | {"forward_tokens": tokens}])
 
-    def _window(self, trainer: L.Trainer, module: Any) -> None:
-        """Look, write, say one line, save."""
+    def _window(self, trainer: L.Trainer, module: Any, training: Sequence[Record] = ()) -> None:
+        """Look, write (the step's training records, too), say one line, save."""
         step = trainer.global_step
         moment = Moment(step, step * self.batch_tokens)
         seen = self.watch.look(module.model, moment, self.history)
-        self._write(trainer, seen.records)
+        self._write(trainer, [*training, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
@@ -127,11 +121,10 @@ class Observe(L.Callback):
         trainer.save_checkpoint(self._path(f"window-{step:08d}"))
 
     def _write(self, trainer: L.Trainer, records: list[Record]) -> None:
-        """Records to the journal; whole-monitor ones to every logger as `monitor/metric`."""
+        """Records to the journal; whole-monitor ones to every logger as `monitor/metric`, once a step."""
         self.journal.write(records)
         scalars = {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
-        if scalars and records:
-            scalars["tokens"] = float(records[0].tokens)
+        scalars["tokens"] = float(trainer.global_step * self.batch_tokens)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
 

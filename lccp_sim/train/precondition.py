@@ -21,11 +21,13 @@ HIT_AT_LEAST = 0.8
 COPY_RATIO_AT_MOST = 0.25
 
 
-def check_precondition(model: Transformer, corpus: Corpus, watch: Watch, start: Start, console: Console) -> list[Record]:
+def check_precondition(
+    model: Transformer, corpus: Corpus, watch: Watch, start: Start, console: Console
+) -> list[Record]:
     """Records of monitor `precondition` at step 0, where there is a base and a needle and an induction monitor.
 
-    hit_frac: needles at the longest monitored length within the base's context. copy_nll_ratio: NLL of the second copy of a random
-    span over that of the first.
+    hit_frac: needles at the base's own context length. copy_nll_ratio: NLL of the second copy of a random span over
+    that of the first.
     """
     needle = next((m for m in watch.monitors.values() if isinstance(m, Needle)), None)
     induction = next((m for m in watch.monitors.values() if isinstance(m, Induction)), None)
@@ -47,9 +49,9 @@ def check_precondition(model: Transformer, corpus: Corpus, watch: Watch, start: 
     ratio = second.value / first.value
     verdict = "met" if hit.value >= HIT_AT_LEAST and ratio <= COPY_RATIO_AT_MOST else "NOT met"
     console.print(
-        f"precondition {verdict}: the base, at its own context of {old} tokens, hits {hit.value:.2f} of {hit.n} needles "
-        f"(needed {HIT_AT_LEAST}) and copies an unmarked span: NLL {first.value:.2f} at first, {second.value:.2f} at the "
-        f"second copy (ratio {ratio:.2f}, needed {COPY_RATIO_AT_MOST} or less)"
+        f"precondition {verdict}: the base, at its own context of {old} tokens, hits {hit.value:.2f} of {hit.n} "
+        f"needles (needed {HIT_AT_LEAST}) and copies an unmarked span: NLL {first.value:.2f} at first, "
+        f"{second.value:.2f} at the second copy (ratio {ratio:.2f}, needed {COPY_RATIO_AT_MOST} or less)"
     )
     rows = [(hit.metric, hit.value, hit.n, hit.stderr), ("copy_nll_ratio", ratio, second.n, None)]
     rows += [(r.metric, r.value, r.n, r.stderr) for r in (first, second)]

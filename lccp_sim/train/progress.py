@@ -1,6 +1,7 @@
 """What a person sees of a run: the corpus before step 1, the progress bar, the loggers."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.records import write_atomic
 
 
 class Progress(RichProgressBar):
@@ -21,10 +23,14 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=5)
         self.batch_tokens, self.steps = batch_tokens, steps
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The columns at the right of the bar."""
         done = trainer.global_step * self.batch_tokens
-        task = self.progress.tasks[self.train_progress_bar_id] if self.progress and self.train_progress_bar_id is not None else None
+        bar = self.train_progress_bar_id
+        task = self.progress.tasks[bar] if self.progress and bar is not None else None
         speed = (task.speed or 0.0) * self.batch_tokens / trainer.accumulate_grad_batches if task else 0.0
         loss = float(getattr(pl_module, "step_loss", float("nan")))
         total = self.steps * self.batch_tokens
@@ -46,20 +52,22 @@ def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
         )  # fmt: skip
     console.print(table)
     for warning in corpus.warnings:
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
-def loggers(config: Config, directory: Path, step: int) -> list[Logger]:
-    """TensorBoard, CSV, and what `run.loggers` adds ({name: {class: dotted path, ...}}), ready to go on at `step`."""
-    _cut_csv(directory / "csv", step)
-    purge = {"purge_step": step + 1} if step else {}
+def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
+    """TensorBoard, CSV, and what `run.loggers` adds ({name: {class: dotted path, ...}}), to go on at step `first`.
+
+    What a killed process wrote of that step and later ones is cut away: TensorBoard does so when it reads the new file.
+    """
+    _cut_csv(directory / "csv", first)
     out: list[Logger] = [
-        TensorBoardLogger(directory, name="tensorboard", version="", **purge),
-        CSVLogger(directory, name="csv", version=f"from_step_{step:08d}", flush_logs_every_n_steps=1),
+        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=first),
+        CSVLogger(directory, name="csv", version=f"from_step_{first:08d}", flush_logs_every_n_steps=1),
     ]
     for name, settings in config.run.loggers.items():
-        settings = dict(settings)
-        path = settings.pop("class", "")
+        settings = dict(settings) if isinstance(settings, dict) else {}
+        path = str(settings.pop("class", ""))
         module, _, kind = path.rpartition(".")
         if not module:
             raise ConfigError(f"run.loggers.{name}.class={path!r}: needs the dotted path of a Lightning logger")
@@ -70,14 +78,15 @@ def loggers(config: Config, directory: Path, step: int) -> list[Logger]:
     return out
 
 
-def _cut_csv(folder: Path, step: int) -> None:
-    """Lightning empties a CSV that it opens again, so each start has its own; rows after `step` go from the older ones."""
+def _cut_csv(folder: Path, first: int) -> None:
+    """None; the CSVs of earlier starts lose their rows from `first` on. (Lightning empties one that it opens again.)"""
     for path in sorted(folder.glob("from_step_*/metrics.csv")):
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
-        keep = [row for row in rows if int(row["step"]) <= step]
-        if len(keep) < len(rows):
-            with open(path, "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(keep)
+        # A kill may have cut the last row off; it lacks columns then.
+        keep = [row for row in rows if None not in row.values() and int(row["step"]) < first]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0].keys() if rows else [])
+        writer.writeheader()
+        writer.writerows(keep)
+        write_atomic(path, text.getvalue())

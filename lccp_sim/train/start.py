@@ -8,13 +8,13 @@ from lccp_sim.config import Config, ConfigError, ModelConfig
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.checkpoint import manifest_of, read_checkpoint, resolve
+from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
 from lccp_sim.train.load import load_config
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint's path, content and hash, and the tokens that its weights have seen; all empty for a fresh start."""
+    """A checkpoint's path and content, the hash of its weights, the tokens that they have seen; or nothing of it."""
 
     path: Path | None = None
     content: dict[str, Any] | None = None
@@ -31,8 +31,7 @@ class Start:
         facts = content["lccp"]
         base = load_config(facts["config"]).model
         _check_shapes(base, config.model, path)
-        weights = manifest_of(path).read_text()
-        return Start(path, content, weights, facts["tokens"] + facts["tokens_before"])
+        return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
 
     @property
     def model(self) -> ModelConfig:
@@ -44,8 +43,8 @@ class Start:
         """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""
         if self.content is not None and self.content["lccp"]["tokenizer"] != tokenizer_hash(corpus.tokenizer):
             raise ConfigError(
-                f"data.tokenizer: is not the tokenizer of {self.path} ({self.content['lccp']['vocab_size']} tokens there, "
-                f"{corpus.vocab_size} here); remove data.tokenizer.path, or name that run's tokenizer.json"
+                f"data.tokenizer: is not the tokenizer of {self.path} ({self.content['lccp']['vocab_size']} tokens "
+                f"there, {corpus.vocab_size} here); remove data.tokenizer.path, or name that run's tokenizer.json"
             )
 
 
@@ -64,7 +63,9 @@ def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path 
         return None
     base = start.path.parent.parent / "tokenizer.json"
     if not base.exists():
-        raise ConfigError(f"{base}: missing; a chained run needs its base's tokenizer (or set data.tokenizer.kind=file)")
+        raise ConfigError(
+            f"{base}: missing; a chained run needs its base's tokenizer (or set data.tokenizer.kind=file)"
+        )
     return base
 
 

@@ -18,6 +18,7 @@ from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
+from lccp_sim.train.module import NotFinite
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Watch:
                 report(name)
                 monitor, start = self.monitors[name], time.perf_counter()
                 measured = monitor.score(model, self.items[name])
-                records += monitor.aggregate(measured, moment)
+                try:
+                    records += monitor.aggregate(measured, moment)
+                except ValueError as error:  # a Record refuses what is not finite
+                    raise NotFinite(str(error)) from error
                 values += monitor.samples(measured)
                 seconds = time.perf_counter() - start
                 cost = {"seconds": round(seconds, 4), "forward_tokens": monitor.forward_tokens(self.items[name])}
