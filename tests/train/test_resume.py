@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is the run that was not: same records, samples and weights, nothing logged twice."""
+"""A run that was killed and resumed is the run that was not: the same bytes and weights, nothing logged twice."""
 
 import csv
 import os

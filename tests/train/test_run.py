@@ -1,0 +1,303 @@
+"""What a run promises: same config same bytes, no trace of monitors, no role of micro-batches, extension."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from lccp_sim.config import Config, ConfigError, OptimConfig
+from lccp_sim.data.pools import open_corpus
+from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.monitors.values import Moment
+from lccp_sim.train.load import load_config, windows_of
+from lccp_sim.train.module import LccpModule, NotFinite
+from lccp_sim.train.run import train
+from lccp_sim.train.watch import HeadHistory, Watch
+from lccp_sim.train.windows import window_steps
+from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
+
+UNWATCHED = {f"monitors.{name}": None for name in ("needle", "perplexity", "induction", "routing", "probe")}
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in records(directory).splitlines()]
+
+
+def losses(directory: Path) -> dict[str, list[float]]:
+    """The training records of a run by metric."""
+    found: dict[str, list[float]] = {}
+    for row in rows(directory):
+        if row["monitor"] == "train":
+            found.setdefault(row["metric"], []).append(row["value"])
+    return found
+
+
+def copied(finished: Path, config: Config) -> Path:
+    """A copy of the finished run where `config` looks for it."""
+    return Path(shutil.copytree(finished, Path(config.run.root) / finished.name))
+
+
+def test_the_same_config_in_another_directory_writes_the_same_bytes(run: Callable[..., Path], finished: Path) -> None:
+    again = run()
+    assert again.name == finished.name and again != finished
+    assert_same_run(again, finished)
+
+
+def test_another_seed_writes_others(run: Callable[..., Path], finished: Path) -> None:
+    assert records(run({"seed": 1})) != records(finished)
+
+
+def test_there_is_one_record_for_each_thing_measured(finished: Path) -> None:
+    keys = [
+        (row["step"], row["monitor"], row["metric"], json.dumps(row["tags"], sort_keys=True)) for row in rows(finished)
+    ]
+    assert len(keys) == len(set(keys))
+    steps = {
+        monitor: sorted({row["step"] for row in rows(finished) if row["monitor"] == monitor}) for _, monitor, *_ in keys
+    }
+    assert steps["needle"] == steps["heads"] == steps["perplexity"] == steps["routing"] == WINDOWS
+    assert steps["probe"] == [0, 6, 12]
+    assert steps["train"] == [2, 4, 6, 8, 10, 12]
+    assert all(row["tokens"] == row["step"] * BATCH for row in rows(finished))
+
+
+def test_monitors_leave_no_trace_in_training(run: Callable[..., Path], finished: Path) -> None:
+    unwatched = run(UNWATCHED)
+    assert {row["monitor"] for row in rows(unwatched)} == {"train"}
+    assert losses(unwatched) == losses(finished)
+    mine, theirs = (
+        torch.load(path / "checkpoints" / "last-00000010.ckpt", weights_only=True) for path in (unwatched, finished)
+    )
+    for key in mine["state_dict"]:
+        assert torch.equal(mine["state_dict"][key], theirs["state_dict"][key])
+    assert any(value.any() for key, value in mine["state_dict"].items() if "bias_E" in key)
+    [mine], [theirs] = mine["optimizer_states"], theirs["optimizer_states"]
+    for index, state in mine["state"].items():
+        assert all(torch.equal(state[key], theirs["state"][index][key]) for key in state)
+    assert mine["param_groups"] == theirs["param_groups"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
+    make: Callable[..., Config], training: bool
+) -> None:
+    config = make()
+    corpus = open_corpus(config.data, config.run.context_tokens, config.seed)
+    model = initialise(Transformer(config.model, corpus.vocab_size), 0)
+    model.blocks[0].moe.eval()  # a part that differs from the whole must stay different
+    model.train(training)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    watch = Watch(config.monitors.watch, corpus, [0])
+    seen = watch.look(model, Moment(0, 0), HeadHistory([]))
+    assert {value.monitor for value in seen.values} == {"needle", "heads", "perplexity", "induction", "probe"}
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+    assert model.training == training and torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert watch.look(model, Moment(0, 0), HeadHistory([])).records == seen.records
+
+
+def test_four_micro_batches_equal_one(run: Callable[..., Path]) -> None:
+    whole = run({**UNWATCHED, "run.name": "whole"})
+    parts = run({**UNWATCHED, "run.name": "parts", "run.micro_batch_tokens": BATCH // 4})
+    for metric, values in losses(whole).items():
+        assert losses(parts)[metric] == pytest.approx(values, rel=1e-5, abs=1e-7)
+    one, four = final(whole), final(parts)
+    assert all(torch.allclose(one[key], four[key], rtol=0, atol=1e-5) for key in one)
+    moved = {key: value for key, value in one.items() if "bias_E" in key}
+    assert len(moved) == 2 and all(torch.equal(value, four[key]) and value.any() for key, value in moved.items())
+
+
+def test_a_resumed_run_with_micro_batches_equals_the_uninterrupted_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {**UNWATCHED, "run.micro_batch_tokens": BATCH // 2, "run.log_every_steps": 1}
+    whole = run({**keys, "run.name": "whole"})
+    plain = LccpModule.training_step
+
+    def stop(self: LccpModule, batch: Any, index: int) -> Any:
+        if self.global_step == 7 and index % 2:
+            raise KeyError("stopped")
+        return plain(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LccpModule, "training_step", stop)
+        with pytest.raises(KeyError, match="stopped"):
+            run({**keys, "run.name": "parts"})
+    assert records(run({**keys, "run.name": "parts"})) == records(whole)
+
+
+def test_a_resumed_module_sees_the_batches_of_the_uninterrupted_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = LccpModule.training_step, []
+
+    def keep(self: LccpModule, batch: Any, index: int) -> Any:
+        seen.append((self.global_step, batch["tokens_BT"].tolist(), batch["target_count"], batch["names"]))
+        if stop_at == self.global_step:
+            raise KeyError("stopped")
+        return plain(self, batch, index)
+
+    monkeypatch.setattr(LccpModule, "training_step", keep)
+    stop_at = 8
+    with pytest.raises(KeyError, match="stopped"):
+        run({**UNWATCHED, "monitors.first_window_tokens": None})
+    stop_at = -1
+    run({**UNWATCHED, "monitors.first_window_tokens": None})
+    assert [step for step, *_ in seen] == [*range(9), *range(5, STEPS)]
+    assert seen[5:9] == seen[9:13]
+    assert len({str(batch) for _, batch, *_ in seen}) == STEPS
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(make: Callable[..., Config], say: Any, finished: Path) -> None:
+    config = make()
+    directory = copied(finished, config)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != ".lock"}
+    assert train(config, say) == directory
+    assert "done (3,072 tokens); a larger run.tokens extends it" in say.file.getvalue()
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != ".lock"} == before
+
+
+def test_more_tokens_extend_a_finished_run(
+    make: Callable[..., Config], run: Callable[..., Path], finished: Path
+) -> None:
+    short = run({"run.tokens": 7 * BATCH})
+    first = records(short)
+    assert windows_of(make({"run.tokens": 7 * BATCH})) == [0, 3, 4, 6, 7]
+    assert run() == short and json.loads((short / "DONE").read_text())["tokens"] == STEPS * BATCH
+    assert records(short).startswith(first)
+    assert [row for row in rows(short) if row["step"] != 7] == rows(finished)
+    assert {name: data for name, data in samples(short).items() if "07" not in name} == samples(finished)
+    assert all(torch.equal(value, final(finished)[key]) for key, value in final(short).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"run.log_every_steps": 3}, "run.log_every_steps (2 there, 3 now)"),
+        ({"monitors.needle.items": 6}, "monitors.needle.items (4 there, 6 now)"),
+        ({"monitors.probe": None}, "monitors.probe.items (2 there, None now)"),
+    ],
+)
+def test_another_setting_in_the_same_directory_is_refused(
+    changes: dict, shown: str, make: Callable[..., Config], say: Console, finished: Path
+) -> None:
+    config = make(changes)
+    directory = copied(finished, config)
+    with pytest.raises(ConfigError) as caught:
+        train(config, say)
+    assert shown in str(caught.value) and "\n" not in str(caught.value) and str(directory) in str(caught.value)
+    assert records(directory) == records(finished)
+
+
+def test_what_changes_the_numbers_changes_the_directory(make: Callable[..., Config]) -> None:
+    from lccp_sim.train.directory import run_directory
+
+    base = run_directory(make(), None)
+    for key, value in {"optim.lr": 1e-4, "seed": 1, "model.d_expert": 32, "data.held_out_frac": 0.2}.items():
+        assert run_directory(make({key: value}), None) != base
+    for key, value in {"run.tokens": 99 * BATCH, "run.threads": 2, "data.cache": "elsewhere"}.items():
+        assert run_directory(make({key: value}), None) == base
+    cosine = {"optim.schedule": "cosine"}
+    assert run_directory(make(cosine), None) != run_directory(make({**cosine, "run.tokens": 99 * BATCH}), None)
+    assert run_directory(make(), "weights") != base
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
+    run: Callable[..., Path], make: Callable[..., Config], say: Console, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LccpModule.training_step
+
+    def poison(self: LccpModule, batch: Any, index: int) -> Any:
+        if self.global_step == 9:
+            self.model.norm.weight.data[0] = math.nan
+        return plain(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LccpModule, "training_step", poison)
+        with pytest.raises(NotFinite) as caught:
+            run()
+    message = str(caught.value)
+    assert "nan at step 10, on documents " in message and ".txt" in message and "\n" not in message
+    assert "window-00000008.ckpt" in message
+    assert_same_run(run(), finished)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(
+    run: Callable[..., Path], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LccpModule.training_step
+
+    def poison(self: LccpModule, batch: Any, index: int) -> Any:
+        loss = plain(self, batch, index)
+        return loss * math.inf if self.global_step == 6 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LccpModule, "training_step", poison)
+        with pytest.raises(NotFinite, match="gradient norm is (inf|nan) at step 7, on documents .*window-00000006"):
+            run()
+    assert_same_run(run(), finished)
+
+
+def test_the_learning_rate_follows_its_schedule(run: Callable[..., Path]) -> None:
+    keys = {**UNWATCHED, "run.log_every_steps": 1, "optim.schedule": "cosine", "optim.final_lr_frac": 0.1}
+    lr = losses(run(keys))["lr"]
+    assert lr[:3] == pytest.approx([1e-3, 2e-3, 3e-3]) and lr[3] == pytest.approx(3e-3)
+    assert lr[3:] == sorted(lr[3:], reverse=True) and 3e-4 < lr[-1] < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", {0: 0.25, 3: 1.0, 4: 1.0, 19: 1.0}),
+        ("linear", {0: 0.25, 3: 1.0, 4: 1.0, 12: 0.5, 19: 1 / 16, 20: 0.0}),
+        ("cosine", {0: 0.25, 4: 1.0, 12: 0.6, 20: 0.2, 25: 0.2}),
+    ],
+)
+def test_schedules_at_the_steps_that_matter(schedule: Any, expected: dict[int, float]) -> None:
+    optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4, final_lr_frac=0.2)
+    assert {step: optim.factor(step, 20) for step in expected} == pytest.approx(expected)
+
+
+def test_windows_lie_on_a_grid_of_tokens_that_runs_share() -> None:
+    assert window_steps(1000, 100, 60) == [0, 10, 14, 20, 28, 40, 57, 60]
+    assert window_steps(1000, 100, 40) == [0, 10, 14, 20, 28, 40]
+    assert window_steps(1000, 200, 30) == [0, 5, 7, 10, 14, 20, 28, 30]
+    assert window_steps(None, 100, 60) == [0, 60]
+    assert window_steps(1, 100, 4) == [0, 1, 2, 3, 4]
+    assert window_steps(10**9, 100, 4) == [0, 4]
+
+
+def test_a_window_of_every_monitor_is_shown_in_one_line(say: Any, make: Callable[..., Config]) -> None:
+    train(make({"run.tokens": BATCH}), say)
+    [line] = [line for line in say.file.getvalue().splitlines() if line.startswith("step      1 ")]
+    assert "256 tokens | hit " in line and "answer NLL" in line and "probe" in line
+
+
+def test_the_config_of_a_run_is_on_disk_and_reads_back(finished: Path, make: Callable[..., Config]) -> None:
+    import yaml
+
+    plain = yaml.safe_load((finished / "config.yaml").read_text())
+    assert plain["run"].pop("tokens_before") == 0
+    plain["run"]["root"] = make().run.root
+    assert load_config(plain) == make()
+
+
+def test_times_are_kept_apart_from_records(finished: Path) -> None:
+    timing = [json.loads(line) for line in (finished / "timing.jsonl").read_text().splitlines()]
+    trained = [row for row in timing if row["what"] == "train"]
+    assert [row["step"] for row in trained] == WINDOWS[1:]
+    assert sum(row["forward_tokens"] for row in trained) == STEPS * BATCH
+    assert {row["what"] for row in timing} == {
+        "train",
+        *(f"monitor:{m}" for m in ("needle", "perplexity", "induction", "routing", "probe")),
+    }
+    assert "seconds" not in records(finished).decode()
