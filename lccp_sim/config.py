@@ -148,6 +148,10 @@ class RunConfig:
             micro,
             f"must be a multiple of run.context_tokens={self.context_tokens} and divide run.batch_tokens={batch}",
         )
+        for name, logger in self.loggers.items():
+            path = logger.get("class") if isinstance(logger, Mapping) else None
+            known = isinstance(path, str) and "." in path
+            refuse(not known, f"run.loggers.{name}.class", path, "must be the dotted path of a Lightning logger")
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
     @property

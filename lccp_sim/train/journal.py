@@ -25,7 +25,6 @@ class Journal:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        (directory / "samples").mkdir(parents=True, exist_ok=True)
 
     def write(self, records: Sequence[Record]) -> None:
         """None, once the records are on disk."""

@@ -66,13 +66,10 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
         CSVLogger(directory, name="csv", version=f"from_step_{first:08d}", flush_logs_every_n_steps=1),
     ]
     for name, settings in config.run.loggers.items():
-        settings = dict(settings) if isinstance(settings, dict) else {}
-        path = str(settings.pop("class", ""))
-        module, _, kind = path.rpartition(".")
-        if not module:
-            raise ConfigError(f"run.loggers.{name}.class={path!r}: needs the dotted path of a Lightning logger")
+        module, _, kind = settings["class"].rpartition(".")
+        own = {key: value for key, value in settings.items() if key != "class"}
         try:
-            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**settings))
+            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**own))
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"run.loggers.{name}: {error}") from error
     return out
