@@ -4,36 +4,50 @@ After LongBio (arXiv 2506.02921): people with attributes, one question per attri
 the evaluation are never seen in fine-tuning. All inventories are our own.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from lccp_sim.data.tokenizer import encode
+
 FIRST = (
-    "Ada Alma Anton Arno Basil Beata Bela Boris Carla Cora Dario Della Edgar Elena Elmar Emil Enzo Erna Fabio Felix Flora Frida Gerda Greta "
-    "Gustav Hanna Helga Hugo Ida Igor Ines Irma Ivan Jana Jasper Jonas Judith Karin Kaspar Klara Lars Leona Liam Livia Lorenz Luca Magda Marco "
-    "Marta Milan Mira Nadia Nils Nora Olaf Olga Oscar Otto Paula Petra Pablo Quentin Rafael Rita Robin Rosa Ruben Samuel Selma Simon Sofia Stella"
+    "Ada Alma Anton Arno Basil Beata Bela Boris Carla Cora Dario Della Edgar Elena Elmar Emil Enzo Erna Fabio Felix "
+    "Flora Frida Gerda Greta Gustav Hanna Helga Hugo Ida Igor Ines Irma Ivan Jana Jasper Jonas Judith Karin Kaspar "
+    "Klara Lars Leona Liam Livia Lorenz Luca Magda Marco Marta Milan Mira Nadia Nils Nora Olaf Olga Oscar Otto Paula "
+    "Petra Pablo Quentin Rafael Rita Robin Rosa Ruben Samuel Selma Simon Sofia Stella"
 ).split()
 LAST = (
-    "Abel Arndt Bacher Balint Becker Berg Bianchi Blom Brandt Braun Calder Carver Colmar Conti Dahl Decker Dorn Dumont Eckert Egger Falk Farkas "
-    "Ferrer Fink Gallo Garde Glaser Graf Haas Hagen Hartley Heller Holm Huber Jansen Jost Kaiser Keller Kemp Koller Kovac Kraus Lambert Lang "
-    "Lindner Lorca Lund Mason Mercer Meyer Molnar Moser Nagel Novak Olsen Palmer Pavel Perez Pohl Quast Rader Reiter Ricci Roth Sandor Sauer "
-    "Seidel Sommer Steiner Stone Thaler Tomas Urban Varga Vogel Wagner Weber Winkler Wolf Zander Zeller"
+    "Abel Arndt Bacher Balint Becker Berg Bianchi Blom Brandt Braun Calder Carver Colmar Conti Dahl Decker Dorn Dumont "
+    "Eckert Egger Falk Farkas Ferrer Fink Gallo Garde Glaser Graf Haas Hagen Hartley Heller Holm Huber Jansen Jost "
+    "Kaiser Keller Kemp Koller Kovac Kraus Lambert Lang Lindner Lorca Lund Mason Mercer Meyer Molnar Moser Nagel Novak "
+    "Olsen Palmer Pavel Perez Pohl Quast Rader Reiter Ricci Roth Sandor Sauer Seidel Sommer Steiner Stone Thaler Tomas "
+    "Urban Varga Vogel Wagner Weber Winkler Wolf Zander Zeller"
 ).split()
 VALUES = {
-    "hobby": "archery baking canoeing chess climbing cycling dancing diving fencing fishing gardening hiking juggling knitting painting pottery "
-    "reading rowing running sailing sewing singing skating skiing surfing swimming tennis walking weaving writing".split(),
-    "city": "Aarhus Basel Bergen Bilbao Bologna Bremen Bruges Cork Dresden Galway Geneva Genoa Ghent Graz Krakow Leeds Leipzig Lille Linz Lyon "
-    "Malmo Murcia Nantes Oslo Porto Prague Riga Seville Tartu Turin Turku Utrecht Verona Vilnius York Zagreb".split(),
-    "major": "algebra anatomy botany chemistry design drama ecology economics ethics geology geometry history law linguistics literature logic "
-    "medicine music nursing optics physics poetry rhetoric robotics statistics surgery theology zoology".split(),
+    "hobby": (
+        "archery baking canoeing chess climbing cycling dancing diving fencing fishing gardening hiking juggling "
+        "knitting painting pottery reading rowing running sailing sewing singing skating skiing surfing swimming "
+        "tennis walking weaving writing"
+    ).split(),
+    "city": (
+        "Aarhus Basel Bergen Bilbao Bologna Bremen Bruges Cork Dresden Galway Geneva Genoa Ghent Graz Krakow Leeds "
+        "Leipzig Lille Linz Lyon Malmo Murcia Nantes Oslo Porto Prague Riga Seville Tartu Turin Turku Utrecht Verona "
+        "Vilnius York Zagreb"
+    ).split(),
+    "major": (
+        "algebra anatomy botany chemistry design drama ecology economics ethics geology geometry history law "
+        "linguistics literature logic medicine music nursing optics physics poetry rhetoric robotics statistics "
+        "surgery theology zoology"
+    ).split(),
 }
 STATEMENTS = {
     "hobby": ("The hobby of {x} is {v}.", "{x} likes {v} most.", "In free time {x} does {v}."),
     "city": ("The city of {x} is {v}.", "{x} works in {v}.", "The office of {x} stands in {v}."),
     "major": ("The major of {x} was {v}.", "{x} studied {v}.", "The degree of {x} is in {v}."),
 }
-QUESTIONS = {"hobby": "What is the hobby of {x}?", "city": "What is the city of {x}?", "major": "What is the major of {x}?"}
+QUESTIONS = {attribute: f"What is the {attribute} of {{x}}?" for attribute in VALUES}
 HELD_OUT_EVERY = 3
 
 
@@ -46,7 +60,7 @@ class Question(NamedTuple):
 
 
 def draw_question(rng: np.random.Generator, tokenizer: Tokenizer, bos: int, length: int, evaluation: bool) -> Question:
-    """A text of at most `length` tokens (as many biographies as fit) that asks one attribute of one person.
+    """A text that asks one attribute of one person: as many biographies as `length` tokens hold, but at least the one.
 
     Tasks: `standard` states the attribute as in fine-tuning, `paraphrase` (evaluation only) in a phrasing that
     fine-tuning never shows. The answer is the value, ended by a newline; it is tokenized apart from the question.
@@ -55,13 +69,13 @@ def draw_question(rng: np.random.Generator, tokenizer: Tokenizer, bos: int, leng
     task = "paraphrase" if evaluation and rng.random() < 0.5 else "standard"
     who, attribute = next(names), list(VALUES)[int(rng.integers(3))]
     bio, value = _biography(rng, who, attribute, evaluation, task)
-    question = tokenizer.encode(f"\nQuestion: {QUESTIONS[attribute].format(x=who)}\nAnswer:").ids
-    answer = tokenizer.encode(f" {value}").ids + tokenizer.encode("\n").ids
-    pieces = [tokenizer.encode(bio).ids]
+    question = encode(tokenizer, f"\nQuestion: {QUESTIONS[attribute].format(x=who)}\nAnswer:")
+    answer = encode(tokenizer, f" {value}") + encode(tokenizer, "\n")
+    pieces = [encode(tokenizer, bio)]
     used = 1 + len(question) + len(answer) + len(pieces[0])
-    while True:
-        other, _ = _biography(rng, next(names), attribute, evaluation, task)
-        ids = tokenizer.encode(other).ids
+    for name in names:
+        other, _ = _biography(rng, name, attribute, evaluation, task)
+        ids = encode(tokenizer, other)
         if used + len(ids) > length:
             break
         pieces.append(ids)
@@ -71,8 +85,8 @@ def draw_question(rng: np.random.Generator, tokenizer: Tokenizer, bos: int, leng
     return Question(np.array(tokens), len(tokens) - len(answer), task)
 
 
-def _names(rng: np.random.Generator, evaluation: bool):
-    """An endless stream of names without repetition; evaluation has first names of its own."""
+def _names(rng: np.random.Generator, evaluation: bool) -> Iterator[str]:
+    """All names in random order; evaluation has first names of its own."""
     firsts = [name for i, name in enumerate(FIRST) if (i % HELD_OUT_EVERY == 0) == evaluation]
     for which in rng.permutation(len(firsts) * len(LAST)):
         yield f"{firsts[which // len(LAST)]} {LAST[which % len(LAST)]}"

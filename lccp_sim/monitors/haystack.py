@@ -2,16 +2,26 @@
 
 import numpy as np
 
-from lccp_sim.config import ConfigError
+from lccp_sim.config import ConfigError, nearest
+from lccp_sim.data.pools import Corpus
+
+
+def held_out(corpus: Corpus, source: str) -> list[np.ndarray]:
+    """The held-out documents of a source. Raises ConfigError where the run has no source of that name."""
+    names = corpus.held_out_documents
+    if source not in names:
+        known = f"this run has {', '.join(names)}{nearest(source, names)}"
+        raise ConfigError(f"monitors: no source is called {source!r}; {known}")
+    return corpus.held_out(source)
 
 
 class Haystack:
-    """Draws from the documents of the source called `name`; ConfigError where it has none."""
+    """Draws from the held-out documents of the source called `name`; ConfigError where it has none."""
 
-    def __init__(self, documents: list[np.ndarray], name: str):
-        self.documents, self.name = documents, name
-        self.lengths = np.array([len(d) for d in documents])
-        if not len(documents):
+    def __init__(self, corpus: Corpus, name: str):
+        self.documents, self.name = held_out(corpus, name), name
+        self.lengths = np.array([len(d) for d in self.documents])
+        if not self.documents:
             raise ConfigError(f"monitors: the source {name!r} has no held-out documents; raise data.held_out_frac")
 
     def take(self, rng: np.random.Generator, length: int) -> np.ndarray:

@@ -20,13 +20,13 @@ from lccp_sim.models.taps import attention_rows, tapping
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import batches, score_spans
+from lccp_sim.monitors.observing import batches, score_places
 from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
 
 
 class RepeatItem(NamedTuple):
-    """A text of `length` tokens whose last tokens repeat a random span that stands at its start region."""
+    """A text of `length` tokens whose last ones repeat a random span of its first half; places are [start, stop)."""
 
     id: str
     length: int
@@ -55,7 +55,7 @@ class Induction(Monitor):
 
     def prepare(self, corpus: Corpus) -> list[RepeatItem]:
         """The items. Raises ConfigError where a length does not hold two spans."""
-        haystack, plain = Haystack(corpus.held_out(self.haystack), self.haystack), plain_tokens(corpus.tokenizer)
+        haystack, plain = Haystack(corpus, self.haystack), plain_tokens(corpus.tokenizer)
         n, items = self.span_tokens, []
         for length in self.lengths:
             if length < 2 * n + 4:
@@ -71,26 +71,30 @@ class Induction(Monitor):
         return items
 
     def score(self, model: Transformer, items: list[RepeatItem]) -> RepeatValues:
-        """NLL of the first and the second copy (without their first token, which nothing foretells)."""
+        """NLL of the first and the second copy (without their first token, which nothing foretells), and the heads."""
         values: list[Value] = []
         scores = []
         for group in batches([item.length for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
             tap = _PrefixTap([item.first for item in chosen], [item.second for item in chosen])
             with tapping(model, tap):
-                second = score_spans(model, [c.tokens for c in chosen], [(c.second[0] + 1, c.second[1]) for c in chosen])
-            first = score_spans(model, [c.tokens for c in chosen], [(c.first[0] + 1, c.first[1]) for c in chosen])
+                spans = score_places(model, [c.tokens for c in chosen], [_places(c) for c in chosen])
             scores.append(tap.scores)
+            n = self.span_tokens - 1
             for i, item in enumerate(chosen):
+                numbers = {
+                    "first_copy_nll_nats": spans.nll[i, :n].mean(),
+                    "second_copy_nll_nats": spans.nll[i, n:].mean(),
+                    "second_copy_hit_frac": spans.hit[i, n:].mean(),
+                }
                 tags: Tags = {"length": item.length}
-                values.append(Value("induction", "first_copy_nll_nats", item.id, tags, float(first.nll[i].mean())))
-                values.append(Value("induction", "second_copy_nll_nats", item.id, tags, float(second.nll[i].mean())))
-                values.append(Value("induction", "second_copy_hit_frac", item.id, tags, float(second.hit[i].mean())))
+                values += [Value("induction", metric, item.id, tags, float(x)) for metric, x in numbers.items()]
         return RepeatValues(values, np.concatenate(scores))
 
     def aggregate(self, measured: RepeatValues, moment: Moment) -> list[Record]:
         """Over all lengths, per length, and the prefix-matching score of every head."""
-        records = summarise(measured.values, moment, self.tier, lambda v: {}) + summarise(measured.values, moment, self.tier)
+        records = summarise(measured.values, moment, self.tier, lambda v: {})
+        records += summarise(measured.values, moment, self.tier)
         for layer, head in np.ndindex(measured.scores.shape[1:]):
             numbers = measured.scores[:, layer, head].astype(float).tolist()
             mean, stderr = mean_and_stderr(numbers)
@@ -104,7 +108,12 @@ class Induction(Monitor):
 
     def forward_tokens(self, items: list[RepeatItem]) -> int:
         """Tokens that one window sends through the model."""
-        return 2 * sum(item.length for item in items)
+        return sum(item.length for item in items)
+
+
+def _places(item: RepeatItem) -> np.ndarray:
+    """Both copies without their first token."""
+    return np.concatenate([np.arange(start + 1, stop) for start, stop in (item.first, item.second)])
 
 
 class _PrefixTap:

@@ -11,19 +11,21 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import ConfigError, refuse
-from lccp_sim.data.facts import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, draw_fact
+from lccp_sim.data.facts import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.taps import tapping
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.heads import METRICS, CopyTap, CopyTask
+from lccp_sim.monitors.heads import METRICS, CopyTap
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import Spans, batches, score_spans
 from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
+
+LEAST_FILLER = 2  # tokens of haystack: depths 0 and 1 then differ
 
 
 class NeedleItem(NamedTuple):
@@ -51,7 +53,8 @@ class Needle(Monitor):
     """The grid: `items` texts a length, spread evenly over `depths` depths, for each variant.
 
     `controls` of them are scored once more with the needle replaced by haystack. Variants: single (a template that
-    training may show), heldout (a template that it never shows), distractor (`distractors` more facts of the template).
+    training may show), heldout (a template that it never shows), distractor (`distractors` more facts of the template,
+    with keys of their own).
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
@@ -60,40 +63,66 @@ class Needle(Monitor):
     depths: Annotated[int, Gt(1)] = 5
     controls: Annotated[int, Ge(2)] = 10
     variants: dict[Literal["single", "heldout", "distractor"], Annotated[int, Gt(0)]] | None = None
-    distractors: Annotated[int, Gt(0)] = 3
+    distractors: Annotated[int, Gt(0), Le(32)] = 3
     heads: bool = True
     kind: Literal["needle"] = "needle"
     tier: ClassVar[str] = "probabilistic"
 
     def __post_init__(self) -> None:
-        refuse(self.items % self.depths, "monitors.needle.items", self.items, f"must be a multiple of depths={self.depths}")
+        rule = f"must be a multiple of depths={self.depths}"
+        refuse(self.items % self.depths, "monitors.needle.items", self.items, rule)
         refuse(not self.lengths, "monitors.needle.lengths", self.lengths, "needs at least one length")
 
     def prepare(self, corpus: Corpus) -> list[NeedleItem]:
         """The items: the same at every window and in every arm. Raises ConfigError where a needle does not fit."""
-        haystack = Haystack(corpus.held_out(self.haystack), self.haystack)
+        haystack = Haystack(corpus, self.haystack)
         counts = {"single": self.items} | dict(self.variants or {})
         items = []
         for length in self.lengths:
             for v, variant in enumerate(("single", "heldout", "distractor")):
+                least = self._least_tokens(corpus, length, variant) if counts.get(variant, 0) else {}
                 for i in range(counts.get(variant, 0)):
                     rng = np.random.default_rng((self.seed, length, v, i))
-                    items.append(self._item(rng, corpus, haystack, length, variant, i))
+                    items.append(self._item(rng, corpus, haystack, length, variant, i, least))
         return items
 
-    def _item(self, rng: Any, corpus: Corpus, haystack: Haystack, length: int, variant: str, i: int) -> NeedleItem:
+    def _least_tokens(self, corpus: Corpus, length: int, variant: str) -> dict[Template, int]:
+        """The least length that holds each template of a variant: known, for all facts of a template have one length.
+
+        ConfigError where `length` does not hold all of them; with distractors, where it holds none.
+        """
+        rng, extra = np.random.default_rng(0), self.distractors if variant == "distractor" else 0
+        least = {}
+        for template in HELDOUT_TEMPLATES if variant == "heldout" else TRAIN_TEMPLATES:
+            fact = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
+            least[template] = 1 + LEAST_FILLER + len(fact.question_ids) + (2 + extra) * len(fact.needle_ids)
+        needed = min(least.values()) if extra else max(least.values())
+        what = f"a needle, {extra} distractors, the question" if extra else "a needle, its question"
+        rule = f"{length} tokens do not hold {what} and the answer; use at least {needed}"
+        if length < needed:
+            raise ConfigError(f"monitors.needle.lengths ({variant}): {rule}")
+        return least
+
+    def _item(
+        self,
+        rng: Any,
+        corpus: Corpus,
+        haystack: Haystack,
+        length: int,
+        variant: str,
+        i: int,
+        least: dict[Template, int],
+    ) -> NeedleItem:
         depth = i % self.depths / (self.depths - 1)
-        templates = HELDOUT_TEMPLATES if variant == "heldout" else TRAIN_TEMPLATES
-        template = templates[int(rng.integers(len(templates)))]
-        fact = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
+        while least[template := list(least)[int(rng.integers(len(least)))]] > length:
+            pass
         n_facts = 1 + (self.distractors if variant == "distractor" else 0)
-        others = [draw_fact(rng, template, corpus.tokenizer, evaluation=True) for _ in range(n_facts - 1)]
-        room = length - 1 - len(fact.question_ids) - 2 * len(fact.needle_ids) - sum(len(o.needle_ids) for o in others)
-        if room < 2:
-            raise ConfigError(
-                f"monitors.needle.lengths: {length} tokens do not hold a needle of {len(fact.needle_ids)}, its question "
-                f"of {len(fact.question_ids)} and its answer; use at least {length - room + 2}"
-            )
+        facts: dict[bytes, Fact] = {}  # by key: a second value for a key would leave the question open
+        while len(facts) < n_facts:
+            drawn = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
+            facts.setdefault(drawn.key_ids.tobytes(), drawn)
+        fact, *others = facts.values()
+        room = length - 1 - len(fact.question_ids) - (1 + n_facts) * len(fact.needle_ids)
         filler = haystack.take(rng, room)
         places = [round(depth * room), *(int(p) for p in rng.integers(0, room + 1, n_facts - 1))]
         inserts = sorted(zip(places, range(n_facts), [fact, *others], strict=True), key=lambda x: x[:2])
@@ -121,13 +150,12 @@ class Needle(Monitor):
         head_scores: list[np.ndarray] = []
         for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
-            tapped = self.heads and any(item.tags["variant"] == "single" for item in chosen)
+            tapped = [i for i, item in enumerate(chosen) if self.heads and item.tags["variant"] == "single"]
             spans, scores = _forward(model, chosen, tapped)
+            head_items += [chosen[i].id for i in tapped]
+            head_scores += list(scores)
             for i, item in enumerate(chosen):
                 values += _values(item, spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
-                if scores is not None and item.tags["variant"] == "single":
-                    head_items.append(item.id)
-                    head_scores.append(scores[i])
         values += self._controls(model, items, values)
         return NeedleValues(values, head_items, np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0)))
 
@@ -175,11 +203,12 @@ class Needle(Monitor):
         return sum(len(item.tokens) * (2 if item.control is not None else 1) for item in items)
 
 
-def _forward(model: Transformer, items: list[NeedleItem], tapped: bool) -> tuple[Spans, np.ndarray | None]:
+def _forward(model: Transformer, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
+    """The answers' scores of all items, and the heads' of those at the indices `tapped`."""
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped:
-        return score_spans(model, tokens, answers), None
-    tap = CopyTap(CopyTask(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items]))
+        return score_spans(model, tokens, answers), np.zeros((0, 0, 0, 0))
+    tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], tapped)
     with tapping(model, tap):
         return score_spans(model, tokens, answers), tap.scores
 

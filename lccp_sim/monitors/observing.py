@@ -14,8 +14,8 @@ from lccp_sim.models.transformer import Transformer
 
 @contextmanager
 def observing(model: torch.nn.Module) -> Iterator[None]:
-    """While it is open: eval mode, no gradients, a forked random state; everything is restored after."""
-    training = model.training
+    """While it is open: eval mode, no gradients, a forked random state; then all is as before, errors or not."""
+    modes = [(module, module.training) for module in model.modules()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(0)
@@ -23,7 +23,8 @@ def observing(model: torch.nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            model.train(training)
+            for module, training in modes:
+                module.training = training
 
 
 class Spans(NamedTuple):
@@ -45,14 +46,19 @@ def pad(rows: list[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_spans(model: Transformer, tokens: list[np.ndarray], spans: list[tuple[int, int]]) -> Spans:
-    """Teacher-forced scores of the tokens [start, stop) of each sequence, in one forward; the head sees only these.
+    """Teacher-forced scores of the tokens [start, stop) of each sequence: `score_places` of consecutive places."""
+    return score_places(model, tokens, [np.arange(start, stop) for start, stop in spans])
+
+
+def score_places(model: Transformer, tokens: list[np.ndarray], places: list[np.ndarray]) -> Spans:
+    """Teacher-forced scores of the tokens at `places` of each sequence, in one forward; the head sees only these.
 
     Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal
     attention cannot see.
     """
     device = model.embedding.weight.device
     tokens_BT = torch.from_numpy(pad(tokens)[0]).to(device)
-    answer, mask = pad([np.arange(start, stop) for start, stop in spans], fill=1)
+    answer, mask = pad(places, fill=1)
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
     answer_BA = torch.from_numpy(answer).to(device)
     real_BA = torch.from_numpy(mask).to(device)
@@ -64,7 +70,7 @@ def score_spans(model: Transformer, tokens: list[np.ndarray], spans: list[tuple[
 
 
 def query_rows(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Positions of the rows that predict the tokens of each span, [B, A] int64, and the mask [B, A] of the real ones."""
+    """Positions of the rows that predict each span's tokens, [B, A] int64, and the mask [B, A] of the real ones."""
     rows, mask = pad([np.arange(start - 1, stop - 1) for start, stop in spans])
     return torch.from_numpy(rows), torch.from_numpy(mask)
 

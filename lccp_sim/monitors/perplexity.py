@@ -15,14 +15,15 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.loss import token_scores
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import batches
-from lccp_sim.monitors.values import Moment, Value, summarise
+from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
 
 class DocumentItem(NamedTuple):
-    """BOS and the first `context` tokens of a held-out document (or of a stretch of it)."""
+    """BOS and `context_tokens` consecutive tokens of a held-out document."""
 
     id: str
     source: str
@@ -48,7 +49,7 @@ class Perplexity(Monitor):
         items = []
         for s, source in enumerate(self.sources):
             rng = np.random.default_rng((self.seed, s))
-            documents = corpus.held_out(source)
+            documents = held_out(corpus, source)
             n = self.context_tokens
             places = [(d, start) for d, ids in enumerate(documents) for start in range(0, len(ids) - n + 1, n)]
             if len(places) < 2:
@@ -66,13 +67,14 @@ class Perplexity(Monitor):
     def score(self, model: Transformer, items: list[DocumentItem]) -> list[Value]:
         """Mean NLL of each item over all positions, over each log2 bucket of positions, and in short windows."""
         values: list[Value] = []
-        edges = [2**j for j in range(20) if 2**j < self.context_tokens]
-        for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
+        edges = [2**j for j in range((self.context_tokens - 1).bit_length())]
+        for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
             tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.embedding.weight.device)
-            full, short = _nll(model, tokens_BT), self._short_nll(model, tokens_BT)
+            full = _nll(model, tokens_BT)
+            short = self._short_nll(model, tokens_BT, full)
             for item, full_T, short_T in zip(chosen, full, short, strict=True):
-                tags = {"source": item.source}
+                tags: Tags = {"source": item.source}
                 means = {"nll_nats": full_T.mean(), "short_nll_nats": short_T.mean()}
                 means["long_short_gain_nats"] = short_T.mean() - full_T.mean()
                 values += [Value("perplexity", metric, item.id, tags, float(mean)) for metric, mean in means.items()]
@@ -83,18 +85,20 @@ class Perplexity(Monitor):
                     )
         return values
 
-    def _short_nll(self, model: Transformer, tokens_BT: torch.Tensor) -> np.ndarray:
-        """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in."""
-        B = len(tokens_BT)
-        text_BT = tokens_BT[:, 1:]
-        pieces = []
-        for window in text_BT.split(self.short_tokens, dim=1):
-            bos = tokens_BT[:, :1]
-            pieces.append(torch.cat((bos, window), dim=1))
-        same = [p for p in pieces if p.shape == pieces[0].shape]
-        nll = _nll(model, torch.cat(same)).reshape(len(same), B, -1)
-        rows = list(nll) + [_nll(model, p) for p in pieces[len(same) :]]
-        return np.concatenate(rows, axis=1)
+    def _short_nll(self, model: Transformer, tokens_BT: torch.Tensor, full: np.ndarray) -> np.ndarray:
+        """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in.
+
+        The first window is how the full one begins, so it is taken from `full`.
+        """
+        bos_B1, rest_BT = tokens_BT[:, :1], tokens_BT[:, 1 + self.short_tokens :]
+        parts = [full[:, : self.short_tokens]]
+        windows = rest_BT.split(self.short_tokens, dim=1) if rest_BT.shape[1] else ()
+        whole = [window for window in windows if window.shape[1] == self.short_tokens]
+        for group in (whole, windows[len(whole) :]):
+            if group:
+                nll = _nll(model, torch.cat([torch.cat((bos_B1, window), dim=1) for window in group]))
+                parts += list(nll.reshape(len(group), len(tokens_BT), -1))
+        return np.concatenate(parts, axis=1)
 
     def aggregate(self, values: list[Value], moment: Moment) -> list[Record]:
         """Over all sources, per source, and per source and position."""
@@ -107,7 +111,7 @@ class Perplexity(Monitor):
 
     def forward_tokens(self, items: list[DocumentItem]) -> int:
         """Tokens that one window sends through the model."""
-        return 2 * sum(len(item.tokens) for item in items)
+        return len(items) * (2 * self.context_tokens - min(self.short_tokens, self.context_tokens))
 
 
 def _nll(model: Transformer, tokens_BT: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
 
-The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR cosine
-to a quarter. It runs on a copy of the model, so the run that it watches is untouched to the bit.
+The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
+cosine to a quarter. It runs on a copy of the model, so the run that it watches is untouched to the bit.
 """
 
 import copy
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import OptimConfig
+from lccp_sim.config import OptimConfig, refuse
 from lccp_sim.data.biographies import Question, draw_question
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.loss import cross_entropy
@@ -33,7 +33,10 @@ class ProbeItems(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Monitor):
-    """`steps` AdamW updates on `rows` questions of at most `train_tokens`; `items` questions of (short, long] tokens."""
+    """`steps` AdamW updates on `rows` questions of at most `train_tokens`, then `items` held-out questions.
+
+    The limits of these lie in (short_tokens, long_tokens]: each text has as many biographies as its limit holds.
+    """
 
     short_tokens: Annotated[int, Gt(0)]
     long_tokens: Annotated[int, Gt(0)]
@@ -47,7 +50,16 @@ class Probe(Monitor):
     tier: ClassVar[str] = "behavioural"
 
     def prepare(self, corpus: Corpus) -> ProbeItems:
-        """The same questions at every window; fine-tuning and evaluation share no person, value or held-out phrasing."""
+        """The same questions at every window; fine-tuning and evaluation share no person and no value.
+
+        Raises ConfigError where a single biography and its question are longer than the limits.
+        """
+        refuse(
+            self.short_tokens >= self.long_tokens,
+            "monitors.probe.short_tokens",
+            self.short_tokens,
+            f"must be less than long_tokens={self.long_tokens}",
+        )
         rng = np.random.default_rng((self.seed, 0))
         train = [
             [draw_question(rng, corpus.tokenizer, corpus.bos, self.train_tokens, False) for _ in range(self.rows)]
@@ -55,7 +67,15 @@ class Probe(Monitor):
         ]
         rng = np.random.default_rng((self.seed, 1))
         lengths = rng.integers(self.short_tokens, self.long_tokens, self.items) + 1
-        return ProbeItems(train, [draw_question(rng, corpus.tokenizer, corpus.bos, int(n), True) for n in lengths])
+        evaluation = [draw_question(rng, corpus.tokenizer, corpus.bos, int(n), True) for n in lengths]
+        for key, limit, questions in (
+            ("train_tokens", self.train_tokens, [question for batch in train for question in batch]),
+            ("long_tokens", self.long_tokens, evaluation),
+        ):
+            longest = max(len(question.tokens) for question in questions)
+            rule = f"does not hold a biography and its question; use at least {longest}"
+            refuse(longest > limit, f"monitors.probe.{key}", limit, rule)
+        return ProbeItems(train, evaluation)
 
     def score(self, model: Transformer, items: ProbeItems) -> list[Value]:
         """Values before fine-tuning (sft_step 0), and after it for each probe seed."""

@@ -16,7 +16,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.values import Moment
+from lccp_sim.monitors.values import Moment, Tags
 from lccp_sim.records import Record
 
 
@@ -32,16 +32,21 @@ class Routing(Monitor):
 
     def prepare(self, corpus: Corpus) -> np.ndarray:
         """Tokens [items, context]."""
-        haystack = Haystack(corpus.held_out(self.source), self.source)
+        haystack = Haystack(corpus, self.source)
         rng = np.random.default_rng(self.seed)
         return np.stack([haystack.take(rng, self.context_tokens) for _ in range(self.items)])
 
     def score(self, model: Transformer, items: np.ndarray) -> np.ndarray:
         """Rows per layer and expert, [L, E]."""
-        return model(torch.from_numpy(items).to(model.embedding.weight.device)).count_LE.cpu().numpy()
+        tokens_BT = torch.from_numpy(items).to(model.embedding.weight.device)
+        parts = tokens_BT.split(max(1, self.tokens_per_forward // self.context_tokens))
+        return np.sum([model(part).count_LE.cpu().numpy() for part in parts], axis=0)
 
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
-        """Per layer: largest share, entropy of the shares (nats), dead experts; over layers: largest, mean, sum."""
+        """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.
+
+        `n` counts routed rows (tokens x top-k) of a layer, not independent items: there is no standard error.
+        """
         n = int(count_LE[0].sum())
         layers = []
         records = []
@@ -50,7 +55,7 @@ class Routing(Monitor):
             entropy = -sum(s * math.log(s) for s in share_E if s > 0)
             layers.append((max(share_E), entropy, float((count_E == 0).sum())))
             for expert, share in enumerate(share_E):
-                tags = {"layer": layer, "expert": expert}
+                tags: Tags = {"layer": layer, "expert": expert}
                 records.append(Record(*moment, self.tier, "routing", "load_frac", share, n, None, tags))
         names = ("load_max_frac", "load_entropy_nats", "dead_experts_count")
         whole = (max(x[0] for x in layers), sum(x[1] for x in layers) / len(layers), sum(x[2] for x in layers))

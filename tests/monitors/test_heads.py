@@ -1,0 +1,201 @@
+"""Retrieval and induction heads: planted ones are found, alone; fast scores equal those of the full matrix."""
+
+import numpy as np
+import pytest
+import torch
+
+from lccp_sim.models.taps import tapping
+from lccp_sim.monitors import Induction, Needle
+from lccp_sim.monitors.heads import METRICS, CopyTap
+from lccp_sim.monitors.induction import RepeatItem
+from lccp_sim.monitors.needle import NeedleItem
+from lccp_sim.monitors.observing import observing, score_spans
+from lccp_sim.monitors.values import Moment
+from tests.monitors.worlds import (
+    COPY_HEAD,
+    FILLER,
+    NEEDLE,
+    SINK_HEAD,
+    planted_item,
+    planted_model,
+    tiny_model,
+)
+
+MONITOR = Needle(lengths=(64,), haystack="prose")
+HARD, SOFT, MASS, SINK = range(4)
+
+
+def planted_items(counts: tuple[int, ...] = (4, 9, 17), length: int = 120) -> list[NeedleItem]:
+    rng = np.random.default_rng(1)
+    return [
+        planted_item(str(i), length, rng.choice(list(NEEDLE), n, replace=False).tolist(), i)
+        for i, n in enumerate(counts)
+    ]
+
+
+def full_matrix_scores(model: torch.nn.Module, items: list[NeedleItem]) -> np.ndarray:
+    """The four scores [items, layers, heads, metrics] from whole causal attention matrices in fp64, in plain loops."""
+    seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+    out = []
+    for item in items:
+        seen.clear()
+        with torch.no_grad(), tapping(model, lambda layer, q, k, scale: seen.append((q, k, scale))):
+            model(torch.from_numpy(item.tokens[None]))
+        scores = np.zeros((len(seen), seen[0][0].shape[2], 4))
+        for layer, (q, k, scale) in enumerate(seen):
+            k = k.double().repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+            logits = torch.einsum("tnh,snh->nts", q[0].double(), k[0]) * scale
+            future = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+            full = logits.masked_fill(future, float("-inf")).softmax(-1).numpy()
+            for head in range(len(full)):
+                for p in range(*item.answer):
+                    row = full[head, p - 1]
+                    same = [j for j in range(*item.needle) if item.tokens[j] == item.tokens[p]]
+                    scores[layer, head] += [
+                        row.argmax() in same,
+                        row[same].sum(),
+                        row[slice(*item.needle)].sum(),
+                        row[0],
+                    ]
+        out.append(scores / (item.answer[1] - item.answer[0]))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope"])
+def test_the_planted_head_copies_everything_and_no_other_head_copies(qk_norm: str) -> None:
+    items = planted_items()
+    with observing(model := planted_model(qk_norm)):
+        seen = MONITOR.score(model, items)
+    assert seen.head_items == ["0", "1", "2"]
+    np.testing.assert_allclose(seen.head_scores[:, *COPY_HEAD, :3], 1.0, atol=1e-4)
+    assert (seen.head_scores[:, *COPY_HEAD, HARD] == 1.0).all()
+    np.testing.assert_allclose(seen.head_scores[:, *SINK_HEAD, SINK], 1.0, atol=1e-4)
+    records = [r for r in MONITOR.aggregate(seen, Moment(0, 0)) if r.metric == "copy_hard_frac"]
+    above = {(r.tags["layer"], r.tags["head"]): r.value for r in records if r.value > 0.1}
+    assert len(records) == 8 and above == {COPY_HEAD: 1.0}
+    assert all(v.value == 1.0 for v in seen.values if v.metric == "hit_frac")
+
+
+def test_a_planted_head_one_token_off_scores_nothing() -> None:
+    """The row that predicts token p is p-1: a needle span or an answer shifted by one must not score."""
+    with observing(model := planted_model()):
+        for item in planted_items():
+            shifted = item._replace(answer=(item.answer[0] - 1, item.answer[1] - 1))
+            n = item.answer[1] - item.answer[0]
+            exact = MONITOR.score(model, [shifted]).head_scores[0, *COPY_HEAD, HARD]
+            assert exact == pytest.approx((n - 1) / n)  # the separator before the needle is outside of the span
+            late = item._replace(needle=(item.needle[0] + 1, item.needle[1] + 1))
+            assert MONITOR.score(model, [late]).head_scores[0, *COPY_HEAD, HARD] == pytest.approx((n - 1) / n)
+
+
+def test_uniform_attention_scores_at_chance() -> None:
+    model = planted_model()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.qkv.weight[: 4 * 128] = 0.0
+    items = planted_items()
+    with observing(model):
+        scores = MONITOR.score(model, items).head_scores
+    for item, got in zip(items, scores, strict=True):
+        n, keys = item.needle[1] - item.needle[0], np.arange(*item.answer)  # row p-1 sees p keys
+        chance = [0.0, (1 / keys).mean(), (n / keys).mean(), (1 / keys).mean()]
+        np.testing.assert_allclose(got, np.broadcast_to(chance, got.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope"])
+@pytest.mark.parametrize("length", [64, 131, 258])
+def test_tapped_scores_equal_those_of_the_full_matrix(qk_norm: str, length: int) -> None:
+    """Answers of different lengths in one batch, two query heads per key head; needles with repeated tokens too."""
+    rng = np.random.default_rng(length)
+    items = [
+        planted_item(str(i), length, rng.choice(list(NEEDLE), n).tolist(), i) for i, n in enumerate((3, 12, 12, 20))
+    ]
+    model = tiny_model(64, seed=length, qk_norm=qk_norm, qk_norm_gain=3.0)
+    if qk_norm == "none":  # nothing bounds q and k: make them as sharp as the norm's gain does
+        for block in model.blocks:
+            block.attention.qkv.weight.data[: 6 * 8] *= 5.0
+    with observing(model):
+        got = MONITOR.score(model, items).head_scores
+    want = full_matrix_scores(model, items)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert want[..., HARD].max() > 0 and want[..., SOFT].max() > 0.05  # there was something to compare
+
+
+def test_bf16_scores_equal_those_of_its_own_matrix_and_are_near_fp32() -> None:
+    items = planted_items()
+    model = tiny_model(64)
+    with observing(model):
+        fp32 = MONITOR.score(model, items).head_scores
+    with observing(model.to(torch.bfloat16)):
+        bf16 = MONITOR.score(model, items).head_scores
+    np.testing.assert_allclose(bf16, full_matrix_scores(model, items), atol=1e-6)
+    np.testing.assert_allclose(bf16[..., 1:], fp32[..., 1:], atol=0.02)
+
+
+def test_rows_formed_in_groups_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, model = planted_items((5, 9, 17, 11)), tiny_model(64)
+    with observing(model):
+        whole = MONITOR.score(model, items).head_scores
+        monkeypatch.setattr("lccp_sim.monitors.heads.ROWS_LIMIT", 1)
+        np.testing.assert_allclose(MONITOR.score(model, items).head_scores, whole, atol=1e-7)
+
+
+def test_only_single_needles_are_scored_whatever_stands_beside_them() -> None:
+    items, model = planted_items((5, 9, 17)), tiny_model(64)
+    mixed = [items[0]._replace(tags=items[0].tags | {"variant": "distractor"}), *items[1:]]
+    with observing(model):
+        seen, alone = MONITOR.score(model, mixed), MONITOR.score(model, items[1:])
+    assert seen.head_items == alone.head_items == ["1", "2"]
+    np.testing.assert_allclose(seen.head_scores, alone.head_scores, atol=1e-6)
+
+
+def test_scoring_heads_does_not_change_what_the_forward_gives() -> None:
+    items, model = planted_items(), tiny_model(64)
+    with observing(model):
+        tokens, answers = [item.tokens for item in items], [item.answer for item in items]
+        plain = score_spans(model, tokens, answers)
+        tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], [0, 2])
+        with tapping(model, tap):
+            tapped = score_spans(model, tokens, answers)
+    assert (plain.nll == tapped.nll).all() and tap.scores.shape == (2, 2, 4, len(METRICS))
+    assert all(block.attention.tap is None for block in model.blocks)
+
+
+def repeat_item(length: int, n: int, seed: int) -> RepeatItem:
+    rng = np.random.default_rng(seed)
+    span, filler = rng.choice(list(NEEDLE), n, replace=False), rng.choice(list(FILLER), length - 1 - 2 * n)
+    start = 1 + int(rng.integers(length // 2 - n))
+    tokens = np.concatenate(([0], filler[: start - 1], span, filler[start - 1 :], span)).astype(np.int64)
+    return RepeatItem(str(seed), length, tokens, (start, start + n), (length - n, length))
+
+
+def test_the_planted_induction_head_matches_every_prefix_and_the_copy_is_free() -> None:
+    monitor = Induction(lengths=(90,), haystack="prose", span_tokens=12)
+    with observing(model := planted_model()):
+        seen = monitor.score(model, [repeat_item(90, 12, seed) for seed in range(5)])
+    found = {
+        tuple(r.tags.values()): r.value for r in monitor.aggregate(seen, Moment(0, 0)) if r.metric == "induction_frac"
+    }
+    assert len(found) == 8
+    np.testing.assert_allclose(seen.scores[:, *COPY_HEAD], 1.0, atol=1e-4)
+    others = seen.scores.mean(0)
+    others[COPY_HEAD] = 0
+    assert others.max() < 0.1
+    by_metric = {m: [v.value for v in seen.values if v.metric == m] for m in {v.metric for v in seen.values}}
+    assert max(by_metric["second_copy_nll_nats"]) < 0.01 and set(by_metric["second_copy_hit_frac"]) == {1.0}
+    assert min(by_metric["first_copy_nll_nats"]) > 2
+
+
+def test_both_copies_are_scored_where_they_are() -> None:
+    """Values equal a plain loop over the logits; the first token of a copy, which nothing foretells, is left out."""
+    monitor, item, model = (
+        Induction(lengths=(90,), haystack="prose", span_tokens=12),
+        repeat_item(90, 12, 3),
+        tiny_model(64),
+    )
+    with observing(model):
+        values = {v.metric: v.value for v in monitor.score(model, [item]).values}
+        logp = (model(torch.from_numpy(item.tokens[None])).hidden_BTD[0] @ model.head_weight.T).log_softmax(-1)
+    for metric, (start, stop) in (("first_copy_nll_nats", item.first), ("second_copy_nll_nats", item.second)):
+        want = -np.mean([float(logp[p - 1, item.tokens[p]]) for p in range(start + 1, stop)])
+        assert values[metric] == pytest.approx(want, abs=1e-5)
