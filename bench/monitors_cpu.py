@@ -1,0 +1,163 @@
+"""What the monitors cost on the CPU, in forward passes of the tokens that they send, and what head scoring adds.
+
+Everything is the tiny study's: its model (fresh weights: the cost does not depend on them), its corpus, its settings.
+A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are medians over
+pairs, one of each in turn in one process, so that a busy machine slows both.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from lccp_sim.cli import check  # noqa: E402
+from lccp_sim.data.pools import Corpus, open_corpus  # noqa: E402
+from lccp_sim.models.taps import tapping  # noqa: E402
+from lccp_sim.models.transformer import Transformer, initialise  # noqa: E402
+from lccp_sim.monitors import Monitor, Needle  # noqa: E402
+from lccp_sim.monitors.needle import NeedleItem  # noqa: E402
+from lccp_sim.monitors.observing import observing, score_spans  # noqa: E402
+
+LENGTHS = (1024, 4096)
+AGREE = 1e-6
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def paired(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
+    """Median seconds of both and of their ratio one / other, with the ratio's quartiles; who goes first alternates."""
+    one(), other()
+    times = []
+    for i in range(pairs):
+        order = (one, other) if i % 2 else (other, one)
+        taken = {run: seconds(run) for run in order}
+        times.append((taken[one], taken[other]))
+    ratios = [a / b for a, b in times]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    medians = [round(statistics.median(column), 5) for column in zip(*times, strict=True)]
+    return {"seconds": medians, "ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)], "pairs": pairs}
+
+
+def sent(model: Transformer, run: Callable[[], Any]) -> list[Tensor]:
+    """The tokens of every forward that `run` makes with the model."""
+    tokens: list[Tensor] = []
+    hook = model.register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+    run()
+    hook.remove()
+    return tokens
+
+
+def cost(model: Transformer, monitor: Monitor, corpus: Corpus, pairs: int) -> dict[str, Any]:
+    """A monitor's score beside plain forwards of what it sends."""
+    items = monitor.prepare(corpus)
+    tokens = sent(model, lambda: monitor.score(model, items))
+    result = paired(lambda: monitor.score(model, items), lambda: [model(t) for t in tokens], pairs)
+    return {"forwards": len(tokens), "tokens": sum(t.numel() for t in tokens)} | result
+
+
+class FullMatrix:
+    """A tap that forms the whole attention matrix of every head and reads the four scores off it: the reference."""
+
+    def __init__(self, item: NeedleItem):
+        self.item = item
+        self.layers: list[list[list[float]]] = []
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTMH: Tensor, scale: float) -> None:
+        """One layer's scores of a single item, [heads, 4]: copy_hard, copy_soft, needle_mass, sink_mass."""
+        k_TNH = k_BTMH[0].repeat_interleave(q_BTNH.shape[2] // k_BTMH.shape[2], dim=1)
+        rows_NTS = torch.einsum("tnh,snh->nts", q_BTNH[0], k_TNH).mul_(scale)
+        future_TS = torch.ones(rows_NTS.shape[1:], dtype=torch.bool).triu_(1)
+        rows_NTS = rows_NTS.masked_fill_(future_TS, float("-inf")).softmax(-1)
+        tokens, (start, stop) = self.item.tokens, self.item.needle
+        answer = range(*self.item.answer)
+        same = [[j for j in range(start, stop) if tokens[j] == tokens[p]] for p in answer]
+        scores = []
+        for rows_TS in rows_NTS:
+            rows = rows_TS[answer.start - 1 : answer.stop - 1].double().numpy()
+            hard = [row.argmax() in held for row, held in zip(rows, same, strict=True)]
+            soft = [row[held].sum() for row, held in zip(rows, same, strict=True)]
+            scores.append([np.mean(hard), np.mean(soft), rows[:, start:stop].sum(1).mean(), rows[:, 0].mean()])
+        self.layers.append(scores)
+
+
+def heads(
+    model: Transformer, corpus: Corpus, base: Needle, length: int, per_forward: int, pairs: int
+) -> dict[str, Any]:
+    """What scoring the heads adds to the needle's own forwards at a length, and how far it is from the reference."""
+    on = dataclasses.replace(base, lengths=(length,), items=5, variants={}, tokens_per_forward=per_forward)
+    off = dataclasses.replace(on, heads=False)
+    items = [item._replace(control=None) for item in on.prepare(corpus)]
+    result = paired(lambda: on.score(model, items), lambda: off.score(model, items), pairs)
+    batch = min(len(items), max(1, per_forward // length))
+    answers = [item.answer[1] - item.answer[0] for item in items]
+    grid = {"length": length, "items": len(items), "items_per_forward": batch, "answer_tokens": answers}
+    return grid | result | {"added_frac": round(result["ratio"] - 1, 4)} | full_matrix(model, on, items, pairs)
+
+
+def full_matrix(model: Transformer, monitor: Needle, items: list[NeedleItem], pairs: int) -> dict[str, Any]:
+    """The largest difference of all scores from the reference (asserted), and what whole matrices add to a forward."""
+    fast, whole = monitor.score(model, items).head_scores, []
+    for item in items:
+        tap = FullMatrix(item)
+        with tapping(model, tap):
+            score_spans(model, [item.tokens], [item.answer])
+        whole.append(tap.layers)
+    difference = float(np.abs(fast - np.array(whole)).max())
+    assert difference <= AGREE, f"head scores differ from the full matrix by {difference}"
+
+    def tapped() -> None:
+        with tapping(model, FullMatrix(items[0])):
+            plain()
+
+    def plain() -> None:
+        score_spans(model, [items[0].tokens], [items[0].answer])
+
+    added = paired(tapped, plain, max(3, pairs // 5))["ratio"] - 1
+    return {"largest_difference": difference, "full_matrix_added_frac": round(added, 3)}
+
+
+def main() -> None:
+    """Prints the figures and writes them to results/monitors_cpu.json."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--pairs", type=int, default=15)
+    arguments.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "monitors_cpu.json")
+    chosen = arguments.parse_args()
+    torch.set_num_threads(1)
+    config = check(["run=tiny_lccp"])
+    corpus = open_corpus(config.data, config.run.context_tokens, config.seed)
+    model = initialise(Transformer(config.model, corpus.vocab_size), config.seed)
+    watch = config.monitors.watch
+    results: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
+    results |= {"model": "tiny", "monitors": {}, "heads": []}
+    with observing(model):
+        for length in LENGTHS:
+            for per_forward in (1, 8192):
+                row = heads(model, corpus, watch["needle"], length, per_forward, chosen.pairs)
+                print(json.dumps(row), flush=True)
+                results["heads"].append(row)
+        for name, monitor in watch.items():
+            pairs = 2 if name == "probe" else max(3, chosen.pairs // 3)
+            results["monitors"][name] = cost(model, monitor, corpus, pairs)
+            print(name, json.dumps(results["monitors"][name]), flush=True)
+    chosen.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
