@@ -57,6 +57,12 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     return config
 
 
+def load_model(plain: Mapping[str, Any]) -> ModelConfig:
+    """The model alone of a config that was checked before: it asks nothing of the data, which may be gone by now."""
+    rope = parse_kind(POSITIONS, plain["model"]["rope"], "model.rope")
+    return parse(ModelConfig, {**plain["model"], "rope": rope}, "model")
+
+
 def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
     refuse(not isinstance(plain[key], Mapping), f"{where}{key}", plain[key], "must be a group of keys")
     return dict(plain[key])

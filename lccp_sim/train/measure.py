@@ -39,7 +39,7 @@ def measure(run: Path, out: Path | None, check: bool, console: Console) -> int:
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, run / "tokenizer.json")
     watch = Watch(config.monitors.watch, corpus, windows_of(config))
     model = Transformer(config.model, corpus.vocab_size)
-    history, records = HeadHistory([]), []
+    history, records = HeadHistory([], watch.windows), []
     with claim(out):
         journal = Journal(out)
         journal.truncate({}, -1)

@@ -29,7 +29,7 @@ class Observe(L.Callback):
     def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
         self.watch, self.journal, self.batch_tokens = watch, journal, batch_tokens
         self.log_every, self.say = log_every, say
-        self.history = HeadHistory([])
+        self.history = HeadHistory([], watch.windows)
         self.seen_step = -1
         self.signalled: int | None = None
         self.clock = (0, time.perf_counter())
@@ -42,7 +42,7 @@ class Observe(L.Callback):
         """Cuts the files back to the moment of the checkpoint; loggers are cut by the step (`train/progress.py`)."""
         self.seen_step = state_dict["seen_step"]
         self.journal.truncate(state_dict["lengths"], self.seen_step)
-        self.history = HeadHistory(self.journal.records())
+        self.history = HeadHistory(self.journal.records(), self.watch.windows)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The window at step 0; SIGTERM and SIGUSR1 from now on end the run after the step at hand."""

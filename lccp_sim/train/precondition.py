@@ -8,6 +8,7 @@ import dataclasses
 
 from rich.console import Console
 
+from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Induction, Needle
@@ -36,12 +37,16 @@ def check_precondition(
     old = start.content["lccp"]["config"]["run"]["context_tokens"]
     needle = dataclasses.replace(needle, lengths=(old,), variants={}, heads=False)
     induction = dataclasses.replace(induction, lengths=(old,))
+    try:
+        needles, repeats = needle.prepare(corpus), induction.prepare(corpus)
+    except ConfigError as error:
+        raise ConfigError(f"run.precondition, at the base's context of {old} tokens: {error}") from None
     moment, here = Moment(0, 0), (model.frequencies, model.rope_scale)
     model.frequencies, model.rope_scale = start.model.rope.frequencies(model.config.d_head)
     try:
         with observing(model):
-            seen = needle.aggregate(needle.score(model, needle.prepare(corpus)), moment)
-            seen += induction.aggregate(induction.score(model, induction.prepare(corpus)), moment)
+            seen = needle.aggregate(needle.score(model, needles), moment)
+            seen += induction.aggregate(induction.score(model, repeats), moment)
     finally:
         model.frequencies, model.rope_scale = here
     whole = {record.metric: record for record in seen if not record.tags}

@@ -58,6 +58,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     else:
         initialise(model, config.seed)
     watch = Watch(config.monitors.watch, corpus, windows_of(config))
+    begins = checkpoint is None and config.run.precondition
+    first = check_precondition(model, corpus, watch, start, console) if begins else []
     table = {"hash": corpus.hash, "warnings": corpus.warnings, "sources": corpus.table}
     write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str())
     (directory / DONE).unlink(missing_ok=True)
@@ -68,8 +70,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     )
     if checkpoint is None:
         journal.truncate({}, -1)
-        if config.run.precondition:
-            journal.write(check_precondition(model, corpus, watch, start, console))
+        journal.write(first)
     facts = {
         "config": plain_config(config),
         "vocab_size": corpus.vocab_size,

@@ -9,7 +9,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
-from lccp_sim.train.load import load_config
+from lccp_sim.train.load import load_model
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,14 @@ class Start:
         path = resolve(config.run.init_from)
         content = read_checkpoint(path)
         facts = content["lccp"]
-        base = load_config(facts["config"]).model
-        _check_shapes(base, config.model, path)
+        _check_shapes(load_model(facts["config"]), config.model, path)
         return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
 
     @property
     def model(self) -> ModelConfig:
         """The model config of the checkpoint, RoPE included."""
         assert self.content is not None
-        return load_config(self.content["lccp"]["config"]).model
+        return load_model(self.content["lccp"]["config"])
 
     def check_tokenizer(self, corpus: Corpus) -> None:
         """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""

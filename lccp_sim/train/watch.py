@@ -73,16 +73,20 @@ class Watch:
 
 
 class HeadHistory:
-    """The per-head scores of the first and the previous window, read from records; compares a new window with them."""
+    """The per-head scores of the first and the previous window, read from records; compares a new window with them.
 
-    def __init__(self, records: list[Record]):
+    Only `windows` count: the end of a run that was extended later is none, so an extended run equals a longer one.
+    """
+
+    def __init__(self, records: list[Record], windows: list[int]):
+        self.windows = windows
         self.first: np.ndarray | None = None
         self.previous: np.ndarray | None = None
         for step in sorted({r.step for r in records if r.monitor == "heads"}):
-            self._remember(head_scores([r for r in records if r.step == step]))
+            self._remember(step, head_scores([r for r in records if r.step == step]))
 
-    def _remember(self, scores: np.ndarray | None) -> None:
-        if scores is not None:
+    def _remember(self, step: int, scores: np.ndarray | None) -> None:
+        if scores is not None and step in self.windows:
             self.first = scores if self.first is None else self.first
             self.previous = scores
 
@@ -111,7 +115,7 @@ class HeadHistory:
         induction = [r.value for r in records if r.monitor == "heads" and r.metric == "induction_frac"]
         if induction:
             out.append(record("induction_frac", max(induction), n))
-        self._remember(scores)
+        self._remember(moment.step, scores)
         return out
 
 

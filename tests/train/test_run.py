@@ -16,6 +16,8 @@ from lccp_sim.config import Config, ConfigError, OptimConfig
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
+from lccp_sim.records import Record
+from lccp_sim.train import watch
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.run import train
@@ -96,13 +98,13 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     before = {key: value.clone() for key, value in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     watch = Watch(config.monitors.watch, corpus, [0])
-    seen = watch.look(model, Moment(0, 0), HeadHistory([]))
+    seen = watch.look(model, Moment(0, 0), HeadHistory([], [0]))
     assert {value.monitor for value in seen.values} == {"needle", "heads", "perplexity", "induction", "probe"}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
     assert model.training == training and torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert watch.look(model, Moment(0, 0), HeadHistory([])).records == seen.records
+    assert watch.look(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
 
 
 def test_four_micro_batches_equal_one(run: Callable[..., Path]) -> None:
@@ -164,6 +166,24 @@ def test_a_finished_run_says_so_and_stays_as_it_is(make: Callable[..., Config], 
     assert train(config, say) == directory
     assert "done (3,072 tokens); a larger run.tokens extends it" in say.file.getvalue()
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != ".lock"} == before
+
+
+def scattered(records: list[Record]) -> np.ndarray | None:
+    """Head scores that differ from window to window, in the place of those of a model that copies nothing yet."""
+    steps = {record.step for record in records if record.metric == "copy_hard_frac"}
+    return np.random.default_rng(steps.pop()).random((2, 2)) if steps else None
+
+
+def test_the_grid_of_an_extended_run_is_that_of_a_longer_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "head_scores", scattered)
+    keys = {f"monitors.{name}": None for name in ("perplexity", "induction", "routing", "probe")}
+    longer = rows(run({**keys, "run.name": "longer"}))
+    run({**keys, "run.tokens": 7 * BATCH})
+    extended = rows(run(keys))
+    assert [row for row in extended if row["step"] != 7] == longer
+    assert {row["value"] for row in longer if row["tags"].get("against") == "previous"} > {1.0}
 
 
 def test_more_tokens_extend_a_finished_run(

@@ -1,0 +1,200 @@
+"""Runs that start from other runs, and what is measured after the fact: the same numbers by another way."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.train import watch
+from lccp_sim.train.measure import measure
+from lccp_sim.train.run import train
+from tests.train.test_run import UNWATCHED, scattered
+from tests.train.tiny import BATCH, STEPS, final, records
+
+WIDE = {**UNWATCHED, "run.name": "wide", "run.context_tokens": 128, "run.tokens": BATCH}
+LONGER = {
+    "run.name": "longer",
+    "run.context_tokens": 128,
+    "run.tokens": 3 * BATCH,
+    "model.rope": {"kind": "base", "base": 500000},
+    **{f"monitors.{name}": None for name in ("perplexity", "routing", "probe")},
+}
+
+
+def windowed(directory: Path, step: int) -> Path:
+    return directory / "checkpoints" / f"window-{step:08d}.ckpt"
+
+
+@pytest.mark.parametrize("name", ["tiny-s0-*", "checkpoints/window-00000012.ckpt"])
+def test_a_run_starts_from_the_weights_of_another(name: str, run: Callable[..., Path], finished: Path) -> None:
+    named = finished / name if name.endswith("ckpt") else finished.parent / name
+    directory = run({**LONGER, "run.init_from": str(named)})
+    first, base = final(directory, 0), final(finished)
+    assert all(torch.equal(value, base[key]) for key, value in first.items())
+    config = yaml.safe_load((directory / "config.yaml").read_text())
+    assert config["run"]["tokens_before"] == STEPS * BATCH and config["model"]["rope"]["base"] == 500000
+    assert (directory / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
+
+
+def test_a_window_is_a_start_too_and_tokens_add_up_along_the_chain(run: Callable[..., Path], finished: Path) -> None:
+    keys = {**UNWATCHED, "run.tokens": BATCH}
+    second = run({**keys, "run.name": "second", "run.init_from": str(windowed(finished, 4))})
+    third = run({**keys, "run.name": "third", "run.init_from": str(second)})
+    before = [yaml.safe_load((run / "config.yaml").read_text())["run"]["tokens_before"] for run in (second, third)]
+    assert before == [4 * BATCH, 5 * BATCH]
+    assert all(torch.equal(value, final(second, 1)[key]) for key, value in final(third, 0).items())
+
+
+def test_the_directory_follows_the_weights_of_the_base_and_not_its_place(
+    run: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(finished, tmp_path / "elsewhere")
+    one = run({**UNWATCHED, "run.init_from": str(finished), "run.tokens": BATCH})
+    assert run({**UNWATCHED, "run.init_from": str(elsewhere), "run.tokens": BATCH}) == one
+    assert run({**UNWATCHED, "run.init_from": str(windowed(finished, 8)), "run.tokens": BATCH}) != one
+
+
+def test_the_precondition_is_measured_with_the_base_as_it_was(run: Callable[..., Path], say: Any) -> None:
+    keys = {"run.init_from": str(run(WIDE)), "run.precondition": True, "run.tokens": BATCH, "monitors.probe": None}
+    changed, same = (
+        run({**keys, "run.name": name, "model.rope.base": base}) for name, base in (("a", 10**6), ("b", 10**4))
+    )
+    found = [
+        [r for r in map(json.loads, records(directory).splitlines()) if r["monitor"] == "precondition"]
+        for directory in (changed, same)
+    ]
+    assert found[0] == found[1]  # the new RoPE plays no part
+    assert [r["metric"] for r in found[0]] == [
+        "hit_frac",
+        "copy_nll_ratio",
+        "first_copy_nll_nats",
+        "second_copy_nll_nats",
+    ]
+    assert all(r["step"] == 0 and r["tags"] == {"length": 128} and r["tier"] == "mechanistic" for r in found[0])
+    assert "precondition NOT met" in say.file.getvalue()
+
+
+def test_a_precondition_that_cannot_be_measured_is_refused_before_anything_is_written(
+    run: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="run.precondition, at the base's context of 64 tokens: monitors.needle"):
+        run({"run.init_from": str(finished), "run.precondition": True})
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"model.d_model": 64}, "model.d_model (32 there, 64 here)"),
+        ({"model.num_layers": 1, "model.num_experts": 8}, "model.num_layers (2 there, 1 here), model.num_experts (4"),
+    ],
+)
+def test_a_start_of_another_shape_is_refused(
+    changes: dict, shown: str, run: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run({**changes, "run.init_from": str(finished)})
+    assert shown in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "shown"),
+    [
+        (lambda base: (base / "DONE").unlink(), "is not finished; finish it, or name one of its checkpoints"),
+        (lambda base: shutil.copytree(base, base.with_name("tiny-s0-too")), "more than one: "),
+        (lambda base: shutil.rmtree(base), "nothing there; train the base run first"),
+        (lambda base: windowed(base, 12).write_bytes(b"torn"), "no whole last checkpoint"),
+    ],
+)
+def test_a_start_that_is_none_is_refused(
+    spoil: Callable[[Path], Any], shown: str, run: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(finished, tmp_path / "base" / finished.name))
+    spoil(base)
+    with pytest.raises(ConfigError) as caught:
+        run({"run.init_from": str(base.parent / "tiny-s0-*")})
+    assert shown in str(caught.value) and "run.init_from" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_text_of_the_base_may_be_gone(
+    make: Callable[..., Config], run: Callable[..., Path], say: Any, shared: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(shared / "texts", tmp_path / "texts"))
+    keys = {**UNWATCHED, "run.tokens": BATCH, "data.sources.prose.paths": [str(moved)]}
+    base = run({**keys, "run.name": "base"})
+    shutil.rmtree(moved)
+    assert run({**UNWATCHED, "run.tokens": BATCH, "run.init_from": str(base)}).exists()
+
+
+def test_measured_after_the_fact_the_numbers_are_those_of_the_run(finished: Path, say: Any, tmp_path: Path) -> None:
+    before = records(finished)
+    assert measure(finished, tmp_path / "out", True, say) == 0
+    assert records(finished) == before
+    own = [line for line in before.splitlines() if b'"monitor": "train"' not in line]
+    assert records(tmp_path / "out").splitlines() == own
+    assert f"check: {len(own)} of {len(own)} records equal" in say.file.getvalue().replace(",", "")
+    for path in (finished / "samples").glob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "out" / "samples" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("plant", ["another value", "a missing record", "a record too many"])
+def test_a_planted_difference_is_found(plant: str, finished: Path, say: Any, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    lines = (run / "records.jsonl").read_text().splitlines()
+    where = next(i for i, line in enumerate(lines) if '"step": 6' in line and '"perplexity"' in line)
+    row = json.loads(lines[where])
+    if plant == "another value":
+        lines[where] = json.dumps(row | {"value": row["value"] * (1 + 1e-12)})
+    elif plant == "a missing record":
+        del lines[where]
+    else:
+        lines.insert(where, json.dumps(row | {"metric": "another_nats"}))
+    (run / "records.jsonl").write_text("\n".join(lines) + "\n")
+    assert measure(run, tmp_path / "out", True, say) == 1
+    [line] = [line for line in say.file.getvalue().splitlines() if line.startswith("differs: ")]
+    assert "perplexity/" in line and "at step 6" in line
+
+
+def test_an_extended_run_is_measured_as_it_was(
+    run: Callable[..., Path], say: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(watch, "head_scores", scattered)
+    keys = {f"monitors.{name}": None for name in ("perplexity", "routing", "induction")}
+    run({**keys, "run.tokens": 7 * BATCH})
+    assert measure(run(keys), tmp_path / "out", True, say) == 0
+    assert {json.loads(line)["step"] for line in records(tmp_path / "out").splitlines()} == {0, 3, 4, 6, 7, 8, 12}
+
+
+def test_measuring_never_writes_over_a_run(finished: Path, say: Any) -> None:
+    before = records(finished)
+    with pytest.raises(ConfigError, match="is a run directory"):
+        measure(finished, finished, False, say)
+    assert records(finished) == before
+
+
+def test_a_chained_run_is_resumed_like_any_other(
+    make: Callable[..., Config], run: Callable[..., Path], say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lccp_sim.train.module import LccpModule
+
+    keys = {**LONGER, "run.precondition": True, "run.init_from": str(run(WIDE))}
+    whole = train(make({**keys, "run.name": "whole"}), say)
+    plain = LccpModule.training_step
+
+    def stop(self: LccpModule, *a: Any) -> Any:
+        if self.global_step == 2:
+            raise KeyError("stopped")
+        return plain(self, *a)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LccpModule, "training_step", stop)
+        with pytest.raises(KeyError):
+            train(make(keys), say)
+    assert records(train(make(keys), say)) == records(whole)
