@@ -1,8 +1,8 @@
 """What the monitors cost on the CPU, in forward passes of the tokens that they send, and what head scoring adds.
 
 Everything is the tiny study's: its model (fresh weights: the cost does not depend on them), its corpus, its settings.
-A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are medians over
-pairs, one of each in turn in one process, so that a busy machine slows both.
+A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are CPU seconds of one
+thread, medians over pairs, one of each in turn in one process, so that a busy machine disturbs little and slows both.
 """
 
 import argparse
@@ -35,14 +35,14 @@ AGREE = 1e-6
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """CPU time of one call."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def paired(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
-    """Median seconds of both and of their ratio one / other, with the ratio's quartiles; who goes first alternates."""
+    """Median seconds of both, and of their ratio one / other with its quartiles; who goes first alternates."""
     one(), other()
     times = []
     for i in range(pairs):

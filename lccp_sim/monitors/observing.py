@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lccp_sim.models.loss import token_scores
 from lccp_sim.models.transformer import Transformer
@@ -67,12 +66,6 @@ def score_places(model: Transformer, tokens: list[np.ndarray], places: list[np.n
     nll, hit = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool)
     nll[mask], hit[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy()
     return Spans(nll, hit, mask)
-
-
-def query_rows(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Positions of the rows that predict each span's tokens, [B, A] int64, and the mask [B, A] of the real ones."""
-    rows, mask = pad([np.arange(start - 1, stop - 1) for start, stop in spans])
-    return torch.from_numpy(rows), torch.from_numpy(mask)
 
 
 def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:

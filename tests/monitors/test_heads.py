@@ -132,12 +132,15 @@ def test_bf16_scores_equal_those_of_its_own_matrix_and_are_near_fp32() -> None:
     np.testing.assert_allclose(bf16[..., 1:], fp32[..., 1:], atol=0.02)
 
 
-def test_rows_formed_in_groups_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    items, model = planted_items((5, 9, 17, 11)), tiny_model(64)
+def test_an_answer_inside_a_text_is_scored_from_what_lies_before_it() -> None:
+    items, model = planted_items((9, 17)), tiny_model(64)
+    inside = [
+        item._replace(answer=(item.answer[0] + 1, item.answer[1] - 4), value_mask=~item.value_mask[:-5])
+        for item in items
+    ]
     with observing(model):
-        whole = MONITOR.score(model, items).head_scores
-        monkeypatch.setattr("lccp_sim.monitors.heads.ROWS_LIMIT", 1)
-        np.testing.assert_allclose(MONITOR.score(model, items).head_scores, whole, atol=1e-7)
+        got = MONITOR.score(model, inside).head_scores
+    np.testing.assert_allclose(got, full_matrix_scores(model, inside), atol=1e-6)
 
 
 def test_only_single_needles_are_scored_whatever_stands_beside_them() -> None:

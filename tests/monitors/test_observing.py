@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.monitors.observing import batches, observing, query_rows, score_spans
+from lccp_sim.monitors.observing import batches, observing, score_spans
 from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from tests.monitors.worlds import tiny_model
 
@@ -56,11 +56,6 @@ def test_spans_equal_full_logits_cross_entropy_in_padded_rows() -> None:
                 got.hit[i, got.mask[i]] == (logits[start - 1 : stop - 1].argmax(-1).numpy() == row[start:stop])
             ).all()
     assert got.mask.sum(1).tolist() == [5, 3, 18] and not got.nll[~got.mask].any()
-
-
-def test_the_query_of_a_token_is_the_row_before_it() -> None:
-    rows, mask = query_rows([(5, 8), (2, 3)])
-    assert rows[mask].tolist() == [4, 5, 6, 1] and mask.tolist() == [[True] * 3, [True, False, False]]
 
 
 def test_batches_hold_one_length_each_within_the_budget() -> None:
