@@ -1,8 +1,8 @@
 """What the monitors cost on the CPU, in forward passes of the tokens that they send, and what head scoring adds.
 
 Everything is the tiny study's: its model (fresh weights: the cost does not depend on them), its corpus, its settings.
-A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are CPU seconds of one
-thread, medians over pairs, one of each in turn in one process, so that a busy machine disturbs little and slows both.
+A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are CPU seconds of
+one thread, medians over pairs, one of each in turn in one process, so that a busy machine slows both.
 """
 
 import argparse

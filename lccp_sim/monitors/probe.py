@@ -49,17 +49,17 @@ class Probe(Monitor):
     kind: Literal["probe"] = "probe"
     tier: ClassVar[str] = "behavioural"
 
+    def __post_init__(self) -> None:
+        rule = f"must be less than long_tokens={self.long_tokens}"
+        refuse(self.short_tokens >= self.long_tokens, "monitors.probe.short_tokens", self.short_tokens, rule)
+        bad = not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
+        refuse(bad, "monitors.probe.seeds", list(self.seeds), "needs at least one seed >= 0, and no seed twice")
+
     def prepare(self, corpus: Corpus) -> ProbeItems:
         """The same questions at every window; fine-tuning and evaluation share no person and no value.
 
         Raises ConfigError where a single biography and its question are longer than the limits.
         """
-        refuse(
-            self.short_tokens >= self.long_tokens,
-            "monitors.probe.short_tokens",
-            self.short_tokens,
-            f"must be less than long_tokens={self.long_tokens}",
-        )
         rng = np.random.default_rng((self.seed, 0))
         train = [
             [draw_question(rng, corpus.tokenizer, corpus.bos, self.train_tokens, False) for _ in range(self.rows)]

@@ -138,3 +138,9 @@ def test_limits_that_hold_no_biography_are_refused(corpus: Corpus) -> None:
 def test_very_long_texts_end_when_everyone_has_been_introduced(corpus: Corpus) -> None:
     monitor = dataclasses.replace(MONITOR, steps=1, rows=1, items=2, short_tokens=399_999, long_tokens=400_000)
     assert all(100_000 < len(q.tokens) < 400_000 for q in monitor.prepare(corpus).evaluation)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
+def test_seeds_that_cannot_be_told_apart_are_refused(seeds: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="^monitors.probe.seeds=.*: needs at least one seed >= 0, and no seed twice$"):
+        dataclasses.replace(MONITOR, seeds=seeds)
