@@ -42,6 +42,8 @@ def home(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("LCCP_CACHE", raising=False)
     for part in ("runs", "configs"):
         shutil.copytree(origin / part, tmp_path / part)
+    for path in tmp_path.glob("runs/*/config.yaml"):
+        path.write_text(path.read_text().replace(str(origin / "runs"), str(tmp_path / "runs")))
     return tmp_path
 
 
@@ -268,6 +270,30 @@ def test_a_damaged_config(text: bytes, home: Path, directory: Path, refused: Ref
     (directory / "config.yaml").write_bytes(text)
     assert "config.yaml: damaged" in refused("train", *arguments(home))
     assert "config.yaml: damaged" in refused("measure", str(directory))
+
+
+@pytest.mark.parametrize("name", ["DONE", "corpus.json"])
+def test_a_damaged_fact(name: str, home: Path, directory: Path, refused: Refused) -> None:
+    (directory / name).write_text("{")
+    assert f"{name}: damaged" in refused("train", *arguments(home, "run.tokens=5000"))
+
+
+def test_damaged_or_lost_records(
+    home: Path, directory: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinish(directory)
+    path = directory / "records.jsonl"
+    text = path.read_bytes()
+    path.write_bytes(b"#" + text[1:])
+    assert "records.jsonl, line 1: not a record" in refused("train", *arguments(home))
+    assert "records.jsonl, line 1: not a record" in refused("measure", str(directory), "--check")
+    line = text.index(b"\n") + 1
+    path.write_bytes(text[:line])
+    assert main(["train", *arguments(home)]) == 1
+    assert f"has {line} bytes, and the checkpoint knows" in capsys.readouterr().err
+    path.unlink()
+    assert main(["train", *arguments(home)]) == 1
+    assert "has 0 bytes, and the checkpoint knows" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_run_of_ours(home: Path, directory: Path, refused: Refused) -> None:

@@ -109,10 +109,10 @@ def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dic
     Raises ConfigError where the run began with other text: resumed on it, the run would be none of the two.
     """
     path = directory / CORPUS
-    began = json.loads(path.read_text()) if path.exists() else corpus
-    if began["hash"] != corpus["hash"]:
+    began = _value(path, "hash") if path.exists() else corpus["hash"]
+    if began != corpus["hash"]:
         raise ConfigError(
-            f"{directory}: the text of data.sources is not what the run began with (corpus {began['hash'][:12]} then, "
+            f"{directory}: the text of data.sources is not what the run began with (corpus {began[:12]} then, "
             f"{corpus['hash'][:12]} now: other files or package versions?); bring it back, or change run.name"
         )
     plain = plain_config(config)
@@ -125,7 +125,15 @@ def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dic
 def finished_tokens(directory: Path) -> int | None:
     """The tokens of a finished run, or None."""
     path = directory / DONE
-    return json.loads(path.read_text())["tokens"] if path.exists() else None
+    return _value(path, "tokens") if path.exists() else None
+
+
+def _value(path: Path, key: str) -> Any:
+    """The value of a key in a JSON file of ours."""
+    try:
+        return json.loads(path.read_text())[key]
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{path}: damaged (no JSON object with {key!r}); put it back, or remove it") from None
 
 
 def _free(key: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lccp_sim.config import ConfigError
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, append_lines, read_records, write_atomic
 
@@ -48,16 +49,26 @@ class Journal:
         append_lines(self.directory / TIMING, (json.dumps(row) + "\n" for row in rows))
 
     def records(self) -> list[Record]:
-        """All records so far."""
+        """All records so far. Raises ConfigError where a line is none."""
         path = self.directory / RECORDS
-        return read_records(path)[0] if path.exists() else []
+        try:
+            return read_records(path)[0] if path.exists() else []
+        except ValueError as error:
+            raise ConfigError(f"{error}; mend the line, or move the directory away to start anew") from error
 
     def lengths(self) -> dict[str, int]:
         """Byte lengths of the files that grow, for a checkpoint."""
         return {path.name: path.stat().st_size for path in self._growing()}
 
     def truncate(self, lengths: dict[str, int], step: int) -> None:
-        """None, once everything written after the last window, at `step`, and `lengths` is gone."""
+        """None, once everything written after the last window, at `step`, and `lengths` is gone.
+
+        Raises ConfigError where records are missing that were written before.
+        """
+        path, known = self.directory / RECORDS, lengths.get(RECORDS, 0)
+        size = path.stat().st_size if path.exists() else 0
+        if size < known:
+            raise ConfigError(f"{path}: has {size} bytes, and the checkpoint knows {known}; put the lost records back")
         for path in self._growing():
             if path.stat().st_size > lengths.get(path.name, 0):
                 os.truncate(path, lengths.get(path.name, 0))

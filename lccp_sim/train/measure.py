@@ -12,7 +12,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record, read_records
+from lccp_sim.records import Record
 from lccp_sim.train.checkpoint import read_checkpoint, windows
 from lccp_sim.train.directory import CONFIG, claim, read_config
 from lccp_sim.train.journal import RECORDS, Journal
@@ -35,6 +35,7 @@ def measure(run: Path, out: Path | None, check: bool, console: Console) -> int:
     paths = windows(run)
     if not paths:
         raise ConfigError(f"{run}: no checkpoints of windows in {run / 'checkpoints'}")
+    own = Journal(run).records() if check else []
     set_threads(config)
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, run / "tokenizer.json")
     watch = Watch(config.monitors.watch, corpus, windows_of(config))
@@ -57,14 +58,14 @@ def measure(run: Path, out: Path | None, check: bool, console: Console) -> int:
             records += seen.records
             console.print(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         console.print(f"{len(records):,} records in {journal.directory / RECORDS}")
-    return _compare(run, records, console) if check else 0
+    return _compare(own, records, console) if check else 0
 
 
-def _compare(run: Path, measured: list[Record], console: Console) -> int:
+def _compare(own: list[Record], measured: list[Record], console: Console) -> int:
     """0 where both hold the same records of what was measured, 1 where one lacks a record or a value differs."""
     now = {record.key: record for record in measured}
     looked = {(record.step, record.monitor) for record in measured}
-    then = {r.key: r for r in read_records(run / RECORDS)[0] if (r.step, r.monitor) in looked}
+    then = {r.key: r for r in own if (r.step, r.monitor) in looked}
     differ = []
     for key in now | then:
         new, old = now.get(key), then.get(key)

@@ -82,8 +82,11 @@ def _cut_csv(folder: Path, first: int) -> None:
             rows = list(csv.DictReader(file))
         # A kill may have cut the last row off; it lacks columns then.
         keep = [row for row in rows if None not in row.values() and int(row["step"]) < first]
+        if not keep:
+            path.unlink()
+            continue
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, rows[0].keys() if rows else [])
+        writer = csv.DictWriter(text, rows[0].keys())
         writer.writeheader()
         writer.writerows(keep)
         write_atomic(path, text.getvalue())

@@ -95,8 +95,8 @@ def _checkpoint(directory: Path, console: Console) -> Path | None:
     left of a run that has begun: starting anew would wipe out what it measured.
     """
     checkpoint, problems = newest(directory)
+    steps = [record.step for record in Journal(directory).records()]
     if checkpoint is None:
-        steps = [record.step for record in Journal(directory).records()]
         if problems or any(steps):
             why = "; ".join(problems) or f"it has none, but records up to step {max(steps)}"
             raise ConfigError(f"{directory}: no whole checkpoint to go on from ({why}); move it away to start anew")
