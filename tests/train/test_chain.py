@@ -88,41 +88,6 @@ def test_a_precondition_that_cannot_be_measured_is_refused_before_anything_is_wr
     assert not list((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "shown"),
-    [
-        ({"model.d_model": 64}, "model.d_model (32 there, 64 here)"),
-        ({"model.num_layers": 1, "model.num_experts": 8}, "model.num_layers (2 there, 1 here), model.num_experts (4"),
-    ],
-)
-def test_a_start_of_another_shape_is_refused(
-    changes: dict, shown: str, run: Callable[..., Path], finished: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run({**changes, "run.init_from": str(finished)})
-    assert shown in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "runs").glob("*"))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "shown"),
-    [
-        (lambda base: (base / "DONE").unlink(), "is not finished; finish it, or name one of its checkpoints"),
-        (lambda base: shutil.copytree(base, base.with_name("tiny-s0-too")), "more than one: "),
-        (lambda base: shutil.rmtree(base), "nothing there; train the base run first"),
-        (lambda base: windowed(base, 12).write_bytes(b"torn"), "no whole last checkpoint"),
-    ],
-)
-def test_a_start_that_is_none_is_refused(
-    spoil: Callable[[Path], Any], shown: str, run: Callable[..., Path], finished: Path, tmp_path: Path
-) -> None:
-    base = Path(shutil.copytree(finished, tmp_path / "base" / finished.name))
-    spoil(base)
-    with pytest.raises(ConfigError) as caught:
-        run({"run.init_from": str(base.parent / "tiny-s0-*")})
-    assert shown in str(caught.value) and "run.init_from" in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_the_text_of_the_base_may_be_gone(
     make: Callable[..., Config], run: Callable[..., Path], say: Any, shared: Path, tmp_path: Path
 ) -> None:
@@ -133,33 +98,15 @@ def test_the_text_of_the_base_may_be_gone(
     assert run({**UNWATCHED, "run.tokens": BATCH, "run.init_from": str(base)}).exists()
 
 
-def test_measured_after_the_fact_the_numbers_are_those_of_the_run(finished: Path, say: Any, tmp_path: Path) -> None:
-    before = records(finished)
-    assert measure(finished, tmp_path / "out", True, say) == 0
-    assert records(finished) == before
-    own = [line for line in before.splitlines() if b'"monitor": "train"' not in line]
-    assert records(tmp_path / "out").splitlines() == own
-    assert f"check: {len(own)} of {len(own)} records equal" in say.file.getvalue().replace(",", "")
-    for path in (finished / "samples").glob("*.parquet"):
-        assert path.read_bytes() == (tmp_path / "out" / "samples" / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("plant", ["another value", "a missing record", "a record too many"])
-def test_a_planted_difference_is_found(plant: str, finished: Path, say: Any, tmp_path: Path) -> None:
+def test_a_record_that_is_not_measured_again_is_a_difference(finished: Path, say: Any, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     lines = (run / "records.jsonl").read_text().splitlines()
     where = next(i for i, line in enumerate(lines) if '"step": 6' in line and '"perplexity"' in line)
-    row = json.loads(lines[where])
-    if plant == "another value":
-        lines[where] = json.dumps(row | {"value": row["value"] * (1 + 1e-12)})
-    elif plant == "a missing record":
-        del lines[where]
-    else:
-        lines.insert(where, json.dumps(row | {"metric": "another_nats"}))
+    lines.insert(where, json.dumps(json.loads(lines[where]) | {"metric": "another_nats"}))
     (run / "records.jsonl").write_text("\n".join(lines) + "\n")
     assert measure(run, tmp_path / "out", True, say) == 1
     [line] = [line for line in say.file.getvalue().splitlines() if line.startswith("differs: ")]
-    assert "perplexity/" in line and "at step 6" in line
+    assert "perplexity/another_nats" in line and "at step 6: missing now" in line
 
 
 def test_an_extended_run_is_measured_as_it_was(
@@ -170,13 +117,6 @@ def test_an_extended_run_is_measured_as_it_was(
     run({**keys, "run.tokens": 7 * BATCH})
     assert measure(run(keys), tmp_path / "out", True, say) == 0
     assert {json.loads(line)["step"] for line in records(tmp_path / "out").splitlines()} == {0, 3, 4, 6, 7, 8, 12}
-
-
-def test_measuring_never_writes_over_a_run(finished: Path, say: Any) -> None:
-    before = records(finished)
-    with pytest.raises(ConfigError, match="is a run directory"):
-        measure(finished, finished, False, say)
-    assert records(finished) == before
 
 
 def test_a_chained_run_is_resumed_like_any_other(

@@ -5,14 +5,17 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from lccp_sim.config import Config
 from lccp_sim.monitors import Perplexity
@@ -85,12 +88,16 @@ def in_records(step: int) -> None:
 PLACES = (at_step, in_monitor, before_checkpoint, in_checkpoint)
 
 
-def killed(config: Config, say: Console, plant: Callable[[int], None], step: int) -> None:
-    """Trains in a child of this process, which dies as `plant(step)` says. Fails where it lives on."""
+def killed(config: Config, say: Console, plant: Callable[[int], None], step: int, seconds: int = 1) -> None:
+    """Trains in a child of this process, which dies as `plant(step)` says. Fails where it lives on.
+
+    Event files are read in the order of the second in their names: the child believes to live `seconds` ago.
+    """
     sys.stdout.flush(), sys.stderr.flush()
     child = os.fork()
     if not child:
         try:
+            event_file_writer.time = SimpleNamespace(time=lambda: time.time() - seconds)  # type: ignore[assignment]
             plant(step)
             train(config, say)
         finally:
@@ -122,8 +129,8 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(
     where: list, make: Callable[..., Config], say: Console, finished: Path
 ) -> None:
     config = make()
-    for plant, step in where:
-        killed(config, say, plant, step)
+    for seconds, (plant, step) in zip((120, 60), where, strict=True):
+        killed(config, say, plant, step, seconds)
     directory = train(config, say)
     assert (directory / "DONE").exists()
     assert_same_run(directory, finished)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import Config, ConfigError, OptimConfig
+from lccp_sim.config import Config, OptimConfig
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
@@ -39,11 +38,6 @@ def losses(directory: Path) -> dict[str, list[float]]:
         if row["monitor"] == "train":
             found.setdefault(row["metric"], []).append(row["value"])
     return found
-
-
-def copied(finished: Path, config: Config) -> Path:
-    """A copy of the finished run where `config` looks for it."""
-    return Path(shutil.copytree(finished, Path(config.run.root) / finished.name))
 
 
 def test_the_same_config_in_another_directory_writes_the_same_bytes(run: Callable[..., Path], finished: Path) -> None:
@@ -159,15 +153,6 @@ def test_a_resumed_module_sees_the_batches_of_the_uninterrupted_one(
     assert len({str(batch) for _, batch, *_ in seen}) == STEPS
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(make: Callable[..., Config], say: Any, finished: Path) -> None:
-    config = make()
-    directory = copied(finished, config)
-    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != ".lock"}
-    assert train(config, say) == directory
-    assert "done (3,072 tokens); a larger run.tokens extends it" in say.file.getvalue()
-    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != ".lock"} == before
-
-
 def scattered(records: list[Record]) -> np.ndarray | None:
     """Head scores that differ from window to window, in the place of those of a model that copies nothing yet."""
     steps = {record.step for record in records if record.metric == "copy_hard_frac"}
@@ -197,25 +182,6 @@ def test_more_tokens_extend_a_finished_run(
     assert [row for row in rows(short) if row["step"] != 7] == rows(finished)
     assert {name: data for name, data in samples(short).items() if "07" not in name} == samples(finished)
     assert all(torch.equal(value, final(finished)[key]) for key, value in final(short).items())
-
-
-@pytest.mark.parametrize(
-    ("changes", "shown"),
-    [
-        ({"run.log_every_steps": 3}, "run.log_every_steps (2 there, 3 now)"),
-        ({"monitors.needle.items": 6}, "monitors.needle.items (4 there, 6 now)"),
-        ({"monitors.probe": None}, "monitors.probe.items (2 there, None now)"),
-    ],
-)
-def test_another_setting_in_the_same_directory_is_refused(
-    changes: dict, shown: str, make: Callable[..., Config], say: Console, finished: Path
-) -> None:
-    config = make(changes)
-    directory = copied(finished, config)
-    with pytest.raises(ConfigError) as caught:
-        train(config, say)
-    assert shown in str(caught.value) and "\n" not in str(caught.value) and str(directory) in str(caught.value)
-    assert records(directory) == records(finished)
 
 
 def test_what_changes_the_numbers_changes_the_directory(make: Callable[..., Config]) -> None:
