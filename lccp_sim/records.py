@@ -15,6 +15,10 @@ TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
 Tag = str | int | float
 
 
+class DamagedRecords(ValueError):
+    """A line of a file of records that is no record: which one, and why."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One number: what was measured (tier, monitor, metric, tags), when (step, tokens), on how many items.
@@ -38,7 +42,9 @@ class Record:
         if self.tier not in TIERS:
             raise ValueError(f"{where}: tier {self.tier!r} is none of {', '.join(TIERS)}")
         if not math.isfinite(self.value) or (self.stderr is not None and not math.isfinite(self.stderr)):
-            raise ValueError(f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged")
+            raise ValueError(
+                f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged"
+            )
 
     @property
     def key(self) -> tuple[int, str, str, str]:
@@ -73,7 +79,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def read_records(path: Path) -> tuple[list[Record], str | None]:
     """The records of a file, and a warning where its last line was cut off by a kill (that line is left out).
 
-    Raises ValueError, naming the line, where any other line is no record.
+    Raises DamagedRecords, naming the line, where any other line is no record.
     """
     lines = path.read_bytes().split(b"\n")
     warning = None
@@ -84,5 +90,5 @@ def read_records(path: Path) -> tuple[list[Record], str | None]:
         try:
             records.append(Record(**json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a record ({error})") from error
+            raise DamagedRecords(f"{path}, line {number}: not a record ({error}); put the file back") from error
     return records, warning

@@ -296,6 +296,17 @@ def test_damaged_or_lost_records(
     assert "has 0 bytes, and the checkpoint knows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["train", "measure", "report"])
+def test_a_damaged_line_of_records(verb: str, home: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinish(directory)
+    lines = (directory / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "records.jsonl").write_bytes(b"".join([*lines[:4], b"{torn\n", *lines[4:]]))
+    argv = {"train": arguments(home), "measure": [str(directory), "--check"], "report": [str(directory)]}
+    assert main([verb, *argv[verb]]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "records.jsonl, line 5: not a record" in line
+
+
 def test_a_directory_that_is_no_run_of_ours(home: Path, directory: Path, refused: Refused) -> None:
     assert "no run directory" in refused("measure", "/no/where")
     refused("report", "/no/where")
