@@ -90,5 +90,5 @@ def read_records(path: Path) -> tuple[list[Record], str | None]:
         try:
             records.append(Record(**json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise DamagedRecords(f"{path}, line {number}: not a record ({error}); put the file back") from error
+            raise DamagedRecords(f"{path}, line {number}: not a record ({error}); mend it or put it back") from error
     return records, warning

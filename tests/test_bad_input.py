@@ -287,6 +287,7 @@ def test_damaged_or_lost_records(
     path.write_bytes(b"#" + text[1:])
     assert "records.jsonl, line 1: not a record" in refused("train", *arguments(home))
     assert "records.jsonl, line 1: not a record" in refused("measure", str(directory), "--check")
+    assert "records.jsonl, line 1: not a record" in refused("report", str(directory))
     line = text.index(b"\n") + 1
     path.write_bytes(text[:line])
     assert main(["train", *arguments(home)]) == 1
@@ -294,17 +295,6 @@ def test_damaged_or_lost_records(
     path.unlink()
     assert main(["train", *arguments(home)]) == 1
     assert "has 0 bytes, and the checkpoint knows" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", ["train", "measure", "report"])
-def test_a_damaged_line_of_records(verb: str, home: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unfinish(directory)
-    lines = (directory / "records.jsonl").read_bytes().splitlines(keepends=True)
-    (directory / "records.jsonl").write_bytes(b"".join([*lines[:4], b"{torn\n", *lines[4:]]))
-    argv = {"train": arguments(home), "measure": [str(directory), "--check"], "report": [str(directory)]}
-    assert main([verb, *argv[verb]]) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert "records.jsonl, line 5: not a record" in line
 
 
 def test_a_directory_that_is_no_run_of_ours(home: Path, directory: Path, refused: Refused) -> None:

@@ -49,12 +49,9 @@ class Journal:
         append_lines(self.directory / TIMING, (json.dumps(row) + "\n" for row in rows))
 
     def records(self) -> list[Record]:
-        """All records so far. Raises ConfigError where a line is none."""
+        """All records so far. Raises DamagedRecords where a line is none."""
         path = self.directory / RECORDS
-        try:
-            return read_records(path)[0] if path.exists() else []
-        except ValueError as error:
-            raise ConfigError(f"{error}; mend the line, or move the directory away to start anew") from error
+        return read_records(path)[0] if path.exists() else []
 
     def lengths(self) -> dict[str, int]:
         """Byte lengths of the files that grow, for a checkpoint."""
