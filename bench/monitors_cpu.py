@@ -7,10 +7,10 @@ one thread, medians over pairs, one of each in turn in one process, so that a bu
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +30,13 @@ from lccp_sim.monitors import Monitor, Needle  # noqa: E402
 from lccp_sim.monitors.needle import NeedleItem  # noqa: E402
 from lccp_sim.monitors.observing import observing, score_spans  # noqa: E402
 
-LENGTHS = (1024, 4096)
+GRID = ((1024, 1), (1024, 5), (4096, 1))  # length, items a forward
 AGREE = 1e-6
+# A quarter of the tiny study's items and steps: the ratio stays, the wait does not.
+FEWER: dict[str, dict[str, Any]] = {
+    "needle": {"items": 10, "controls": 2, "variants": {"heldout": 3, "distractor": 2}},
+    "probe": {"items": 12, "steps": 10},
+}
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -41,18 +46,21 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def paired(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
+def paired(one: Callable[[int], Any], other: Callable[[int], Any], pairs: int) -> dict[str, Any]:
     """Median seconds of both, and of their ratio one / other with its quartiles; who goes first alternates."""
-    one(), other()
+    one(0), other(0)  # warm
     times = []
     for i in range(pairs):
         order = (one, other) if i % 2 else (other, one)
-        taken = {run: seconds(run) for run in order}
+        taken = {run: seconds(functools.partial(run, i)) for run in order}
         times.append((taken[one], taken[other]))
-    ratios = [a / b for a, b in times]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    medians = [round(statistics.median(column), 5) for column in zip(*times, strict=True)]
-    return {"seconds": medians, "ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)], "pairs": pairs}
+    low, middle, high = np.quantile([a / b for a, b in times], (0.25, 0.5, 0.75)).round(4).tolist()
+    return {
+        "seconds": np.median(times, axis=0).round(5).tolist(),
+        "ratio": middle,
+        "quartiles": [low, high],
+        "pairs": pairs,
+    }
 
 
 def sent(model: Transformer, run: Callable[[], Any]) -> list[Tensor]:
@@ -68,7 +76,7 @@ def cost(model: Transformer, monitor: Monitor, corpus: Corpus, pairs: int) -> di
     """A monitor's score beside plain forwards of what it sends."""
     items = monitor.prepare(corpus)
     tokens = sent(model, lambda: monitor.score(model, items))
-    result = paired(lambda: monitor.score(model, items), lambda: [model(t) for t in tokens], pairs)
+    result = paired(lambda i: monitor.score(model, items), lambda i: [model(t) for t in tokens], pairs)
     return {"forwards": len(tokens), "tokens": sum(t.numel() for t in tokens)} | result
 
 
@@ -97,40 +105,39 @@ class FullMatrix:
         self.layers.append(scores)
 
 
-def heads(
-    model: Transformer, corpus: Corpus, base: Needle, length: int, per_forward: int, pairs: int
-) -> dict[str, Any]:
+def heads(model: Transformer, corpus: Corpus, base: Needle, length: int, batch: int, pairs: int) -> dict[str, Any]:
     """What scoring the heads adds to the needle's own forwards at a length, and how far it is from the reference."""
-    on = dataclasses.replace(base, lengths=(length,), items=5, variants={}, tokens_per_forward=per_forward)
+    on = dataclasses.replace(base, lengths=(length,), items=5, variants={}, tokens_per_forward=batch * length)
     off = dataclasses.replace(on, heads=False)
     items = [item._replace(control=None) for item in on.prepare(corpus)]
-    result = paired(lambda: on.score(model, items), lambda: off.score(model, items), pairs)
-    batch = min(len(items), max(1, per_forward // length))
+
+    def forward(i: int) -> list[NeedleItem]:
+        """The items of the i-th forward: another needle each time."""
+        return [items[(i + j) % len(items)] for j in range(batch)]
+
+    result = paired(lambda i: on.score(model, forward(i)), lambda i: off.score(model, forward(i)), pairs)
     answers = [item.answer[1] - item.answer[0] for item in items]
-    grid = {"length": length, "items": len(items), "items_per_forward": batch, "answer_tokens": answers}
-    return grid | result | {"added_frac": round(result["ratio"] - 1, 4)} | full_matrix(model, on, items, pairs)
+    grid = {"length": length, "items_per_forward": batch, "answer_tokens": answers}
+    return grid | result | {"added_frac": round(result["ratio"] - 1, 4)} | full_matrix(model, on, items)
 
 
-def full_matrix(model: Transformer, monitor: Needle, items: list[NeedleItem], pairs: int) -> dict[str, Any]:
+def full_matrix(model: Transformer, monitor: Needle, items: list[NeedleItem]) -> dict[str, Any]:
     """The largest difference of all scores from the reference (asserted), and what whole matrices add to a forward."""
-    fast, whole = monitor.score(model, items).head_scores, []
-    for item in items:
-        tap = FullMatrix(item)
-        with tapping(model, tap):
-            score_spans(model, [item.tokens], [item.answer])
-        whole.append(tap.layers)
-    difference = float(np.abs(fast - np.array(whole)).max())
+    whole: list[FullMatrix] = []
+
+    def tapped(i: int) -> None:
+        whole.append(FullMatrix(items[i]))
+        with tapping(model, whole[-1]):
+            plain(i)
+
+    def plain(i: int) -> None:
+        score_spans(model, [items[i].tokens], [items[i].answer])
+
+    added = paired(tapped, plain, len(items))["ratio"] - 1
+    fast = monitor.score(model, items).head_scores
+    difference = float(np.abs(fast - np.array([tap.layers for tap in whole[1:]])).max())
     assert difference <= AGREE, f"head scores differ from the full matrix by {difference}"
-
-    def tapped() -> None:
-        with tapping(model, FullMatrix(items[0])):
-            plain()
-
-    def plain() -> None:
-        score_spans(model, [items[0].tokens], [items[0].answer])
-
-    added = paired(tapped, plain, max(3, pairs // 5))["ratio"] - 1
-    return {"largest_difference": difference, "full_matrix_added_frac": round(added, 3)}
+    return {"largest_difference": difference, "full_matrix_added_frac": round(added, 2)}
 
 
 def main() -> None:
@@ -147,14 +154,13 @@ def main() -> None:
     results: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
     results |= {"model": "tiny", "monitors": {}, "heads": []}
     with observing(model):
-        for length in LENGTHS:
-            for per_forward in (1, 8192):
-                row = heads(model, corpus, watch["needle"], length, per_forward, chosen.pairs)
-                print(json.dumps(row), flush=True)
-                results["heads"].append(row)
+        for length, batch in GRID:
+            row = heads(model, corpus, watch["needle"], length, batch, chosen.pairs)
+            print(json.dumps(row), flush=True)
+            results["heads"].append(row)
         for name, monitor in watch.items():
-            pairs = 2 if name == "probe" else max(3, chosen.pairs // 3)
-            results["monitors"][name] = cost(model, monitor, corpus, pairs)
+            fewer = dataclasses.replace(monitor, **FEWER.get(name, {}))
+            results["monitors"][name] = cost(model, fewer, corpus, max(3, chosen.pairs // 5))
             print(name, json.dumps(results["monitors"][name]), flush=True)
     chosen.out.write_text(json.dumps(results, indent=1) + "\n")
 
