@@ -51,17 +51,17 @@ def test_another_seed_writes_others(run: Callable[..., Path], finished: Path) ->
 
 
 def test_there_is_one_record_for_each_thing_measured(finished: Path) -> None:
-    keys = [
-        (row["step"], row["monitor"], row["metric"], json.dumps(row["tags"], sort_keys=True)) for row in rows(finished)
-    ]
+    found = rows(finished)
+    keys = [(row["step"], row["monitor"], row["metric"], json.dumps(row["tags"], sort_keys=True)) for row in found]
     assert len(keys) == len(set(keys))
     steps = {
-        monitor: sorted({row["step"] for row in rows(finished) if row["monitor"] == monitor}) for _, monitor, *_ in keys
+        name: sorted({row["step"] for row in found if row["monitor"] == name})
+        for name in {row["monitor"] for row in found}
     }
     assert steps["needle"] == steps["heads"] == steps["perplexity"] == steps["routing"] == WINDOWS
     assert steps["probe"] == [0, 6, 12]
     assert steps["train"] == [2, 4, 6, 8, 10, 12]
-    assert all(row["tokens"] == row["step"] * BATCH for row in rows(finished))
+    assert all(row["tokens"] == row["step"] * BATCH for row in found)
 
 
 def test_monitors_leave_no_trace_in_training(run: Callable[..., Path], finished: Path) -> None:
