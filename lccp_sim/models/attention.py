@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lccp_sim.models.positions import rotate
+from lccp_sim.models import kernels
 
 Tap = Callable[[int, Tensor, Tensor, float], None]
 
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return kernels.RMSNorm.apply(x, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -44,25 +44,30 @@ class Attention(nn.Module):
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, -1, self.d_head)
-        q_BTNH, k_BTMH, v_BTMH = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=2)
-        if self.qk_norm == "before_rope":
-            q_BTNH, k_BTMH = self.q_norm(q_BTNH), self.k_norm(k_BTMH)
-        q_BTNH, k_BTMH = rotate(q_BTNH, *rope), rotate(k_BTMH, *rope)
+        # q and k lie side by side: one pass turns and normalises both.
+        qk, v_BTMH = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
         if self.qk_norm == "after_rope":
-            q_BTNH, k_BTMH = self.q_norm(q_BTNH), self.k_norm(k_BTMH)
+            qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight(), self.q_norm.eps)
+        else:
+            if self.qk_norm == "before_rope":
+                qk = kernels.RMSNorm.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+            qk = kernels.Rotate.apply(qk, *rope)
+        q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
             self.tap(self.layer, q_BTNH, k_BTMH, self.scale)
         y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds)
         return self.out(y_BTNH.flatten(2))
 
+    def qk_weight(self) -> Tensor:
+        """The QK-norm's weight of each head of q, then of k, [N + M, H]."""
+        return torch.cat((self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1)))
+
 
 def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor) -> Tensor:
     """[B, T, N, H]: causal attention inside each document; `bounds` [documents + 1] int64 on the CPU."""
     B, T, N, H = q_BTNH.shape
-    group = N // k_BTMH.shape[2]
-    if group > 1:
-        k_BTMH, v_BTMH = k_BTMH.repeat_interleave(group, dim=2), v_BTMH.repeat_interleave(group, dim=2)
-    flat = [x.reshape(B * T, N, H) for x in (q_BTNH, k_BTMH, v_BTMH)]
+    gqa = N != k_BTMH.shape[2]
+    flat = [x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH)]
     lengths = bounds.diff()
     pieces = []
     # Neighbours of one length share a call: rows of one document each are a single one.
@@ -70,8 +75,8 @@ def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds:
     start = 0
     for length, count in zip(values.tolist(), counts.tolist(), strict=True):
         stop = start + length * count
-        q, k, v = (x[start:stop].view(count, length, N, H).transpose(1, 2) for x in flat)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in flat)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
         pieces.append(y.transpose(1, 2).reshape(length * count, N, H))
         start = stop
     y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
-        weight = weight_VD.to(hidden_RD.dtype)
+        # Autocast reaches `@`, but neither `out=` nor `addmm_`: without a cast here the gradients would run in fp32.
+        kind, hidden_dtype = hidden_RD.device.type, hidden_RD.dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_dtype
+        hidden_RD, weight = hidden_RD.to(dtype), weight_VD.to(dtype)
         grad_hidden_RD, grad_weight_VD = torch.empty_like(hidden_RD), torch.zeros_like(weight_VD, dtype=torch.float32)
         for start in range(0, len(hidden_RD), CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
             hidden, target = hidden_RD[chunk], targets_R[chunk, None]
             logits = (hidden @ weight.T).float()
-            log_sum = logits.logsumexp(-1, keepdim=True)
+            # One softmax gives the gradient and the normaliser: its largest value is 1 / sum(exp(logits - max)).
+            grad = logits.softmax(-1)
+            log_sum = logits.amax(-1, keepdim=True) - grad.amax(-1, keepdim=True).log()
             loss += (log_sum - logits.gather(1, target)).sum()
-            grad = logits.sub_(log_sum).exp_()
             grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
             grad = grad.mul_(1.0 / divisor).to(weight.dtype)
             torch.mm(grad, weight, out=grad_hidden_RD[chunk])
@@ -32,7 +36,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight_VD.addmm_(grad.T, hidden)
             else:
                 grad_weight_VD += grad.T @ hidden
-        ctx.save_for_backward(grad_hidden_RD, grad_weight_VD.to(weight_VD.dtype))
+        ctx.save_for_backward(grad_hidden_RD.to(hidden_dtype), grad_weight_VD.to(weight_VD.dtype))
         return loss / divisor
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lccp_sim.models import experts
+from lccp_sim.models import experts, kernels
 
 
 class Routing(NamedTuple):
@@ -19,6 +19,12 @@ class Routing(NamedTuple):
     balance_loss: Tensor
     z_loss: Tensor
     count_E: Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix products of `x` run in: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class SwiGLU(nn.Module):
@@ -30,8 +36,9 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        dtype = compute_dtype(x)
+        rows = x.flatten(0, -2).to(dtype)
+        return kernels.SwiGLU.apply(rows, self.gate_up.weight.to(dtype), self.down.weight.to(dtype)).view_as(x)
 
 
 class MoE(nn.Module):
@@ -55,12 +62,15 @@ class MoE(nn.Module):
         weight_TK, expert_TK, routing = self.route(x_BTD)
         order_R = expert_TK.flatten().argsort(stable=True)
         row_R = order_R // self.top_k
-        dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
-        weights = (w.to(dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
-        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, dtype)
-        y_RD = run(x_TD.to(dtype)[row_R], *weights, routing.count_E)
-        y_RD = y_RD * weight_TK.flatten()[order_R, None].to(y_RD.dtype)
-        y_TD = torch.zeros_like(x_TD, dtype=y_RD.dtype).index_add(0, row_R, y_RD)
+        x_TD = x_TD.to(compute_dtype(x_TD))
+        weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
+        weights = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
+        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
+        if self.backend == "auto" and run is experts.loop:
+            y_TD = kernels.Mixture.apply(x_TD, row_R, weight_R, *weights, routing.count_E.tolist())
+        else:
+            y_RD = run(x_TD[row_R], *weights, routing.count_E) * weight_R[:, None]
+            y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing

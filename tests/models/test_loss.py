@@ -67,3 +67,15 @@ def test_scores_of_tokens_are_their_nll_and_whether_they_lead(monkeypatch: pytes
     nll, hit = token_scores(hidden, weight, target)
     torch.testing.assert_close(nll, F.cross_entropy(logits, target, reduction="none"), rtol=1e-5, atol=1e-6)
     assert hit[::3].all() and torch.equal(hit, logits.argmax(-1) == target) and not hit.all()
+
+
+def test_under_autocast_the_head_is_that_of_bf16() -> None:
+    hidden, weight, target = inputs(ROWS, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = cross_entropy(hidden, weight, target, 400.0)
+    half = hidden.detach().bfloat16().requires_grad_()
+    want = cross_entropy(half, weight, target, 400.0)
+    assert torch.equal(value, want)
+    mine, truth = (torch.autograd.grad(v, (h, weight)) for v, h in ((value, hidden), (want, half)))
+    assert mine[0].dtype == torch.float32
+    assert torch.equal(mine[0], truth[0].float()) and torch.equal(mine[1], truth[1])

@@ -1,0 +1,160 @@
+"""Fused steps of the decoder, each with its gradient by hand: they save what cannot be had again cheaply, no more.
+
+Autograd would keep every intermediate of a norm, a rotation or a SwiGLU; here the backward pass forms them anew from the
+inputs. That halves the memory of a step, and most passes over it go too. The tests hold each to its plain formula.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class RMSNorm(Function):
+    """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions. Keeps x and 1/rms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        inverse = power.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse.to(x.dtype)).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        unit = x * inverse.to(x.dtype)
+        product = grad * unit
+        grad_weight = product.reshape(-1, *weight.shape).sum(0)
+        mean = product.mul_(weight).mean(-1, keepdim=True)
+        grad_x = torch.mul(grad, weight, out=product).sub_(unit.mul_(mean)).mul_(inverse.to(x.dtype))
+        return grad_x, grad_weight, None
+
+
+def turn(x_BTNH: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """`x` turned by its angle, or back (`direction` -1): pairs (i, i + H/2), written where they belong."""
+    half = x_BTNH.shape[-1] // 2
+    out = torch.empty(x_BTNH.shape, dtype=x_BTNH.dtype, device=x_BTNH.device)
+    first, second = x_BTNH[..., :half], x_BTNH[..., half:]
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=direction)
+    return out
+
+
+class Rotate(Function):
+    """RoPE; its gradient is the rotation back, so it keeps the angles alone. Works in the precision of the angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x_BTNH.to(cos.dtype), cos, sin, 1).to(x_BTNH.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return turn(grad.to(cos.dtype), cos, sin, -1).to(grad.dtype), None, None
+
+
+class RotateNorm(Function):
+    """RoPE, then RMSNorm over each head with `weight_NH`. A rotation keeps the norm, so x and 1/rms(x) are all it keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
+        x = x_BTNH.to(cos.dtype)
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_BTNH, cos, sin, weight_NH, inverse)
+        return turn(x, cos, sin, 1).mul_(inverse).mul_(weight_NH).to(x_BTNH.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
+        x_BTNH, cos, sin, weight_NH, inverse = ctx.saved_tensors
+        grad = grad.to(cos.dtype)
+        unit = turn(x_BTNH.to(cos.dtype), cos, sin, 1).mul_(inverse)
+        product = grad * unit
+        grad_weight = product.flatten(0, 1).sum(0)
+        mean = product.mul_(weight_NH).mean(-1, keepdim=True)
+        torch.mul(grad, weight_NH, out=product).sub_(unit.mul_(mean)).mul_(inverse)
+        return turn(product, cos, sin, -1).to(x_BTNH.dtype), None, None, grad_weight, None
+
+
+class SwiGLU(Function):
+    """(silu(x gate^T) * (x up^T)) down^T with gate and up stacked [2F, D], down [D, F]. Keeps x and the stacked product."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, gate_up: Tensor, down_DF: Tensor) -> Tensor:
+        hidden = x_TD @ gate_up.T
+        ctx.save_for_backward(x_TD, gate_up, down_DF, hidden)
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up) @ down_DF.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_TD, gate_up, down_DF, hidden = ctx.saved_tensors
+        gate, up = hidden.chunk(2, dim=-1)
+        silu = F.silu(gate)
+        grad_down = grad_TD.T @ (silu * up)
+        grad_TF = grad_TD @ down_DF
+        grad_hidden = torch.empty_like(hidden)
+        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+        torch.mul(grad_TF, silu, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_TF.mul_(up), gate, grad_input=grad_gate)
+        return grad_hidden @ gate_up, grad_hidden.T @ x_TD, grad_down
+
+
+class Mixture(Function):
+    """Sum over a token's experts of weight * expert(x), [T, D], one expert after the other, rows never gathered whole.
+
+    `row_R` is the token of each routed row, sorted by expert, `weight_R` its weight. Keeps x, and gate and up of every
+    row; the weight's gradient is a dot product in the expert's width, so the experts' outputs need not be kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, row_R: Tensor, weight_R: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor,
+        counts: list[int],
+    ) -> Tensor:  # fmt: skip
+        shape = (len(row_R), gate_EFD.shape[1])
+        gate_RF, up_RF = x_TD.new_empty(shape), x_TD.new_empty(shape)
+        y_TD = torch.zeros_like(x_TD)
+        for e, rows in _slices(counts):
+            x = x_TD[row_R[rows]]
+            gate, up = torch.mm(x, gate_EFD[e].T, out=gate_RF[rows]), torch.mm(x, up_EFD[e].T, out=up_RF[rows])
+            hidden = F.silu(gate).mul_(up).mul_(weight_R[rows, None])
+            y_TD.index_add_(0, row_R[rows], hidden @ down_EFD[e])
+        ctx.save_for_backward(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, gate_RF, up_RF)
+        ctx.counts = counts
+        return y_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, gate_RF, up_RF = ctx.saved_tensors
+        grad_x_TD, grad_weight_R = torch.zeros_like(x_TD), torch.empty_like(weight_R)
+        grads = [torch.zeros_like(w) for w in (gate_EFD, up_EFD, down_EFD)]
+        for e, rows in _slices(ctx.counts):
+            index, weight = row_R[rows], weight_R[rows, None]
+            x, grad_y, gate, up = x_TD[index], grad_TD[index], gate_RF[rows], up_RF[rows]
+            silu = F.silu(gate)
+            hidden = silu * up
+            grad = grad_y @ down_EFD[e].T
+            torch.sum(grad * hidden, -1, out=grad_weight_R[rows])
+            torch.mm(hidden.mul_(weight).T, grad_y, out=grads[2][e])
+            grad_up = silu.mul_(grad.mul_(weight))
+            grad_gate = torch.ops.aten.silu_backward(grad.mul_(up), gate)
+            torch.mm(grad_gate.T, x, out=grads[0][e])
+            torch.mm(grad_up.T, x, out=grads[1][e])
+            grad_x_TD.index_add_(0, index, (grad_gate @ gate_EFD[e]).addmm_(grad_up, up_EFD[e]))
+        return grad_x_TD, None, grad_weight_R, *grads, None
+
+
+def _slices(counts: list[int]) -> list[tuple[int, slice]]:
+    """The experts that got rows, and where these lie."""
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    return [(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
