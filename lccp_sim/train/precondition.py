@@ -8,6 +8,7 @@ import dataclasses
 
 from rich.console import Console
 
+from lccp_sim.analysis.precondition import BASE_HIT, COPY_RATIO
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
@@ -17,9 +18,6 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.start import Start
 from lccp_sim.train.watch import Watch
-
-HIT_AT_LEAST = 0.8
-COPY_RATIO_AT_MOST = 0.25
 
 
 def check_precondition(
@@ -52,11 +50,11 @@ def check_precondition(
     whole = {record.metric: record for record in seen if not record.tags}
     hit, first, second = (whole[m] for m in ("hit_frac", "first_copy_nll_nats", "second_copy_nll_nats"))
     ratio = second.value / first.value
-    verdict = "met" if hit.value >= HIT_AT_LEAST and ratio <= COPY_RATIO_AT_MOST else "NOT met"
+    verdict = "met" if hit.value >= BASE_HIT and ratio <= COPY_RATIO else "NOT met"
     console.print(
         f"precondition {verdict}: the base, at its own context of {old} tokens, hits {hit.value:.2f} of {hit.n} "
-        f"needles (needed {HIT_AT_LEAST}) and copies an unmarked span: NLL {first.value:.2f} at first, "
-        f"{second.value:.2f} at the second copy (ratio {ratio:.2f}, needed {COPY_RATIO_AT_MOST} or less)"
+        f"needles (needed {BASE_HIT}) and copies an unmarked span: NLL {first.value:.2f} at first, "
+        f"{second.value:.2f} at the second copy (ratio {ratio:.2f}, needed {COPY_RATIO} or less)"
     )
     rows = [(hit.metric, hit.value, hit.n, hit.stderr), ("copy_nll_ratio", ratio, second.n, None)]
     rows += [(r.metric, r.value, r.n, r.stderr) for r in (first, second)]
