@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
 
 Tap = Callable[[int, Tensor, Tensor, float], None]
@@ -30,14 +31,16 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with GQA, RoPE and QK-norm before or after RoPE (Hunyuan-A13B normalises after it)."""
 
-    def __init__(self, layer: int, d_model: int, num_heads: int, num_kv_heads: int, d_head: int, qk_norm: str, gain: float, eps: float):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = layer, num_heads, num_kv_heads, d_head, qk_norm
-        self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * d_head, bias=False)
-        self.out = nn.Linear(num_heads * d_head, d_model, bias=False)
-        if qk_norm != "none":
-            self.q_norm, self.k_norm = RMSNorm(d_head, eps, gain), RMSNorm(d_head, eps, gain)
-        self.scale = d_head**-0.5
+        c, self.layer = config, layer
+        self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm
+        self.qkv = nn.Linear(c.d_model, (c.num_heads + 2 * c.num_kv_heads) * c.d_head, bias=False)
+        self.out = nn.Linear(c.num_heads * c.d_head, c.d_model, bias=False)
+        if c.qk_norm != "none":
+            self.q_norm = RMSNorm(c.d_head, c.norm_eps, c.qk_norm_gain)
+            self.k_norm = RMSNorm(c.d_head, c.norm_eps, c.qk_norm_gain)
+        self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
@@ -60,7 +63,8 @@ class Attention(nn.Module):
 
     def qk_weight(self) -> Tensor:
         """The QK-norm's weight of each head of q, then of k, [N + M, H]."""
-        return torch.cat((self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1)))
+        q, k = self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1)
+        return torch.cat((q, k))
 
 
 def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def grouped_mm(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor,
     return F.grouped_mm(F.silu(gate) * up, down_EFD, offs=ends_E)
 
 
-def megablocks(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor, ops: Any = None) -> Tensor:
+def megablocks(
+    x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor, ops: Any = None
+) -> Tensor:
     """[R, D] by MegaBlocks' grouped GEMM (arXiv 2211.15841), CUDA and bf16 only; `ops` stands in for it in tests.
 
     The sizes must be on the CPU: one host sync a layer. Raises ImportError where grouped_gemm is not installed.

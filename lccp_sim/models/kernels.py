@@ -1,7 +1,7 @@
-"""Fused steps of the decoder, each with its gradient by hand: they save what cannot be had again cheaply, no more.
+"""Fused steps of the decoder, each with its gradient by hand: they keep what cannot be had again cheaply.
 
-Autograd would keep every intermediate of a norm, a rotation or a SwiGLU; here the backward pass forms them anew from the
-inputs. That halves the memory of a step, and most passes over it go too. The tests hold each to its plain formula.
+Autograd would keep every intermediate of a norm, a rotation or a SwiGLU; here the backward pass forms them anew from
+the inputs. The tests hold each to its plain formula.
 """
 
 from typing import Any
@@ -14,24 +14,30 @@ from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(Function):
-    """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions. Keeps x and 1/rms."""
+    """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions.
+
+    It keeps 1/rms and its own output, which the next product keeps anyway, and divides the weight out again; x itself
+    is kept only where a weight is zero.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         inverse = power.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse.to(x.dtype)).mul_(weight)
+        y = (x * inverse.to(x.dtype)).mul_(weight)
+        ctx.keeps_y = x.device.type == "cpu" and bool(weight.all())
+        ctx.save_for_backward(y if ctx.keeps_y else x, weight, inverse)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        unit = x * inverse.to(x.dtype)
+        kept, weight, inverse = ctx.saved_tensors
+        unit = kept / weight if ctx.keeps_y else kept * inverse.to(kept.dtype)
         product = grad * unit
         grad_weight = product.reshape(-1, *weight.shape).sum(0)
         mean = product.mul_(weight).mean(-1, keepdim=True)
-        grad_x = torch.mul(grad, weight, out=product).sub_(unit.mul_(mean)).mul_(inverse.to(x.dtype))
+        grad_x = torch.mul(grad, weight, out=product).sub_(unit.mul_(mean)).mul_(inverse.to(grad.dtype))
         return grad_x, grad_weight, None
 
 
@@ -61,7 +67,7 @@ class Rotate(Function):
 
 
 class RotateNorm(Function):
-    """RoPE, then RMSNorm over each head with `weight_NH`. A rotation keeps the norm, so x and 1/rms(x) are all it keeps."""
+    """RoPE, then RMSNorm over each head with `weight_NH`. A rotation keeps the norm: x and 1/rms(x) are enough."""
 
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
@@ -84,7 +90,7 @@ class RotateNorm(Function):
 
 
 class SwiGLU(Function):
-    """(silu(x gate^T) * (x up^T)) down^T with gate and up stacked [2F, D], down [D, F]. Keeps x and the stacked product."""
+    """(silu(x gate^T) * (x up^T)) down^T with gate and up stacked [2F, D], down [D, F]. Keeps x and that product."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, gate_up: Tensor, down_DF: Tensor) -> Tensor:

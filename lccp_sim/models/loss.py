@@ -40,9 +40,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss / divisor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_RD * grad.to(grad_hidden_RD.dtype), grad_weight_VD * grad.to(grad_weight_VD.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_RD, weight_VD = ctx.saved_tensors
+        return hidden_RD * grad.to(hidden_RD.dtype), weight_VD * grad.to(weight_VD.dtype), None, None
 
 
 def cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:

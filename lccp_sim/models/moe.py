@@ -1,7 +1,8 @@
 """Mixture of experts: an fp32 router, routed SwiGLU experts and a shared one.
 
-Softmax over all experts, top-k, weights renormalised to sum 1 (Hunyuan-A13B, Qwen3-MoE, Mixtral); nothing is dropped. The balance loss is
-taken per sequence and then averaged, so that one micro-batch equals four; losses and counts are returned, never stored.
+Softmax over all experts, top-k, weights renormalised to sum 1 (Hunyuan-A13B, Qwen3-MoE, Mixtral); nothing is dropped.
+The balance loss is taken per sequence and then averaged, so that one micro-batch equals four; losses and counts are
+returned, never stored.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from lccp_sim.models import experts, kernels
 
 
 class Routing(NamedTuple):
-    """What a router did: two losses (fp32 scalars, means over sequences) and how many rows each expert got [E] int64."""
+    """What a router did: two losses (fp32 scalars, means over sequences) and each expert's rows [E] int64."""
 
     balance_loss: Tensor
     z_loss: Tensor
@@ -64,12 +65,12 @@ class MoE(nn.Module):
         row_R = order_R // self.top_k
         x_TD = x_TD.to(compute_dtype(x_TD))
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
-        weights = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
+        gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
         run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         if self.backend == "auto" and run is experts.loop:
-            y_TD = kernels.Mixture.apply(x_TD, row_R, weight_R, *weights, routing.count_E.tolist())
+            y_TD = kernels.Mixture.apply(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
         else:
-            y_RD = run(x_TD[row_R], *weights, routing.count_E) * weight_R[:, None]
+            y_RD = run(x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
             y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)

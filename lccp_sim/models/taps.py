@@ -29,7 +29,7 @@ def tapping(model: Transformer, tap: Tap) -> Iterator[None]:
 
 
 def attention_rows(q_BTNH: Tensor, k_BTMH: Tensor, scale: float, queries_BA: Tensor) -> Tensor:
-    """Causal attention of the queries at positions `queries_BA`: [B, N, A, S] fp32, rows sum to 1. One document a row."""
+    """Causal attention of the queries at `queries_BA`: [B, N, A, S] fp32, rows sum to 1. One document a row."""
     B, S, M, H = k_BTMH.shape
     A = queries_BA.shape[1]
     index = queries_BA[:, :, None, None].expand(-1, -1, *q_BTNH.shape[2:])

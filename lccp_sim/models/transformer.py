@@ -31,13 +31,9 @@ class Block(nn.Module):
         super().__init__()
         c = config
         self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.attention = Attention(
-            layer, c.d_model, c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm, c.qk_norm_gain, c.norm_eps
-        )
+        self.attention = Attention(c, layer)
         self.moe_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.moe = MoE(
-            c.d_model, c.d_expert, c.num_experts, c.num_experts_per_token, c.num_shared_experts, c.experts
-        )
+        self.moe = MoE(c.d_model, c.d_expert, c.num_experts, c.num_experts_per_token, c.num_shared_experts, c.experts)
 
 
 class Transformer(nn.Module):
@@ -51,6 +47,11 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
         self.frequencies, self.rope_scale = config.rope.frequencies(config.d_head)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def head_weight(self) -> Tensor:
@@ -69,7 +70,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD * self.config.d_model**0.5
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
         routings = []
-        for block in self.blocks:
+        for block in self.layers:
             x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
             y_BTD, routing = block.moe(block.moe_norm(x_BTD))
             x_BTD = x_BTD + y_BTD
@@ -94,7 +95,7 @@ def initialise(model: Transformer, seed: int) -> Transformer:
 
     shrink = (2 * config.num_layers) ** -0.5
     normal(model.embedding.weight, config.d_model)
-    for block in model.blocks:
+    for block in model.layers:
         normal(block.attention.qkv.weight, config.d_model)
         normal(block.attention.out.weight, config.num_heads * config.d_head, shrink)
         normal(block.moe.router.weight, config.d_model)
@@ -123,7 +124,7 @@ def _plant_previous_token_heads(model: Transformer) -> None:
     model.embedding.weight[:, 0] = 1.0 if not config.scale_embeddings else config.d_model**-0.5
     angles = model.frequencies[: min(3, half)].float()
     group = config.num_heads // config.num_kv_heads
-    for block in model.blocks[:2]:
+    for block in model.layers[:2]:
         weight = block.attention.qkv.weight
         for head in range(config.previous_token_heads):
             q = weight[head * H : (head + 1) * H]

@@ -75,7 +75,7 @@ class LccpModule(L.LightningModule):
         rate = self.config.model.router.bias_update_rate
         if rate:
             count_LE = self.trainer.strategy.reduce(self.step_counts, reduce_op="sum").float()
-            for block, count_E in zip(self.model.blocks, count_LE, strict=True):
+            for block, count_E in zip(self.model.layers, count_LE, strict=True):
                 assert isinstance(block, Block)
                 block.moe.bias_E += rate * (count_E.mean() - count_E).sign()
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm, attend
 from lccp_sim.models.positions import BaseRope, rotate, rotation
 from lccp_sim.models.taps import attention_rows, tapping
@@ -28,7 +29,10 @@ def bounds_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
 def test_attention_is_a_masked_softmax(
     full_softmax: Callable[..., Tensor], lengths: list[int], qk_norm: str, kv_heads: int
 ) -> None:
-    layer = Attention(0, D, N, kv_heads, H, qk_norm, gain=1.5, eps=1e-5)
+    config = ModelConfig(
+        rope=None, d_model=D, num_heads=N, num_kv_heads=kv_heads, d_head=H, qk_norm=qk_norm, qk_norm_gain=1.5
+    )
+    layer = Attention(config, 0)
     for weight in layer.parameters():
         nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else nn.init.uniform_(weight, 0.5, 2)
     bounds, document_BT = bounds_of(lengths)
@@ -71,7 +75,13 @@ def test_rms_norm_is_the_formula() -> None:
     assert torch.autograd.gradcheck(layer.double(), (x,))
     want = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * 2
     torch.testing.assert_close(layer(x), want)
-    assert layer.float()(x.bfloat16()).dtype == torch.bfloat16
+    with torch.no_grad():
+        layer.weight[3] = 0  # its gradient must not be lost with the output that it zeroes
+    got, truth = (
+        torch.autograd.grad(y.square().sum() + y.sum(), layer.weight)[0] for y in (layer(x), want / 2 * layer.weight)
+    )
+    torch.testing.assert_close(got, truth)
+    assert got[3] != 0 and layer.float()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., Tensor], model) -> None:

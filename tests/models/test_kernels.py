@@ -1,76 +1,71 @@
-"""Every gradient by hand against finite differences in fp64, and every value against the plain composition."""
+"""The fused steps against finite differences in fp64, and against the plain formulas of their docstrings."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from lccp_sim.models import kernels
 from lccp_sim.models.positions import BaseRope, rotate, rotation
 
-B, T, N, H, D, WIDTH = 2, 5, 3, 4, 6, 4
+B, T, N, H, D, WIDTH, E = 2, 3, 3, 4, 4, 3, 3
 
 
-def draw(*shape: int) -> Tensor:
+def leaf(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
 def angles() -> tuple[Tensor, Tensor]:
-    return rotation(torch.arange(T).expand(B, T), *BaseRope(100.0).frequencies(H), torch.float64)
+    return rotation(torch.tensor([[0, 5, 9], [2, 1, 7]]), *BaseRope(50.0).frequencies(H), torch.float64)
 
 
-def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+@pytest.mark.parametrize("zero", [False, True])
+def test_rms_norm(zero: bool) -> None:
+    x, weight = leaf(B, T, N, H), leaf(N, H)
+    if zero:
+        weight = weight.detach().index_fill(1, torch.tensor([2]), 0).requires_grad_()
+    assert gradcheck(lambda x, w: kernels.RMSNorm.apply(x, w, 1e-5), (x, weight))
+    plain = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    torch.testing.assert_close(kernels.RMSNorm.apply(x, weight, 1e-5), plain)
 
 
-def check(function, plain, leaves: tuple[Tensor, ...]) -> None:
-    torch.testing.assert_close(function(*leaves), plain(*leaves))
-    assert torch.autograd.gradcheck(function, leaves)
+def test_rotation_and_the_norm_after_it() -> None:
+    x, weight, (cos, sin) = leaf(B, T, N, H), leaf(N, H), angles()
+    torch.testing.assert_close(kernels.Rotate.apply(x, cos, sin), rotate(x, cos, sin), rtol=0, atol=1e-14)
+    assert gradcheck(lambda x: kernels.Rotate.apply(x, cos, sin), (x,))
+    turned = rotate(x, cos, sin)
+    plain = turned / (turned.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    torch.testing.assert_close(kernels.RotateNorm.apply(x, cos, sin, weight, 1e-5), plain)
+    assert gradcheck(lambda x, w: kernels.RotateNorm.apply(x, cos, sin, w, 1e-5), (x, weight))
 
 
-@pytest.mark.parametrize("shape", [(H,), (N, H)], ids=["one weight", "a weight a head"])
-def test_rms_norm(shape: tuple[int, ...]) -> None:
-    leaves = draw(B, T, N, H), draw(*shape)
-    check(lambda *x: kernels.RMSNorm.apply(*x, 1e-3), lambda *x: plain_norm(*x, 1e-3), leaves)
-
-
-def test_rotation() -> None:
-    cos, sin = angles()
-    check(lambda x: kernels.Rotate.apply(x, cos, sin), lambda x: rotate(x, cos, sin), (draw(B, T, N, H),))
-
-
-def test_rotation_then_norm() -> None:
-    cos, sin = angles()
-    check(
-        lambda x, weight: kernels.RotateNorm.apply(x, cos, sin, weight, 1e-3),
-        lambda x, weight: plain_norm(rotate(x, cos, sin), weight, 1e-3),
-        (draw(B, T, N, H), draw(N, H)),
-    )
+def test_angles_keep_their_precision_in_bf16() -> None:
+    """Half a million positions on, an angle in bf16 would be noise: only the result is rounded."""
+    x = torch.randn(1, 1, 1, 64).bfloat16()
+    cos, sin = rotation(torch.tensor([[500_000]]), *BaseRope(1e4).frequencies(64), torch.float32)
+    got = kernels.Rotate.apply(x, cos, sin)
+    assert torch.equal(got, rotate(x.float(), cos, sin).bfloat16())
 
 
 def test_swiglu() -> None:
-    def plain(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        gate, up = (x @ gate_up.T).chunk(2, dim=-1)
-        return (F.silu(gate) * up) @ down.T
+    x, gate_up, down = leaf(T, D), leaf(2 * WIDTH, D), leaf(D, WIDTH)
+    gate, up = (x @ gate_up.T).chunk(2, dim=-1)
+    torch.testing.assert_close(kernels.SwiGLU.apply(x, gate_up, down), (F.silu(gate) * up) @ down.T)
+    assert gradcheck(kernels.SwiGLU.apply, (x, gate_up, down))
 
-    check(kernels.SwiGLU.apply, plain, (draw(T, D), draw(2 * WIDTH, D), draw(D, WIDTH)))
 
-
-@pytest.mark.parametrize("counts", [[4, 3, 3], [0, 10, 0], [5, 0, 5]], ids=str)
+@pytest.mark.parametrize("counts", [[2, 3, 1], [0, 6, 0], [3, 0, 3]], ids=str)
 def test_mixture(counts: list[int]) -> None:
-    """Two experts a token; some experts get no rows."""
-    row_R = torch.randperm(10) // 2
-    expert_R = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
-
-    def plain(x: Tensor, weight_R: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        rows = x[row_R]
-        gates, ups = (torch.einsum("rd,rfd->rf", rows, w[expert_R]) for w in (gate, up))
-        y_RD = torch.einsum("rf,rfd->rd", F.silu(gates) * ups, down[expert_R]) * weight_R[:, None]
-        return torch.zeros_like(x).index_add(0, row_R, y_RD)
-
-    weights = tuple(draw(3, WIDTH, D) for _ in range(3))
-    check(
-        lambda x, weight, *w: kernels.Mixture.apply(x, row_R, weight, *w, counts),
-        plain,
-        (draw(T, D), draw(10), *weights),
+    x, weight, gate, up, down = leaf(T, D), leaf(6), leaf(E, WIDTH, D), leaf(E, WIDTH, D), leaf(E, WIDTH, D)
+    row_R = torch.tensor([0, 1, 2, 1, 0, 2])
+    expert_R = torch.repeat_interleave(torch.arange(E), torch.tensor(counts))
+    got = kernels.Mixture.apply(x, row_R, weight, gate, up, down, counts)
+    hidden = F.silu(torch.einsum("rd,rfd->rf", x[row_R], gate[expert_R])) * torch.einsum(
+        "rd,rfd->rf", x[row_R], up[expert_R]
+    )
+    rows = torch.einsum("rf,rfd->rd", hidden, down[expert_R]) * weight[:, None]
+    torch.testing.assert_close(got, torch.zeros_like(x).index_add(0, row_R, rows))
+    assert gradcheck(
+        lambda *leaves: kernels.Mixture.apply(leaves[0], row_R, *leaves[1:], counts), (x, weight, gate, up, down)
     )

@@ -31,6 +31,14 @@ def plain(moe: MoE, x_BTD: Tensor) -> Tensor:
 
 
 def test_the_mixture_is_the_weighted_sum_of_all_experts(backend: str) -> None:
+    check_mixture(backend)
+
+
+def test_auto_is_the_same_sum_without_gathering_rows() -> None:
+    check_mixture("auto")
+
+
+def check_mixture(backend: str) -> None:
     for changes in ({}, {"num_shared": 0}, {"top_k": 1}, {"top_k": E}):
         moe, x_BTD = layer(backend=backend, **changes), torch.randn(3, 10, D, requires_grad=True)
         (y, _), want = moe(x_BTD), plain(moe, x_BTD)
