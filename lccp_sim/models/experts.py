@@ -34,6 +34,8 @@ def megablocks(
 ) -> Tensor:
     """[R, D] by MegaBlocks' grouped GEMM (arXiv 2211.15841), CUDA and bf16 only; `ops` stands in for it in tests.
 
+    Of MegaBlocks' ops only `gmm` is called: its sort, histogram, gather and scatter prepare what every backend here is
+    given, rows sorted by expert, so that routing has one definition and one gradient for all of them.
     The sizes must be on the CPU: one host sync a layer. Raises ImportError where grouped_gemm is not installed.
     """
     if ops is None:
