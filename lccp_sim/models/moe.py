@@ -68,7 +68,7 @@ class MoE(nn.Module):
         gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
         run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         if self.backend == "auto" and run is experts.loop:
-            y_TD = kernels.Mixture.apply(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
+            y_TD = kernels.mixture(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
         else:
             y_RD = run(x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
             y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)

@@ -69,3 +69,18 @@ def test_mixture(counts: list[int]) -> None:
     assert gradcheck(
         lambda *leaves: kernels.Mixture.apply(leaves[0], row_R, *leaves[1:], counts), (x, weight, gate, up, down)
     )
+
+
+@pytest.mark.parametrize("counts", [[23, 0, 41], [64, 0, 0], [8, 40, 16]], ids=str)
+def test_rows_that_fill_up_in_bf16_change_nothing(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = kernels.Mixture.apply
+    monkeypatch.setattr(kernels.Mixture, "apply", lambda *args: seen.append(args[-1]) or real(*args))
+    shapes = (T, D), (64,), (E, WIDTH, D), (E, WIDTH, D), (E, WIDTH, D)
+    leaves = tuple(torch.randn(shape).bfloat16().requires_grad_() for shape in shapes)
+    row_R = torch.randint(T, (64,))
+    filled, plain = (run(leaves[0], row_R, *leaves[1:], counts) for run in (kernels.mixture, real))
+    assert all(n % 8 == 0 for n in seen[0]) and sum(seen[0]) >= 64
+    grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (filled, plain)]
+    for got, want in zip((filled, *grads[0]), (plain, *grads[1]), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2 * want.abs().max().item())
