@@ -143,8 +143,8 @@ def _copies(
 def plain_tokens(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """int64 ids of all tokens that are plain printable text: what random spans are drawn from.
 
-    Drawn from words alone, a span carries so little information that copying it hardly pays: at 1024 tokens, heads form
-    with these and not with the sixth of them that are words. Joined, they are text that need not encode to them again.
+    At a small vocabulary words alone carry so little information that copying a span hardly pays. Joined, the tokens
+    are text that need not encode to them again.
     """
     texts = tokenizer.decode_batch([[id_] for id_ in range(tokenizer.get_vocab_size())], skip_special_tokens=True)
     plain = [text.strip() != "" and text.isprintable() and "\ufffd" not in text for text in texts]
