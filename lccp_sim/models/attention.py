@@ -58,7 +58,8 @@ class Attention(nn.Module):
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
             self.tap(self.layer, q_BTNH, k_BTMH, self.scale)
-        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds)
+        # v alone: as a view it would keep all of qkv for the backward pass.
+        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds)
         return self.out(y_BTNH.flatten(2))
 
     def qk_weight(self) -> Tensor:

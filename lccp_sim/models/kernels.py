@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+ROWS = 1024
+
 
 class RMSNorm(Function):
     """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions.
@@ -67,26 +69,29 @@ class Rotate(Function):
 
 
 class RotateNorm(Function):
-    """RoPE, then RMSNorm over each head with `weight_NH`. A rotation keeps the norm: x and 1/rms(x) are enough."""
+    """RoPE, then RMSNorm of each head with `weight_NH`. Keeps 1/rms and its output, as RMSNorm does."""
 
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
         x = x_BTNH.to(cos.dtype)
+        # Turning keeps the norm, so it is known before.
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x_BTNH, cos, sin, weight_NH, inverse)
-        return turn(x, cos, sin, 1).mul_(inverse).mul_(weight_NH).to(x_BTNH.dtype)
+        y = turn(x, cos, sin, 1).mul_(inverse).mul_(weight_NH).to(x_BTNH.dtype)
+        ctx.keeps_y = x.device.type == "cpu" and bool(weight_NH.all())
+        ctx.save_for_backward(y if ctx.keeps_y else x_BTNH, cos, sin, weight_NH, inverse)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
-        x_BTNH, cos, sin, weight_NH, inverse = ctx.saved_tensors
-        grad = grad.to(cos.dtype)
-        unit = turn(x_BTNH.to(cos.dtype), cos, sin, 1).mul_(inverse)
+        kept, cos, sin, weight_NH, inverse = ctx.saved_tensors
+        dtype, grad, kept = grad.dtype, grad.to(cos.dtype), kept.to(cos.dtype)
+        unit = kept / weight_NH if ctx.keeps_y else turn(kept, cos, sin, 1).mul_(inverse)
         product = grad * unit
         grad_weight = product.flatten(0, 1).sum(0)
         mean = product.mul_(weight_NH).mean(-1, keepdim=True)
         torch.mul(grad, weight_NH, out=product).sub_(unit.mul_(mean)).mul_(inverse)
-        return turn(product, cos, sin, -1).to(x_BTNH.dtype), None, None, grad_weight, None
+        return turn(product, cos, sin, -1).to(dtype), None, None, grad_weight, None
 
 
 class SwiGLU(Function):
@@ -102,16 +107,23 @@ class SwiGLU(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_TD, gate_up, down_DF, hidden = ctx.saved_tensors
-        gate, up = hidden.chunk(2, dim=-1)
-        silu = F.silu(gate)
-        grad_down = grad_TD.T @ (silu * up)
-        grad_TF = grad_TD @ down_DF
-        grad_hidden = torch.empty_like(hidden)
-        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-        torch.mul(grad_TF, silu, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad_TF.mul_(up), gate, grad_input=grad_gate)
-        return grad_hidden @ gate_up, grad_hidden.T @ x_TD, grad_down
+        x_TD, gate_up, down_DF, hidden_TF = ctx.saved_tensors
+        grad_x_TD, grad_gate_up, grad_down = (
+            torch.empty_like(x_TD),
+            torch.zeros_like(gate_up),
+            torch.zeros_like(down_DF),
+        )
+        # A slice of rows at a time, so that what comes between stays in the cache.
+        slices = (t.split(ROWS) for t in (x_TD, hidden_TF, grad_TD, grad_x_TD))
+        for x, hidden, grad, grad_x in zip(*slices, strict=True):
+            gate, up = hidden.chunk(2, dim=-1)
+            silu = F.silu(gate)
+            grad_down.addmm_(grad.T, silu * up)
+            grad = grad @ down_DF
+            grad_hidden = torch.cat((torch.ops.aten.silu_backward(grad * up, gate), silu.mul_(grad)), dim=-1)
+            torch.mm(grad_hidden, gate_up, out=grad_x)
+            grad_gate_up.addmm_(grad_hidden.T, x)
+        return grad_x_TD, grad_gate_up, grad_down
 
 
 def mixture(

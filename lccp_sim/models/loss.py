@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 512
+CHUNK_ROWS = 256
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -30,8 +30,11 @@ def test_rms_norm(zero: bool) -> None:
     torch.testing.assert_close(kernels.RMSNorm.apply(x, weight, 1e-5), plain)
 
 
-def test_rotation_and_the_norm_after_it() -> None:
+@pytest.mark.parametrize("zero", [False, True])
+def test_rotation_and_the_norm_after_it(zero: bool) -> None:
     x, weight, (cos, sin) = leaf(B, T, N, H), leaf(N, H), angles()
+    if zero:
+        weight = weight.detach().index_fill(1, torch.tensor([2]), 0).requires_grad_()
     torch.testing.assert_close(kernels.Rotate.apply(x, cos, sin), rotate(x, cos, sin), rtol=0, atol=1e-14)
     assert gradcheck(lambda x: kernels.Rotate.apply(x, cos, sin), (x,))
     turned = rotate(x, cos, sin)
@@ -48,7 +51,8 @@ def test_angles_keep_their_precision_in_bf16() -> None:
     assert torch.equal(got, rotate(x.float(), cos, sin).bfloat16())
 
 
-def test_swiglu() -> None:
+def test_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROWS", 2)
     x, gate_up, down = leaf(T, D), leaf(2 * WIDTH, D), leaf(D, WIDTH)
     gate, up = (x @ gate_up.T).chunk(2, dim=-1)
     torch.testing.assert_close(kernels.SwiGLU.apply(x, gate_up, down), (F.silu(gate) * up) @ down.T)
