@@ -24,6 +24,7 @@ from torch import Tensor  # noqa: E402
 
 from lccp_sim.cli import check  # noqa: E402
 from lccp_sim.data.pools import Corpus, open_corpus  # noqa: E402
+from lccp_sim.models.language_model import Attended  # noqa: E402
 from lccp_sim.models.taps import tapping  # noqa: E402
 from lccp_sim.models.transformer import Transformer, initialise  # noqa: E402
 from lccp_sim.monitors import Monitor, Needle  # noqa: E402
@@ -87,8 +88,9 @@ class FullMatrix:
         self.item = item
         self.layers: list[list[list[float]]] = []
 
-    def __call__(self, layer: int, q_BTNH: Tensor, k_BTMH: Tensor, scale: float) -> None:
+    def __call__(self, layer: int, attended: Attended) -> None:
         """One layer's scores of a single item, [heads, 4]: copy_hard, copy_soft, needle_mass, sink_mass."""
+        q_BTNH, k_BTMH, scale = attended[:3]
         k_TNH = k_BTMH[0].repeat_interleave(q_BTNH.shape[2] // k_BTMH.shape[2], dim=1)
         rows_NTS = torch.einsum("tnh,snh->nts", q_BTNH[0], k_TNH).mul_(scale)
         future_TS = torch.ones(rows_NTS.shape[1:], dtype=torch.bool).triu_(1)

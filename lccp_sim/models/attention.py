@@ -4,16 +4,13 @@ A packed row is never masked with a [T, T] matrix: causal attention is called on
 flattened row. So nothing leaks between documents by construction, and the fast causal kernel is always the one in use.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
-
-Tap = Callable[[int, Tensor, Tensor, float], None]
+from lccp_sim.models.language_model import Attended, Tap
 
 
 class RMSNorm(nn.Module):
@@ -42,6 +39,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(c.d_head, c.norm_eps, c.qk_norm_gain)
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
+        self.gate_N: Tensor | None = None
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
@@ -57,9 +55,11 @@ class Attention(nn.Module):
             qk = kernels.Rotate.apply(qk, *rope)
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
-            self.tap(self.layer, q_BTNH, k_BTMH, self.scale)
+            self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale))
         # v alone: as a view it would keep all of qkv for the backward pass.
         y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds)
+        if self.gate_N is not None:
+            y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))
 
     def qk_weight(self) -> Tensor:

@@ -4,6 +4,7 @@ The training loss forms each chunk's gradient while its logits are at hand (the 
 backward pass neither stores logits nor computes them again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,11 +55,17 @@ def cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divis
 
 
 @torch.no_grad()
-def token_scores(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL of each target (fp32, nats) and whether it is the argmax (bool), both [R]."""
-    nlls, hits = [], []
+def token_scores(
+    logits: Callable[[Tensor], Tensor], hidden_RD: Tensor, targets_R: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """NLL of each target (fp32, nats), whether it is the argmax (bool), and the argmax (int64), all [R].
+
+    `logits` is the head: rows [r, D] -> [r, V] fp32, asked for CHUNK_ROWS at a time.
+    """
+    nlls, tops = [hidden_RD.new_empty(0, dtype=torch.float32)], [targets_R[:0]]
     for hidden, target in zip(hidden_RD.split(CHUNK_ROWS), targets_R.split(CHUNK_ROWS), strict=True):
-        logits = (hidden @ weight_VD.to(hidden.dtype).T).float()
-        nlls.append(logits.logsumexp(-1) - logits.gather(1, target[:, None]).squeeze(1))
-        hits.append(logits.argmax(-1) == target)
-    return torch.cat(nlls), torch.cat(hits)
+        logits_RV = logits(hidden)
+        nlls.append(logits_RV.logsumexp(-1) - logits_RV.gather(1, target[:, None]).squeeze(1))
+        tops.append(logits_RV.argmax(-1))
+    top_R = torch.cat(tops)
+    return torch.cat(nlls), top_R == targets_R, top_R

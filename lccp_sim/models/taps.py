@@ -1,7 +1,4 @@
-"""Taps: a monitor sees each layer's q and k as the softmax sees them.
-
-Only the rows of the queries that a monitor asks about are ever formed: |answer| x S numbers per head, never S x S.
-"""
+"""Taps and gates for the time of a `with`: look at every layer's q and k, or scale the outputs of some heads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +6,44 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lccp_sim.models.attention import Attention, Tap
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.config import ConfigError
+from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
 
 @contextmanager
-def tapping(model: Transformer, tap: Tap) -> Iterator[None]:
-    """While it is open, every forward calls `tap(layer, q_BTNH, k_BTMH, scale)` once a layer."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for layer in layers:
-        layer.tap = tap
+def tapping(model: LanguageModel, tap: Tap) -> Iterator[None]:
+    """While it is open, every forward calls `tap(layer, attended)` once a layer.
+
+    Raises ConfigError at the end where a layer's attention did not pass by: scores of the others would look whole.
+    """
+    seen: set[int] = set()
+
+    def count(layer: int, attended: Attended) -> None:
+        seen.add(layer)
+        tap(layer, attended)
+
+    model.set_tap(count)
     try:
         # A compiled graph would skip the taps without a word.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for layer in layers:
-            layer.tap = None
+        model.set_tap(None)
+    missed = sorted(set(range(model.num_layers)) - seen)
+    if missed:
+        raise ConfigError(
+            f"attention of layer {', '.join(map(str, missed[:8]))}{' ...' if len(missed) > 8 else ''} of "
+            f"{model.num_layers} bypassed the tap, so its heads cannot be scored (linear attention, a kernel of its "
+            "own?); switch the head monitors off (monitors.needle.heads=false, monitors.heads=null, ...)"
+        )
 
 
-def attention_rows(q_BTNH: Tensor, k_BTMH: Tensor, scale: float, queries_BA: Tensor) -> Tensor:
-    """Causal attention of the queries at `queries_BA`: [B, N, A, S] fp32, rows sum to 1. One document a row."""
-    B, S, M, H = k_BTMH.shape
-    A = queries_BA.shape[1]
-    index = queries_BA[:, :, None, None].expand(-1, -1, *q_BTNH.shape[2:])
-    q_BMGAH = q_BTNH.gather(1, index).float().unflatten(2, (M, -1)).permute(0, 2, 3, 1, 4)
-    k_BMSH = k_BTMH.float().transpose(1, 2)
-    logits = (q_BMGAH.reshape(B, M, -1, H) @ k_BMSH.transpose(2, 3)).view(B, -1, A, S) * scale
-    future = torch.arange(S, device=logits.device) > queries_BA[:, None, :, None]
-    return logits.masked_fill_(future, float("-inf")).softmax(-1)
+@contextmanager
+def gating(model: LanguageModel, gate_LN: Tensor) -> Iterator[None]:
+    """While it is open, the output of head n in layer l is multiplied by `gate_LN[l, n]`: 0 masks it, 2 doubles it."""
+    model.set_gate(gate_LN.to(model.device))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.set_gate(None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm
+from lccp_sim.models.language_model import LanguageModel, Tap
 from lccp_sim.models.moe import MoE
 from lccp_sim.models.positions import rotation
 
@@ -36,12 +37,13 @@ class Block(nn.Module):
         self.moe = MoE(c.d_model, c.d_expert, c.num_experts, c.num_experts_per_token, c.num_shared_experts, c.experts)
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """A decoder-only MoE language model of the Hunyuan-A13B family (shared and routed SwiGLU experts, GQA, QK-norm)."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.num_layers, self.num_heads = config.num_layers, config.num_heads
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -57,6 +59,20 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The [V, D] weight of the language-model head."""
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V] fp32."""
+        return (hidden_RD @ self.head_weight.to(hidden_RD.dtype).T).float()
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """None; sets the tap of every layer."""
+        for block in self.layers:
+            block.attention.tap = tap
+
+    def set_gate(self, gate_LN: Tensor | None) -> None:
+        """None; sets the gate of every layer."""
+        for layer, block in enumerate(self.layers):
+            block.attention.gate_N = None if gate_LN is None else gate_LN[layer]
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, bounds: Tensor | None = None) -> Output:
         """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lccp_sim.models.language_model import Attended
+
 METRICS = ("copy_hard_frac", "copy_soft_frac", "needle_mass_frac", "sink_mass_frac")
 
 
@@ -30,15 +32,15 @@ class CopyTap:
         }
         self.layers: list[np.ndarray] = []
 
-    def __call__(self, layer: int, q_BTNH: Tensor, k_BTMH: Tensor, scale: float) -> None:
+    def __call__(self, layer: int, attended: Attended) -> None:
         """Scores of one layer."""
-        scores = [self._score(i, q_BTNH[i], k_BTMH[i], scale) for i in self.items]
+        scores = [self._score(i, attended) for i in self.items]
         self.layers.append(torch.stack(scores).cpu().numpy())
 
-    def _score(self, item: int, q_TNH: Tensor, k_SMH: Tensor, scale: float) -> Tensor:
+    def _score(self, item: int, attended: Attended) -> Tensor:
         (first, stop), (start, end) = self.answers[item], self.needles[item]
-        same_AW = self.same_AW[item].to(q_TNH.device)
-        rows_NAS = _rows(q_TNH, k_SMH, scale, first - 1, stop - 1)
+        rows_NAS = attended.rows(item, first - 1, stop - 1)
+        same_AW = self.same_AW[item].to(rows_NAS.device)
         needle_NAW = rows_NAS[..., start:end]
         top_NA1 = rows_NAS.argmax(-1, keepdim=True) - start
         hard_NA = ((top_NA1 == torch.arange(end - start, device=top_NA1.device)) & same_AW).any(-1)
@@ -49,16 +51,3 @@ class CopyTap:
     def scores(self) -> np.ndarray:
         """[items, layers, heads, metrics] fp32, in the order of METRICS."""
         return np.stack(self.layers, axis=1)
-
-
-def _rows(q_TNH: Tensor, k_SMH: Tensor, scale: float, start: int, stop: int) -> Tensor:
-    """Causal attention of the queries [start, stop) of one sequence, [N, stop - start, S] fp32; rows sum to 1.
-
-    Only keys from `start` on can lie in the future of one of these queries, so only they are masked.
-    """
-    A, (S, M, H) = stop - start, k_SMH.shape
-    q_MQH = (q_TNH[start:stop].float() * scale).view(A, M, -1, H).permute(1, 2, 0, 3).reshape(M, -1, H)
-    logits_NAS = (q_MQH @ k_SMH.float().permute(1, 2, 0)).view(-1, A, S)
-    future = torch.ones(A, S - start, dtype=torch.bool, device=logits_NAS.device).triu_(1)
-    logits_NAS[..., start:].masked_fill_(future, float("-inf"))
-    return logits_NAS.softmax(-1)

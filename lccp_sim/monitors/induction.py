@@ -16,8 +16,8 @@ from torch import Tensor
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.synthetic import plain_tokens
-from lccp_sim.models.taps import attention_rows, tapping
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.models.language_model import Attended, LanguageModel
+from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import batches, score_places
@@ -70,7 +70,7 @@ class Induction(Monitor):
                 items.append(RepeatItem(f"{length}-{i}", length, tokens, (start, start + n), (length - n, length)))
         return items
 
-    def score(self, model: Transformer, items: list[RepeatItem]) -> RepeatValues:
+    def score(self, model: LanguageModel, items: list[RepeatItem]) -> RepeatValues:
         """NLL of the first and the second copy (without their first token, which nothing foretells), and the heads."""
         values: list[Value] = []
         scores = []
@@ -120,15 +120,16 @@ class _PrefixTap:
     """Attention of the second copy's tokens on the token after their first occurrence: [items, layers, heads]."""
 
     def __init__(self, first: list[tuple[int, int]], second: list[tuple[int, int]]):
-        n = first[0][1] - first[0][0] - 1
-        self.queries_BA = torch.tensor([[start + i for i in range(n)] for start, _ in second])
-        self.targets_BA = torch.tensor([[start + 1 + i for i in range(n)] for start, _ in first])
+        self.first, self.second = first, second
         self.layers: list[Tensor] = []
 
-    def __call__(self, layer: int, q_BTNH: Tensor, k_BTMH: Tensor, scale: float) -> None:
-        rows_BNAS = attention_rows(q_BTNH, k_BTMH, scale, self.queries_BA.to(q_BTNH.device))
-        index = self.targets_BA.to(q_BTNH.device)[:, None, :, None].expand(-1, rows_BNAS.shape[1], -1, 1)
-        self.layers.append(rows_BNAS.gather(-1, index).mean((2, 3)).cpu())
+    def __call__(self, layer: int, attended: Attended) -> None:
+        scores = []
+        for item, ((first, _), (start, stop)) in enumerate(zip(self.first, self.second, strict=True)):
+            rows_NAS = attended.rows(item, start, stop - 1)
+            # Query start + i looks for what followed its first occurrence: key first + i + 1, a diagonal.
+            scores.append(rows_NAS[..., first + 1 : first + stop - start].diagonal(dim1=1, dim2=2).mean(-1))
+        self.layers.append(torch.stack(scores).cpu())
 
     @property
     def scores(self) -> np.ndarray:

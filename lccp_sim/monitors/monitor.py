@@ -13,7 +13,7 @@ from annotated_types import Gt
 
 from lccp_sim.config import Count
 from lccp_sim.data.pools import Corpus
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 
@@ -32,7 +32,7 @@ class Monitor(ABC):
         """The items. Raises ConfigError where the corpus cannot give them."""
 
     @abstractmethod
-    def score(self, model: Transformer, items: Any) -> Any:
+    def score(self, model: LanguageModel, items: Any) -> Any:
         """What the model does on the items. Called inside `observing`: no gradients, eval mode, forked random state."""
 
     @abstractmethod

@@ -16,8 +16,8 @@ from annotated_types import Ge, Gt, Le
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.facts import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.pools import Corpus
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import tapping
-from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import METRICS, CopyTap
 from lccp_sim.monitors.monitor import Monitor
@@ -143,7 +143,7 @@ class Needle(Monitor):
         tags: Tags = {"length": length, "depth": round(depth, 4), "variant": variant}
         return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, needle, answer, fact.value_mask, control)
 
-    def score(self, model: Transformer, items: list[NeedleItem]) -> NeedleValues:
+    def score(self, model: LanguageModel, items: list[NeedleItem]) -> NeedleValues:
         """Hit, NLL, control NLL and gain of each item, and the heads' scores; one forward per text and per control."""
         values: list[Value] = []
         head_items: list[str] = []
@@ -159,7 +159,7 @@ class Needle(Monitor):
         values += self._controls(model, items, values)
         return NeedleValues(values, head_items, np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0)))
 
-    def _controls(self, model: Transformer, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
+    def _controls(self, model: LanguageModel, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
         with_control = [item for item in items if item.control is not None]
         answered = {(v.item, v.tags["span"]): v.value for v in values if v.metric == "answer_nll_nats"}
         for group in batches([len(item.tokens) for item in with_control], self.tokens_per_forward):
@@ -203,7 +203,7 @@ class Needle(Monitor):
         return sum(len(item.tokens) * (2 if item.control is not None else 1) for item in items)
 
 
-def _forward(model: Transformer, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
+def _forward(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
     """The answers' scores of all items, and the heads' of those at the indices `tapped`."""
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import token_scores
-from lccp_sim.models.transformer import Transformer
 
 
 @contextmanager
@@ -27,10 +27,11 @@ def observing(model: torch.nn.Module) -> Iterator[None]:
 
 
 class Spans(NamedTuple):
-    """NLL (nats) and argmax hit of the asked tokens of a batch, both [n_items, longest] with `mask`; padding is 0."""
+    """NLL (nats), argmax hit and argmax token of the asked tokens, all [n_items, longest] with `mask`; padding is 0."""
 
     nll: np.ndarray
     hit: np.ndarray
+    top: np.ndarray
     mask: np.ndarray
 
 
@@ -44,28 +45,28 @@ def pad(rows: list[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return out, mask
 
 
-def score_spans(model: Transformer, tokens: list[np.ndarray], spans: list[tuple[int, int]]) -> Spans:
+def score_spans(model: LanguageModel, tokens: list[np.ndarray], spans: list[tuple[int, int]]) -> Spans:
     """Teacher-forced scores of the tokens [start, stop) of each sequence: `score_places` of consecutive places."""
     return score_places(model, tokens, [np.arange(start, stop) for start, stop in spans])
 
 
-def score_places(model: Transformer, tokens: list[np.ndarray], places: list[np.ndarray]) -> Spans:
+def score_places(model: LanguageModel, tokens: list[np.ndarray], places: list[np.ndarray]) -> Spans:
     """Teacher-forced scores of the tokens at `places` of each sequence, in one forward; the head sees only these.
 
     Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal
     attention cannot see.
     """
-    device = model.embedding.weight.device
+    device = model.device
     tokens_BT = torch.from_numpy(pad(tokens)[0]).to(device)
     answer, mask = pad(places, fill=1)
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
     answer_BA = torch.from_numpy(answer).to(device)
     real_BA = torch.from_numpy(mask).to(device)
     hidden_RD = hidden_BTD.gather(1, (answer_BA - 1)[..., None].expand(-1, -1, hidden_BTD.shape[-1]))[real_BA]
-    nll_R, hit_R = token_scores(hidden_RD, model.head_weight, tokens_BT.gather(1, answer_BA)[real_BA])
-    nll, hit = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool)
-    nll[mask], hit[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy()
-    return Spans(nll, hit, mask)
+    nll_R, hit_R, top_R = token_scores(model.logits, hidden_RD, tokens_BT.gather(1, answer_BA)[real_BA])
+    nll, hit, top = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape, dtype=np.int64)
+    nll[mask], hit[mask], top[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy(), top_R.cpu().numpy()
+    return Spans(nll, hit, top, mask)
 
 
 def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:

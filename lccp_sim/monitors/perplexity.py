@@ -13,8 +13,8 @@ from annotated_types import Gt
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import token_scores
-from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import batches
@@ -64,13 +64,13 @@ class Perplexity(Monitor):
                 items.append(DocumentItem(f"{source}-{d}-{start}", source, tokens))
         return items
 
-    def score(self, model: Transformer, items: list[DocumentItem]) -> list[Value]:
+    def score(self, model: LanguageModel, items: list[DocumentItem]) -> list[Value]:
         """Mean NLL of each item over all positions, over each log2 bucket of positions, and in short windows."""
         values: list[Value] = []
         edges = [2**j for j in range((self.context_tokens - 1).bit_length())]
         for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
-            tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.embedding.weight.device)
+            tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.device)
             full = _nll(model, tokens_BT)
             short = self._short_nll(model, tokens_BT, full)
             for item, full_T, short_T in zip(chosen, full, short, strict=True):
@@ -85,7 +85,7 @@ class Perplexity(Monitor):
                     )
         return values
 
-    def _short_nll(self, model: Transformer, tokens_BT: torch.Tensor, full: np.ndarray) -> np.ndarray:
+    def _short_nll(self, model: LanguageModel, tokens_BT: torch.Tensor, full: np.ndarray) -> np.ndarray:
         """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in.
 
         The first window is how the full one begins, so it is taken from `full`.
@@ -114,8 +114,8 @@ class Perplexity(Monitor):
         return len(items) * (2 * self.context_tokens - min(self.short_tokens, self.context_tokens))
 
 
-def _nll(model: Transformer, tokens_BT: torch.Tensor) -> np.ndarray:
+def _nll(model: LanguageModel, tokens_BT: torch.Tensor) -> np.ndarray:
     """NLL of tokens 1, 2, ... of each row, [B, T - 1] fp64 nats."""
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    nll_R, _ = token_scores(hidden_BTD.flatten(0, 1), model.head_weight, tokens_BT[:, 1:].flatten())
+    nll_R, _, _ = token_scores(model.logits, hidden_BTD.flatten(0, 1), tokens_BT[:, 1:].flatten())
     return nll_R.view(len(tokens_BT), -1).double().cpu().numpy()

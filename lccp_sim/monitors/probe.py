@@ -11,13 +11,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from annotated_types import Gt
 
 from lccp_sim.config import OptimConfig, refuse
 from lccp_sim.data.biographies import Question, draw_question
 from lccp_sim.data.pools import Corpus
-from lccp_sim.models.loss import cross_entropy
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import pad, score_spans
 from lccp_sim.monitors.values import Moment, Value, summarise
@@ -77,7 +77,7 @@ class Probe(Monitor):
             refuse(longest > limit, f"monitors.probe.{key}", limit, rule)
         return ProbeItems(train, evaluation)
 
-    def score(self, model: Transformer, items: ProbeItems) -> list[Value]:
+    def score(self, model: LanguageModel, items: ProbeItems) -> list[Value]:
         """Values before fine-tuning (sft_step 0), and after it for each probe seed."""
         values = list(self._evaluate(model, items, {"sft_step": 0, "seed": self.seeds[0]}))
         for seed in self.seeds:
@@ -85,14 +85,14 @@ class Probe(Monitor):
             values += self._evaluate(tuned, items, {"sft_step": self.steps, "seed": seed})
         return values
 
-    def _tune(self, model: Transformer, items: ProbeItems, seed: int) -> Transformer:
+    def _tune(self, model: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
         """A fine-tuned copy; the probe seed orders the batches."""
         fork = copy.deepcopy(model)
         fork.train()
         optimizer = torch.optim.AdamW(fork.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
         order = np.random.default_rng((self.seed, 2, seed)).permutation(self.steps)
-        device = fork.embedding.weight.device
+        device = fork.device
         with torch.enable_grad():
             for step, which in enumerate(order):
                 questions = items.train[which]
@@ -102,7 +102,7 @@ class Probe(Monitor):
                 tokens_BT, learn_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(learn).to(device)
                 out = fork(tokens_BT[:, :-1])
                 targets = tokens_BT[:, 1:][learn_BT]
-                loss = cross_entropy(out.hidden_BTD[learn_BT], fork.head_weight, targets, len(targets))
+                loss = F.cross_entropy(fork.logits(out.hidden_BTD[learn_BT]), targets)
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * schedule.factor(step, self.steps)
                 optimizer.zero_grad()
@@ -112,7 +112,7 @@ class Probe(Monitor):
         fork.eval()
         return fork
 
-    def _evaluate(self, model: Transformer, items: ProbeItems, tags: dict) -> Iterator[Value]:
+    def _evaluate(self, model: LanguageModel, items: ProbeItems, tags: dict) -> Iterator[Value]:
         """Exact match (greedy, stop included), canonical Pass@k = 1 - (1 - p)^k, NLL of the answer's tokens."""
         questions = items.evaluation
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].tokens))

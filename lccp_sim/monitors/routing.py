@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
+from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
@@ -36,9 +38,11 @@ class Routing(Monitor):
         rng = np.random.default_rng(self.seed)
         return np.stack([haystack.take(rng, self.context_tokens) for _ in range(self.items)])
 
-    def score(self, model: Transformer, items: np.ndarray) -> np.ndarray:
+    def score(self, model: LanguageModel, items: np.ndarray) -> np.ndarray:
         """Rows per layer and expert, [L, E]."""
-        tokens_BT = torch.from_numpy(items).to(model.embedding.weight.device)
+        if not isinstance(model, Transformer):
+            raise ConfigError("monitors.routing: counts the experts of our own models alone; set monitors.routing=null")
+        tokens_BT = torch.from_numpy(items).to(model.device)
         parts = tokens_BT.split(max(1, self.tokens_per_forward // self.context_tokens))
         return np.sum([model(part).count_LE.cpu().numpy() for part in parts], axis=0)
 

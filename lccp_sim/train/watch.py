@@ -13,7 +13,7 @@ import numpy as np
 
 from lccp_sim.analysis.heads import initial_heads, mean_score, rank_correlation, retrieval_heads, top_k, topk_overlap
 from lccp_sim.data.pools import Corpus
-from lccp_sim.models.transformer import Transformer
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment, Value
@@ -46,7 +46,7 @@ class Watch:
 
     def look(
         self,
-        model: Transformer,
+        model: LanguageModel,
         moment: Moment,
         history: "HeadHistory",
         report: Callable[[str], None] = lambda name: None,

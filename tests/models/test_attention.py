@@ -1,5 +1,6 @@
 """Attention is a masked softmax over the whole row, document by document, with GQA and QK-norm where they belong."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lccp_sim.config import ModelConfig
+from lccp_sim.config import ConfigError, ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm, attend
+from lccp_sim.models.language_model import Attended
 from lccp_sim.models.positions import BaseRope, rotate, rotation
-from lccp_sim.models.taps import attention_rows, tapping
+from lccp_sim.models.taps import gating, tapping
 
 B, T, D, N, M, H = 2, 24, 32, 4, 2, 8
 # Lengths of the documents of both rows in turn: equal neighbours, a single token, one that fills its row.
@@ -87,15 +89,63 @@ def test_rms_norm_is_the_formula() -> None:
 def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., Tensor], model) -> None:
     transformer = model().eval()
     seen = {}
-    with torch.no_grad(), tapping(transformer, lambda layer, q, k, scale: seen.update({layer: (q, k, scale)})):
+    with torch.no_grad(), tapping(transformer, lambda layer, attended: seen.update({layer: attended})):
         transformer(torch.randint(50, (B, T)))
     assert sorted(seen) == [0, 1, 2], "one call a layer"
-    query_BA = torch.tensor([[23, 0, 7], [3, 22, 3]])
-    for q, k, scale in seen.values():
-        whole_BNTS = full_softmax(q, k, scale, torch.zeros(B, T))
-        rows_BNAS = attention_rows(q, k, scale, query_BA)
-        for b in range(B):
-            torch.testing.assert_close(rows_BNAS[b], whole_BNTS[b][:, query_BA[b]], atol=1e-6, rtol=0)
+    for attended in seen.values():
+        whole_BNTS = full_softmax(attended.q_BTNH, attended.k_BSMH, attended.scale, torch.zeros(B, T))
+        for b, (start, stop) in itertools.product(range(B), ((0, 1), (3, 9), (0, T))):
+            rows_NAS = attended.rows(b, start, stop)
+            torch.testing.assert_close(rows_NAS, whole_BNTS[b][:, start:stop], atol=1e-6, rtol=0)
+
+
+def test_rows_know_windows_sinks_soft_caps_and_masks() -> None:
+    """Each against one plain softmax over the whole matrix."""
+    q, k = torch.randn(2, 12, 4, 8), torch.randn(2, 12, 2, 8)
+    logits = torch.einsum("btnh,bsnh->bnts", q, k.repeat_interleave(2, dim=2)) * 0.7
+    order = torch.arange(12)
+    causal = order[:, None] >= order
+    window = causal & (order[:, None] - order < 5)
+    blocked = causal.expand(2, 1, 12, 12).clone()
+    blocked[1, :, 6:, :3] = False
+    additive = torch.zeros(blocked.shape).masked_fill(~blocked, torch.finfo(torch.float32).min)
+    sinks = torch.randn(4)
+    with_sink = torch.cat((logits.masked_fill(~causal, -torch.inf), sinks.view(1, 4, 1, 1).expand(2, 4, 12, 1)), -1)
+    cases = [
+        ({"window": 5}, logits.masked_fill(~window, -torch.inf).softmax(-1)),
+        ({"softcap": 2.0}, (2 * (logits / 2).tanh()).masked_fill(~causal, -torch.inf).softmax(-1)),
+        ({"mask": blocked}, logits.masked_fill(~blocked, -torch.inf).softmax(-1)),
+        ({"mask": additive}, logits.masked_fill(~blocked, -torch.inf).softmax(-1)),
+        ({"sinks_N": sinks}, with_sink.softmax(-1)[..., :12]),
+    ]
+    for settings, want in cases:
+        for b, (start, stop) in itertools.product(range(2), ((0, 12), (4, 7), (11, 12))):
+            got = Attended(q, k, 0.7, **settings).rows(b, start, stop)
+            torch.testing.assert_close(got, want[b, :, start:stop], atol=1e-6, rtol=0)
+
+
+def test_a_gate_scales_single_heads_and_goes_away(model) -> None:
+    transformer, tokens = model().eval(), torch.randint(50, (1, 9))
+    gate_LN = torch.ones(3, transformer.num_heads)
+    with torch.no_grad():
+        plain = transformer(tokens).hidden_BTD
+        with gating(transformer, gate_LN):
+            assert torch.equal(transformer(tokens).hidden_BTD, plain)
+        gate_LN[1, 2] = 0.0
+        with gating(transformer, gate_LN):
+            masked = transformer(tokens).hidden_BTD
+        columns = transformer.layers[1].attention.out.weight.unflatten(1, (transformer.num_heads, -1))
+        columns[:, 2] = 0.0
+        torch.testing.assert_close(transformer(tokens).hidden_BTD, masked)
+    assert not torch.allclose(masked, plain) and transformer.layers[1].attention.gate_N is None
+
+
+def test_attention_that_bypasses_the_tap_is_refused(model) -> None:
+    transformer = model()
+    transformer.num_layers = 5  # as if layers 3 and 4 had attention of another kind
+    with pytest.raises(ConfigError, match="attention of layer 3, 4 of 5 bypassed the tap.*monitors.needle.heads=false"):
+        with tapping(transformer, lambda *_: None):
+            transformer(torch.randint(50, (1, 4)))
 
 
 def test_tapping_forces_eager_and_leaves_nothing_behind(model, monkeypatch: pytest.MonkeyPatch) -> None:

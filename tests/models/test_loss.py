@@ -64,9 +64,9 @@ def test_scores_of_tokens_are_their_nll_and_whether_they_lead(monkeypatch: pytes
     hidden, weight, target = inputs(ROWS, torch.float32)
     logits = hidden @ weight.T
     target[::3] = logits[::3].argmax(-1)
-    nll, hit = token_scores(hidden, weight, target)
+    nll, hit, top = token_scores(lambda rows: rows @ weight.T, hidden, target)
     torch.testing.assert_close(nll, F.cross_entropy(logits, target, reduction="none"), rtol=1e-5, atol=1e-6)
-    assert hit[::3].all() and torch.equal(hit, logits.argmax(-1) == target) and not hit.all()
+    assert hit[::3].all() and torch.equal(top, logits.argmax(-1)) and torch.equal(hit, top == target) and not hit.all()
 
 
 def test_under_autocast_the_head_is_that_of_bf16() -> None:

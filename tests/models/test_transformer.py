@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lccp_sim.models.taps import attention_rows, tapping
+from lccp_sim.models.taps import tapping
 from lccp_sim.models.transformer import Transformer, initialise
 
 LENGTHS = (6, 7, 9)  # documents A, B, C of one row
@@ -83,13 +83,12 @@ def test_planted_heads_attend_to_the_previous_token(model, changes: dict) -> Non
     base = {"previous_token_heads": 1, "qk_norm": "after_rope", "qk_norm_gain": 4.0, "d_head": 16, "num_kv_heads": 4}
     transformer = model(base=100.0, **(base | changes)).eval()
     seen = {}
-    with torch.no_grad(), tapping(transformer, lambda layer, q, k, scale: seen.update({layer: (q, k, scale)})):
+    with torch.no_grad(), tapping(transformer, lambda layer, attended: seen.update({layer: attended})):
         transformer(torch.randint(50, (1, 40)))
-    query_BA = torch.arange(1, 40)[None]
     for layer in (0, 1):
-        prob_NAS = attention_rows(*seen[layer], query_BA)[0]
-        previous_NA = prob_NAS.gather(2, (query_BA[0] - 1).expand(len(prob_NAS), -1)[..., None]).squeeze(2)
-        assert (prob_NAS[0].argmax(-1) == query_BA[0] - 1).all()
+        prob_NAS = seen[layer].rows(0, 1, 40)
+        previous_NA = prob_NAS.diagonal(dim1=1, dim2=2)
+        assert (prob_NAS[0].argmax(-1) == torch.arange(39)).all()
         assert previous_NA[0].mean() > 3 * previous_NA[1:].mean()
 
 

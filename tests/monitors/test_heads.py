@@ -41,7 +41,7 @@ def full_matrix_scores(model: torch.nn.Module, items: list[NeedleItem]) -> np.nd
     out = []
     for item in items:
         seen.clear()
-        with torch.no_grad(), tapping(model, lambda layer, q, k, scale: seen.append((q, k, scale))):
+        with torch.no_grad(), tapping(model, lambda layer, attended: seen.append(attended[:3])):
             model(torch.from_numpy(item.tokens[None]))
         scores = np.zeros((len(seen), seen[0][0].shape[2], 4))
         for layer, (q, k, scale) in enumerate(seen):

@@ -1,0 +1,128 @@
+"""Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
+
+An attention function is registered beside the model's own one; it looks at q and k, and delegates. So nothing of the
+model is rewritten, and a model whose attention does not pass by is refused by `tapping` and `gating`, not mismeasured.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lccp_sim.config import ConfigError
+from lccp_sim.models.language_model import Attended, LanguageModel, Tap
+
+HEAD_AGREES = 1e-3  # of the largest logit, in fp32; a head with an unknown extra step is off by far more
+
+
+class Hidden(NamedTuple):
+    """Hidden states after the final norm."""
+
+    hidden_BTD: Tensor
+
+
+class _Switch:
+    """What the attention layers of one model share: the tap, the gate, and the attention that the model had."""
+
+    def __init__(self, previous: str):
+        self.previous = previous
+        self.tap: Tap | None = None
+        self.gate_LN: Tensor | None = None
+
+
+class Adapter(LanguageModel):
+    """`model` is any `transformers` model with a language-model head. Raises ConfigError where it is of no use."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        config = model.config.get_text_config(decoder=True)
+        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
+        self.vocab_size = config.vocab_size
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        # Granite divides, Cohere multiplies.
+        self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self.switch = _Switch(config._attn_implementation)
+        model.set_attn_implementation(_register(self.switch.previous))
+        for module in model.modules():
+            if hasattr(module, "layer_idx"):
+                module.lccp_switch = self.switch
+        self._check_head()
+
+    def forward(self, tokens_BT: Tensor) -> Hidden:
+        """Hidden states of rows that hold one text each, padded at the end if at all."""
+        return Hidden(self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V] fp32."""
+        logits_RV = self.model.get_output_embeddings()(hidden_RD).float() * self.logit_scale
+        return logits_RV if self.softcap is None else self.softcap * (logits_RV / self.softcap).tanh()
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """None; sets the tap of every layer whose attention goes through the interface of `transformers`."""
+        self.switch.tap = tap
+
+    def set_gate(self, gate_LN: Tensor | None) -> None:
+        """None; sets the gate of these layers."""
+        self.switch.gate_LN = gate_LN
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        name = type(self.model).__name__
+        if not isinstance(self.model.get_output_embeddings(), nn.Module):
+            raise ConfigError(f"{name} has no language-model head; name a causal LM")
+        was_training = self.model.training
+        self.model.eval()
+        tokens_BT = torch.arange(8, device=self.device)[None] % self.vocab_size
+        wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
+        got = self.logits(self(tokens_BT).hidden_BTD[0])
+        self.model.train(was_training)
+        if not (got - wanted).abs().max() <= HEAD_AGREES * wanted.abs().max() and bool(wanted.isfinite().all()):
+            raise ConfigError(
+                f"{name}: its logits are not its output embedding times the last hidden state, so its NLL cannot be "
+                "read from hidden states; this architecture is not supported"
+            )
+
+
+def _register(previous: str) -> str:
+    """The name of an attention that looks on and then does what `previous` does, masks included."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if previous.startswith("lccp_"):
+        return previous
+    name = f"lccp_{previous}"
+    ALL_ATTENTION_FUNCTIONS.register(name, _attention)
+    if previous in ALL_MASK_ATTENTION_FUNCTIONS:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
+    return name
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    switch: _Switch = module.lccp_switch
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
+    if switch.tap is not None:
+        if kwargs.get("position_bias") is not None:
+            raise ConfigError(f"{type(module).__name__} adds a bias to its attention; its heads cannot be scored")
+        scale = kwargs.get("scaling")
+        attended = Attended(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            query.shape[-1] ** -0.5 if scale is None else float(scale),
+            kwargs.get("sliding_window"),
+            kwargs.get("s_aux"),
+            kwargs.get("softcap"),
+            attention_mask,
+        )
+        switch.tap(module.layer_idx, attended)
+    y_BTNH, weights = attend(module, query, key, value, attention_mask, **kwargs)
+    if switch.gate_LN is not None:
+        y_BTNH = y_BTNH * switch.gate_LN[module.layer_idx, :, None].to(y_BTNH.dtype)
+    return y_BTNH, weights

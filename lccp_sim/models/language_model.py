@@ -1,0 +1,85 @@
+"""What a monitor needs of a model: hidden states, a head, a tap on attention and a gate on the heads' outputs.
+
+Our Transformer and the adapter of any Hugging Face model are both one, so that every monitor is written once. The head
+is apart from the forward pass because a monitor asks about few tokens, and [B, T, V] must never exist.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Attended(NamedTuple):
+    """What one layer's softmax sees: q after RoPE and norms, k likewise, and everything that shapes the rows.
+
+    logits = softcap(q k^T * scale); key j is seen by query i where j <= i, i - j < window (if any) and `mask` allows it
+    ([B or 1, 1, T, S], bool, or additive where 0 allows); `sinks_N` is one more logit a head without a value, which
+    takes mass (gpt-oss).
+    """
+
+    q_BTNH: Tensor
+    k_BSMH: Tensor
+    scale: float
+    window: int | None = None
+    sinks_N: Tensor | None = None
+    softcap: float | None = None
+    mask: Tensor | None = None
+
+    def rows(self, item: int, start: int, stop: int) -> Tensor:
+        """Attention of the queries [start, stop) of one item, [N, stop - start, S] fp32; rows sum to 1 less the sink's.
+
+        With A = stop - start this is A x S numbers a head; the [S, S] matrix never exists.
+        """
+        q_TNH, k_SMH = self.q_BTNH[item], self.k_BSMH[item]
+        A, (S, M, H) = stop - start, k_SMH.shape
+        q_MQH = (q_TNH[start:stop].float() * self.scale).view(A, M, -1, H).permute(1, 2, 0, 3).reshape(M, -1, H)
+        logits_NAS = (q_MQH @ k_SMH.float().permute(1, 2, 0)).view(-1, A, S)
+        if self.softcap is not None:
+            logits_NAS = (logits_NAS / self.softcap).tanh_() * self.softcap
+        # Only keys from `start` on can lie in the future of one of these queries, so only they are masked.
+        future = torch.ones(A, S - start, dtype=torch.bool, device=logits_NAS.device).triu_(1)
+        logits_NAS[..., start:].masked_fill_(future, float("-inf"))
+        if self.window is not None and stop > self.window:
+            age_AS = torch.arange(start, stop, device=logits_NAS.device)[:, None] - torch.arange(S, device=q_TNH.device)
+            logits_NAS.masked_fill_(age_AS >= self.window, float("-inf"))
+        if self.mask is not None:
+            seen = self.mask[item if len(self.mask) > 1 else 0, :, start:stop, :S]
+            logits_NAS.masked_fill_(~seen if seen.dtype == torch.bool else seen != 0, float("-inf"))
+        if self.sinks_N is None:
+            return logits_NAS.softmax(-1)
+        sinks_NA1 = self.sinks_N.float().view(-1, 1, 1).expand(-1, A, 1)
+        return torch.cat((logits_NAS, sinks_NA1), dim=-1).softmax(-1)[..., :S]
+
+
+Tap = Callable[[int, Attended], None]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A causal decoder of `num_layers` layers with `num_heads` query heads each."""
+
+    num_layers: int
+    num_heads: int
+
+    @abstractmethod
+    def forward(self, tokens_BT: Tensor) -> Any:
+        """Something with `hidden_BTD`: what the head turns into logits, of causal rows padded at the end if at all."""
+
+    @abstractmethod
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Logits of some hidden states, [R, V] fp32."""
+
+    @abstractmethod
+    def set_tap(self, tap: Tap | None) -> None:
+        """None; from now on every forward calls `tap(layer, attended)` once a layer, or nothing."""
+
+    @abstractmethod
+    def set_gate(self, gate_LN: Tensor | None) -> None:
+        """None; from now on the output of each query head is multiplied by its number (0: masked), or left alone."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device

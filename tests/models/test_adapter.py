@@ -1,0 +1,140 @@
+"""Any causal LM of `transformers`: the same logits, and the same attention as its own full matrices, head by head."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lccp_sim.config import ConfigError
+from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.taps import gating, tapping
+from lccp_sim.monitors.heads import CopyTap
+
+V, S = 90, 48
+NEEDLES, ANSWERS = [(5, 17), (20, 29)], [(36, 48), (39, 48)]
+COMMON = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+COMMON |= {"intermediate_size": 48, "max_position_embeddings": 128, "num_key_value_heads": 2, "initializer_range": 0.4}
+
+
+def build(family: str) -> Any:
+    """A random model of a family, eager, sharp enough that its heads differ."""
+    import transformers as t
+
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    configs = {
+        "llama": lambda: t.LlamaConfig(**COMMON),
+        "qwen3_moe": lambda: t.Qwen3MoeConfig(**COMMON, **moe),
+        "gpt_oss": lambda: t.GptOssConfig(
+            **(COMMON | {"num_hidden_layers": 4}), num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+        ),
+        "hunyuan_v1_moe": lambda: t.HunYuanMoEV1Config(**COMMON, num_experts=4, moe_topk=2),
+        "gemma2": lambda: t.Gemma2Config(
+            **COMMON, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=5.0, query_pre_attn_scalar=4
+        ),
+        "granite": lambda: t.GraniteConfig(**COMMON, logits_scaling=8.0, attention_multiplier=0.5),
+        "cohere": lambda: t.CohereConfig(**{k: v for k, v in COMMON.items() if k != "head_dim"}, logit_scale=0.25),
+    }
+    torch.manual_seed(1)
+    model = t.AutoModelForCausalLM.from_config(configs[family](), attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:  # zeros, else
+            parameter.data.normal_()
+    return model
+
+
+def texts() -> torch.Tensor:
+    """Two rows of S tokens whose answers repeat their needles."""
+    tokens_BS = torch.from_numpy(np.random.default_rng(3).integers(2, V, (2, S)))
+    for row, needle, answer in zip(tokens_BS, NEEDLES, ANSWERS, strict=True):
+        row[slice(*answer)] = row[slice(*needle)].clone()
+    return tokens_BS
+
+
+FAMILIES = ["llama", "qwen3_moe", "gpt_oss", "hunyuan_v1_moe", "gemma2", "granite", "cohere"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_scores_are_those_of_the_full_matrices_of_transformers(family: str) -> None:
+    model, tokens_BS = build(family), texts()
+    with torch.no_grad():
+        whole = model(tokens_BS, output_attentions=True, use_cache=False)
+    adapter = Adapter(copy.deepcopy(model))
+    tap = CopyTap(tokens_BS, ANSWERS, NEEDLES, [0, 1])
+    with torch.no_grad(), tapping(adapter, tap):
+        hidden_BTD = adapter(tokens_BS).hidden_BTD
+    torch.testing.assert_close(adapter.logits(hidden_BTD.flatten(0, 1)).view(2, S, V), whole.logits.float())
+    want = np.zeros(tap.scores.shape)
+    for layer, full_BNTS in enumerate(whole.attentions):
+        for item, ((first, stop), (start, end)) in enumerate(zip(ANSWERS, NEEDLES, strict=True)):
+            for p in range(first, stop):
+                same = [j for j in range(start, end) if tokens_BS[item, j] == tokens_BS[item, p]]
+                row_NS = full_BNTS[item, :, p - 1].double().numpy()
+                hard = np.isin(row_NS.argmax(-1), same)
+                scores = np.stack([hard, row_NS[:, same].sum(-1), row_NS[:, start:end].sum(-1), row_NS[:, 0]], -1)
+                want[item, layer] += scores / (stop - first)
+    np.testing.assert_allclose(tap.scores, want, atol=1e-5)
+    assert want[..., 0].max() > 0.05 and want[..., 1].std() > 1e-3  # there was something to compare
+
+
+def test_sdpa_and_eager_give_the_same_scores() -> None:
+    scores = []
+    for attention in ("eager", "sdpa"):
+        model = build("llama")
+        model.set_attn_implementation(attention)
+        adapter, tap = Adapter(model), CopyTap(texts(), ANSWERS, NEEDLES, [0, 1])
+        with torch.no_grad(), tapping(adapter, tap):
+            adapter(texts())
+        scores.append(tap.scores)
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+
+def test_a_gate_masks_one_head_as_zeroed_weights_do() -> None:
+    model = build("gpt_oss")
+    adapter, tokens_BS = Adapter(copy.deepcopy(model)), texts()
+    gate_LN = torch.ones(adapter.num_layers, adapter.num_heads)
+    gate_LN[1, 2] = 0.0
+    with torch.no_grad(), gating(adapter, gate_LN):
+        got = adapter(tokens_BS).hidden_BTD
+    with torch.no_grad():
+        plain = adapter(tokens_BS).hidden_BTD
+        adapter.model.model.layers[1].self_attn.o_proj.weight[:, 2 * 8 : 3 * 8] = 0.0
+        want = adapter(tokens_BS).hidden_BTD
+    torch.testing.assert_close(got, want)
+    assert not torch.allclose(got, plain)
+
+
+def test_a_copy_has_a_switch_of_its_own() -> None:
+    adapter = Adapter(build("llama"))
+    fork = copy.deepcopy(adapter)
+    seen: list[int] = []
+    with torch.no_grad(), tapping(fork, lambda layer, attended: seen.append(layer)):
+        adapter(texts())
+        assert seen == []
+        fork(texts())
+    assert seen == [0, 1, 2]
+
+
+def test_a_model_with_layers_of_another_kind_is_refused() -> None:
+    import transformers as t
+
+    config = t.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=2, state_size=4, num_attention_heads=2)
+    adapter = Adapter(t.MambaForCausalLM(config))
+    with pytest.raises(ConfigError, match="attention of layer 0, 1 of 2 bypassed the tap"):
+        with torch.no_grad(), tapping(adapter, lambda *_: None):
+            adapter(texts()[:, :8])
+
+
+def test_a_model_without_a_language_model_head_is_refused() -> None:
+    import transformers as t
+
+    with pytest.raises(ConfigError, match="LlamaModel has no language-model head; name a causal LM"):
+        Adapter(t.LlamaModel(t.LlamaConfig(**COMMON)))
+
+
+def test_a_head_with_a_step_that_is_not_known_is_refused() -> None:
+    model = build("llama")
+    model.register_forward_hook(lambda module, args, out: setattr(out, "logits", out.logits * 3))
+    with pytest.raises(ConfigError, match="LlamaForCausalLM: its logits are not its output embedding times"):
+        Adapter(model)
