@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
-HEAD_AGREES = 1e-3  # of the largest logit, in fp32; a head with an unknown extra step is off by far more
+HEAD_AGREES = 0.02  # of the largest; bf16 rounds to 0.004, and an unknown step of a head is off by far more
 
 
 class Hidden(NamedTuple):
@@ -48,10 +48,18 @@ class Adapter(LanguageModel):
         for module in model.modules():
             if hasattr(module, "layer_idx"):
                 module.lccp_switch = self.switch
-        self._check_head()
+        # Learned positions end; rotary ones go on, however badly.
+        ends = getattr(config, "rope_parameters", None) is None and hasattr(config, "max_position_embeddings")
+        self.most_tokens = config.max_position_embeddings if ends else None
+        self._check()
 
     def forward(self, tokens_BT: Tensor) -> Hidden:
         """Hidden states of rows that hold one text each, padded at the end if at all."""
+        if self.most_tokens is not None and tokens_BT.shape[1] > self.most_tokens:
+            raise ConfigError(
+                f"{type(self.model).__name__} has {self.most_tokens} learned positions, and a monitor sends "
+                f"{tokens_BT.shape[1]} tokens; shorten the monitors' lengths"
+            )
         return Hidden(self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -67,18 +75,29 @@ class Adapter(LanguageModel):
         """None; sets the gate of these layers."""
         self.switch.gate_LN = gate_LN
 
+    def release(self) -> None:
+        """None; the model attends as before it was adapted."""
+        self.model.set_attn_implementation(self.switch.previous)
+
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def _check(self) -> None:
+        """None, or ConfigError where the model has no head of the known form, or looks ahead."""
         name = type(self.model).__name__
         if not isinstance(self.model.get_output_embeddings(), nn.Module):
             raise ConfigError(f"{name} has no language-model head; name a causal LM")
         was_training = self.model.training
         self.model.eval()
         tokens_BT = torch.arange(8, device=self.device)[None] % self.vocab_size
+        other_BT = tokens_BT.clone()
+        other_BT[0, -1] = 0
+        hidden_TD, other_TD = self(tokens_BT).hidden_BTD[0], self(other_BT).hidden_BTD[0]
         wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
-        got = self.logits(self(tokens_BT).hidden_BTD[0])
         self.model.train(was_training)
-        if not (got - wanted).abs().max() <= HEAD_AGREES * wanted.abs().max() and bool(wanted.isfinite().all()):
+        if not bool(wanted.isfinite().all()):
+            return  # the monitors say where
+        if (hidden_TD - other_TD)[:-1].abs().max() > HEAD_AGREES * hidden_TD.abs().max():
+            raise ConfigError(f"{name}: a later token changes what comes before it, so it is no causal LM; name one")
+        if (self.logits(hidden_TD) - wanted).abs().max() > HEAD_AGREES * wanted.abs().max():
             raise ConfigError(
                 f"{name}: its logits are not its output embedding times the last hidden state, so its NLL cannot be "
                 "read from hidden states; this architecture is not supported"
@@ -106,7 +125,7 @@ def _attention(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     switch: _Switch = module.lccp_switch
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
     if switch.tap is not None:
         if kwargs.get("position_bias") is not None:

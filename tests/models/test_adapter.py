@@ -138,3 +138,28 @@ def test_a_head_with_a_step_that_is_not_known_is_refused() -> None:
     model.register_forward_hook(lambda module, args, out: setattr(out, "logits", out.logits * 3))
     with pytest.raises(ConfigError, match="LlamaForCausalLM: its logits are not its output embedding times"):
         Adapter(model)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    import transformers as t
+
+    config = t.BertConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    with pytest.raises(ConfigError, match="BertLMHeadModel: a later token changes what comes before it"):
+        Adapter(t.BertLMHeadModel(config))
+
+
+def test_learned_positions_end() -> None:
+    import transformers as t
+
+    config = t.GPT2Config(vocab_size=V, n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    adapter = Adapter(t.GPT2LMHeadModel(config))
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has 16 learned positions, and a monitor sends 17 tokens"):
+        adapter(texts()[:, :17])
+
+
+def test_released_a_model_attends_as_before() -> None:
+    model = build("llama")
+    adapter = Adapter(model)
+    assert model.config._attn_implementation == "lccp_eager"
+    adapter.release()
+    assert model.config._attn_implementation == "eager"
