@@ -39,10 +39,6 @@ class Monitor(ABC):
     def aggregate(self, measured: Any, moment: Moment) -> list[Record]:
         """The records of one window."""
 
-    @abstractmethod
-    def forward_tokens(self, items: Any) -> int:
-        """Tokens that one window sends through the model."""
-
     def samples(self, measured: Any) -> Sequence[Value]:
         """Per-item values worth keeping, where there are any."""
         return ()

@@ -26,6 +26,24 @@ def observing(model: torch.nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+@contextmanager
+def counting(model: torch.nn.Module) -> Iterator[list[int]]:
+    """A list of one number: the tokens sent through the model, and through copies made of it, while it is open.
+
+    A token of a forward with gradients counts as three: its backward pass costs twice as much.
+    """
+    tokens = [0]
+
+    def count(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        tokens[0] += arguments[0].numel() * (3 if torch.is_grad_enabled() else 1)
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield tokens
+    finally:
+        hook.remove()
+
+
 class Spans(NamedTuple):
     """NLL (nats), argmax hit and argmax token of the asked tokens, all [n_items, longest] with `mask`; padding is 0."""
 

@@ -15,7 +15,7 @@ from lccp_sim.analysis.heads import initial_heads, mean_score, rank_correlation,
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 from lccp_sim.train.module import NotFinite
@@ -59,14 +59,15 @@ class Watch:
             for name in self.due(moment.step):
                 report(name)
                 monitor, start = self.monitors[name], time.perf_counter()
-                measured = monitor.score(model, self.items[name])
+                with counting(model) as tokens:
+                    measured = monitor.score(model, self.items[name])
                 try:
                     records += monitor.aggregate(measured, moment)
                 except ValueError as error:  # a Record refuses what is not finite
                     raise NotFinite(str(error)) from error
                 values += monitor.samples(measured)
                 seconds = time.perf_counter() - start
-                cost = {"seconds": round(seconds, 4), "forward_tokens": monitor.forward_tokens(self.items[name])}
+                cost = {"seconds": round(seconds, 4), "forward_tokens": tokens[0]}
                 timing.append(moment._asdict() | {"what": f"monitor:{name}"} | cost)
         records += history.compare(records, moment)
         return Seen(records, values, timing)

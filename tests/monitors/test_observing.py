@@ -1,12 +1,13 @@
 """Looking leaves no trace, spans are scored as a plain loop does, and summaries are the textbook's."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from lccp_sim.monitors.observing import batches, observing, score_spans
+from lccp_sim.monitors.observing import batches, counting, observing, score_spans
 from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from tests.monitors.worlds import tiny_model
 
@@ -83,3 +84,15 @@ def test_a_summary_is_the_mean_its_standard_error_and_the_count() -> None:
 
 def test_equal_numbers_have_no_spread() -> None:
     assert mean_and_stderr([0.1] * 10) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-17))
+
+
+def test_every_token_sent_is_counted_and_learning_counts_three_times() -> None:
+    model = tiny_model(64)
+    tokens_BT = torch.zeros((2, 5), dtype=torch.int64)
+    with counting(model) as sent, torch.no_grad():
+        model(tokens_BT)
+        fork = copy.deepcopy(model)
+        with torch.enable_grad():
+            fork(tokens_BT)
+    model(tokens_BT)
+    assert sent == [10 + 3 * 10]
