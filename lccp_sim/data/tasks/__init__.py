@@ -1,0 +1,72 @@
+"""Synthetic questions of long-context benchmarks, for fine-tuning and for held-out evaluation: names and drawers.
+
+Each task is a plain function that drafts a text; one builder turns drafts into tokens up to a limit. Questionable:
+all texts are in English, our own and short-lived, so the scores are not those of the benchmarks that they follow.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.data.synthetic import Filler
+from lccp_sim.data.tasks import counting, needles, people
+from lccp_sim.data.tasks.completion import Completion, completion
+from lccp_sim.data.tasks.question import Draft, Question, build, score_text
+
+__all__ = ["REAL_TEXT", "TASKS", "Completion", "Question", "Task", "completion", "score_text"]
+Drafter = Callable[[np.random.Generator, int, bool], Draft]
+
+
+class Task(Protocol):
+    """Draws a question of at most `limit` tokens with its answer. Same state of `rng`, same question.
+
+    The context holds as many units as fit. `held_out` chooses the half of names, values, words and phrasings that
+    fine-tuning never sees. Raises ConfigError where the limit does not hold the shortest text.
+    """
+
+    def __call__(
+        self,
+        rng: np.random.Generator,
+        tokenizer: tokenizers.Tokenizer,
+        bos: int,
+        limit: int,
+        held_out: bool,
+        fill: Filler | None = None,
+    ) -> Question: ...
+
+
+DRAFTS: dict[str, Drafter] = {
+    "longbio_standard": people.standard,
+    "longbio_paraphrase": people.paraphrase,
+    "longbio_pronoun": people.pronoun,
+    "longbio_multi": people.multi,
+    "two_hop": people.two_hop,
+    "niah_single_1": needles.single_number,
+    "niah_single_3": needles.single_code,
+    "niah_multikey_2": needles.multikey,
+    "niah_multivalue": needles.multivalue,
+    "niah_multiquery": needles.multiquery,
+    **{f"variable_tracking_{hops}": partial(needles.variables, hops=hops) for hops in (1, 2, 3, 4)},
+    "common_words": counting.common_words,
+    "frequent_words": counting.frequent_words,
+    "coreference": counting.coreference,
+}
+REAL_TEXT = frozenset({"niah_single_3"})  # the tasks that need `fill`
+
+
+def _draw(
+    task: str,
+    rng: np.random.Generator,
+    tokenizer: tokenizers.Tokenizer,
+    bos: int,
+    limit: int,
+    held_out: bool,
+    fill: Filler | None = None,
+) -> Question:
+    return build(task, DRAFTS[task](rng, limit, held_out), rng, tokenizer, bos, limit, fill)
+
+
+TASKS: dict[str, Task] = {task: partial(_draw, task) for task in DRAFTS}

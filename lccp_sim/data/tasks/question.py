@@ -1,0 +1,146 @@
+"""From a draft in plain text to the tokens of a question, and what a decoded answer scores.
+
+A draft says what its text must state, in which order, and what may be added between: units of text that begin with a
+line break and are encoded apart, as many as the limit holds. Questionable: below `SHORT` tokens the tasks are made
+smaller (fewer or shorter values, a smaller count), so that short texts hold them; each task says how.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.spans import encode_after
+from lccp_sim.data.synthetic import Filler
+
+SHORT = 4096  # tokens: below this, texts have tasks of a smaller size
+Entry = TypeVar("Entry")
+
+
+class Question(NamedTuple):
+    """int64 tokens (BOS, context, question, answer with its closing line break), and what the answer must hold.
+
+    `references`: the strings that recall looks for; `prefix`: what the answer must begin with ("" where nothing).
+    """
+
+    tokens: np.ndarray
+    answer_start: int
+    task: str
+    references: tuple[str, ...]
+    prefix: str
+
+
+class Draft(NamedTuple):
+    """A question in plain text. `must` stands in the context in its order; groups of `more` come between.
+
+    A group of `more` is added whole or not at all; None: the rest of the context is real text. An empty `answer` is
+    the references, joined by commas.
+    """
+
+    must: Sequence[str]
+    more: Iterator[tuple[str, ...]] | None
+    asked: str
+    references: tuple[str, ...]
+    answer: str = ""
+    prefix: str = ""
+
+
+def build(
+    task: str,
+    draft: Draft,
+    rng: np.random.Generator,
+    tokenizer: tokenizers.Tokenizer,
+    bos: int,
+    limit: int,
+    fill: Filler | None,
+) -> Question:
+    """The question of a draft, at most `limit` tokens with its answer: as much of `more` as the limit holds.
+
+    Raises ConfigError where even `must` is too long, where real text is needed and `fill` is None, and where the
+    tokenizer merges question and answer.
+    """
+    answer = draft.answer or ", ".join(draft.references)
+    asked, answered = encode_after(tokenizer, (f"\nQuestion: {draft.asked}\nAnswer:", f" {answer}\n"))
+    must = [unit_ids(tokenizer, unit) for unit in draft.must]
+    room = limit - 1 - len(asked) - len(answered) - sum(map(len, must))
+    if room < 0:
+        raise ConfigError(f"task {task}: its shortest text has {limit - room} tokens; allow at least as many")
+    if draft.more is None:
+        if fill is None:
+            raise ConfigError(f"task {task}: its text is real text, and no source of it is given; name one")
+        context = _among(rng, must, fill(rng, room))
+    else:
+        more: list[np.ndarray] = []
+        for group in draft.more:
+            ids = [unit_ids(tokenizer, unit) for unit in group]
+            room -= sum(map(len, ids))
+            if room < 0:
+                break
+            more += ids
+        context = _between(rng, must, more)
+    tokens = np.concatenate([np.array([bos], np.int64), *context, asked, answered])
+    return Question(tokens, len(tokens) - len(answered), task, draft.references, draft.prefix)
+
+
+@lru_cache(maxsize=16384)
+def unit_ids(tokenizer: tokenizers.Tokenizer, unit: str) -> np.ndarray:
+    """The ids of one unit of text, kept, because the same noise comes again and again. Read only."""
+    ids = encode_after(tokenizer, (unit,))[0]
+    ids.flags.writeable = False
+    return ids
+
+
+def _between(rng: np.random.Generator, must: list[np.ndarray], more: list[np.ndarray]) -> list[np.ndarray]:
+    """All units: the places of `must`, in its order, are drawn; `more` is shuffled around it."""
+    shuffled = iter([more[i] for i in rng.permutation(len(more))])
+    ordered, places = iter(must), set(rng.permutation(len(must) + len(more))[: len(must)].tolist())
+    return [next(ordered if place in places else shuffled) for place in range(len(must) + len(more))]
+
+
+def _among(rng: np.random.Generator, must: list[np.ndarray], text: np.ndarray) -> list[np.ndarray]:
+    """`must`, in its order, at random places of a running text."""
+    cuts = np.sort(rng.integers(0, len(text) + 1, len(must)))
+    stretches = np.split(text, cuts)
+    return [part for pair in zip(stretches, [*must, text[:0]], strict=True) for part in pair]
+
+
+def score_text(question: Question, text: str) -> dict[str, float]:
+    """`recall_frac`, the share of the references that stand in a decoded answer, and for coreference its likeness.
+
+    recall_frac ignores case (string_match_all of RULER, arXiv 2404.06654). `similarity_frac` is 0 where the required
+    prefix is missing, else difflib's ratio (2 x matching / all characters) of what follows the prefix to the reply
+    that was asked for (MRCR, arXiv 2409.12640).
+    """
+    found = [reference.lower() in text.lower() for reference in question.references]
+    scores = {"recall_frac": sum(found) / len(found)}
+    if question.prefix:
+        given = text.strip()
+        rest = given.removeprefix(question.prefix).strip()
+        ratio = difflib.SequenceMatcher(None, rest, question.references[0], autojunk=False).ratio()
+        scores["similarity_frac"] = ratio if given.startswith(question.prefix) else 0.0
+    return scores
+
+
+def half(pool: Sequence[Entry], held_out: bool) -> Sequence[Entry]:
+    """The entries of a list for fine-tuning (even places) or for the evaluation (odd places)."""
+    return pool[int(held_out) :: 2]
+
+
+def pick(rng: np.random.Generator, pool: Sequence[Entry], held_out: bool, n: int) -> list[Entry]:
+    """`n` different entries of one half of a list, in random order."""
+    own = half(pool, held_out)
+    return [own[i] for i in rng.choice(len(own), n, replace=False)]
+
+
+def made_up(rng: np.random.Generator, alphabet: str, size: int, held_out: bool, n: int) -> list[str]:
+    """`n` different random strings; those of the evaluation have an odd sum of code points, the others an even one."""
+    made: dict[str, None] = {}
+    while len(made) < n:
+        text = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=size))
+        if sum(map(ord, text)) % 2 == held_out:
+            made[text] = None
+    return list(made)
