@@ -55,7 +55,8 @@ class Attention(nn.Module):
             qk = kernels.Rotate.apply(qk, *rope)
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
-            self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale))
+            start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
+            self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, start_BT=start_BT))
         # v alone: as a view it would keep all of qkv for the backward pass.
         y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds)
         if self.gate_N is not None:
@@ -66,6 +67,11 @@ class Attention(nn.Module):
         """The QK-norm's weight of each head of q, then of k, [N + M, H]."""
         q, k = self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1)
         return torch.cat((q, k))
+
+
+def first_keys(bounds: Tensor, B: int, T: int) -> Tensor:
+    """[B, T] int64: the place in its row of the first token of each token's document; no document spans two rows."""
+    return (bounds[:-1] % T).repeat_interleave(bounds.diff()).view(B, T)
 
 
 def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 class Attended(NamedTuple):
     """What one layer's softmax sees: q after RoPE and norms, k likewise, and everything that shapes the rows.
 
-    logits = softcap(q k^T * scale); key j is seen by query i where j <= i, i - j < window (if any) and `mask` allows it
-    ([B or 1, 1, T, S], bool, or additive where 0 allows); `sinks_N` is one more logit a head without a value, which
-    takes mass (gpt-oss).
+    logits = softcap(q k^T * scale); key j is seen by query i where j <= i, i - j < window (if any), j >= start_BT[i]
+    (int64, the first token of the query's document in a packed row; None: the row's first) and `mask` allows it ([B or
+    1, 1, T, S], bool, or additive where 0 allows); `sinks_N` is one more logit a head without a value, which takes mass
+    (gpt-oss).
     """
 
     q_BTNH: Tensor
@@ -27,6 +28,7 @@ class Attended(NamedTuple):
     sinks_N: Tensor | None = None
     softcap: float | None = None
     mask: Tensor | None = None
+    start_BT: Tensor | None = None
 
     def rows(self, item: int, start: int, stop: int) -> Tensor:
         """Attention of the queries [start, stop) of one item, [N, stop - start, S] fp32; rows sum to 1 less the sink's.
@@ -45,6 +47,9 @@ class Attended(NamedTuple):
         if self.window is not None and stop > self.window:
             age_AS = torch.arange(start, stop, device=logits_NAS.device)[:, None] - torch.arange(S, device=q_TNH.device)
             logits_NAS.masked_fill_(age_AS >= self.window, float("-inf"))
+        if self.start_BT is not None:
+            before = torch.arange(S, device=q_TNH.device) < self.start_BT[item, start:stop, None]
+            logits_NAS.masked_fill_(before, float("-inf"))
         if self.mask is not None:
             seen = self.mask[item if len(self.mask) > 1 else 0, :, start:stop, :S]
             logits_NAS.masked_fill_(~seen if seen.dtype == torch.bool else seen != 0, float("-inf"))

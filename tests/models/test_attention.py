@@ -99,6 +99,33 @@ def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., 
             torch.testing.assert_close(rows_NAS, whole_BNTS[b][:, start:stop], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
+def test_rows_of_a_packed_document_are_those_of_the_document_alone(
+    full_softmax: Callable[..., Tensor], model, lengths: list[int]
+) -> None:
+    """Against a forward of the document alone, and against the whole matrix masked by document."""
+    transformer, tokens_BT = model().eval(), torch.randint(50, (B, T))
+    bounds, document_BT = bounds_of(lengths)
+    starts = torch.repeat_interleave(bounds[:-1], bounds.diff()).view(B, T)
+    positions_BT = torch.arange(B * T).view(B, T) - starts
+    packed: dict[int, Attended] = {}
+    alone: dict[int, Attended] = {}
+    with torch.no_grad():
+        with tapping(transformer, packed.__setitem__):
+            transformer(tokens_BT, positions_BT, bounds)
+        for first, stop in itertools.pairwise(bounds.tolist()):
+            with tapping(transformer, alone.__setitem__):
+                transformer(tokens_BT.flatten()[None, first:stop])
+            row, begin, end = first // T, first % T, first % T + stop - first
+            for layer, attended in packed.items():
+                rows_NAS = attended.rows(row, begin, end)
+                torch.testing.assert_close(rows_NAS[..., begin:end], alone[layer].rows(0, 0, end - begin))
+                assert not rows_NAS[..., :begin].any() and not rows_NAS[..., end:].any()
+                whole_NTS = full_softmax(*attended[:3], document_BT)[row]
+                torch.testing.assert_close(rows_NAS, whole_NTS[:, begin:end], atol=1e-6, rtol=0)
+    assert (packed[0].start_BT is None) == (lengths == PACKINGS["one a row"])
+
+
 def test_rows_know_windows_sinks_soft_caps_and_masks() -> None:
     """Each against one plain softmax over the whole matrix."""
     q, k = torch.randn(2, 12, 4, 8), torch.randn(2, 12, 2, 8)
