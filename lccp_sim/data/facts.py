@@ -1,8 +1,9 @@
 """Plain-text facts, shared by training documents and by monitors: "The value of K is V.", and the question for it.
 
-K and V are made of atoms: tokens that stay themselves wherever they are joined, so that spans are exact without ever
-encoding over a boundary. Training and evaluation never share a key: a fixed rule on the pair of ids parts them, not the
-atoms themselves, or evaluation would also test rare embeddings.
+K and V are made of atoms: tokens that stay themselves wherever they are joined; the words around them are encoded as
+one text, question and answer together, and split by offsets, so that spans are exact. Training and evaluation never
+share a key: a fixed rule on the pair of ids parts them, not the atoms themselves, or evaluation would also test rare
+embeddings.
 """
 
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.config import ConfigError
+from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tokenizer import encode
 
 MAX_WORDS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank
@@ -96,23 +98,29 @@ def is_evaluation_key(key_ids: np.ndarray) -> bool:
     return (7 * int(key_ids[0]) + 11 * int(key_ids[1])) % 5 == 0
 
 
+@lru_cache(maxsize=8)
+def count_evaluation_keys(tokenizer: tokenizers.Tokenizer) -> int:
+    """How many pairs of word atoms `is_evaluation_key` sets aside: a text cannot hold more facts of other keys."""
+    first, second = (np.bincount(by * word_atoms(tokenizer) % 5, minlength=5) for by in (7, 11))
+    return int(sum(first[rest] * second[-rest % 5] for rest in range(5)))
+
+
 def draw_fact(
     rng: np.random.Generator, template: Template, tokenizer: tokenizers.Tokenizer, evaluation: bool = False
 ) -> Fact:
     """A fact with a random key of two word atoms and a random value of four word or digit atoms.
 
     `evaluation` draws its key from the pairs that training never uses. The needle begins with a space-led word, so the
-    same ids stand in the context and after "Answer:". Source: arXiv 2604.02650, section 5.
+    same ids stand in the context and after "Answer:". Raises ConfigError where the vocabulary has too few words, and
+    where the tokenizer merges across the start of the answer or of an atom. Source: arXiv 2604.02650, section 5.
     """
-    words, digits = word_atoms(tokenizer), digit_atoms(tokenizer)
-    if len(words) < 16:
-        raise ConfigError(f"the tokenizer has only {len(words)} plain word tokens to draw from; enlarge its vocabulary")
+    words, digits = _enough_words(tokenizer), digit_atoms(tokenizer)
     while is_evaluation_key(key := rng.choice(words, 2)) != evaluation:
         pass
     value = rng.choice(words, 4)
     if len(digits):
         value = np.where(rng.random(4) < 0.25, rng.choice(digits, 4), value)
-    before, between, after, asked, rest = _pieces(tokenizer, template)
+    asked, rest, before, between, after = _pieces(tokenizer, template)
     needle = np.concatenate([before, key, between, value, after])
     mask = np.zeros(len(needle), dtype=bool)
     start = len(before) + len(key) + len(between)
@@ -122,8 +130,26 @@ def draw_fact(
 
 @lru_cache(maxsize=64)
 def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.ndarray, ...]:
+    """The ids around key and value, of the question and then of the statement, from one whole text with sample atoms.
+
+    All facts of a template share them: an atom stays itself, and a tokenizer that merges it with its neighbour is
+    refused here.
+    """
+    key, value = (_text(tokenizer, _enough_words(tokenizer)[:count]) for count in (2, 4))
     before, rest = f" {template.statement}".split("{key}")
     between, after = rest.split("{value}")
     asked, closing = f"\nQuestion: {template.question}\nAnswer:".split("{key}")
-    pieces = (before, between, after, asked, closing)
-    return tuple(np.array(encode(tokenizer, piece), dtype=np.int64) for piece in pieces)
+    parts = encode_after(tokenizer, (asked, key, closing, before, key, between, value, after))
+    return tuple(parts[i] for i in (0, 2, 3, 5, 7))
+
+
+def _enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    words = word_atoms(tokenizer)
+    if len(words) < 16:
+        raise ConfigError(f"the tokenizer has only {len(words)} plain word tokens to draw from; enlarge its vocabulary")
+    return words
+
+
+def _text(tokenizer: tokenizers.Tokenizer, atoms: np.ndarray) -> str:
+    """Atoms as they read inside a text; `decode` leaves the first one's space out for some tokenizers."""
+    return "".join(re.sub("[Ġ▁]", " ", tokenizer.id_to_token(int(id_))) for id_ in atoms)

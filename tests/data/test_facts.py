@@ -1,6 +1,7 @@
 """Facts and synthetic documents: exact lengths, exact spans, and what is marked as not learnable."""
 
 import itertools
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
+    count_evaluation_keys,
     digit_atoms,
     draw_fact,
     is_evaluation_key,
@@ -73,6 +75,51 @@ def test_a_fact_is_exact(tokenizer: tokenizers.Tokenizer, template) -> None:
         assert encode(tokenizer, question) == fact.question_ids.tolist()
         assert fact.value_mask.sum() == 4 and is_evaluation_key(fact.key_ids) == evaluation
         assert needle[0] == " " and needle[1].isalpha()
+
+
+def test_a_tokenizer_that_merges_across_the_start_of_the_answer_is_refused(tokenizer: tokenizers.Tokenizer) -> None:
+    """The same vocabulary, with one more merge and nothing that splits a text before the merges."""
+    made = json.loads(tokenizer.to_str())
+    made["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    unsplit = tokenizers.Tokenizer.from_str(json.dumps(made))
+    fact = draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], unsplit)
+    same = draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], tokenizer)
+    assert all(np.array_equal(one, other) for one, other in zip(fact, same, strict=True))
+    made["model"]["vocab"][":Ġ"] = len(made["model"]["vocab"])
+    made["model"]["merges"].insert(0, [":", "Ġ"])
+    merging = tokenizers.Tokenizer.from_str(json.dumps(made))
+    with pytest.raises(ConfigError, match="merges across the start of ' The value of'...: token ': ' holds text of bo"):
+        draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], merging)
+
+
+def test_a_tokenizer_that_opens_each_text_with_a_space_puts_none_inside() -> None:
+    """Unigram with Metaspace, as many sentencepiece models have it: the whole text is the encoding of the whole."""
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.decoder = tokenizers.decoders.Metaspace()
+    texts = [t.statement.format(key=" a", value=" b") + "\n" + t.question.format(key=" c") for t in TRAIN_TEMPLATES]
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=400, show_progress=False, unk_token="?", special_tokens=["?"]
+    )
+    made.train_from_iterator([" ".join(WORDS), "Question: Answer: . ; 0 1 2 3 4 5 6 7 8 9", *texts] * 30, trainer)
+    rng = np.random.default_rng(0)
+    for template in TRAIN_TEMPLATES[:4]:
+        fact = draw_fact(rng, template, made)
+        key, value = (
+            "".join(made.id_to_token(int(id_)).replace("▁", " ") for id_ in ids)
+            for ids in (fact.key_ids, fact.needle_ids[fact.value_mask])
+        )
+        statement = template.statement.format(key=key, value=value)
+        text = f"a\nQuestion: {template.question.format(key=key)}\nAnswer: {statement}"
+        ids = encode(made, text)
+        assert [*encode(made, "a"), *fact.question_ids, *fact.needle_ids] == ids
+
+
+def test_keys_set_aside_are_counted(tokenizer: tokenizers.Tokenizer) -> None:
+    words = word_atoms(tokenizer)
+    assert count_evaluation_keys(tokenizer) == sum(
+        is_evaluation_key(np.array(k)) for k in itertools.product(words, words)
+    )
 
 
 def test_random_spans_are_drawn_from_printable_text(tokenizer: tokenizers.Tokenizer) -> None:
