@@ -1,14 +1,16 @@
-"""What every monitor is: a frozen dataclass of its settings, and five pure functions.
+"""What every monitor is: a frozen dataclass of its settings, and a few pure functions.
 
 `prepare` builds the items once (the same at every window and in every arm), `score` looks at a model, the rest turns
-what it saw into records, samples and a cost. A monitor holds no state between windows.
+what it saw into records and samples. A monitor holds no state between windows: what the first window has to fix for the
+later ones (`reference`) is kept by the caller, who hands it back with the items.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from annotated_types import Gt
 
 from lccp_sim.config import Count
@@ -16,6 +18,8 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
+
+FIRST_WINDOW = "first_window"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +46,20 @@ class Monitor(ABC):
     def samples(self, measured: Any) -> Sequence[Value]:
         """Per-item values worth keeping, where there are any."""
         return ()
+
+    def notes(self, items: Any) -> Sequence[str]:
+        """What a person should know about these items, a line each."""
+        return ()
+
+    @property
+    def reference_from(self) -> str | None:
+        """Whose `reference` holds for all windows: FIRST_WINDOW, or the path of a checkpoint; None: there is none."""
+        return None
+
+    def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:
+        """What this model fixes for all windows. Called once a run, inside `observing`."""
+        raise NotImplementedError
+
+    def refer(self, items: Any, kept: Mapping[str, np.ndarray]) -> Any | None:
+        """The items with what a reference fixed; None where it was fixed for other items or by other settings."""
+        raise NotImplementedError

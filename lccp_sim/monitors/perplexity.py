@@ -1,9 +1,12 @@
-"""NLL of held-out documents: by source, by position, and with a short context against the full one.
+"""NLL and perplexity of held-out documents: by source, by position, with a short context, and of key tokens alone.
 
-The same tokens are scored twice: once with everything before them in the window, once in windows of the old context.
-The difference is what the long context is worth; the short NLL alone guards against forgetting.
+The same tokens are scored twice: once with everything before them in the stretch, once in windows of the old context.
+The difference is what the long context is worth; the short NLL alone guards against forgetting. Questionable: `ppl`
+averages perplexities over stretches, as arXiv 2604.02650 does, so that hard ones weigh most; NLL stands beside it.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -11,40 +14,57 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import ConfigError
+from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.models.loss import token_scores
 from lccp_sim.monitors.haystack import held_out
+from lccp_sim.monitors.longppl import LongPPL, find_keys
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import batches
+from lccp_sim.monitors.observing import batches, row_nll
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
 
 class DocumentItem(NamedTuple):
-    """BOS and `context_tokens` consecutive tokens of a held-out document."""
+    """BOS and `context_tokens` consecutive tokens of a held-out document.
+
+    `keys` are the key tokens, where they were found: places after BOS, the first being 0.
+    """
 
     id: str
     source: str
     tokens: np.ndarray
+    keys: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Monitor):
-    """`items` held-out stretches of `context_tokens` tokens per source; short windows are `short_tokens` long."""
+    """`items` held-out stretches of `context_tokens` tokens per source; short windows are `short_tokens` long.
+
+    100 stretches of each of three corpora: arXiv 2604.02650 sec. 7.1. `longppl` null leaves key tokens out.
+    """
 
     sources: tuple[str, ...]
     context_tokens: Annotated[int, Gt(1)]
     short_tokens: Annotated[int, Gt(1)]
-    items: Annotated[int, Gt(1)] = 16
+    items: Annotated[int, Gt(1)] = 100
+    longppl: LongPPL | None = None
     kind: Literal["perplexity"] = "perplexity"
     tier: ClassVar[str] = "probabilistic"
+
+    def __post_init__(self) -> None:
+        if self.longppl is not None:
+            head = self.longppl.trunc_tokens + self.longppl.sliding_tokens
+            key = "monitors.perplexity.longppl.trunc_tokens"
+            rule = (
+                f"with sliding_tokens these are {head} tokens without a key, and context_tokens={self.context_tokens}"
+            )
+            refuse(head >= self.context_tokens, key, self.longppl.trunc_tokens, f"{rule}; lower one of them")
 
     def prepare(self, corpus: Corpus) -> list[DocumentItem]:
         """The items: stretches at random places of the documents that are long enough, no two overlapping.
 
-        Raises ConfigError where a source has none.
+        A source that has fewer than `items` gives what it has (see `notes`). Raises ConfigError where it has not two.
         """
         items = []
         for s, source in enumerate(self.sources):
@@ -65,25 +85,63 @@ class Perplexity(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[DocumentItem]) -> list[Value]:
-        """Mean NLL of each item over all positions, over each log2 bucket of positions, and in short windows."""
+        """Means over each item: NLL over all positions, over log2 buckets of them, in short windows; and key tokens."""
         values: list[Value] = []
         edges = [2**j for j in range((self.context_tokens - 1).bit_length())]
         for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
             tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.device)
-            full = _nll(model, tokens_BT)
+            full = row_nll(model, tokens_BT)
             short = self._short_nll(model, tokens_BT, full)
             for item, full_T, short_T in zip(chosen, full, short, strict=True):
                 tags: Tags = {"source": item.source}
-                means = {"nll_nats": full_T.mean(), "short_nll_nats": short_T.mean()}
+                means = {"nll_nats": full_T.mean(), "ppl": np.exp(full_T.mean()), "short_nll_nats": short_T.mean()}
                 means["long_short_gain_nats"] = short_T.mean() - full_T.mean()
+                if item.keys is not None:
+                    means["key_tokens_count"] = len(item.keys)
+                    if len(item.keys):
+                        means["longppl_nats"] = full_T[item.keys].mean()
+                        means["longppl"] = np.exp(means["longppl_nats"])
                 values += [Value("perplexity", metric, item.id, tags, float(mean)) for metric, mean in means.items()]
                 for low in edges:
-                    bucket = full_T[low : min(2 * low, self.context_tokens)]
-                    values.append(
-                        Value("perplexity", "nll_nats", item.id, tags | {"position": low}, float(bucket.mean()))
-                    )
+                    cell, bucket = tags | {"position": low}, slice(low, min(2 * low, self.context_tokens))
+                    long, gain = full_T[bucket].mean(), short_T[bucket].mean() - full_T[bucket].mean()
+                    values.append(Value("perplexity", "nll_nats", item.id, cell, float(long)))
+                    values.append(Value("perplexity", "long_short_gain_nats", item.id, cell, float(gain)))
         return values
+
+    def notes(self, items: list[DocumentItem]) -> list[str]:
+        """A line for each source that has fewer stretches than asked for."""
+        found = Counter(item.source for item in items)
+        return [
+            f"monitors.perplexity: {source!r} has only {count} held-out stretches of {self.context_tokens} tokens, "
+            f"{self.items} were asked for; its means are over {count}"
+            for source, count in found.items()
+            if count < self.items
+        ]
+
+    @property
+    def reference_from(self) -> str | None:
+        """Who says which tokens are key."""
+        return None if self.longppl is None else self.longppl.keys_from
+
+    def reference(self, model: LanguageModel, items: list[DocumentItem]) -> dict[str, np.ndarray]:
+        """`keys` int64 [keys, 2], item and place; `about` names items and settings."""
+        assert self.longppl is not None
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
+            tokens_BT = torch.from_numpy(np.stack([items[i].tokens for i in group])).to(model.device)
+            row, place = np.nonzero(find_keys(model, tokens_BT, self.longppl))
+            found.append(np.stack((np.array(group)[row], place), axis=1))
+        return {"keys": np.concatenate(found), "about": self.longppl.about([item.tokens for item in items])}
+
+    def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:
+        """The items with their key tokens; None where these were found for others."""
+        assert self.longppl is not None
+        if not np.array_equal(kept["about"], self.longppl.about([item.tokens for item in items])):
+            return None
+        row, place = kept["keys"].T
+        return [item._replace(keys=place[row == i]) for i, item in enumerate(items)]
 
     def _short_nll(self, model: LanguageModel, tokens_BT: torch.Tensor, full: np.ndarray) -> np.ndarray:
         """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in.
@@ -96,7 +154,7 @@ class Perplexity(Monitor):
         whole = [window for window in windows if window.shape[1] == self.short_tokens]
         for group in (whole, windows[len(whole) :]):
             if group:
-                nll = _nll(model, torch.cat([torch.cat((bos_B1, window), dim=1) for window in group]))
+                nll = row_nll(model, torch.cat([torch.cat((bos_B1, window), dim=1) for window in group]))
                 parts += list(nll.reshape(len(group), len(tokens_BT), -1))
         return np.concatenate(parts, axis=1)
 
@@ -108,14 +166,3 @@ class Perplexity(Monitor):
     def samples(self, values: list[Value]) -> list[Value]:
         """The whole-item values; positions are left to the records."""
         return [v for v in values if "position" not in v.tags]
-
-    def forward_tokens(self, items: list[DocumentItem]) -> int:
-        """Tokens that one window sends through the model."""
-        return len(items) * (2 * self.context_tokens - min(self.short_tokens, self.context_tokens))
-
-
-def _nll(model: LanguageModel, tokens_BT: torch.Tensor) -> np.ndarray:
-    """NLL of tokens 1, 2, ... of each row, [B, T - 1] fp64 nats."""
-    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    nll_R, _, _ = token_scores(model.logits, hidden_BTD.flatten(0, 1), tokens_BT[:, 1:].flatten())
-    return nll_R.view(len(tokens_BT), -1).double().cpu().numpy()

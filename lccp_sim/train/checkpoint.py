@@ -125,8 +125,8 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def resolve(name: str) -> Path:
-    """The checkpoint file that `init_from` names: a checkpoint, or a finished run (its last one); globs may be used.
+def resolve(name: str, key: str = "run.init_from") -> Path:
+    """The checkpoint file that a key's value names: a checkpoint, or a finished run (its last one); globs may be used.
 
     Raises ConfigError where nothing, or more than one thing, is meant.
     """
@@ -134,16 +134,16 @@ def resolve(name: str) -> Path:
     if len(found) != 1:
         what = "nothing there" if not found else "more than one: " + ", ".join(str(path) for path in found)
         remedy = "train the base run first" if not found else "name one of them"
-        raise ConfigError(f"run.init_from={name!r}: {what}; {remedy}")
+        raise ConfigError(f"{key}={name!r}: {what}; {remedy}")
     path = found[0]
     if path.is_file():
         return path
     if not (path / "DONE").exists():
-        raise ConfigError(f"run.init_from={name!r}: {path} is not finished; finish it, or name one of its checkpoints")
+        raise ConfigError(f"{key}={name!r}: {path} is not finished; finish it, or name one of its checkpoints")
     checkpoint, problems = newest(path)
     if checkpoint is None or step_of(checkpoint) != step_of(checkpoints(path)[-1]):
         why = "; ".join(problems) or "it has none"
-        raise ConfigError(f"run.init_from={name!r}: {path} has no whole last checkpoint ({why}); name another one")
+        raise ConfigError(f"{key}={name!r}: {path} has no whole last checkpoint ({why}); name another one")
     return checkpoint
 
 

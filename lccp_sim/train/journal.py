@@ -18,7 +18,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, append_lines, read_records, write_atomic
 
-RECORDS, TIMING = "records.jsonl", "timing.jsonl"
+RECORDS, TIMING, REFERENCE = "records.jsonl", "timing.jsonl", "reference"
 
 
 class Journal:

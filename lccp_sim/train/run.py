@@ -20,7 +20,7 @@ from lccp_sim.records import write_atomic
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
 from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, write_facts
 from lccp_sim.train.feed import LccpData
-from lccp_sim.train.journal import Journal
+from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
@@ -57,10 +57,16 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         load_weights(model, start)
     else:
         initialise(model, config.seed)
-    watch = Watch(config.monitors.watch, corpus, windows_of(config))
+    watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE)
+    for note in watch.notes:
+        _say(console, f"warning: {note}", style="yellow")
+    if checkpoint is not None:
+        watch.recall(directory / REFERENCE)
+        what = f"is missing or of other items ({', '.join(watch.open)}), and only the first window finds it"
+        refuse(watch.open, "reference", str(directory / REFERENCE), f"{what}; put it back, or move the run away")
     begins = checkpoint is None and config.run.precondition
     first = check_precondition(model, corpus, watch, start, console) if begins else []
-    table = {"hash": corpus.hash, "warnings": corpus.warnings, "sources": corpus.table}
+    table = {"hash": corpus.hash, "warnings": [*corpus.warnings, *watch.notes], "sources": corpus.table}
     write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str())
     (directory / DONE).unlink(missing_ok=True)
     journal = Journal(directory)

@@ -7,6 +7,7 @@ windows (initial heads, overlap) is a pure function of the records before, which
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 from lccp_sim.train.module import NotFinite
+from lccp_sim.train.reference import find_reference, read_reference
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,26 @@ class Seen:
 
 
 class Watch:
-    """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`)."""
+    """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
 
-    def __init__(self, monitors: Mapping[str, Monitor], corpus: Corpus, windows: list[int]):
+    What the first look fixes for all later ones (`train/reference.py`) is written to the folder `store`, if any.
+    `notes`: what a person should know about the items, a line each.
+    """
+
+    def __init__(self, monitors: Mapping[str, Monitor], corpus: Corpus, windows: list[int], store: Path | None = None):
         self.monitors, self.windows = monitors, windows
         self.items = {name: monitor.prepare(corpus) for name, monitor in monitors.items()}
+        self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
+        self.corpus, self.store = corpus, store
+        self.open = [name for name, monitor in monitors.items() if monitor.reference_from is not None]
+
+    def recall(self, store: Path) -> None:
+        """None, after the references that `store` holds were read; `open` names those that it does not hold."""
+        for name in list(self.open):
+            found = read_reference(store, name, self.monitors[name], self.items[name])
+            if found is not None:
+                self.items[name] = found
+                self.open.remove(name)
 
     def due(self, step: int) -> list[str]:
         """The monitors that look at this step; at the last window all do."""
@@ -60,6 +77,11 @@ class Watch:
                 report(name)
                 monitor, start = self.monitors[name], time.perf_counter()
                 with counting(model) as tokens:
+                    if name in self.open:
+                        self.items[name] = find_reference(
+                            self.store, name, monitor, self.items[name], model, self.corpus
+                        )
+                        self.open.remove(name)
                     measured = monitor.score(model, self.items[name])
                 try:
                     records += monitor.aggregate(measured, moment)

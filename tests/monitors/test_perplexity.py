@@ -76,7 +76,7 @@ def test_records_by_source_and_position(corpus: Corpus) -> None:
     with observing(model := tiny_model(corpus.vocab_size)):
         values = monitor.score(model, monitor.prepare(corpus))
     records = {(r.metric, tuple(sorted(r.tags.items()))): r for r in monitor.aggregate(values, Moment(0, 0))}
-    assert len(records) == 3 + 2 * (3 + 5)
+    assert len(records) == 4 + 2 * (4 + 2 * 5)
     nll = [records["nll_nats", (("source", source),)].value for source in ("prose", "other")]
     assert records["nll_nats", ()].n == 8 and records["nll_nats", ()].value == pytest.approx(np.mean(nll))
     buckets = [records["nll_nats", (("position", low), ("source", "prose"))] for low in (1, 2, 4, 8, 16)]

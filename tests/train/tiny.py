@@ -57,7 +57,14 @@ def plain(root: Path, shared: Path) -> dict[str, Any]:
         "monitors": {
             "first_window_tokens": 3 * BATCH,
             "needle": {"lengths": [192], "haystack": "prose", "items": 4, "depths": 2, "controls": 2},
-            "perplexity": {"sources": ["prose"], "context_tokens": 64, "short_tokens": 32, "items": 2},
+            "perplexity": {
+                "sources": ["prose"],
+                "context_tokens": 64,
+                "short_tokens": 32,
+                "items": 2,
+                # Bounds at which a model that has learned nothing yet has keys, too.
+                "longppl": {"trunc_tokens": 16, "sliding_tokens": 8, "alpha": 0.01, "beta": -20},
+            },
             "induction": {"lengths": [48], "haystack": "prose", "items": 2, "span_tokens": 6},
             "routing": {"source": "prose", "context_tokens": 64, "items": 2},
             "probe": {

@@ -1,0 +1,102 @@
+"""What the first look fixes for all later ones, as which tokens are key: found once, kept, read by whoever goes on.
+
+It lies in the run directory, `reference/<monitor>.npz`, and not in the checkpoints: each would hold it again, and those
+of another trainer have no place for it. It is written before the checkpoint of the first window, so a run that goes on
+finds it there, and one that begins anew overwrites it.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.models.hf import is_checkpoint, load_checkpoint, load_tokenizer_json
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
+from lccp_sim.monitors.observing import observing
+from lccp_sim.records import write_atomic
+from lccp_sim.train.checkpoint import read_checkpoint, resolve
+from lccp_sim.train.load import load_model
+from lccp_sim.train.start import Start, load_weights
+
+
+def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
+    """The monitor's items with what `store` keeps of them; None where it keeps nothing, or what is about others.
+
+    Raises ConfigError where the file is damaged.
+    """
+    path = store / f"{name}.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            kept = dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: damaged ({error}); put it back, or move the run away to start anew") from None
+    return monitor.refer(items, kept)
+
+
+def find_reference(
+    store: Path | None, name: str, monitor: Monitor, items: Any, model: LanguageModel, corpus: Corpus
+) -> Any:
+    """The monitor's items with its reference, which `model` or the checkpoint `reference_from` gives; then kept.
+
+    Raises ConfigError where there is no such checkpoint, or it has another tokenizer than the corpus.
+    """
+    source = str(monitor.reference_from)
+    if source == FIRST_WINDOW:
+        kept = monitor.reference(model, items)
+    else:
+        weight = next(model.parameters())
+        other = load_language_model(source, corpus, f"monitors.{name}", weight.dtype, weight.device)
+        with observing(other):
+            kept = monitor.reference(other, items)
+    if store is not None:
+        write_atomic(store / f"{name}.npz", _packed(kept))
+    return monitor.refer(items, kept)
+
+
+def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """The model of a checkpoint of ours (named as in `run.init_from`) or of `transformers`.
+
+    Raises ConfigError, naming `key`, where there is none, or where it has another tokenizer than the corpus.
+    """
+    path = Path(name).expanduser()
+    if is_checkpoint(path):
+        _check(path, key, _rules(load_tokenizer_json(path)[0]) == _rules(corpus.tokenizer.to_str()))
+        return load_checkpoint(path, dtype, str(device))
+    path = resolve(name, key)
+    content = read_checkpoint(path)
+    facts = content["lccp"]
+    _check(path, key, facts["tokenizer"] == tokenizer_hash(corpus.tokenizer))
+    model = Transformer(load_model(facts["config"]), facts["vocab_size"])
+    load_weights(model, Start(path, content))
+    return model.to(device, dtype)
+
+
+def _check(path: Path, key: str, same: bool) -> None:
+    if not same:
+        raise ConfigError(f"{key}: {path} has another tokenizer than the corpus, so other tokens; name another one")
+
+
+def _rules(tokenizer: str) -> list[Any]:
+    """What decides the ids of plain text in a tokenizer.json; templates and padding differ from copy to copy."""
+    parts = json.loads(tokenizer)
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
+    return [parts["model"]["vocab"], merges, parts["normalizer"], parts["pre_tokenizer"]]
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file; the same arrays give the same bytes."""
+    file = io.BytesIO()
+    np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # mypy fears that a name could be `allow_pickle`
+    return file.getvalue()
