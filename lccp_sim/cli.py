@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
-    "measure": "measure the checkpoints of runs after the fact, with the monitors of their config",
+    "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run: one HTML page, figures, report.json",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
         elif verb == "measure":
-            sub.add_argument("paths", nargs="+", type=Path, metavar="RUN")
-            sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured)")
+            sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
+            sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
+            sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
             sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
         elif verb == "report":
             sub.add_argument("run", type=Path, metavar="RUN")
@@ -76,10 +77,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "measure":
         from lccp_sim.train.measure import measure
 
-        several = len(arguments.paths) > 1
-        outs = [arguments.out / path.name if arguments.out and several else arguments.out for path in arguments.paths]
+        overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
+        paths = [Path(word) for word in arguments.paths if word not in overrides]
+        if not paths:
+            raise ConfigError("measure: no path given, only key=value; name what to measure")
+        outs = [arguments.out / path.name if arguments.out and paths[1:] else arguments.out for path in paths]
+
+        def external() -> "Config":
+            named = any(word.startswith("run=") for word in overrides)
+            return check([*([] if named else ["run=measure"]), *overrides], arguments.config_dir)
+
         return max(
-            measure(path, out, arguments.check, console) for path, out in zip(arguments.paths, outs, strict=True)
+            measure(path, out, arguments.check, overrides, external, console)
+            for path, out in zip(paths, outs, strict=True)
         )
     config = check(arguments.overrides, arguments.config_dir)
     if arguments.verb == "data":

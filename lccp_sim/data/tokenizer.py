@@ -74,9 +74,14 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise ConfigError(f"tokenizer {path} is not a file; name a tokenizer.json")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        return parse_tokenizer(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"tokenizer {path} cannot be read ({error}); name a tokenizer.json") from error
+
+
+def parse_tokenizer(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer that the text of a tokenizer.json describes, set like that of `read_tokenizer`."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

@@ -32,7 +32,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
         )
     except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
         raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({_line(error)})") from error
-    return Adapter(model.to(device).eval())
+    return Adapter(torch.nn.Module.to(model, device).eval())
 
 
 def load_tokenizer_json(path: Path) -> tuple[str, str | None]:

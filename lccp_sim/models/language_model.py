@@ -63,10 +63,11 @@ Tap = Callable[[int, Attended], None]
 
 
 class LanguageModel(nn.Module, ABC):
-    """A causal decoder of `num_layers` layers with `num_heads` query heads each."""
+    """A causal decoder of `num_layers` layers with `num_heads` query heads each, over `vocab_size` tokens."""
 
     num_layers: int
     num_heads: int
+    vocab_size: int
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:

@@ -5,7 +5,7 @@ command finds its own unfinished or finished run.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,14 @@ def claim(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def read_config(directory: Path) -> Config:
-    """The config of a run directory. Raises ConfigError where it is none, or its config.yaml is damaged or not ours."""
+def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run directory, with keys changed (`monitors.needle.items=100`).
+
+    Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
+    """
     plain = _read_plain(directory)
+    for override in overrides:
+        _set(plain, override)
     if isinstance(plain.get("run"), dict):
         plain["run"].pop("tokens_before", None)
     try:
@@ -68,6 +73,21 @@ def read_config(directory: Path) -> Config:
     except ConfigError as error:
         why = "; ".join(str(error).splitlines())
         raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
+
+
+def _set(plain: dict[str, Any], override: str) -> None:
+    """None; sets a dotted key to a YAML value. Only what is measured can be changed: the run is what it is."""
+    key, equals, value = override.partition("=")
+    first, *path = key.split(".")
+    if not equals or first != "monitors" or not path:
+        raise ConfigError(f"{override!r}: for a run, only monitors.KEY=VALUE can be changed when it is measured")
+    branch = plain
+    for part in (first, *path[:-1]):
+        branch = branch.setdefault(part, {}) if isinstance(branch, dict) else {}
+    try:
+        branch[path[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value cannot be read as YAML") from None
 
 
 def _read_plain(directory: Path) -> dict[str, Any]:

@@ -1,64 +1,106 @@
-"""The same monitors, after the fact: `lccp measure RUN` looks at every checkpoint that the run kept at its windows.
+"""The same monitors, after the fact: `lccp measure PATH` looks at checkpoints, ours or any of `transformers`.
 
-It writes records and samples beside the run's own, and with `check` holds the two against each other: they must be
-equal, value by value.
+It writes records and samples of their own, beside a run's or into a folder that is named after the series. With `check`
+it holds a run's records against them: they must be equal, value by value.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from lccp_sim.config import ConfigError
-from lccp_sim.data.pools import open_corpus
-from lccp_sim.models.transformer import Transformer
-from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
-from lccp_sim.train.checkpoint import read_checkpoint, windows
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.data.pools import Corpus, open_corpus
+from lccp_sim.data.tokenizer import parse_tokenizer
+from lccp_sim.models import hf
+from lccp_sim.records import Record, write_atomic
 from lccp_sim.train.directory import CONFIG, claim, read_config
 from lccp_sim.train.journal import RECORDS, Journal
-from lccp_sim.train.load import load_config, windows_of
-from lccp_sim.train.observe import headline
-from lccp_sim.train.start import Start, load_weights
+from lccp_sim.train.load import plain_config
+from lccp_sim.train.observe import headline, log_images, log_scalars
+from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_transformers
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import HeadHistory, Watch
 
 
-def measure(run: Path, out: Path | None, check: bool, console: Console) -> int:
-    """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/` or `out`, made anew.
+def measure(
+    path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
+) -> int:
+    """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/`, or `out`, made anew.
 
-    Raises ConfigError where the directory is no run or holds no whole checkpoint, or where `out` is a run itself.
+    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run. Raises
+    ConfigError where the path is no checkpoint, or where `out` is a run itself.
     """
-    config = read_config(run)
-    out = out or run / "measured"
-    if (out / CONFIG).exists():
+    if check and (overrides or not (path / CONFIG).exists()):
+        why = "it is no run directory" if not overrides else "with other settings the values differ"
+        raise ConfigError(f"--check compares with a run's own records, and cannot here: {path}: {why}; leave it out")
+    series, config, default = _open(path, overrides, external)
+    out = out or default
+    if (out / "checkpoints").exists():
         raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
-    paths = windows(run)
-    if not paths:
-        raise ConfigError(f"{run}: no checkpoints of windows in {run / 'checkpoints'}")
-    own = Journal(run).records() if check else []
+    own = Journal(path).records() if check else []
     set_threads(config)
-    corpus = open_corpus(config.data, config.run.context_tokens, config.seed, run / "tokenizer.json")
-    watch = Watch(config.monitors.watch, corpus, windows_of(config))
-    model = Transformer(config.model, corpus.vocab_size)
-    history, records = HeadHistory([], watch.windows), []
+    corpus = _corpus(config, series)
+    for warning in corpus.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    watch = Watch(config.monitors.watch, corpus, series.windows)
+    history, records = HeadHistory([], series.windows), []
     with claim(out):
         journal = Journal(out)
         journal.truncate({}, -1)
-        for path in paths:
-            content = read_checkpoint(path)
-            load_weights(model, Start(path, content))
-            # The end of a run that was extended later was a window, too: the grid is the one of that time.
-            watch.windows = windows_of(load_config(content["lccp"]["config"]))
-            moment = Moment(content["lccp"]["step"], content["lccp"]["tokens"])
-            seen = watch.look(model, moment, history)
+        write_atomic(out / "measured.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
+        logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
+        for point in series.points:
+            if check and point.moment.step not in series.windows:
+                continue
+            loaded = point.load()
+            if corpus.vocab_size > loaded.model.vocab_size:
+                raise ConfigError(
+                    f"{point.path}: has {loaded.model.vocab_size} embeddings, and its tokenizer {corpus.vocab_size} "
+                    "tokens; put the tokenizer there that it was trained with"
+                )
+            watch.windows = loaded.windows or series.windows
+            seen = watch.look(loaded.model, point.moment, history)
             journal.write(seen.records)
             if seen.values:
-                journal.write_samples(moment.step, seen.values)
+                journal.write_samples(point.moment.step, seen.values)
             journal.write_timing(seen.timing)
+            log_scalars([logger], seen.records, point.moment)
+            log_images([logger], seen.records, point.moment.step)
             records += seen.records
-            console.print(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        console.print(f"{len(records):,} records in {journal.directory / RECORDS}")
+            console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        logger.finalize("success")
+        console.print(f"{len(records):,} records in {journal.directory / RECORDS}", markup=False)
     return _compare(own, records, console) if check else 0
+
+
+def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
+    """The series at a path, the config to measure it with, and where the records go unless `--out` says otherwise."""
+    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
+        config = read_config(path, overrides)
+        return of_run(path, config), config, path / "measured"
+    if path.suffix == ".ckpt":
+        run = path.parent.parent
+        config = read_config(run, overrides)
+        return of_checkpoint(path, config), config, run / f"measured-{path.stem}"
+    config = external()
+    out = Path(config.run.root).expanduser() / f"{path.stem or path.resolve().name}-measured"
+    if hf.is_checkpoint(path):
+        return of_transformers(path, config), config, out
+    if path.suffix in (".yaml", ".yml"):
+        return of_list(path, config), config, out
+    raise ConfigError(f"{path}: no run directory, checkpoint, or series file (YAML); nothing to measure")
+
+
+def _corpus(config: Config, series: Series) -> Corpus:
+    tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
+    data = config.data
+    if series.bos and not data.tokenizer.bos_token:
+        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
+    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer)
 
 
 def _compare(own: list[Record], measured: list[Record], console: Console) -> int:

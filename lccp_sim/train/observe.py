@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
@@ -112,10 +112,7 @@ class Observe(L.Callback):
         if seen.values:
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for name, image in window_images(seen.records).items():
-                    logger.experiment.add_image(name, image, step, dataformats="HWC")
+        log_images(trainer.loggers, seen.records, step)
         self.seen_step = step
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         trainer.save_checkpoint(self._path(f"window-{step:08d}"))
@@ -123,10 +120,22 @@ class Observe(L.Callback):
     def _write(self, trainer: L.Trainer, records: list[Record]) -> None:
         """Records to the journal; whole-monitor ones to every logger as `monitor/metric`, once a step."""
         self.journal.write(records)
-        scalars = {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
-        scalars["tokens"] = float(trainer.global_step * self.batch_tokens)
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        log_scalars(trainer.loggers, records, Moment(trainer.global_step, trainer.global_step * self.batch_tokens))
+
+
+def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
+    """None; whole-monitor records go to every logger as `monitor/metric`."""
+    scalars = {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
+    for logger in loggers:
+        logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
+
+
+def log_images(loggers: Sequence[Logger], records: list[Record], step: int) -> None:
+    """None; the maps of a window go to TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, image in window_images(records).items():
+                logger.experiment.add_image(name, image, step, dataformats="HWC")
 
 
 def is_scalar(record: Record) -> bool:

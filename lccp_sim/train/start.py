@@ -69,8 +69,17 @@ def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path 
 
 
 def load_weights(model: Transformer, start: Start) -> None:
-    """None, once the model holds the weights of the start."""
+    """None, once the model holds the weights of the start. ConfigError where they are of another architecture."""
     assert start.content is not None
     prefix = "model."
-    state = start.content["state_dict"]
-    model.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    state = {k.removeprefix(prefix): v for k, v in start.content["state_dict"].items() if k.startswith(prefix)}
+    mine = {key: value.shape for key, value in model.state_dict().items()}
+    theirs = {key: value.shape for key, value in state.items()}
+    differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    if differ:
+        shapes = [None if each is None else tuple(each) for each in (theirs.get(differ[0]), mine.get(differ[0]))]
+        raise ConfigError(
+            f"{start.path}: weights of another architecture: {differ[0]} is {shapes[0]} there and {shapes[1]} here"
+            f"{f', and {len(differ) - 1} more differ' if differ[1:] else ''}"
+        )
+    model.load_state_dict(state)
