@@ -55,9 +55,7 @@ class Watch:
                 self.open.remove(name)
 
     def due(self, step: int) -> list[str]:
-        """The monitors that look at this step; at the last window all do."""
-        if step not in self.windows:
-            return []
+        """The monitors that look at the window at `step`; at the last window all do."""
         index = self.windows.index(step)
         return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
 
@@ -68,12 +66,15 @@ class Watch:
         history: "HeadHistory",
         report: Callable[[str], None] = lambda name: None,
     ) -> Seen:
-        """Everything that is due. The model is as before afterwards, to the bit, and so is the random state."""
+        """Everything that is due; at a step that is no window, everything.
+
+        The model is as before afterwards, to the bit, and so is the random state.
+        """
         records: list[Record] = []
         values: list[Value] = []
         timing = []
         with observing(model):
-            for name in self.due(moment.step):
+            for name in self.due(moment.step) if moment.step in self.windows else self.monitors:
                 report(name)
                 monitor, start = self.monitors[name], time.perf_counter()
                 with counting(model) as tokens:
