@@ -38,6 +38,7 @@ def test_full_and_short_nll_equal_a_loop_over_tokens(short: int, corpus: Corpus)
             begins = [t - t % short for t in range(24)]
             brief = [plain_nll(model, np.concatenate((bos, text[b:t])), text[t]) for t, b in enumerate(begins)]
             assert got[item.id, "nll_nats", None] == pytest.approx(np.mean(full), abs=1e-5)
+            assert got[item.id, "ppl", None] == pytest.approx(np.exp(np.mean(full)), rel=1e-5)
             assert got[item.id, "short_nll_nats", None] == pytest.approx(np.mean(brief), abs=1e-5)
             gain = np.mean(brief) - np.mean(full)
             assert got[item.id, "long_short_gain_nats", None] == pytest.approx(gain, abs=1e-5)
@@ -45,6 +46,8 @@ def test_full_and_short_nll_equal_a_loop_over_tokens(short: int, corpus: Corpus)
             for low in (1, 2, 4, 8, 16):  # tokens of the document before the target
                 bucket = np.mean(full[low : min(2 * low, 24)])
                 assert got[item.id, "nll_nats", low] == pytest.approx(bucket, abs=1e-5)
+                gain = np.mean(brief[low : min(2 * low, 24)]) - bucket
+                assert got[item.id, "long_short_gain_nats", low] == pytest.approx(gain, abs=1e-5)
     assert {position for _, _, position in got} == {None, 1, 2, 4, 8, 16}
 
 
@@ -83,6 +86,34 @@ def test_records_by_source_and_position(corpus: Corpus) -> None:
     weighted = sum(r.value * low for r, low in zip(buckets, (1, 2, 4, 8, 16), strict=True))
     first = nll[0] * 32 - weighted  # the token after BOS is in no bucket
     assert 0 < first < 30 and {r.n for r in buckets} == {4}
+
+
+def test_ppl_averages_perplexities_and_not_nll(corpus: Corpus) -> None:
+    """By Jensen it lies above exp of the mean NLL: the two say different things about one hard stretch."""
+    monitor = Perplexity(sources=("prose", "other"), context_tokens=32, short_tokens=8, items=4)
+    with observing(model := tiny_model(corpus.vocab_size)):
+        values = monitor.score(model, monitor.prepare(corpus))
+    whole = {r.metric: r.value for r in monitor.aggregate(values, Moment(0, 0)) if not r.tags}
+    each = [v.value for v in values if v.metric == "nll_nats" and "position" not in v.tags]
+    assert whole["ppl"] == pytest.approx(np.mean(np.exp(each))) and whole["ppl"] > np.exp(whole["nll_nats"]) * 1.001
+
+
+def test_a_source_with_fewer_stretches_than_asked_gives_all_and_says_so(corpus: Corpus) -> None:
+    monitor = Perplexity(sources=("prose", "other"), context_tokens=500, short_tokens=8, items=12)
+    items = monitor.prepare(corpus)
+    count = {name: sum(len(ids) // 500 for ids in corpus.held_out(name)) for name in ("prose", "other")}
+    assert len(items) == sum(count.values()) and 2 <= count["prose"] < 12
+    assert monitor.notes(items)[0] == (
+        f"monitors.perplexity: 'prose' has only {count['prose']} held-out stretches of 500 tokens, 12 were asked for; "
+        f"its means are over {count['prose']}"
+    )
+    assert len(monitor.notes(items)) == 2
+    fewer = dataclasses.replace(monitor, items=2)
+    assert fewer.notes(fewer.prepare(corpus)) == []
+
+
+def test_a_hundred_stretches_a_source_unless_told_otherwise() -> None:
+    assert Perplexity(sources=("prose",), context_tokens=64, short_tokens=8).items == 100
 
 
 def test_sources_without_text_or_name_are_refused(corpus: Corpus) -> None:
