@@ -152,4 +152,4 @@ def _enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 
 def _text(tokenizer: tokenizers.Tokenizer, atoms: np.ndarray) -> str:
     """Atoms as they read inside a text; `decode` leaves the first one's space out for some tokenizers."""
-    return "".join(re.sub("[Ġ▁]", " ", tokenizer.id_to_token(int(id_))) for id_ in atoms)
+    return "".join(re.sub("[Ġ▁]", " ", tokenizer.id_to_token(int(id_)) or "") for id_ in atoms)

@@ -1,69 +1,59 @@
 """Continuous needle in a haystack: the answer's NLL, the hit and the heads that copy it, from one forward.
 
-The text is the paper's (arXiv 2604.02650, section 5): [before] needle [after] Question: ... Answer: needle verbatim.
-Greedy decoding reproduces the answer exactly when every teacher-forced argmax is right (induction over the span), so
-nothing is generated. Pieces are tokenized apart and joined, so every span is exact by construction.
+The text is the paper's (arXiv 2604.02650, section 5), built in `needle_items`. Questionable: nothing is generated,
+because greedy decoding reproduces the answer exactly when every teacher-forced argmax is right (induction over the
+span).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 
-from lccp_sim.config import ConfigError, refuse
-from lccp_sim.data.facts import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, Fact, Template, draw_fact
+from lccp_sim.config import refuse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.heads import METRICS, CopyTap
+from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
 from lccp_sim.monitors.observing import Spans, batches, score_spans
-from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
+from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import Record
 
-LEAST_FILLER = 2  # tokens of haystack: depths 0 and 1 then differ
-
-
-class NeedleItem(NamedTuple):
-    """One text: tokens, where the needle and the answer lie [start, stop), and which answer tokens are the value."""
-
-    id: str
-    tags: Tags
-    tokens: np.ndarray
-    needle: tuple[int, int]
-    answer: tuple[int, int]
-    value_mask: np.ndarray
-    control: np.ndarray | None
+ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
 
 
 class NeedleValues(NamedTuple):
-    """Per-item values, and the copy scores [items, layers, heads, METRICS] of the single-needle items."""
+    """Per-item values; of single needles copy scores [items, layers, heads, METRICS] and all their answer tokens."""
 
     values: list[Value]
     head_items: list[str]
     head_scores: np.ndarray
+    answer_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needle(Monitor):
     """The grid: `items` texts a length, spread evenly over `depths` depths, for each variant.
 
-    `controls` of them are scored once more with the needle replaced by haystack. Variants: single (a template that
-    training may show), heldout (a template that it never shows), distractor (`distractors` more facts of the template,
-    with keys of their own).
+    `haystack` is one source or several, which take turns. `controls` texts a length are scored once more with the
+    needle replaced by haystack. `variants` are texts a length of each other variant (`needle_items.Texts` says what
+    they are); a length up to `interference_tokens` has no interference text.
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
-    haystack: str
+    haystack: str | tuple[str, ...]
     items: Annotated[int, Gt(1)] = 40
     depths: Annotated[int, Gt(1)] = 5
     controls: Annotated[int, Ge(2)] = 10
-    variants: dict[Literal["single", "heldout", "distractor"], Annotated[int, Gt(0)]] | None = None
+    variants: dict[Variant, Annotated[int, Gt(0)]] | None = None
     distractors: Annotated[int, Gt(0), Le(32)] = 3
+    interference_tokens: Annotated[int, Gt(0)] = 256
     heads: bool = True
     kind: Literal["needle"] = "needle"
     tier: ClassVar[str] = "probabilistic"
@@ -72,92 +62,47 @@ class Needle(Monitor):
         rule = f"must be a multiple of depths={self.depths}"
         refuse(self.items % self.depths, "monitors.needle.items", self.items, rule)
         refuse(not self.lengths, "monitors.needle.lengths", self.lengths, "needs at least one length")
+        refuse(not self.haystack, "monitors.needle.haystack", self.haystack, "needs at least one source")
+        unheld = "interference" in (self.variants or {}) and max(self.lengths) <= self.interference_tokens
+        rule = f"the longest text has {max(self.lengths)} tokens; lower it or drop the variant interference"
+        refuse(unheld, "monitors.needle.interference_tokens", self.interference_tokens, rule)
 
     def prepare(self, corpus: Corpus) -> list[NeedleItem]:
         """The items: the same at every window and in every arm. Raises ConfigError where a needle does not fit."""
-        haystack = Haystack(corpus, self.haystack)
-        counts = {"single": self.items} | dict(self.variants or {})
+        names = (self.haystack,) if isinstance(self.haystack, str) else self.haystack
+        haystacks = [Haystack(corpus, name) for name in names]
+        texts = Texts(corpus, haystacks, self.depths, self.distractors, self.interference_tokens)
+        counts: dict[Variant, int] = {"single": self.items, **(self.variants or {})}
         items = []
         for length in self.lengths:
-            for v, variant in enumerate(("single", "heldout", "distractor")):
-                least = self._least_tokens(corpus, length, variant) if counts.get(variant, 0) else {}
-                for i in range(counts.get(variant, 0)):
+            for v, variant in enumerate(VARIANTS):
+                templates = texts.templates(variant, length) if variant in counts else {}
+                for i in range(counts[variant] if templates else 0):
                     rng = np.random.default_rng((self.seed, length, v, i))
-                    items.append(self._item(rng, corpus, haystack, length, variant, i, least))
+                    item = texts.item(rng, templates, variant, length, i)
+                    if variant == "single" and i < self.controls:
+                        item = item._replace(control=texts.control(rng, item, i))
+                    items.append(item)
         return items
-
-    def _least_tokens(self, corpus: Corpus, length: int, variant: str) -> dict[Template, int]:
-        """The least length that holds each template of a variant: known, for all facts of a template have one length.
-
-        ConfigError where `length` does not hold all of them; with distractors, where it holds none.
-        """
-        rng, extra = np.random.default_rng(0), self.distractors if variant == "distractor" else 0
-        least = {}
-        for template in HELDOUT_TEMPLATES if variant == "heldout" else TRAIN_TEMPLATES:
-            fact = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
-            least[template] = 1 + LEAST_FILLER + len(fact.question_ids) + (2 + extra) * len(fact.needle_ids)
-        needed = min(least.values()) if extra else max(least.values())
-        what = f"a needle, {extra} distractors, the question" if extra else "a needle, its question"
-        rule = f"{length} tokens do not hold {what} and the answer; use at least {needed}"
-        if length < needed:
-            raise ConfigError(f"monitors.needle.lengths ({variant}): {rule}")
-        return least
-
-    def _item(
-        self,
-        rng: Any,
-        corpus: Corpus,
-        haystack: Haystack,
-        length: int,
-        variant: str,
-        i: int,
-        least: dict[Template, int],
-    ) -> NeedleItem:
-        depth = i % self.depths / (self.depths - 1)
-        while least[template := list(least)[int(rng.integers(len(least)))]] > length:
-            pass
-        n_facts = 1 + (self.distractors if variant == "distractor" else 0)
-        facts: dict[bytes, Fact] = {}  # by key: a second value for a key would leave the question open
-        while len(facts) < n_facts:
-            drawn = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
-            facts.setdefault(drawn.key_ids.tobytes(), drawn)
-        fact, *others = facts.values()
-        room = length - 1 - len(fact.question_ids) - (1 + n_facts) * len(fact.needle_ids)
-        filler = haystack.take(rng, room)
-        places = [round(depth * room), *(int(p) for p in rng.integers(0, room + 1, n_facts - 1))]
-        inserts = sorted(zip(places, range(n_facts), [fact, *others], strict=True), key=lambda x: x[:2])
-        pieces, done, needle_start = [np.array([corpus.bos])], 0, 0
-        for place, which, inserted in inserts:
-            pieces += [filler[done:place], inserted.needle_ids]
-            done = place
-            if which == 0:
-                needle_start = sum(map(len, pieces)) - len(fact.needle_ids)
-        pieces += [filler[done:], fact.question_ids, fact.needle_ids]
-        tokens = np.concatenate(pieces)
-        needle = (needle_start, needle_start + len(fact.needle_ids))
-        answer = (length - len(fact.needle_ids), length)
-        control = None
-        if i < self.controls and variant == "single":
-            control = tokens.copy()
-            control[slice(*needle)] = haystack.take(rng, len(fact.needle_ids))
-        tags: Tags = {"length": length, "depth": round(depth, 4), "variant": variant}
-        return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, needle, answer, fact.value_mask, control)
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> NeedleValues:
         """Hit, NLL, control NLL and gain of each item, and the heads' scores; one forward per text and per control."""
         values: list[Value] = []
         head_items: list[str] = []
         head_scores: list[np.ndarray] = []
+        answer_tokens = 0
         for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
             chosen = [items[i] for i in group]
             tapped = [i for i, item in enumerate(chosen) if self.heads and item.tags["variant"] == "single"]
-            spans, scores = _forward(model, chosen, tapped)
+            spans, scores = score_answers(model, chosen, tapped)
             head_items += [chosen[i].id for i in tapped]
             head_scores += list(scores)
+            answer_tokens += int(spans.mask[tapped].sum())
             for i, item in enumerate(chosen):
                 values += _values(item, spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
         values += self._controls(model, items, values)
-        return NeedleValues(values, head_items, np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0)))
+        scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0))
+        return NeedleValues(values, head_items, scores, answer_tokens)
 
     def _controls(self, model: LanguageModel, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
         with_control = [item for item in items if item.control is not None]
@@ -174,37 +119,26 @@ class Needle(Monitor):
                     yield Value("needle", "gain_nats", item.id, tags, control - answered[item.id, span])
 
     def aggregate(self, measured: NeedleValues, moment: Moment) -> list[Record]:
-        """Whole-monitor records (single needles, full span), per length and variant, per cell; then every head."""
+        """Records {} (single needles, full span), {length, span, variant}, of each cell, {depth}, and of every head."""
         values = measured.values
         single = [v for v in values if v.tags["variant"] == "single" and v.tags["span"] == "full"]
         records = summarise(single, moment, self.tier, lambda v: {})
         records += summarise(values, moment, self.tier, lambda v: {k: v.tags[k] for k in ("length", "span", "variant")})
         records += summarise(single, moment, self.tier)
-        for layer in range(measured.head_scores.shape[1]):
-            for head in range(measured.head_scores.shape[2]):
-                for x, metric in enumerate(METRICS):
-                    numbers = measured.head_scores[:, layer, head, x].astype(float).tolist()
-                    mean, stderr = mean_and_stderr(numbers)
-                    tags: Tags = {"layer": layer, "head": head}
-                    records.append(Record(*moment, "mechanistic", "heads", metric, mean, len(numbers), stderr, tags))
+        answers = (v for v in single if v.metric in ANSWER)
+        records += summarise(answers, moment, self.tier, lambda v: {"depth": v.tags["depth"]})
+        if measured.head_items:
+            records += head_records(measured.head_scores, METRICS, moment)
+            records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))
         return records
 
     def samples(self, measured: NeedleValues) -> list[Value]:
         """Per-item values, the hard copy score of each head included."""
-        heads = [
-            Value("heads", "copy_hard_frac", item, {"layer": layer, "head": head}, float(score))
-            for item, scores in zip(measured.head_items, measured.head_scores, strict=True)
-            for (layer, head), score in np.ndenumerate(scores[..., 0])
-        ]
-        return measured.values + heads
-
-    def forward_tokens(self, items: list[NeedleItem]) -> int:
-        """Tokens that one window sends through the model."""
-        return sum(len(item.tokens) * (2 if item.control is not None else 1) for item in items)
+        return measured.values + head_samples(measured.head_items, measured.head_scores)
 
 
-def _forward(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
-    """The answers' scores of all items, and the heads' of those at the indices `tapped`."""
+def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
+    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`."""
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped:
         return score_spans(model, tokens, answers), np.zeros((0, 0, 0, 0))
@@ -216,5 +150,6 @@ def _forward(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -
 def _values(item: NeedleItem, nll: np.ndarray, hit: np.ndarray) -> Iterator[Value]:
     for span, mask in (("full", np.ones_like(item.value_mask)), ("value", item.value_mask)):
         tags = item.tags | {"span": span}
-        yield Value("needle", "hit_frac", item.id, tags, float(hit[mask].all()))
-        yield Value("needle", "answer_nll_nats", item.id, tags, float(nll[mask].mean()))
+        mean = float(nll[mask].mean())
+        for metric, value in zip(ANSWER, (float(hit[mask].all()), mean, float(np.exp(mean))), strict=True):
+            yield Value("needle", metric, item.id, tags, value)

@@ -10,7 +10,7 @@ from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Induction, Needle
 from lccp_sim.monitors.heads import METRICS, CopyTap
 from lccp_sim.monitors.induction import RepeatItem
-from lccp_sim.monitors.needle import NeedleItem
+from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import observing, score_spans
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import (
@@ -24,7 +24,7 @@ from tests.monitors.worlds import (
 )
 
 MONITOR = Needle(lengths=(64,), haystack="prose")
-HARD, SOFT, MASS, SINK = range(4)
+HARD, SOFT, MASS, SINK, NULL = range(5)
 
 
 def planted_items(counts: tuple[int, ...] = (4, 9, 17), length: int = 120) -> list[NeedleItem]:
@@ -36,14 +36,16 @@ def planted_items(counts: tuple[int, ...] = (4, 9, 17), length: int = 120) -> li
 
 
 def full_matrix_scores(model: torch.nn.Module, items: list[NeedleItem]) -> np.ndarray:
-    """The four scores [items, layers, heads, metrics] from whole causal attention matrices in fp64, in plain loops."""
+    """The five scores [items, layers, heads, metrics] from whole causal attention matrices in fp64, in plain loops."""
     seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
     out = []
     for item in items:
         seen.clear()
         with torch.no_grad(), tapping(model, lambda layer, attended: seen.append(attended[:3])):
             model(torch.from_numpy(item.tokens[None]))
-        scores = np.zeros((len(seen), seen[0][0].shape[2], 4))
+        scores = np.zeros((len(seen), seen[0][0].shape[2], 5))
+        needle = range(*item.needle)
+        moved = np.random.default_rng(item.tokens[needle].tolist()).permutation(item.tokens[needle])
         for layer, (q, k, scale) in enumerate(seen):
             k = k.double().repeat_interleave(q.shape[2] // k.shape[2], dim=2)
             logits = torch.einsum("tnh,snh->nts", q[0].double(), k[0]) * scale
@@ -52,12 +54,14 @@ def full_matrix_scores(model: torch.nn.Module, items: list[NeedleItem]) -> np.nd
             for head in range(len(full)):
                 for p in range(*item.answer):
                     row = full[head, p - 1]
-                    same = [j for j in range(*item.needle) if item.tokens[j] == item.tokens[p]]
+                    same = [j for j in needle if item.tokens[j] == item.tokens[p]]
+                    null = [j for j, token in zip(needle, moved, strict=True) if token == item.tokens[p]]
                     scores[layer, head] += [
                         row.argmax() in same,
                         row[same].sum(),
                         row[slice(*item.needle)].sum(),
                         row[0],
+                        row.argmax() in null,
                     ]
         out.append(scores / (item.answer[1] - item.answer[0]))
     return np.stack(out)
@@ -90,6 +94,27 @@ def test_a_planted_head_one_token_off_scores_nothing() -> None:
             assert MONITOR.score(model, [late]).head_scores[0, *COPY_HEAD, HARD] == pytest.approx((n - 1) / n)
 
 
+def test_the_null_of_a_copying_head_is_chance_and_that_of_a_sink_is_nothing() -> None:
+    """A head that copies all n distinct tokens keeps the share of tokens that a permutation leaves in place: 1 / n."""
+    with observing(model := planted_model()):
+        for n in (4, 16):
+            scores = MONITOR.score(model, planted_items((n,) * 200, 60)).head_scores
+            null = scores[:, *COPY_HEAD, NULL]
+            places = np.round(null * n).astype(int)
+            np.testing.assert_allclose(null, places / n, atol=1e-6)
+            assert places.mean() == pytest.approx(1.0, abs=0.25)  # the standard error is 0.07
+            assert not scores[:, *SINK_HEAD, NULL].any()
+
+
+def test_the_null_does_not_depend_on_the_batch() -> None:
+    items, model = planted_items((9, 9, 9, 9)), planted_model()
+    with observing(model):
+        whole = MONITOR.score(model, items)
+        apart = dataclasses.replace(MONITOR, tokens_per_forward=1).score(model, items)
+    assert (whole.head_scores[..., NULL] == apart.head_scores[..., NULL]).all()
+    assert whole.answer_tokens == apart.answer_tokens == 36
+
+
 def test_uniform_attention_scores_at_chance() -> None:
     model = planted_model()
     with torch.no_grad():
@@ -100,7 +125,7 @@ def test_uniform_attention_scores_at_chance() -> None:
         scores = MONITOR.score(model, items).head_scores
     for item, got in zip(items, scores, strict=True):
         n, keys = item.needle[1] - item.needle[0], np.arange(*item.answer)  # row p-1 sees p keys
-        chance = [0.0, (1 / keys).mean(), (n / keys).mean(), (1 / keys).mean()]
+        chance = [0.0, (1 / keys).mean(), (n / keys).mean(), (1 / keys).mean(), 0.0]
         np.testing.assert_allclose(got, np.broadcast_to(chance, got.shape), atol=1e-6)
 
 

@@ -12,7 +12,7 @@ from lccp_sim.data.tokenizer import bos_id, encode, train_tokenizer
 from lccp_sim.data.tokens import vocab_size
 from lccp_sim.models.positions import BaseRope
 from lccp_sim.models.transformer import Transformer, initialise
-from lccp_sim.monitors.needle import NeedleItem
+from lccp_sim.monitors.needle_items import NeedleItem
 
 WORDS = (
     "the house river stone light under moves slowly while children gather around table where bread lies and nobody "

@@ -1,0 +1,152 @@
+"""The texts of the needle monitor, in five variants that differ in what surrounds the needle.
+
+All are [before] needle [after] Question: ... Answer: needle verbatim (arXiv 2604.02650, section 5), of exactly the
+length that is asked for; pieces of ids are joined, so every span is exact by construction. Questionable: the needle is
+put between two tokens of the haystack, wherever the depth falls, not at the end of a sentence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.config import ConfigError, refuse
+from lccp_sim.data.facts import (
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    Fact,
+    Template,
+    count_evaluation_keys,
+    draw_fact,
+)
+from lccp_sim.data.pools import Corpus
+from lccp_sim.monitors.haystack import Haystack
+from lccp_sim.monitors.values import Tags
+
+Variant = Literal["single", "heldout", "distractor", "multikey", "interference"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # a variant's place seeds its items: a new one goes last
+LEAST_FILLER = 2  # tokens of haystack: depths 0 and 1 then differ
+LEAST_FACTS = 2  # around the needle of a haystack of facts, for the same reason
+
+
+class NeedleItem(NamedTuple):
+    """One text: tokens, where the needle and the answer lie [start, stop), and which answer tokens are the value."""
+
+    id: str
+    tags: Tags
+    tokens: np.ndarray
+    needle: tuple[int, int]
+    answer: tuple[int, int]
+    value_mask: np.ndarray
+    control: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the texts are made from. Source: arXiv 2604.02650, sections 5 and 7.3; arXiv 2404.06654 for `multikey`.
+
+    single: a template that training may show. heldout: one that it never shows. distractor: `distractors` more facts of
+    the template, with keys of their own, at random places. multikey: such facts all around, no other text but the
+    remainder at the start. interference: always `interference_tokens` of text between needle and question.
+    """
+
+    corpus: Corpus
+    haystacks: Sequence[Haystack]
+    depths: int
+    distractors: int
+    interference_tokens: int
+
+    def templates(self, variant: Variant, length: int) -> dict[Template, int]:
+        """The templates of a variant and the least length that holds each: known, for all its facts have one length.
+
+        Empty where interference leaves a length no room at all. ConfigError where `length` does not hold all of them
+        (with distractors: none of them), and where the vocabulary has too few keys.
+        """
+        if variant == "interference" and length <= self.interference_tokens:
+            return {}
+        rng, least = np.random.default_rng(0), {}
+        for template in HELDOUT_TEMPLATES if variant == "heldout" else TRAIN_TEMPLATES:
+            fact = draw_fact(rng, template, self.corpus.tokenizer, evaluation=True)
+            n = len(fact.needle_ids)
+            around = {
+                "distractor": LEAST_FILLER + self.distractors * n,
+                "multikey": LEAST_FACTS * n,
+                "interference": self.interference_tokens,
+            }
+            least[template] = 1 + around.get(variant, LEAST_FILLER) + len(fact.question_ids) + 2 * n
+        needed = min(least.values()) if variant == "distractor" else max(least.values())
+        more = {
+            "distractor": f", {self.distractors} distractors",
+            "multikey": f", {LEAST_FACTS} other facts",
+            "interference": f", {self.interference_tokens} tokens of interference",
+        }
+        what = f"a needle{more[variant]}, the question" if variant in more else "a needle, its question"
+        if length < needed:
+            rule = f"{length} tokens do not hold {what} and the answer; use at least {needed}"
+            raise ConfigError(f"monitors.needle.lengths ({variant}): {rule}")
+        return least
+
+    def haystack(self, i: int) -> Haystack:
+        """That of the i-th text of a cell: they take turns, and each round of depths begins with another one."""
+        return self.haystacks[(i % self.depths + i // self.depths) % len(self.haystacks)]
+
+    def item(
+        self, rng: np.random.Generator, templates: dict[Template, int], variant: Variant, length: int, i: int
+    ) -> NeedleItem:
+        """The i-th text of a cell, at the (i mod `depths`)-th depth.
+
+        Tags: length, variant, and depth, the share of the haystack before the needle; no depth with interference, where
+        it follows from the length.
+        """
+        tokenizer, depth = self.corpus.tokenizer, i % self.depths / (self.depths - 1)
+        while templates[template := list(templates)[int(rng.integers(len(templates)))]] > length:
+            pass
+        fact = draw_fact(rng, template, tokenizer, evaluation=True)
+        n = len(fact.needle_ids)
+        room = length - 1 - len(fact.question_ids) - 2 * n
+        others = {"distractor": self.distractors, "multikey": room // n}.get(variant, 0)
+        facts = [fact, *_others(rng, fact, template, tokenizer, others)]
+        filler = self.haystack(i).take(rng, room - others * n)
+        if variant == "multikey":
+            needle_place = round(depth * others)
+            order = [*facts[1 : 1 + needle_place], fact, *facts[1 + needle_place :]]
+            places = [(len(filler), each) for each in order]
+        else:
+            at = len(filler) - self.interference_tokens if variant == "interference" else round(depth * len(filler))
+            drawn = [at, *(int(p) for p in rng.integers(0, len(filler) + 1, others))]
+            places = sorted(zip(drawn, facts, strict=True), key=lambda place: place[0])
+        pieces, done, start = [np.array([self.corpus.bos])], 0, 0
+        for place, each in places:
+            pieces += [filler[done:place], each.needle_ids]
+            done = place
+            if each is fact:
+                start = sum(map(len, pieces)) - n
+        tokens = np.concatenate([*pieces, filler[done:], fact.question_ids, fact.needle_ids])
+        tags: Tags = {"length": length, "depth": round(depth, 4), "variant": variant}
+        if variant == "interference":
+            del tags["depth"]
+        spans = (start, start + n), (length - n, length)
+        return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, *spans, fact.value_mask, None)
+
+    def control(self, rng: np.random.Generator, item: NeedleItem, i: int) -> np.ndarray:
+        """The tokens of the i-th text with as many tokens of its haystack where the needle is."""
+        start, stop = item.needle
+        control = item.tokens.copy()
+        control[start:stop] = self.haystack(i).take(rng, stop - start)
+        return control
+
+
+def _others(
+    rng: np.random.Generator, fact: Fact, template: Template, tokenizer: tokenizers.Tokenizer, count: int
+) -> list[Fact]:
+    """`count` facts of one template with keys of their own: a second value for a key would leave the question open."""
+    keys = count_evaluation_keys(tokenizer)
+    rule = f"there are {keys} keys for the facts of one text; use shorter lengths or a larger vocabulary"
+    refuse(count >= keys, "monitors.needle.variants: other facts in a text", count, rule)
+    facts = {fact.key_ids.tobytes(): fact}
+    while len(facts) <= count:
+        drawn = draw_fact(rng, template, tokenizer, evaluation=True)
+        facts.setdefault(drawn.key_ids.tobytes(), drawn)
+    return list(facts.values())[1:]
