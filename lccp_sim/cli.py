@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    words = next((getattr(arguments, name) for name in ("overrides", "paths") if hasattr(arguments, name)), None)
+    if words is None or any(word.startswith("-") for word in rest):
+        parser.parse_args(argv)  # says what is wrong, and ends
+    else:
+        words += rest  # key=value after an option
     try:
         return _run(arguments)
     except Exception as error:

@@ -5,6 +5,8 @@ model is rewritten, and a model whose attention does not pass by is refused by `
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,11 @@ class Adapter(LanguageModel):
 
     def __init__(self, model: Any):
         super().__init__()
+        if not hasattr(model, "set_attn_implementation"):
+            raise ConfigError(
+                f"{type(model).__name__} is neither a LanguageModel nor a model of transformers; make it a subclass of "
+                "lccp_sim.models.language_model.LanguageModel"
+            )
         self.model = model
         config = model.config.get_text_config(decoder=True)
         self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
@@ -76,6 +83,8 @@ class Adapter(LanguageModel):
     def release(self) -> None:
         """None; the model attends as before it was adapted."""
         self.model.set_attn_implementation(self.switch.previous)
+        for module in self.model.modules():
+            vars(module).pop("lccp_switch", None)
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -101,6 +110,19 @@ class Adapter(LanguageModel):
                 f"{name}: its logits are not its output embedding times the last hidden state, so its NLL cannot be "
                 "read from hidden states; this architecture is not supported"
             )
+
+
+@contextmanager
+def adapted(model: nn.Module) -> Iterator[LanguageModel]:
+    """A LanguageModel as it is, or a causal LM of `transformers` adapted while it is open and as before afterwards."""
+    if isinstance(model, LanguageModel):
+        yield model
+        return
+    adapter = Adapter(model)
+    try:
+        yield adapter
+    finally:
+        adapter.release()
 
 
 def _register(previous: str) -> str:

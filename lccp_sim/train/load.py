@@ -109,7 +109,7 @@ def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | Non
     """None, or ConfigError where a monitor reads a source that the run does not have."""
     for key in ("haystack", "source", "sources"):
         value = getattr(monitor, key, ())
-        for source in (value,) if isinstance(value, str) else value:
+        for source in (value,) if isinstance(value, str) else value or ():
             unknown = sources is not None and source not in sources
             rule = f"no such source; data.sources has {', '.join(sources or ())}{nearest(source, sources or ())}"
             refuse(unknown, f"monitors.{name}.{key}", source, rule)

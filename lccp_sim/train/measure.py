@@ -18,9 +18,9 @@ from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.models import hf
 from lccp_sim.records import Record, write_atomic
 from lccp_sim.train.directory import CONFIG, claim, read_config
-from lccp_sim.train.journal import RECORDS, Journal
+from lccp_sim.train.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.load import plain_config
-from lccp_sim.train.observe import headline, log_images, log_scalars
+from lccp_sim.train.logs import headline, log_images, log_scalars
 from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_transformers
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import HeadHistory, Watch
@@ -44,9 +44,10 @@ def measure(
     own = Journal(path).records() if check else []
     set_threads(config)
     corpus = _corpus(config, series)
-    for warning in corpus.warnings:
+    watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE)
+    watch.recall(path / REFERENCE)
+    for warning in watch.notes:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    watch = Watch(config.monitors.watch, corpus, series.windows)
     history, records = HeadHistory([], series.windows), []
     with claim(out):
         journal = Journal(out)

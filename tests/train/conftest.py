@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from lccp_sim.config import Config
+from lccp_sim.data.tokenizer import train_tokenizer
 from lccp_sim.train.load import load_config
 from lccp_sim.train.run import train
+from tests import home
+from tests.train.foreign import MONITORS
 from tests.train.tiny import WORDS, plain
 
 
@@ -67,3 +71,18 @@ def run(make: Callable[..., Config], say: Console) -> Callable[..., Path]:
 def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, finished and never interrupted: what the others are compared with. Only to be read."""
     return train(load_config(plain(tmp_path_factory.mktemp("finished"), shared)), Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def measuring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's place: texts, config groups whose run `look` measures them, and a tokenizer in `tokenizer.json`."""
+    root = home.build(tmp_path_factory.mktemp("home"))
+    run = yaml.safe_load((root / "configs" / "run" / "tiny.yaml").read_text())
+    run["defaults"] = [each for each in run["defaults"] if "override /monitors" not in each]
+    monitors = root / "configs" / "monitors" / "look.yaml"
+    monitors.write_text(yaml.safe_dump(MONITORS))
+    run["defaults"].append({"override /monitors": "look"})
+    (root / "configs" / "run" / "look.yaml").write_text("# @package _global_\n" + yaml.safe_dump(run, sort_keys=False))
+    trained = train_tokenizer(400, iter([" ".join(WORDS)] * 20 + [str(number) for number in range(1000)]))
+    trained.save(str(root / "tokenizer.json"))
+    return root
