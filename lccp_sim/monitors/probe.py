@@ -1,51 +1,62 @@
 """The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
 
 The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
-cosine to a quarter. It runs on a copy of the model, so the run that it watches is untouched to the bit.
+cosine to a quarter. It runs on copies of the model, so the run that it watches is untouched to the bit. Questionable:
+a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the gain shows it.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 
-from lccp_sim.config import OptimConfig, refuse
-from lccp_sim.data.biographies import Question, draw_question
+from lccp_sim.config import ConfigError, Count, OptimConfig, nearest, refuse
 from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tasks import REAL_TEXT, TASKS, Question
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.asking import alike, ask
+from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import pad, score_spans
-from lccp_sim.monitors.values import Moment, Value, summarise
+from lccp_sim.monitors.observing import pad
+from lccp_sim.monitors.probe_records import Answered, probe_records
+from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 
 
 class ProbeItems(NamedTuple):
-    """Fine-tuning questions by step, and evaluation questions with their ids."""
+    """Fine-tuning questions by step, evaluation questions (an item's id is its place), and ids -> text."""
 
     train: list[list[Question]]
     evaluation: list[Question]
+    decode: Callable[[list[int]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Monitor):
-    """`steps` AdamW updates on `rows` questions of at most `train_tokens`, then `items` held-out questions.
+    """`steps` AdamW updates on `rows` questions, then `items` held-out questions; both in the shares of `tasks`.
 
-    The limits of these lie in (short_tokens, long_tokens]: each text has as many biographies as its limit holds.
+    The limits of evaluation texts are uniform in (short_tokens, long_tokens]. Those of fine-tuning are `train_tokens`,
+    and for a share `long_train_frac` as in evaluation. The first `decoded` questions of a task are decoded, too.
+    `haystack`: the source of the real text that some tasks hide their needle in.
     """
 
     short_tokens: Annotated[int, Gt(0)]
     long_tokens: Annotated[int, Gt(0)]
     lr: Annotated[float, Gt(0)]
+    tasks: dict[str, Count]
+    haystack: str | None = None
     train_tokens: Annotated[int, Gt(0)] = 192
+    long_train_frac: Annotated[float, Ge(0), Le(1)] = 0.1
     steps: Annotated[int, Gt(0)] = 40
     rows: Annotated[int, Gt(0)] = 16
     items: Annotated[int, Gt(1)] = 48
-    seeds: tuple[int, ...] = (0,)
+    decoded: Count = 2
+    seeds: tuple[int, ...] = (0, 1, 2)
     kind: Literal["probe"] = "probe"
     tier: ClassVar[str] = "behavioural"
 
@@ -54,36 +65,54 @@ class Probe(Monitor):
         refuse(self.short_tokens >= self.long_tokens, "monitors.probe.short_tokens", self.short_tokens, rule)
         bad = not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
         refuse(bad, "monitors.probe.seeds", list(self.seeds), "needs at least one seed >= 0, and no seed twice")
+        for task in self.tasks:
+            known = f"there is no such task; there are {', '.join(TASKS)}{nearest(task, TASKS)}"
+            refuse(task not in TASKS, f"monitors.probe.tasks.{task}", self.tasks[task], known)
+        refuse(not any(self.tasks.values()), "monitors.probe.tasks", self.tasks, "needs a task with a weight above 0")
+        real = [task for task in REAL_TEXT if self.tasks.get(task)]
+        rule = f"task {', '.join(real)} hides its needle in real text; name a source of the run"
+        refuse(real and self.haystack is None, "monitors.probe.haystack", self.haystack, rule)
 
     def prepare(self, corpus: Corpus) -> ProbeItems:
-        """The same questions at every window; fine-tuning and evaluation share no person and no value.
+        """The same questions at every window; fine-tuning and evaluation share no name, value, word or phrasing.
 
-        Raises ConfigError where a single biography and its question are longer than the limits.
+        Raises ConfigError where a limit does not hold a task's text, and where the haystack has no text of a length.
         """
-        rng = np.random.default_rng((self.seed, 0))
-        train = [
-            [draw_question(rng, corpus.tokenizer, corpus.bos, self.train_tokens, False) for _ in range(self.rows)]
-            for _ in range(self.steps)
-        ]
-        rng = np.random.default_rng((self.seed, 1))
-        lengths = rng.integers(self.short_tokens, self.long_tokens, self.items) + 1
-        evaluation = [draw_question(rng, corpus.tokenizer, corpus.bos, int(n), True) for n in lengths]
-        for key, limit, questions in (
-            ("train_tokens", self.train_tokens, [question for batch in train for question in batch]),
-            ("long_tokens", self.long_tokens, evaluation),
-        ):
-            longest = max(len(question.tokens) for question in questions)
-            rule = f"does not hold a biography and its question; use at least {longest}"
-            refuse(longest > limit, f"monitors.probe.{key}", limit, rule)
-        return ProbeItems(train, evaluation)
+        fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
+        turns = [task for turn in range(max(self.tasks.values())) for task, n in self.tasks.items() if turn < n]
 
-    def score(self, model: LanguageModel, items: ProbeItems) -> list[Value]:
-        """Values before fine-tuning (sft_step 0), and after it for each probe seed."""
-        values = list(self._evaluate(model, items, {"sft_step": 0, "seed": self.seeds[0]}))
+        def draw(rng: np.random.Generator, which: int, key: str, limit: int, held_out: bool) -> Question:
+            try:
+                draw = TASKS[turns[which % len(turns)]]
+                return draw(rng, corpus.tokenizer, corpus.bos, limit, held_out, fill)
+            except ConfigError as error:
+                raise ConfigError(f"monitors.probe.{key}={getattr(self, key)}: {error}") from error
+
+        rng = np.random.default_rng((self.seed, 0))
+        n = self.steps * self.rows
+        long = rng.random(n) < self.long_train_frac
+        limits = self._limits(rng, n)
+        questions = [
+            draw(rng, i, "short_tokens", int(limits[i]), False)
+            if long[i]
+            else draw(rng, i, "train_tokens", self.train_tokens, False)
+            for i in range(n)
+        ]
+        train = [questions[i : i + self.rows] for i in range(0, n, self.rows)]
+        rng = np.random.default_rng((self.seed, 1))
+        limits = self._limits(rng, self.items)
+        evaluation = [draw(rng, i, "short_tokens", int(limit), True) for i, limit in enumerate(limits)]
+        return ProbeItems(train, evaluation, corpus.tokenizer.decode)
+
+    def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
+        """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
+        values = self._evaluate(model, items, 0, self.seeds[0])
         for seed in self.seeds:
-            tuned = self._tune(model, items, seed)
-            values += self._evaluate(tuned, items, {"sft_step": self.steps, "seed": seed})
-        return values
+            values += self._evaluate(self._tune(model, items, seed), items, self.steps, seed)
+        return Answered(values, {str(i): len(q.tokens) for i, q in enumerate(items.evaluation)})
+
+    def _limits(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        return rng.integers(self.short_tokens, self.long_tokens, n) + 1
 
     def _tune(self, model: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
         """A fine-tuned copy; the probe seed orders the batches."""
@@ -92,59 +121,48 @@ class Probe(Monitor):
         optimizer = torch.optim.AdamW(fork.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
         order = np.random.default_rng((self.seed, 2, seed)).permutation(self.steps)
-        device = fork.device
         with torch.enable_grad():
             for step, which in enumerate(order):
                 questions = items.train[which]
-                tokens, real = pad([q.tokens for q in questions])
-                starts = np.array([q.answer_start for q in questions])
-                learn = (real & (np.arange(tokens.shape[1]) >= starts[:, None]))[:, 1:]
-                tokens_BT, learn_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(learn).to(device)
-                out = fork(tokens_BT[:, :-1])
-                targets = tokens_BT[:, 1:][learn_BT]
-                loss = F.cross_entropy(fork.logits(out.hidden_BTD[learn_BT]), targets)
-                for group in optimizer.param_groups:
-                    group["lr"] = self.lr * schedule.factor(step, self.steps)
+                answered = sum(len(q.tokens) - q.answer_start for q in questions)
                 optimizer.zero_grad()
-                loss.backward()
+                for group in alike([len(q.tokens) for q in questions], self.tokens_per_forward):
+                    (_answer_loss(fork, [questions[i] for i in group]) / answered).backward()
                 torch.nn.utils.clip_grad_norm_(fork.parameters(), 1.0)
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = self.lr * schedule.factor(step, self.steps)
                 optimizer.step()
         fork.eval()
         return fork
 
-    def _evaluate(self, model: LanguageModel, items: ProbeItems, tags: dict) -> Iterator[Value]:
-        """Exact match (greedy, stop included), canonical Pass@k = 1 - (1 - p)^k, NLL of the answer's tokens."""
+    def _evaluate(self, model: LanguageModel, items: ProbeItems, sft_step: int, seed: int) -> list[Value]:
+        """What `ask` says of every evaluation question, as values."""
         questions = items.evaluation
-        order = sorted(range(len(questions)), key=lambda i: len(questions[i].tokens))
-        size = max(1, self.tokens_per_forward // self.long_tokens)
-        for start in range(0, len(order), size):
-            group = order[start : start + size]
-            tokens = [questions[i].tokens for i in group]
-            spans = score_spans(model, tokens, [(questions[i].answer_start, len(questions[i].tokens)) for i in group])
-            for row, i in enumerate(group):
-                nll, hit = spans.nll[row, spans.mask[row]], spans.hit[row, spans.mask[row]]
-                p = float(np.exp(-nll.sum()))
-                numbers = {
-                    "exact_match_frac": float(hit.all()),
-                    "canonical_pass_at_1_frac": p,
-                    "canonical_pass_at_3_frac": 1 - (1 - p) ** 3,
-                    "answer_nll_nats": float(nll.mean()),
-                }
-                for metric, number in numbers.items():
-                    yield Value("probe", metric, str(i), tags | {"task": questions[i].task}, number)
+        of_task: dict[str, list[int]] = {}
+        for i, question in enumerate(questions):
+            of_task.setdefault(question.task, []).append(i)
+        to_decode = {i for own in of_task.values() for i in own[: self.decoded]}
+        scores = ask(model, questions, to_decode, items.decode, self.tokens_per_forward)
+        return [
+            Value("probe", metric, str(i), {"sft_step": sft_step, "seed": seed, "task": questions[i].task}, number)
+            for i, numbers in enumerate(scores)
+            for metric, number in numbers.items()
+        ]
 
-    def aggregate(self, values: list[Value], moment: Moment) -> list[Record]:
-        """Fine-tuned, over all tasks and seeds (no tags); then by fine-tuning step; then by task and seed, too."""
-        tuned = [v for v in values if v.tags["sft_step"] == self.steps]
-        by_step = summarise(values, moment, self.tier, lambda v: {"sft_step": v.tags["sft_step"]})
-        return summarise(tuned, moment, self.tier, lambda v: {}) + by_step + summarise(values, moment, self.tier)
+    def aggregate(self, answered: Answered, moment: Moment) -> list[Record]:
+        """The records of `probe_records`."""
+        return probe_records(answered, moment, self.tier)
 
-    def samples(self, values: list[Value]) -> list[Value]:
+    def samples(self, answered: Answered) -> list[Value]:
         """Per-question values."""
-        return values
+        return answered.values
 
-    def forward_tokens(self, items: ProbeItems) -> int:
-        """Tokens that one window sends through the model; a fine-tuning token counts as three (forward, backward)."""
-        trained = sum(len(q.tokens) for batch in items.train for q in batch)
-        asked = sum(len(q.tokens) for q in items.evaluation)
-        return asked + len(self.seeds) * (3 * trained + asked)
+
+def _answer_loss(model: LanguageModel, questions: list[Question]) -> torch.Tensor:
+    """The summed cross-entropy of the answers' tokens, in nats."""
+    tokens, real = pad([q.tokens for q in questions])
+    starts = np.array([q.answer_start for q in questions])
+    learn = (real & (np.arange(tokens.shape[1]) >= starts[:, None]))[:, 1:]
+    tokens_BT, learn_BT = torch.from_numpy(tokens).to(model.device), torch.from_numpy(learn).to(model.device)
+    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
+    return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")

@@ -1,23 +1,29 @@
 """The fine-tuning probe: it learns, what it asks was never taught, and the model that it looks at stays as it is."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.biographies import STATEMENTS, VALUES, Question
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tokenizer import encode
+from lccp_sim.data.tasks import TASKS, Question, score_text
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.asking import alike, ask, greedy
+from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.probe import ProbeItems
-from lccp_sim.monitors.values import Moment
+from lccp_sim.monitors.probe_records import Answered, probe_records
+from lccp_sim.monitors.values import Moment, Value
+from lccp_sim.records import Record
 from tests.monitors.worlds import digest, tiny_model
 
-MONITOR = Probe(short_tokens=160, long_tokens=420, train_tokens=224, lr=3e-3, steps=12, rows=6, items=10)
+MONITOR = Probe(
+    short_tokens=300, long_tokens=520, train_tokens=256, lr=3e-3, steps=12, rows=6, items=10, seeds=(0,),
+    tasks={"longbio_standard": 2, "variable_tracking_1": 1, "coreference": 0}, long_train_frac=0.0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,21 @@ def items(corpus: Corpus) -> ProbeItems:
     return MONITOR.prepare(corpus)
 
 
-def test_the_main_model_is_untouched_to_the_bit(items: ProbeItems, corpus: Corpus) -> None:
+def questions_of(corpus: Corpus, task: str, limit: int, n: int) -> list[Question]:
+    draws = (TASKS[task](np.random.default_rng(i), corpus.tokenizer, corpus.bos, limit, False) for i in range(n))
+    return list(draws)
+
+
+def tuned(corpus: Corpus, by_heart: list[Question], steps: int) -> LanguageModel:
+    """A model that has seen a few questions again and again, in eval mode and without gradients."""
+    monitor = dataclasses.replace(MONITOR, steps=steps, lr=6e-3)
+    model = monitor._tune(
+        tiny_model(corpus.vocab_size), ProbeItems([by_heart] * steps, [], corpus.tokenizer.decode), seed=0
+    )
+    return model.requires_grad_(False)
+
+
+def test_the_main_model_is_untouched_to_the_bit(corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size).train()
     before, state = {name: x.clone() for name, x in model.state_dict().items()}, torch.get_rng_state()
     with observing(model):
@@ -38,106 +58,218 @@ def test_the_main_model_is_untouched_to_the_bit(items: ProbeItems, corpus: Corpu
 def test_fine_tuning_lowers_the_loss_of_its_own_questions_and_is_deterministic(
     items: ProbeItems, corpus: Corpus
 ) -> None:
-    own = ProbeItems(items.train, [question for batch in items.train[:3] for question in batch])
+    own = items._replace(evaluation=[question for batch in items.train[:3] for question in batch])
     runs = []
     for _ in range(2):
         with observing(model := tiny_model(corpus.vocab_size)):
             runs.append(MONITOR.score(model, own))
     assert runs[0] == runs[1]
-    means = {r.tags["sft_step"]: r for r in MONITOR.aggregate(runs[0], Moment(0, 0))
-             if r.metric == "answer_nll_nats" and r.tags.keys() == {"sft_step"}}  # fmt: skip
+    records = MONITOR.aggregate(runs[0], Moment(0, 0))
+    means = {r.tags["sft_step"]: r for r in records if r.metric == "answer_nll_nats" and r.tags.keys() == {"sft_step"}}
     assert means[12].value < means[0].value - 1.0 and means[0].n == means[12].n == 18
+    (gain,) = [r for r in records if r.metric == "answer_nll_gain_nats"]
+    assert gain.value == pytest.approx(means[0].value - means[12].value) and gain.n == 18 and not gain.tags
 
 
 def test_the_order_of_the_questions_goes_by_the_probe_seed(items: ProbeItems, corpus: Corpus) -> None:
     monitor = dataclasses.replace(MONITOR, seeds=(0, 7))
-    few = ProbeItems(items.train, items.evaluation[:3])
     with observing(model := tiny_model(corpus.vocab_size)):
-        values = monitor.score(model, few)
-    tuned = {seed: [v.value for v in values if v.tags["seed"] == seed and v.tags["sft_step"] == 12] for seed in (0, 7)}
-    assert len(tuned[0]) == len(tuned[7]) == 12 and tuned[0] != tuned[7]
-    assert [v.tags["seed"] for v in values if v.tags["sft_step"] == 0] == [0] * 12
+        values = monitor.score(model, items._replace(evaluation=items.evaluation[:3])).values
+    of_seed = {
+        seed: [v.value for v in values if v.tags["seed"] == seed and v.tags["sft_step"] == 12] for seed in (0, 7)
+    }
+    assert len(of_seed[0]) == len(of_seed[7]) and of_seed[0] != of_seed[7]
+    assert {v.tags["seed"] for v in values if v.tags["sft_step"] == 0} == {0}
 
 
-def words(questions: list[Question], corpus: Corpus) -> list[str]:
-    return [corpus.tokenizer.decode(q.tokens.tolist()) for q in questions]
+def test_the_gradient_of_a_step_does_not_depend_on_how_its_rows_are_grouped(items: ProbeItems, corpus: Corpus) -> None:
+    """Short and long rows go through the model apart; the update is that of all of them together."""
+    mixed = [[*items.train[0][:3], items.evaluation[0]]]
+    states = []
+    for tokens in (10**6, 1):
+        monitor = dataclasses.replace(MONITOR, steps=1, tokens_per_forward=tokens)
+        fork = monitor._tune(tiny_model(corpus.vocab_size).double(), items._replace(train=mixed), 0)
+        states.append(fork.state_dict())
+    assert all(torch.allclose(x, states[1][name], atol=1e-5) for name, x in states[0].items())
 
 
-def test_fine_tuning_and_evaluation_share_no_person_value_or_held_out_phrasing(corpus: Corpus) -> None:
-    monitor = dataclasses.replace(MONITOR, steps=20, items=60)
+def test_lengths_and_shares_are_as_asked(corpus: Corpus) -> None:
+    monitor = dataclasses.replace(MONITOR, steps=20, items=60, long_train_frac=0.2)
+    drawn = monitor.prepare(corpus)
+    train = [q for batch in drawn.train for q in batch]
+    assert [len(batch) for batch in drawn.train] == [6] * 20
+    for questions in (train, drawn.evaluation):
+        tasks = [q.task for q in questions]
+        assert tasks.count("longbio_standard") == 2 * tasks.count("variable_tracking_1") == 2 * len(tasks) // 3
+    short = [len(q.tokens) for q in train if len(q.tokens) <= 256]
+    assert 0.1 < 1 - len(short) / len(train) < 0.3 and max(len(q.tokens) for q in train) <= 520
+    lengths = [len(q.tokens) for q in drawn.evaluation]
+    assert 200 < min(lengths) < 330 and 480 < max(lengths) <= 520
+    assert digest(drawn) == digest(monitor.prepare(corpus))
+    assert not {tuple(q.tokens[: len(q.tokens) // 2]) for q in train} & {
+        tuple(q.tokens[: len(q.tokens) // 2]) for q in drawn.evaluation
+    }
+
+
+def test_fine_tuning_and_evaluation_come_from_different_halves(items: ProbeItems, corpus: Corpus) -> None:
+    answers = [{r for q in questions for r in q.references}
+               for questions in ([q for batch in items.train for q in batch], items.evaluation)]  # fmt: skip
+    assert not answers[0] & answers[1]
+
+
+def plain_greedy(model: LanguageModel, question: Question) -> list[int]:
+    tokens = torch.from_numpy(question.tokens[None, : question.answer_start])
+    for _ in range(len(question.tokens) - question.answer_start):
+        following = model.logits(model(tokens).hidden_BTD[:, -1]).argmax(-1, keepdim=True)
+        tokens = torch.cat((tokens, following), dim=1)
+    return tokens[0, question.answer_start :].tolist()
+
+
+@torch.no_grad()
+def test_decoding_by_fixed_point_is_token_by_token_decoding_in_few_forwards(corpus: Corpus) -> None:
+    some = questions_of(corpus, "variable_tracking_2", 300, 6) + questions_of(corpus, "longbio_standard", 256, 6)
+    for model in (tiny_model(corpus.vocab_size), tuned(corpus, some[::2], 25), tuned(corpus, some[::2], 80)):
+        scores = ask(model, some, set(range(12)), corpus.tokenizer.decode, 3000)
+        plain = [plain_greedy(model, question) for question in some]
+        for given in ([q.tokens[q.answer_start :] for q in some], [q.tokens[q.answer_start :] * 0 for q in some]):
+            filled = [np.concatenate((q.tokens[: q.answer_start], a)) for q, a in zip(some, given, strict=True)]
+            tops = [
+                model.logits(model(torch.from_numpy(text[None, :-1])).hidden_BTD[0, q.answer_start - 1 :]).argmax(-1)
+                for text, q in zip(filled, some, strict=True)
+            ]
+            found = greedy(model, some, [top.numpy() for top in tops], 3000)
+            assert [answer.tolist() for answer in found] == plain
+        for question, numbers, answer in zip(some, scores, plain, strict=True):
+            assert numbers["exact_match_frac"] == (answer == question.tokens[question.answer_start :].tolist())
+            text = corpus.tokenizer.decode(answer).split("\n")[0]
+            assert numbers["recall_frac"] == score_text(question, text)["recall_frac"]
+            assert numbers["recall_frac"] == 1 or not numbers["exact_match_frac"]
+    with counting(model) as tokens:
+        greedy(model, some[::2], [q.tokens[q.answer_start :] for q in some[::2]], 3000)
+    assert tokens[0] == 0, "what is right at once is not sent again"
+
+
+def test_likeness_is_recorded_for_coreference_alone_and_only_the_first_are_decoded(corpus: Corpus) -> None:
+    monitor = dataclasses.replace(MONITOR, tasks={"coreference": 1, "longbio_pronoun": 1}, decoded=3, steps=1, rows=2)
     items = monitor.prepare(corpus)
-    taught, asked = words([q for batch in items.train for q in batch], corpus), words(items.evaluation, corpus)
-    people = [{t.split(" of ")[-1].split("?")[0] for t in texts} for texts in (taught, asked)]
-    assert not people[0] & people[1] and min(map(len, people)) > 20
-    in_text = [{w.strip(".") for text in texts for w in text.split()} for texts in (taught, asked)]
-    values = {value for pool in VALUES.values() for value in pool}
-    assert not in_text[0] & in_text[1] & values and all(len(x & values) > 20 for x in in_text)
-    for pieces in ("In free time", "The office of", "The degree of"):
-        assert any(s[2].startswith(pieces) for s in STATEMENTS.values())
-        assert not any(pieces in text for text in taught)
-        assert [pieces in text for text in asked] == [q.task == "paraphrase" for q in items.evaluation]
-    assert {q.task for batch in items.train for q in batch} == {"standard"}
-
-
-def test_a_question_is_about_one_biography_of_its_text_and_fits(items: ProbeItems, corpus: Corpus) -> None:
-    for question, limit in [(q, 224) for batch in items.train for q in batch] + [(q, 420) for q in items.evaluation]:
-        text = corpus.tokenizer.decode(question.tokens.tolist())
-        context, asked = text.split("\nQuestion: What is the ")
-        attribute, who = asked.split("?")[0].split(" of ")
-        answer = corpus.tokenizer.decode(question.tokens[question.answer_start :].tolist())
-        assert answer[0] == " " and answer[-1] == "\n" and answer.strip() in VALUES[attribute]
-        (bio,) = [line for line in context.split("\n") if f"{who} " in line or f"{who}." in line]
-        assert any(s.format(x=who, v=answer.strip()) in bio for s in STATEMENTS[attribute])
-        assert len(question.tokens) <= limit and question.tokens[0] == corpus.bos
-        assert encode(corpus.tokenizer, answer[:-1]) + encode(corpus.tokenizer, "\n") == list(
-            question.tokens[question.answer_start :]
-        )
-    lengths = [len(q.tokens) for q in items.evaluation]
-    assert max(lengths) > 250 and digest(items) == digest(MONITOR.prepare(corpus))
-
-
-def test_numbers_equal_greedy_decoding_and_brute_force(items: ProbeItems, corpus: Corpus) -> None:
-    """A model that has learnt half of the questions by heart answers those, and not all of the others."""
-    short = [q for batch in items.train[:4] for q in batch][:12]
-    monitor = dataclasses.replace(MONITOR, steps=60, lr=6e-3)
-    own = ProbeItems([short[:6]] * 60, short)
     with observing(model := tiny_model(corpus.vocab_size)):
-        tuned = monitor._tune(model, own, 0)
-        values = list(monitor._evaluate(tuned, own, {"sft_step": 60, "seed": 0}))
-        got = {(v.item, v.metric): v.value for v in values}
-        exact = []
-        for i, question in enumerate(short):
-            tokens, probability, nll = torch.from_numpy(question.tokens[None]), 1.0, []
-            logits = (tuned(tokens).hidden_BTD[0] @ tuned.head_weight.T).double()
-            decoded = tokens[:, : question.answer_start]
-            for p in range(question.answer_start, len(question.tokens)):
-                token_probability = float(logits[p - 1].softmax(-1)[question.tokens[p]])
-                probability *= token_probability
-                nll.append(-np.log(token_probability))
-                following = tuned(decoded).hidden_BTD[:, -1] @ tuned.head_weight.T
-                decoded = torch.cat((decoded, following.argmax(-1, keepdim=True)), dim=1)
-            exact.append(torch.equal(decoded, tokens))
-            assert got[str(i), "exact_match_frac"] == float(exact[-1])
-            assert got[str(i), "answer_nll_nats"] == pytest.approx(np.mean(nll), abs=1e-4)
-            for k in (1, 3):  # at least one right among k independent samples: all outcomes, one by one
-                outcomes = itertools.product((True, False), repeat=k)
-                chance = sum(np.prod([probability if o else 1 - probability for o in x]) for x in outcomes if any(x))
-                assert got[str(i), f"canonical_pass_at_{k}_frac"] == pytest.approx(chance, rel=1e-3, abs=1e-9)
-    assert 0 < sum(exact) < 12
+        values = monitor.score(model, items).values
+    of = {m: [v for v in values if v.metric == m] for m in ("recall_frac", "similarity_frac", "exact_match_frac")}
+    assert [len(rows) for rows in of.values()] == [2 * 6, 2 * 3, 2 * 10]
+    assert {v.tags["task"] for v in of["similarity_frac"]} == {"coreference"}
 
 
-def test_limits_that_hold_no_biography_are_refused(corpus: Corpus) -> None:
-    with pytest.raises(ConfigError, match=r"^monitors.probe.train_tokens=40: does not hold .* at least \d+$"):
+@torch.no_grad()
+def test_canonical_pass_at_k_is_how_often_ancestral_samples_are_the_answer(corpus: Corpus) -> None:
+    some = questions_of(corpus, "longbio_standard", 200, 4)
+    model, samples = tuned(corpus, some, 32), 1500
+    checked = 0
+    for question, numbers in zip(some, ask(model, some, set(), corpus.tokenizer.decode, 3000), strict=True):
+        if not 0.02 < numbers["canonical_pass_at_1_frac"] < 0.98:
+            continue
+        reference = torch.from_numpy(question.tokens[question.answer_start :])
+        context = torch.from_numpy(question.tokens[None, : question.answer_start])
+        rows, right = context.expand(samples, -1), torch.ones(samples, dtype=torch.bool)
+        for token in reference:  # what has gone wrong cannot become right: only the others are sampled on
+            live = rows[right]
+            probabilities = model.logits(model(live[:1]).hidden_BTD[:, -1]).softmax(-1)
+            drawn = torch.multinomial(probabilities.expand(len(live), -1), 1)
+            ok = drawn[:, 0] == token
+            right = right.masked_scatter(right, ok)
+            rows = torch.cat((rows, torch.full((samples, 1), int(token))), dim=1)
+        for k in (1, 3):
+            hits = int(right.view(-1, k).any(1).sum())
+            low, high = binom.interval(0.999, samples // k, numbers[f"canonical_pass_at_{k}_frac"])
+            assert low <= hits <= high
+        checked += 1
+    assert checked >= 2
+
+
+def test_the_probability_of_an_answer_is_the_product_of_its_tokens(corpus: Corpus) -> None:
+    some = questions_of(corpus, "two_hop", 256, 4)
+    model = tuned(corpus, some[:2], 30)
+    for question, numbers in zip(some, ask(model, some, set(), corpus.tokenizer.decode, 3000), strict=True):
+        with torch.no_grad():
+            logits = model.logits(model(torch.from_numpy(question.tokens[None])).hidden_BTD[0]).double()
+        places = range(question.answer_start, len(question.tokens))
+        nll = [-float(logits[p - 1].log_softmax(-1)[question.tokens[p]]) for p in places]
+        assert numbers["answer_nll_nats"] == pytest.approx(np.mean(nll), abs=1e-4)
+        assert numbers["canonical_pass_at_1_frac"] == pytest.approx(np.exp(-np.sum(nll)), rel=1e-3, abs=1e-9)
+
+
+def planted() -> Answered:
+    """Two questions of each of two tasks; before: 1 right of 4; after: 3 right with seed 0, 1 with seed 1."""
+    right = {(0, 0): [1, 0, 0, 0], (8, 0): [1, 1, 1, 0], (8, 1): [1, 0, 0, 0]}
+    values = [
+        Value("probe", metric, str(i), {"sft_step": step, "seed": seed, "task": "ab"[i // 2]}, scale * float(hit))
+        for (step, seed), hits in right.items()
+        for i, hit in enumerate(hits)
+        for metric, scale in (("exact_match_frac", 1), ("answer_nll_nats", -2))
+    ]
+    return Answered(values, {"0": 128, "1": 129, "2": 256, "3": 300})
+
+
+def test_records_average_over_seeds_first_and_count_questions() -> None:
+    records = probe_records(planted(), Moment(5, 50), "behavioural")
+    assert len({record.key for record in records}) == len(records)
+
+    def one(metric: str, **tags: int | str) -> Record:
+        (found,) = [record for record in records if record.metric == metric and record.tags == tags]
+        return found
+
+    whole = one("exact_match_frac")
+    assert whole.value == 0.5 and whole.n == 4
+    assert whole.stderr == pytest.approx(np.std([1, 0.5, 0.5, 0], ddof=1) / 2), "over questions, not over 8 values"
+    assert one("exact_match_frac", sft_step=8).value == 0.5 and one("exact_match_frac", sft_step=0).value == 0.25
+    assert one("exact_match_frac", sft_step=8, seed=0).value == 0.75
+    assert one("exact_match_frac", sft_step=8, task="b").value == 0.25
+    assert one("exact_match_frac", sft_step=8, seed=1, task="a").value == 0.5
+    assert [one("exact_match_frac", sft_step=8, length=n).value for n in (128, 256, 512)] == [1, 0.5, 0]
+    assert one("exact_match_frac", sft_step=8, length=256).n == 2
+    gain, nll_gain = one("exact_match_gain_frac"), one("answer_nll_gain_nats")
+    assert gain.value == 0.25 and nll_gain.value == 0.5 and gain.n == 4
+    assert gain.stderr == pytest.approx(np.std([0, 0.5, 0.5, 0], ddof=1) / 2), "paired by question"
+    spread = one("exact_match_seed_std_frac")
+    assert spread.value == pytest.approx(np.std([0.75, 0.25], ddof=1)) and spread.n == 2
+    assert one("answer_nll_seed_std_nats").value == pytest.approx(2 * spread.value)
+
+
+def test_one_seed_has_no_spread() -> None:
+    answered = planted()
+    one = answered._replace(values=[value for value in answered.values if value.tags["seed"] == 0])
+    assert not [r for r in probe_records(one, Moment(0, 0), "behavioural") if "seed_std" in r.metric]
+
+
+def test_groups_lose_little_to_padding() -> None:
+    lengths = [500, 100, 120, 90, 480, 260, 30]
+    groups = list(alike(lengths, 1000))
+    assert sorted(i for group in groups for i in group) == list(range(7))
+    for group in groups:
+        own = [lengths[i] for i in group]
+        assert max(own) * len(own) <= 1000 and max(own) <= 2 * min(own)
+    assert list(alike([7, 9], 1)) == [[1], [0]]
+
+
+def test_limits_that_hold_no_text_are_refused(corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"^monitors.probe.train_tokens=40: task longbio_standard: its shortest text"):
         dataclasses.replace(MONITOR, train_tokens=40).prepare(corpus)
-    with pytest.raises(ConfigError, match=r"^monitors.probe.long_tokens=50: does not hold"):
+    with pytest.raises(ConfigError, match=r"^monitors.probe.short_tokens=40: task .* allow at least as many$"):
         dataclasses.replace(MONITOR, short_tokens=40, long_tokens=50).prepare(corpus)
-    with pytest.raises(ConfigError, match="monitors.probe.short_tokens=420: must be less than long_tokens=420"):
-        dataclasses.replace(MONITOR, short_tokens=420).prepare(corpus)
+    with pytest.raises(ConfigError, match="monitors.probe.short_tokens=520: must be less than long_tokens=520"):
+        dataclasses.replace(MONITOR, short_tokens=520)
 
 
-def test_very_long_texts_end_when_everyone_has_been_introduced(corpus: Corpus) -> None:
-    monitor = dataclasses.replace(MONITOR, steps=1, rows=1, items=2, short_tokens=399_999, long_tokens=400_000)
-    assert all(100_000 < len(q.tokens) < 400_000 for q in monitor.prepare(corpus).evaluation)
+def test_tasks_are_checked_by_name_weight_and_haystack(corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"^monitors.probe.tasks.two_hops=1: there is no .*did you mean 'two_hop'\?$"):
+        dataclasses.replace(MONITOR, tasks={"two_hops": 1})
+    with pytest.raises(ConfigError, match=r"^monitors.probe.tasks=.*: needs a task with a weight above 0$"):
+        dataclasses.replace(MONITOR, tasks={"two_hop": 0})
+    with pytest.raises(ConfigError, match=r"^monitors.probe.haystack=None: task niah_single_3 hides .* name a source"):
+        dataclasses.replace(MONITOR, tasks={"niah_single_3": 1})
+    real = dataclasses.replace(MONITOR, tasks={"niah_single_3": 1}, haystack="prose").prepare(corpus)
+    held_out = np.concatenate(corpus.held_out("prose")).tolist()
+    stretch = real.evaluation[0].tokens[1:9].tolist()
+    assert any(held_out[i : i + 8] == stretch for i in range(len(held_out)))
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])

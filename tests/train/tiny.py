@@ -72,6 +72,7 @@ def plain(root: Path, shared: Path) -> dict[str, Any]:
                 "short_tokens": 384,
                 "long_tokens": 512,
                 "lr": 1e-3,
+                "tasks": {"longbio_standard": 1, "variable_tracking_1": 1},
                 "train_tokens": 384,
                 "steps": 2,
                 "rows": 1,

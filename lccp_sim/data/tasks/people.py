@@ -1,8 +1,8 @@
 """Biographies and questions about the people in them (LongBio, arXiv 2506.02921), all phrasings our own.
 
 A text introduces one person per line; a question asks an attribute of one or several of them, or of a person's mentor.
-Questionable: below `SHORT` tokens a biography states three of its six attributes, the asked one among them, so that
-even a text of two hundred tokens holds several people.
+Questionable: below `SHORT` tokens a biography states three of its six attributes, the asked one among them, and below
+256 tokens two, so that even a short text holds several people.
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,8 @@ def sentences_of(
 ) -> tuple[list[str], str]:
     """The sentences about one person, in random order, and the value of the asked attribute."""
     stated = [attribute for attribute in ATTRIBUTES.values() if attribute is not asked]
-    stated = [asked, *(stated[i] for i in rng.permutation(len(stated))[: 2 if limit < SHORT else None])]
+    others = 1 if limit < 256 else 2 if limit < SHORT else len(stated)
+    stated = [asked, *(stated[i] for i in rng.permutation(len(stated))[:others])]
     sentences, value = [], ""
     for attribute in (stated[i] for i in rng.permutation(len(stated))):
         (drawn,) = pick(rng, attribute.values, held_out, 1)
