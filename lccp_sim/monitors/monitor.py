@@ -52,8 +52,11 @@ class Monitor(ABC):
         return ()
 
     @property
-    def reference_from(self) -> str | None:
-        """Whose `reference` holds for all windows: FIRST_WINDOW, or the path of a checkpoint; None: there is none."""
+    def reference_from(self) -> tuple[str, str] | None:
+        """The setting that says whose `reference` holds for all windows, and its value; None where there is none.
+
+        The value is FIRST_WINDOW or names a checkpoint.
+        """
         return None
 
     def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:

@@ -121,9 +121,9 @@ class Perplexity(Monitor):
         ]
 
     @property
-    def reference_from(self) -> str | None:
+    def reference_from(self) -> tuple[str, str] | None:
         """Who says which tokens are key."""
-        return None if self.longppl is None else self.longppl.keys_from
+        return None if self.longppl is None else ("longppl.keys_from", self.longppl.keys_from)
 
     def reference(self, model: LanguageModel, items: list[DocumentItem]) -> dict[str, np.ndarray]:
         """`keys` int64 [keys, 2], item and place; `about` names items and settings."""

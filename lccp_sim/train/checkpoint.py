@@ -133,7 +133,7 @@ def resolve(name: str, key: str = "run.init_from") -> Path:
     found = list(_expand(name))
     if len(found) != 1:
         what = "nothing there" if not found else "more than one: " + ", ".join(str(path) for path in found)
-        remedy = "train the base run first" if not found else "name one of them"
+        remedy = "train that run first, or name another" if not found else "name one of them"
         raise ConfigError(f"{key}={name!r}: {what}; {remedy}")
     path = found[0]
     if path.is_file():

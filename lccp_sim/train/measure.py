@@ -45,7 +45,8 @@ def measure(
     set_threads(config)
     corpus = _corpus(config, series)
     watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE)
-    watch.recall(path / REFERENCE)
+    home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
+    watch.recall(home / REFERENCE)
     for warning in watch.notes:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     history, records = HeadHistory([], series.windows), []

@@ -8,7 +8,7 @@ finds it there, and one that begins anew overwrites it.
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ def find_reference(
 
     Raises ConfigError where there is no such checkpoint, or it has another tokenizer than the corpus.
     """
-    source = str(monitor.reference_from)
+    key, source = _source(name, monitor)
     if source == FIRST_WINDOW:
         kept = monitor.reference(model, items)
     else:
         weight = next(model.parameters())
-        other = load_language_model(source, corpus, f"monitors.{name}", weight.dtype, weight.device)
+        other = load_language_model(source, corpus, key, weight.dtype, weight.device)
         with observing(other):
             kept = monitor.reference(other, items)
     if store is not None:
@@ -65,16 +65,36 @@ def find_reference(
     return monitor.refer(items, kept)
 
 
+def check_sources(monitors: Mapping[str, Monitor], names: Iterable[str]) -> None:
+    """None, or ConfigError where a reference of these monitors is to come from a checkpoint that is not there."""
+    for name in names:
+        key, source = _source(name, monitors[name])
+        if source != FIRST_WINDOW:
+            _locate(source, key)
+
+
+def _source(name: str, monitor: Monitor) -> tuple[str, str]:
+    """The dotted key of `reference_from`, and its value."""
+    assert monitor.reference_from is not None
+    key, source = monitor.reference_from
+    return f"monitors.{name}.{key}", source
+
+
+def _locate(name: str, key: str) -> Path:
+    """The path of a checkpoint: a folder or file of `transformers`, or what `run.init_from` could name."""
+    path = Path(name).expanduser()
+    return path if is_checkpoint(path) else resolve(name, key)
+
+
 def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     """The model of a checkpoint of ours (named as in `run.init_from`) or of `transformers`.
 
     Raises ConfigError, naming `key`, where there is none, or where it has another tokenizer than the corpus.
     """
-    path = Path(name).expanduser()
+    path = _locate(name, key)
     if is_checkpoint(path):
         _check(path, key, _rules(load_tokenizer_json(path)[0]) == _rules(corpus.tokenizer.to_str()))
         return load_checkpoint(path, dtype, str(device))
-    path = resolve(name, key)
     content = read_checkpoint(path)
     facts = content["lccp"]
     _check(path, key, facts["tokenizer"] == tokenizer_hash(corpus.tokenizer))

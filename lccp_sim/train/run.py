@@ -26,6 +26,7 @@ from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers, print_corpus
+from lccp_sim.train.reference import check_sources
 from lccp_sim.train.start import Start, load_weights, tokenizer_for
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
@@ -64,6 +65,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         watch.recall(directory / REFERENCE)
         what = f"is missing or of other items ({', '.join(watch.open)}), and only the first window finds it"
         refuse(watch.open, "reference", str(directory / REFERENCE), f"{what}; put it back, or move the run away")
+    else:
+        check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition
     first = check_precondition(model, corpus, watch, start, console) if begins else []
     table = {"hash": corpus.hash, "warnings": [*corpus.warnings, *watch.notes], "sources": corpus.table}
