@@ -23,6 +23,8 @@ Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Gt(0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Coefficient = Annotated[float, Ge(0.0)]
+RETRIEVES = 0.1  # a head with a higher copy score is a retrieval head (arXiv 2404.15574 sec. 2; 2604.02650 sec. 6)
+TOP_FRAC = 0.03
 
 
 class ConfigError(ValueError):
@@ -174,6 +176,11 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """The resolved config as nested dictionaries of plain values, ready for YAML."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def top_k(num_heads: int) -> int:
+    """How many heads are the strongest: 3 % of `num_heads`, within 8..30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
+    return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
 
 
 def refuse(bad: object, key: str, value: object, rule: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lccp_sim.analysis.heads import THRESHOLD, initial_heads
+from lccp_sim.analysis.heads import initial_heads
 from lccp_sim.analysis.table import RunData, matching
+from lccp_sim.config import RETRIEVES
 from lccp_sim.records import Tag
 
 Array = npt.NDArray[np.float64]
@@ -66,15 +67,16 @@ def item_resamples(
 def head_resamples(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
 ) -> Resamples | None:
-    """The same for the summaries of all heads: items are resampled, then heads are averaged or counted.
+    """The same for the summaries of all heads on needles: items are resampled, then heads are averaged or counted.
 
     The initial heads stay those of the whole first window. None for other metrics, or without samples of every window.
     """
     summaries: dict[str, Callable[[Array], Array]] = {
-        "retrieval_heads_count": lambda score: (score > THRESHOLD).sum(-1).astype(float),
+        "retrieval_heads_count": lambda score: (score > RETRIEVES).sum(-1).astype(float),
         "initial_heads_mean_frac": lambda score: score[..., initial].mean(-1),
     }
     rows = run.samples[(run.samples.monitor == monitor) & (run.samples.metric == "copy_hard_frac")]
+    rows = rows[rows.samples.isna()] if "samples" in rows else rows  # the tag of texts other than needles
     if tags or not set(metrics) <= set(summaries) or set(rows.step) < set(steps) or rows.empty:
         return None
     table = rows.set_index(["item_id", "layer", "head", "step"]).value.unstack(["step", "layer", "head"]).dropna()

@@ -33,8 +33,8 @@ class Curve:
 
     @property
     def rising(self) -> bool:
-        """Whether more is better: nats fall, unless they are a gain; all else rises."""
-        return "gain" in self.metric or not self.metric.endswith("_nats")
+        """Whether more is better: nats and perplexities fall, unless they are a gain; all else rises."""
+        return "gain" in self.metric or not self.metric.endswith(("_nats", "_ppl"))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from lccp_sim.config import RETRIEVES, TOP_FRAC, top_k
+
 Scores = npt.NDArray[np.floating]
-THRESHOLD = 0.1
-TOP_FRAC = 0.03
 
 
-def retrieval_heads(score_LN: Scores, threshold: float = THRESHOLD) -> npt.NDArray[np.intp]:
+def retrieval_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
     """Pairs [n, 2] of (layer, head) whose score is above `threshold`, the strongest first; ties by layer, then head.
 
     Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574 sec. 2 for the score.
@@ -22,7 +22,7 @@ def retrieval_heads(score_LN: Scores, threshold: float = THRESHOLD) -> npt.NDArr
     return _strongest(score_LN, int((score_LN > threshold).sum()))
 
 
-def initial_heads(score_LN: Scores, threshold: float = THRESHOLD) -> npt.NDArray[np.intp]:
+def initial_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
     """Pairs [n, 2] of the heads to follow, from the first window's scores: the retrieval heads, or else the top 3 %.
 
     Source: arXiv 2604.02650 sec. 6 fixes the set at the checkpoint before training; the fallback (at least one head)
@@ -37,11 +37,6 @@ def mean_score(score_LN: Scores, heads: npt.NDArray[np.intp]) -> float:
     if not len(heads):
         raise ValueError("mean_score: no heads given; initial_heads() always names at least one")
     return float(score_LN[heads[:, 0], heads[:, 1]].mean())
-
-
-def top_k(num_heads: int) -> int:
-    """How many heads the overlap compares: 3 % of `num_heads`, within 8..30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
-    return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
 
 
 def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:

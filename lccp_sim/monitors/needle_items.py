@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import tokenizers
 
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.facts import (
@@ -100,14 +99,14 @@ class Texts:
         Tags: length, variant, and depth, the share of the haystack before the needle; no depth with interference, where
         it follows from the length.
         """
-        tokenizer, depth = self.corpus.tokenizer, i % self.depths / (self.depths - 1)
+        depth = i % self.depths / (self.depths - 1)
         while templates[template := list(templates)[int(rng.integers(len(templates)))]] > length:
             pass
-        fact = draw_fact(rng, template, tokenizer, evaluation=True)
+        fact = draw_fact(rng, template, self.corpus.tokenizer, evaluation=True)
         n = len(fact.needle_ids)
         room = length - 1 - len(fact.question_ids) - 2 * n
         others = {"distractor": self.distractors, "multikey": room // n}.get(variant, 0)
-        facts = [fact, *_others(rng, fact, template, tokenizer, others)]
+        facts = [fact, *_others(rng, fact, template, self.corpus, others)]
         filler = self.haystack(i).take(rng, room - others * n)
         if variant == "multikey":
             needle_place = round(depth * others)
@@ -138,15 +137,13 @@ class Texts:
         return control
 
 
-def _others(
-    rng: np.random.Generator, fact: Fact, template: Template, tokenizer: tokenizers.Tokenizer, count: int
-) -> list[Fact]:
+def _others(rng: np.random.Generator, fact: Fact, template: Template, corpus: Corpus, count: int) -> list[Fact]:
     """`count` facts of one template with keys of their own: a second value for a key would leave the question open."""
-    keys = count_evaluation_keys(tokenizer)
+    keys = count_evaluation_keys(corpus.tokenizer)
     rule = f"there are {keys} keys for the facts of one text; use shorter lengths or a larger vocabulary"
     refuse(count >= keys, "monitors.needle.variants: other facts in a text", count, rule)
     facts = {fact.key_ids.tobytes(): fact}
     while len(facts) <= count:
-        drawn = draw_fact(rng, template, tokenizer, evaluation=True)
+        drawn = draw_fact(rng, template, corpus.tokenizer, evaluation=True)
         facts.setdefault(drawn.key_ids.tobytes(), drawn)
     return list(facts.values())[1:]

@@ -1,4 +1,7 @@
-"""The two maps of a window as images for TensorBoard: needle by length and depth, copy score by layer and head."""
+"""The maps of a window as images for TensorBoard: needle by length and depth, copy score by layer and head.
+
+All heads share one image: those scored on other texts than needles stand to the right of those scored on needles.
+"""
 
 import numpy as np
 
@@ -26,9 +29,10 @@ def window_images(records: list[Record]) -> dict[str, np.ndarray]:
 
 
 def _grid(records: list[Record], axes: tuple[str, str]) -> np.ndarray:
-    """Values as [rows, columns], in the order of the tags; a cell without a record is 0."""
-    rows, columns = (sorted({r.tags[axis] for r in records}) for axis in axes)
+    """Values as [rows, columns], in the order of the tags, one set of samples after another; 0 without a record."""
+    places = [(r.tags[axes[0]], (str(r.tags.get("samples", "")), r.tags[axes[1]])) for r in records]
+    rows, columns = sorted({row for row, _ in places}), sorted({column for _, column in places})
     grid = np.zeros((len(rows), len(columns)))
-    for r in records:
-        grid[rows.index(r.tags[axes[0]]), columns.index(r.tags[axes[1]])] = r.value
+    for (row, column), r in zip(places, records, strict=True):
+        grid[rows.index(row), columns.index(column)] = r.value
     return grid

@@ -5,20 +5,21 @@ windows (initial heads, overlap) is a pure function of the records before, which
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.heads import initial_heads, mean_score, rank_correlation, retrieval_heads, top_k, topk_overlap
+from lccp_sim.analysis.heads import initial_heads, mean_score, rank_correlation, retrieval_heads, topk_overlap
+from lccp_sim.config import top_k
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.records import Record
+from lccp_sim.records import Record, Tag
 from lccp_sim.train.module import NotFinite
 from lccp_sim.train.reference import find_reference, read_reference
 
@@ -99,54 +100,64 @@ class Watch:
 class HeadHistory:
     """The per-head scores of the first and the previous window, read from records; compares a new window with them.
 
-    Only `windows` count: the end of a run that was extended later is none, so an extended run equals a longer one.
+    Each set of texts has its own: needles, and others by their tag `samples`. Only `windows` count: the end of a run
+    that was extended later is none, so an extended run equals a longer one.
     """
 
     def __init__(self, records: list[Record], windows: list[int]):
         self.windows = windows
-        self.first: np.ndarray | None = None
-        self.previous: np.ndarray | None = None
+        self.first: dict[str, np.ndarray] = {}
+        self.previous: dict[str, np.ndarray] = {}
         for step in sorted({r.step for r in records if r.monitor == "heads"}):
             self._remember(step, head_scores([r for r in records if r.step == step]))
 
-    def _remember(self, step: int, scores: np.ndarray | None) -> None:
-        if scores is not None and step in self.windows:
-            self.first = scores if self.first is None else self.first
-            self.previous = scores
+    def _remember(self, step: int, scores: Mapping[str, np.ndarray]) -> None:
+        if step in self.windows:
+            self.first = {**scores, **self.first}
+            self.previous |= scores
 
     def compare(self, records: list[Record], moment: Moment) -> list[Record]:
         """Head counts, the initial heads' mean, overlap and Spearman; the window then becomes the previous one."""
-        scores = head_scores(records)
-        if scores is None:
-            return []
-        first = scores if self.first is None else self.first
-        n, k = scores.size, top_k(scores.size)
-
-        def record(metric: str, value: float, count: int, tags: dict | None = None) -> Record:
-            return Record(*moment, "mechanistic", "heads", metric, value, count, None, tags or {})
-
-        initial = initial_heads(first)
-        out = [
-            record("retrieval_heads_count", float(len(retrieval_heads(scores))), n),
-            record("initial_heads_mean_frac", mean_score(scores, initial), len(initial)),
-        ]
-        for against, other in (("previous", self.previous), ("first", self.first)):
-            if other is not None:
-                out.append(record("topk_overlap_frac", topk_overlap(scores, other, k), k, {"k": k, "against": against}))
-                rho = rank_correlation(scores, other)
-                if rho is not None:
-                    out.append(record("spearman", rho, n, {"against": against}))
+        scores, null = head_scores(records), head_scores(records, "copy_null_frac")
+        out = [record for name in scores for record in self._compare(name, scores[name], null.get(name), moment)]
         induction = [r.value for r in records if r.monitor == "heads" and r.metric == "induction_frac"]
         if induction:
-            out.append(record("induction_frac", max(induction), n))
+            largest, n = max(induction), len(induction)
+            out.append(Record(*moment, "mechanistic", "heads", "induction_frac", largest, n))
         self._remember(moment.step, scores)
         return out
 
+    def _compare(self, name: str, scores: np.ndarray, null: np.ndarray | None, moment: Moment) -> Iterator[Record]:
+        n, k = scores.size, top_k(scores.size)
+        samples = {"samples": name} if name else {}
 
-def head_scores(records: list[Record]) -> np.ndarray | None:
-    """The hard copy scores of one window's records as [layers, heads], or None where it has none."""
-    found = {(r.tags["layer"], r.tags["head"]): r.value for r in records if r.metric == "copy_hard_frac"}
-    if not found:
-        return None
-    layers, heads = (1 + max(int(place[i]) for place in found) for i in (0, 1))
-    return np.array([[found[layer, head] for head in range(heads)] for layer in range(layers)])
+        def record(metric: str, value: float, count: int, **tags: Tag) -> Record:
+            return Record(*moment, "mechanistic", "heads", metric, value, count, None, tags | samples)
+
+        initial = initial_heads(self.first.get(name, scores))
+        yield record("retrieval_heads_count", float(len(retrieval_heads(scores))), n)
+        if null is not None:
+            yield record("null_heads_count", float(len(retrieval_heads(null))), n)
+        yield record("initial_heads_mean_frac", mean_score(scores, initial), len(initial))
+        for against, others in (("previous", self.previous), ("first", self.first)):
+            if name in others:
+                other = others[name]
+                yield record("topk_overlap_frac", topk_overlap(scores, other, k), k, k=k, against=against)
+                rho = rank_correlation(scores, other)
+                if rho is not None:
+                    yield record("spearman", rho, n, against=against)
+
+
+def head_scores(records: list[Record], metric: str = "copy_hard_frac") -> dict[str, np.ndarray]:
+    """One score of every head of one window's records as [layers, heads], by the tag `samples` ("" for needles)."""
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    for r in records:
+        if r.monitor == "heads" and r.metric == metric:
+            place = int(r.tags["layer"]), int(r.tags["head"])
+            found.setdefault(str(r.tags.get("samples", "")), {})[place] = r.value
+    arrays = {}
+    for name, by_place in found.items():
+        arrays[name] = np.zeros([1 + max(axis) for axis in zip(*by_place, strict=True)])
+        for place, value in by_place.items():
+            arrays[name][place] = value
+    return arrays

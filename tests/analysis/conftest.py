@@ -145,6 +145,7 @@ class Writer:
             self.add(step, tokens, "mechanistic", "heads", "copy_hard_frac", scores[:, layer, head], **tags)
             for item, score in zip(items, scores[:, layer, head], strict=True):
                 self.sample("heads", "copy_hard_frac", item, tags, score)
+                self.sample("heads", "copy_hard_frac", "longbio", tags | {"samples": "longbio"}, 1.0)  # other texts
         mean = scores.mean(0)
         self.first = mean if step == 0 else self.first
         initial = initial_heads(self.first)

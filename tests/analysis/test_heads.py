@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lccp_sim.analysis import heads
+from lccp_sim.config import top_k
 
 SCORES = np.array([[0.05, 0.30, 0.10], [0.90, 0.02, 0.11]])
 
@@ -32,7 +33,7 @@ def test_mean_score_follows_the_set_into_another_window():
 
 @pytest.mark.parametrize(("num_heads", "k"), [(4, 4), (32, 8), (400, 12), (1024, 30), (10_000, 30)])
 def test_top_k(num_heads, k):
-    assert heads.top_k(num_heads) == k
+    assert top_k(num_heads) == k
 
 
 def test_overlap_counts_shared_heads():

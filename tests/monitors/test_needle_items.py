@@ -141,7 +141,7 @@ def test_items_are_the_same_at_every_call_and_in_every_process(corpus: Corpus) -
         MONITOR,
         Induction(lengths=(128,), haystack="prose"),
         Perplexity(sources=("prose", "other"), context_tokens=128, short_tokens=32),
-        Probe(short_tokens=128, long_tokens=256, lr=1e-3, steps=2),
+        Probe(tasks={"longbio_standard": 1}, short_tokens=300, long_tokens=520, lr=1e-3, steps=2),
         Routing(source="prose", context_tokens=64),
     ]
     here = [digest(m.prepare(corpus)) for m in monitors]

@@ -153,10 +153,10 @@ def test_a_resumed_module_sees_the_batches_of_the_uninterrupted_one(
     assert len({str(batch) for _, batch, *_ in seen}) == STEPS
 
 
-def scattered(records: list[Record]) -> np.ndarray | None:
+def scattered(records: list[Record], metric: str = "copy_hard_frac") -> dict[str, np.ndarray]:
     """Head scores that differ from window to window, in the place of those of a model that copies nothing yet."""
-    steps = {record.step for record in records if record.metric == "copy_hard_frac"}
-    return np.random.default_rng(steps.pop()).random((2, 2)) if steps else None
+    found = {(record.step, record.tags.get("samples", "")) for record in records if record.metric == metric}
+    return {name: np.random.default_rng((step, len(name))).random((2, 2)) for step, name in found}
 
 
 def test_the_grid_of_an_extended_run_is_that_of_a_longer_one(
