@@ -1,8 +1,9 @@
 """Induction: does the model copy a span that it has seen once, unmarked and without a question?
 
 Random tokens stand in real text and come back later. The NLL of the second copy says whether the model copies;
-the prefix-matching score of a head is its attention on the token after the previous occurrence (arXiv 2209.11895).
-A base that cannot do this would show the formation of heads, not what LCCP does to them.
+the prefix-matching score of a head is its attention on the token after the previous occurrence (arXiv 2209.11895), and
+its partner in the circuit, the previous-token head, is scored on the same rows. Questionable: random tokens, not words:
+no language model can guess them, so what it gets right it has copied.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
+from lccp_sim.monitors.heads import head_records
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import batches, score_places
-from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
+from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
+
+METRICS = ("induction_frac", "previous_token_frac")
 
 
 class RepeatItem(NamedTuple):
@@ -36,7 +40,7 @@ class RepeatItem(NamedTuple):
 
 
 class RepeatValues(NamedTuple):
-    """Per-item values, and prefix-matching scores [items, layers, heads]."""
+    """Per-item values, and scores [items, layers, heads, METRICS]."""
 
     values: list[Value]
     scores: np.ndarray
@@ -92,23 +96,14 @@ class Induction(Monitor):
         return RepeatValues(values, np.concatenate(scores))
 
     def aggregate(self, measured: RepeatValues, moment: Moment) -> list[Record]:
-        """Over all lengths, per length, and the prefix-matching score of every head."""
+        """Over all lengths, per length, and both scores of every head."""
         records = summarise(measured.values, moment, self.tier, lambda v: {})
         records += summarise(measured.values, moment, self.tier)
-        for layer, head in np.ndindex(measured.scores.shape[1:]):
-            numbers = measured.scores[:, layer, head].astype(float).tolist()
-            mean, stderr = mean_and_stderr(numbers)
-            tags: Tags = {"layer": layer, "head": head}
-            records.append(Record(*moment, self.tier, "heads", "induction_frac", mean, len(numbers), stderr, tags))
-        return records
+        return records + head_records(measured.scores, METRICS, moment)
 
     def samples(self, measured: RepeatValues) -> list[Value]:
         """Per-item values."""
         return measured.values
-
-    def forward_tokens(self, items: list[RepeatItem]) -> int:
-        """Tokens that one window sends through the model."""
-        return sum(item.length for item in items)
 
 
 def _places(item: RepeatItem) -> np.ndarray:
@@ -117,7 +112,11 @@ def _places(item: RepeatItem) -> np.ndarray:
 
 
 class _PrefixTap:
-    """Attention of the second copy's tokens on the token after their first occurrence: [items, layers, heads]."""
+    """Scores [items, layers, heads, METRICS] from the rows of the second copy's tokens, all but the last.
+
+    induction: attention on the token after the row's token first occurred (arXiv 2209.11895). previous_token: on the
+    position before the row's own.
+    """
 
     def __init__(self, first: list[tuple[int, int]], second: list[tuple[int, int]]):
         self.first, self.second = first, second
@@ -127,8 +126,11 @@ class _PrefixTap:
         scores = []
         for item, ((first, _), (start, stop)) in enumerate(zip(self.first, self.second, strict=True)):
             rows_NAS = attended.rows(item, start, stop - 1)
-            # Query start + i looks for what followed its first occurrence: key first + i + 1, a diagonal.
-            scores.append(rows_NAS[..., first + 1 : first + stop - start].diagonal(dim1=1, dim2=2).mean(-1))
+            # Query start + i looks for what followed its first occurrence, key first + i + 1, or for key start + i - 1:
+            # diagonals.
+            keys = (first + 1, start - 1)
+            found = [rows_NAS[..., key : key + stop - 1 - start].diagonal(dim1=1, dim2=2).mean(-1) for key in keys]
+            scores.append(torch.stack(found, dim=-1))
         self.layers.append(torch.stack(scores).cpu())
 
     @property

@@ -1,4 +1,4 @@
-"""Retrieval and induction heads: planted ones are found, alone; fast scores equal those of the full matrix."""
+"""Retrieval heads: planted ones are found, alone; fast scores equal those of the full matrix."""
 
 import dataclasses
 
@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from lccp_sim.models.taps import tapping
-from lccp_sim.monitors import Induction, Needle
+from lccp_sim.monitors import Needle
 from lccp_sim.monitors.heads import METRICS, CopyTap
-from lccp_sim.monitors.induction import RepeatItem
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import observing, score_spans
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import (
     COPY_HEAD,
-    FILLER,
     NEEDLE,
     SINK_HEAD,
     planted_item,
@@ -189,43 +187,3 @@ def test_scoring_heads_does_not_change_what_the_forward_gives() -> None:
             tapped = score_spans(model, tokens, answers)
     assert (plain.nll == tapped.nll).all() and tap.scores.shape == (2, 2, 4, len(METRICS))
     assert all(block.attention.tap is None for block in model.blocks)
-
-
-def repeat_item(length: int, n: int, seed: int) -> RepeatItem:
-    rng = np.random.default_rng(seed)
-    span, filler = rng.choice(list(NEEDLE), n, replace=False), rng.choice(list(FILLER), length - 1 - 2 * n)
-    start = 1 + int(rng.integers(length // 2 - n))
-    tokens = np.concatenate(([0], filler[: start - 1], span, filler[start - 1 :], span)).astype(np.int64)
-    return RepeatItem(str(seed), length, tokens, (start, start + n), (length - n, length))
-
-
-def test_the_planted_induction_head_matches_every_prefix_and_the_copy_is_free() -> None:
-    monitor = Induction(lengths=(90,), haystack="prose", span_tokens=12)
-    with observing(model := planted_model()):
-        seen = monitor.score(model, [repeat_item(90, 12, seed) for seed in range(5)])
-    found = {
-        tuple(r.tags.values()): r.value for r in monitor.aggregate(seen, Moment(0, 0)) if r.metric == "induction_frac"
-    }
-    assert len(found) == 8
-    np.testing.assert_allclose(seen.scores[:, *COPY_HEAD], 1.0, atol=1e-4)
-    others = seen.scores.mean(0)
-    others[COPY_HEAD] = 0
-    assert others.max() < 0.1
-    by_metric = {m: [v.value for v in seen.values if v.metric == m] for m in {v.metric for v in seen.values}}
-    assert max(by_metric["second_copy_nll_nats"]) < 0.01 and set(by_metric["second_copy_hit_frac"]) == {1.0}
-    assert min(by_metric["first_copy_nll_nats"]) > 2
-
-
-def test_both_copies_are_scored_where_they_are() -> None:
-    """Values equal a plain loop over the logits; the first token of a copy, which nothing foretells, is left out."""
-    monitor, item, model = (
-        Induction(lengths=(90,), haystack="prose", span_tokens=12),
-        repeat_item(90, 12, 3),
-        tiny_model(64),
-    )
-    with observing(model):
-        values = {v.metric: v.value for v in monitor.score(model, [item]).values}
-        logp = (model(torch.from_numpy(item.tokens[None])).hidden_BTD[0] @ model.head_weight.T).log_softmax(-1)
-    for metric, (start, stop) in (("first_copy_nll_nats", item.first), ("second_copy_nll_nats", item.second)):
-        want = -np.mean([float(logp[p - 1, item.tokens[p]]) for p in range(start + 1, stop)])
-        assert values[metric] == pytest.approx(want, abs=1e-5)

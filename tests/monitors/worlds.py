@@ -21,7 +21,7 @@ WORDS = (
 ).split()
 PLANTED_VOCAB = 64  # 0 is BOS, 1 the separator, then filler, question and needle tokens
 FILLER, QUESTION, NEEDLE = range(2, 32), range(32, 40), range(40, 64)
-COPY_HEAD, SINK_HEAD = (1, 0), (1, 2)
+COPY_HEAD, SINK_HEAD, PREVIOUS_HEAD = (1, 0), (1, 2), (0, 0)
 
 
 def make_corpus() -> Corpus:
@@ -55,6 +55,8 @@ def digest(items: Any) -> str:
     def plain(x: Any) -> Any:
         if isinstance(x, np.ndarray):
             return x.tolist()
+        if callable(x):  # its text has an address
+            return None
         return [plain(each) for each in x] if isinstance(x, (list, tuple)) else x
 
     return hashlib.sha256(repr(plain(items)).encode()).hexdigest()
