@@ -52,15 +52,16 @@ def ask(
 def greedy(
     model: LanguageModel, questions: list[Question], tops: list[np.ndarray], tokens_per_forward: int
 ) -> list[np.ndarray]:
-    """The greedy answer of each question, int64 ids, as many as its reference has.
+    """The greedy answer of each question, int64 ids, as many as its reference has; those after a stop mean nothing.
 
     `tops` are the argmaxes where the reference is given, so their first token is right already; each forward of the
-    tokens found so far makes at least one more right, and nothing changes once all are.
+    tokens found so far makes at least one more right, and nothing changes once all are. The stop is the reference's
+    last token: a question is done once the tokens known to be right hold it.
     """
     found = list(tops)
     left = [i for i, q in enumerate(questions) if not np.array_equal(tops[i], q.tokens[q.answer_start :])]
     right = 1
-    while left := [i for i in left if len(found[i]) > right]:
+    while left := [i for i in left if right < len(found[i]) and questions[i].tokens[-1] not in found[i][:right]]:
         texts = [np.concatenate((questions[i].tokens[: questions[i].answer_start], found[i])) for i in left]
         changed = []
         for group, spans in _scored(model, texts, [questions[i] for i in left], tokens_per_forward):
