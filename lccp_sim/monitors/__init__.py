@@ -1,6 +1,7 @@
 """Monitors: a model and a probe set give values. Three tiers: behavioural, probabilistic, mechanistic."""
 
 from lccp_sim.monitors.induction import Induction
+from lccp_sim.monitors.intervention import Intervention
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle import Needle
 from lccp_sim.monitors.perplexity import Perplexity
@@ -11,6 +12,7 @@ MONITORS: dict[str, type[Monitor]] = {
     "needle": Needle,
     "perplexity": Perplexity,
     "induction": Induction,
+    "intervention": Intervention,
     "routing": Routing,
     "probe": Probe,
 }

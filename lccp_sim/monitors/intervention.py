@@ -1,0 +1,158 @@
+"""Do the heads that copy the needle cause the answer? Their outputs are masked, raised, or left alone.
+
+A copy score says where a head looks. Masking the strongest heads and as many others of the same layers tells whether
+the answer needs them (arXiv 2404.15574, section 4.1). The first half of the texts selects the heads, the second half
+measures, so that heads which were lucky on a text are not judged by it. Questionable: random heads come from the layers
+of the strongest ones, not from the whole model, so that depth is not what differs.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Gt
+
+from lccp_sim.config import RETRIEVES, ConfigError, refuse, top_k
+from lccp_sim.data.pools import Corpus
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.taps import gating
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.needle import ANSWER, Needle
+from lccp_sim.monitors.needle_items import NeedleItem
+from lccp_sim.monitors.values import Moment, Tags, Value, summarise
+from lccp_sim.records import Record
+
+Heads = list[tuple[int, int]]  # (layer, head)
+
+
+class ArmValues(NamedTuple):
+    """Per-item values of every arm, and how many heads the arms mask, one number for each set of heads."""
+
+    values: list[Value]
+    masked: dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention(Monitor):
+    """`items` single needles a length, half to select, half to measure.
+
+    `k` heads are masked (null: 3 %, within 8 and 30), or multiplied by `boost`; `draws` sets of random heads.
+    """
+
+    lengths: tuple[Annotated[int, Gt(0)], ...]
+    haystack: str | tuple[str, ...]
+    items: Annotated[int, Gt(1)] = 20
+    depths: Annotated[int, Gt(1)] = 5
+    k: Annotated[int, Gt(0)] | None = None
+    draws: Annotated[int, Gt(0)] = 3
+    boost: Annotated[float, Gt(1)] = 1.5
+    kind: Literal["intervention"] = "intervention"
+    tier: ClassVar[str] = "mechanistic"
+
+    def __post_init__(self) -> None:
+        rule = f"must be a multiple of 2 x depths={2 * self.depths}: half selects, half measures"
+        refuse(self.items % (2 * self.depths), "monitors.intervention.items", self.items, rule)
+        for key in ("lengths", "haystack"):
+            refuse(not getattr(self, key), f"monitors.intervention.{key}", getattr(self, key), "must not be empty")
+
+    def _needle(self, heads: bool) -> Needle:
+        """The needle monitor whose texts and scores these are."""
+        return Needle(
+            lengths=self.lengths,
+            haystack=self.haystack,
+            items=self.items,
+            depths=self.depths,
+            heads=heads,
+            seed=self.seed,
+            tokens_per_forward=self.tokens_per_forward,
+        )
+
+    def prepare(self, corpus: Corpus) -> list[NeedleItem]:
+        """The items, single needles without controls. Raises ConfigError where a needle does not fit."""
+        try:
+            items = self._needle(heads=False).prepare(corpus)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("monitors.needle.", "monitors.intervention.")) from None
+        return [item._replace(control=None) for item in items]
+
+    def score(self, model: LanguageModel, items: list[NeedleItem]) -> ArmValues:
+        """Hit, NLL and perplexity of the whole answer of each item of the second half, in every arm."""
+        selects = [i % self.items < self.items // 2 for i in range(len(items))]
+        chosen = self._needle(heads=True).score(model, [item for item, s in zip(items, selects, strict=True) if s])
+        score_LN = chosen.head_scores[..., 0].mean(0)
+        top = strongest(score_LN, self.k or top_k(score_LN.size))
+        others = [random_heads(score_LN, top, np.random.default_rng((self.seed, draw))) for draw in range(self.draws)]
+        measured = [item for item, s in zip(items, selects, strict=True) if not s]
+        values, masked = [], {"mask_top": [len(top)], "mask_random": [len(heads) for heads in others]}
+        for arm, sets, factor in (
+            ("none", [top], 1.0),
+            ("mask_top", [top], 0.0),
+            ("mask_random", others, 0.0),
+            ("boost_top", [top], self.boost),
+        ):
+            values += self._arm(model, measured, arm, sets, factor, score_LN.shape)
+        return ArmValues(values, masked)
+
+    def _arm(
+        self, model: LanguageModel, items: list[NeedleItem], arm: str, sets: list[Heads], factor: float, shape: tuple
+    ) -> list[Value]:
+        """Each item's values where the heads of a set are multiplied by `factor`, averaged over the sets."""
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for heads in sets:
+            gate_LN = torch.ones(shape)
+            for place in heads:
+                gate_LN[place] = factor
+            with gating(model, gate_LN):
+                values = self._needle(heads=False).score(model, items).values
+            for value in values:
+                if value.tags["span"] == "full":
+                    found[value.item, value.metric].append(value.value)
+        tags = {item.id: item.tags | {"arm": arm} for item in items}
+        return [Value("intervention", metric, id_, tags[id_], float(np.mean(x))) for (id_, metric), x in found.items()]
+
+    def aggregate(self, measured: ArmValues, moment: Moment) -> list[Record]:
+        """{arm}: the answer, and the heads masked; {}: what masking the strongest heads costs beyond random ones."""
+        records = summarise(measured.values, moment, self.tier, lambda v: {"arm": v.tags["arm"]})
+        for arm, counts in measured.masked.items():
+            tags: Tags = {"arm": arm}
+            mean, n = float(np.mean(counts)), len(counts)
+            records.append(Record(*moment, self.tier, "intervention", "masked_heads_count", mean, n, None, tags))
+        return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {})
+
+    def samples(self, measured: ArmValues) -> list[Value]:
+        """Per-item values of every arm, and the effect on each item."""
+        return measured.values + _effects(measured.values)
+
+
+def strongest(score_LN: np.ndarray, k: int) -> Heads:
+    """The k heads of the highest score, ties by layer, then head."""
+    flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(flat, score_LN.shape), strict=True)]
+
+
+def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> Heads:
+    """As many random heads of each layer as `top` has there, none of `top` and none that retrieves.
+
+    Where a layer has too few of them, all that it has.
+    """
+    barred = score_LN > RETRIEVES
+    barred[tuple(np.transpose(top))] = True
+    heads: Heads = []
+    for layer, wanted in zip(*np.unique([layer for layer, _ in top], return_counts=True), strict=True):
+        free = rng.permutation(np.flatnonzero(~barred[layer]))
+        heads += [(int(layer), int(head)) for head in free[:wanted]]
+    return heads
+
+
+def _effects(values: list[Value]) -> list[Value]:
+    """NLL with the strongest heads masked less that with random ones masked, item by item."""
+    nll = {(v.item, v.tags["arm"]): v for v in values if v.metric == ANSWER[1]}
+    effects = []
+    for (item, arm), value in nll.items():
+        if arm == "mask_top":
+            tags = {name: tag for name, tag in value.tags.items() if name != "arm"}
+            effect = value.value - nll[item, "mask_random"].value
+            effects.append(Value("intervention", "causal_nll_nats", item, tags, effect))
+    return effects
