@@ -2,6 +2,7 @@
 
 from lccp_sim.monitors.induction import Induction
 from lccp_sim.monitors.intervention import Intervention
+from lccp_sim.monitors.longbio import LongBioHeads
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle import Needle
 from lccp_sim.monitors.perplexity import Perplexity
@@ -10,6 +11,7 @@ from lccp_sim.monitors.routing import Routing
 
 MONITORS: dict[str, type[Monitor]] = {
     "needle": Needle,
+    "heads": LongBioHeads,
     "perplexity": Perplexity,
     "induction": Induction,
     "intervention": Intervention,

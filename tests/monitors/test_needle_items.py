@@ -22,7 +22,7 @@ from lccp_sim.data.facts import (
 )
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
-from lccp_sim.monitors import Induction, Needle, Perplexity, Probe, Routing
+from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity, Probe, Routing
 from lccp_sim.monitors.needle_items import NeedleItem
 from tests.monitors.worlds import digest, make_corpus
 
@@ -143,10 +143,12 @@ def test_items_are_the_same_at_every_call_and_in_every_process(corpus: Corpus) -
         Perplexity(sources=("prose", "other"), context_tokens=128, short_tokens=32),
         Probe(tasks={"longbio_standard": 1}, short_tokens=300, long_tokens=520, lr=1e-3, steps=2),
         Routing(source="prose", context_tokens=64),
+        Intervention(lengths=(128,), haystack="prose", items=10),
+        LongBioHeads(lengths=(500,)),
     ]
     here = [digest(m.prepare(corpus)) for m in monitors]
     assert here == [digest(m.prepare(make_corpus())) for m in monitors]
-    code = "from lccp_sim.monitors import Induction, Needle, Perplexity, Probe, Routing\n"
+    code = "from lccp_sim.monitors import *\n"
     code += "from tests.monitors.worlds import digest, make_corpus\ncorpus = make_corpus()\n"
     code += f"for m in {monitors!r}: print(digest(m.prepare(corpus)))"
     run = [sys.executable, "-c", code]

@@ -1,0 +1,92 @@
+"""Retrieval heads on biographies: the texts on which the paper scores them.
+
+Single-needle LongBio texts in completion form (arXiv 2604.02650, section 6; 2506.02921): the answer is the needle, a
+sentence about one person, so heads are scored as on plain needles (`heads.CopyTap`). Questionable: the names are those
+that no training text uses, but the form of the sentences may be one that a training source shows.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Gt
+
+from lccp_sim.config import ConfigError, refuse
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tasks.completion import completion
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records, head_samples
+from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.needle import score_answers
+from lccp_sim.monitors.needle_items import NeedleItem
+from lccp_sim.monitors.observing import batches
+from lccp_sim.monitors.values import Moment, Tags, Value, summarise
+from lccp_sim.records import Record
+
+SAMPLES: Tags = {"samples": "longbio"}
+
+
+class LongBioValues(NamedTuple):
+    """Per-item values; copy scores [items, layers, heads, METRICS] in the order of `items`; answer tokens in all."""
+
+    values: list[Value]
+    items: list[str]
+    scores: np.ndarray
+    answer_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongBioHeads(Monitor):
+    """`items` texts a length, spread evenly over `depths` depths from 0 to 1."""
+
+    lengths: tuple[Annotated[int, Gt(0)], ...]
+    items: Annotated[int, Gt(1)] = 10
+    depths: Annotated[int, Gt(1)] = 5
+    kind: Literal["heads"] = "heads"
+    tier: ClassVar[str] = "mechanistic"
+
+    def __post_init__(self) -> None:
+        rule = f"must be a multiple of depths={self.depths}"
+        refuse(self.items % self.depths, "monitors.heads.items", self.items, rule)
+        refuse(not self.lengths, "monitors.heads.lengths", self.lengths, "needs at least one length")
+
+    def prepare(self, corpus: Corpus) -> list[NeedleItem]:
+        """The items. Raises ConfigError where a length does not hold a text."""
+        items = []
+        for length in self.lengths:
+            for i in range(self.items):
+                rng, depth = np.random.default_rng((self.seed, length, i)), i % self.depths / (self.depths - 1)
+                try:
+                    text = completion(rng, corpus.tokenizer, corpus.bos, length, depth, held_out=True)
+                except ConfigError as error:
+                    raise ConfigError(f"monitors.heads.lengths={length}: {error}") from None
+                tags: Tags = {"length": length, "depth": round(depth, 4), **SAMPLES}
+                name = f"longbio-{length}-{i}"
+                items.append(NeedleItem(name, tags, text.tokens, text.needle, text.answer, text.value_mask, None))
+        return items
+
+    def score(self, model: LanguageModel, items: list[NeedleItem]) -> LongBioValues:
+        """Hit and NLL of each answer, and the heads' scores, from one forward a text."""
+        values: list[Value] = []
+        names: list[str] = []
+        scores, answer_tokens = [], 0
+        for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
+            chosen = [items[i] for i in group]
+            spans, of_heads = score_answers(model, chosen, list(range(len(chosen))))
+            scores.append(of_heads)
+            answer_tokens += int(spans.mask.sum())
+            for item, nll, hit, mask in zip(chosen, spans.nll, spans.hit, spans.mask, strict=True):
+                names.append(item.id)
+                values.append(Value("heads", "hit_frac", item.id, item.tags, float(hit[mask].all())))
+                values.append(Value("heads", "answer_nll_nats", item.id, item.tags, float(nll[mask].mean())))
+        return LongBioValues(values, names, np.concatenate(scores), answer_tokens)
+
+    def aggregate(self, measured: LongBioValues, moment: Moment) -> list[Record]:
+        """Answers over all texts, and every head; all with the tag samples=longbio."""
+        records = summarise(measured.values, moment, self.tier, lambda v: SAMPLES)
+        records += head_records(measured.scores, METRICS, moment, SAMPLES)
+        return [*records, answer_tokens_record(measured.answer_tokens, len(measured.items), moment, SAMPLES)]
+
+    def samples(self, measured: LongBioValues) -> list[Value]:
+        """Per-item values, the hard copy score of each head included."""
+        return measured.values + head_samples(measured.items, measured.scores, SAMPLES)
