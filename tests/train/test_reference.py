@@ -22,7 +22,7 @@ from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
 from tests.train.tiny import BATCH, WINDOWS, assert_same_run, final, records
 
-OTHERS = {f"monitors.{name}": None for name in ("needle", "induction", "routing", "probe")}
+OTHERS = {f"monitors.{name}": None for name in ("needle", "induction", "intervention", "heads", "routing", "probe")}
 FROM = "monitors.perplexity.longppl.keys_from"
 
 

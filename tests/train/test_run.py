@@ -24,7 +24,8 @@ from lccp_sim.train.watch import HeadHistory, Watch
 from lccp_sim.train.windows import window_steps
 from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
 
-UNWATCHED = {f"monitors.{name}": None for name in ("needle", "perplexity", "induction", "routing", "probe")}
+ALL = ("needle", "perplexity", "induction", "intervention", "heads", "routing", "probe")
+UNWATCHED = {f"monitors.{name}": None for name in ALL}
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -59,7 +60,8 @@ def test_there_is_one_record_for_each_thing_measured(finished: Path) -> None:
         for name in {row["monitor"] for row in found}
     }
     assert steps["needle"] == steps["heads"] == steps["perplexity"] == steps["routing"] == WINDOWS
-    assert steps["probe"] == [0, 6, 12]
+    assert steps["probe"] == steps["intervention"] == [0, 6, 12]
+    assert sorted({row["step"] for row in found if row["tags"].get("samples") == "longbio"}) == [0, 4, 8, 12]
     assert steps["train"] == [2, 4, 6, 8, 10, 12]
     assert all(row["tokens"] == row["step"] * BATCH for row in found)
 
@@ -93,7 +95,7 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     watch = Watch(config.monitors.watch, corpus, [0])
     seen = watch.look(model, Moment(0, 0), HeadHistory([], [0]))
-    assert {value.monitor for value in seen.values} == {"needle", "heads", "perplexity", "induction", "probe"}
+    assert {value.monitor for value in seen.values} == set(ALL) - {"routing"}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
     assert model.training == training and torch.is_grad_enabled()
@@ -163,7 +165,7 @@ def test_the_grid_of_an_extended_run_is_that_of_a_longer_one(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "head_scores", scattered)
-    keys = {f"monitors.{name}": None for name in ("perplexity", "induction", "routing", "probe")}
+    keys = {f"monitors.{name}": None for name in ("perplexity", "induction", "intervention", "routing", "probe")}
     longer = rows(run({**keys, "run.name": "longer"}))
     run({**keys, "run.tokens": 7 * BATCH})
     extended = rows(run(keys))
@@ -284,6 +286,6 @@ def test_times_are_kept_apart_from_records(finished: Path) -> None:
     assert sum(row["forward_tokens"] for row in trained) == STEPS * BATCH
     assert {row["what"] for row in timing} == {
         "train",
-        *(f"monitor:{m}" for m in ("needle", "perplexity", "induction", "routing", "probe")),
+        *(f"monitor:{name}" for name in ALL),
     }
     assert "seconds" not in records(finished).decode()

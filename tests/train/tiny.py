@@ -1,4 +1,4 @@
-"""A run of two seconds: three dozen small text files, two layers, a dozen steps, six windows, and every monitor."""
+"""A run of a few seconds: three dozen small text files, two layers, a dozen steps, six windows, and every monitor."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,15 @@ def plain(root: Path, shared: Path) -> dict[str, Any]:
         },
         "monitors": {
             "first_window_tokens": 3 * BATCH,
-            "needle": {"lengths": [192], "haystack": "prose", "items": 4, "depths": 2, "controls": 2},
+            "needle": {
+                "lengths": [192],
+                "haystack": ["prose"],
+                "items": 4,
+                "depths": 2,
+                "controls": 2,
+                "variants": {"multikey": 1, "interference": 1},
+                "interference_tokens": 64,
+            },
             "perplexity": {
                 "sources": ["prose"],
                 "context_tokens": 64,
@@ -66,6 +74,16 @@ def plain(root: Path, shared: Path) -> dict[str, Any]:
                 "longppl": {"trunc_tokens": 16, "sliding_tokens": 8, "alpha": 0.01, "beta": -20},
             },
             "induction": {"lengths": [48], "haystack": "prose", "items": 2, "span_tokens": 6},
+            "intervention": {
+                "every": 3,
+                "lengths": [160],
+                "haystack": "prose",
+                "items": 4,
+                "depths": 2,
+                "k": 1,
+                "draws": 2,
+            },
+            "heads": {"every": 2, "lengths": [420], "items": 2, "depths": 2},
             "routing": {"source": "prose", "context_tokens": 64, "items": 2},
             "probe": {
                 "every": 3,
