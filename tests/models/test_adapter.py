@@ -68,12 +68,14 @@ def test_head_scores_are_those_of_the_full_matrices_of_transformers(family: str)
     want = np.zeros(tap.scores.shape)
     for layer, full_BNTS in enumerate(whole.attentions):
         for item, ((first, stop), (start, end)) in enumerate(zip(ANSWERS, NEEDLES, strict=True)):
+            moved = np.random.default_rng(tokens_BS[item, start:end].tolist()).permutation(tokens_BS[item, start:end])
             for p in range(first, stop):
+                null = start + np.flatnonzero(moved == int(tokens_BS[item, p]))
                 same = [j for j in range(start, end) if tokens_BS[item, j] == tokens_BS[item, p]]
                 row_NS = full_BNTS[item, :, p - 1].double().numpy()
-                hard = np.isin(row_NS.argmax(-1), same)
-                scores = np.stack([hard, row_NS[:, same].sum(-1), row_NS[:, start:end].sum(-1), row_NS[:, 0]], -1)
-                want[item, layer] += scores / (stop - first)
+                hard, chance = (np.isin(row_NS.argmax(-1), places) for places in (same, null))
+                soft, mass = row_NS[:, same].sum(-1), row_NS[:, start:end].sum(-1)
+                want[item, layer] += np.stack([hard, soft, mass, row_NS[:, 0], chance], -1) / (stop - first)
     np.testing.assert_allclose(tap.scores, want, atol=1e-5)
     assert want[..., 0].max() > 0.05 and want[..., 1].std() > 1e-3  # there was something to compare
 
