@@ -118,7 +118,10 @@ def corpus(found: Findings) -> Table:
 
 
 def costs(found: Findings) -> Table:
-    """Seconds of every monitor, as a share of the training time; the probe, which trains, apart from the others."""
+    """Time and tokens of every monitor, as shares of those of training; the probe, which trains, apart from the others.
+
+    A token of the probe's fine-tuning counts as three, one of training as one.
+    """
     timing = found.run.timing
     seconds = timing.groupby("what").seconds.sum() if len(timing) else pd.Series(dtype=float)
     train = float(seconds.get("train", 0.0))
@@ -126,14 +129,17 @@ def costs(found: Findings) -> Table:
         return Table("Cost", [], [])
     monitors = seconds[[str(what).startswith("monitor:") for what in seconds.index]].sort_values(ascending=False)
     forward = timing.groupby("what").forward_tokens.sum()
-    rows = [["training", f"{train:.0f}", "", tokens(forward["train"])]]
-    rows += [
-        [str(what).removeprefix("monitor:"), f"{value:.1f}", percent(value / train, 1), tokens(forward[what])]
-        for what, value in monitors.items()
-    ]
-    rest = float(monitors.drop("monitor:probe", errors="ignore").sum())
-    rows.append(["all monitors but the probe", f"{rest:.1f}", percent(rest / train, 1), ""])
-    return Table("Cost", ["what", "seconds", "share of training time", "forward tokens"], rows)
+
+    def row(name: str, value: float, sent: float) -> list[str]:
+        shares = percent(value / train, 1), percent(sent / forward["train"], 1)
+        return [name, f"{value:.1f}", shares[0], tokens(sent), shares[1]]
+
+    rows = [["training", f"{train:.0f}", "", tokens(forward["train"]), ""]]
+    rows += [row(str(what).removeprefix("monitor:"), value, forward[what]) for what, value in monitors.items()]
+    rest = monitors.drop("monitor:probe", errors="ignore")
+    rows.append(row("all monitors but the probe", rest.sum(), forward[rest.index].sum()))
+    columns = ["what", "seconds", "share of training time", "forward tokens", "share of training tokens"]
+    return Table("Cost", columns, rows)
 
 
 def _cell(name: str, value: object) -> str:
