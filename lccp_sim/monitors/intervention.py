@@ -3,10 +3,10 @@
 A copy score says where a head looks. Masking the strongest heads and as many others of the same layers tells whether
 the answer needs them (arXiv 2404.15574, section 4.1). The first half of the texts selects the heads, the second half
 measures, so that heads which were lucky on a text are not judged by it. Questionable: random heads come from the layers
-of the strongest ones, not from the whole model, so that depth is not what differs.
+of the strongest ones as far as these have others, so that depth is not what differs, and only then from the rest.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -28,10 +28,11 @@ Heads = list[tuple[int, int]]  # (layer, head)
 
 
 class ArmValues(NamedTuple):
-    """Per-item values of every arm, and how many heads the arms mask, one number for each set of heads."""
+    """Per-item values of every arm, and the heads that are masked: the strongest, and `draws` random sets."""
 
     values: list[Value]
-    masked: dict[str, list[int]]
+    top: Heads
+    others: list[Heads]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Intervention(Monitor):
         top = strongest(score_LN, self.k or top_k(score_LN.size))
         others = [random_heads(score_LN, top, np.random.default_rng((self.seed, draw))) for draw in range(self.draws)]
         measured = [item for item, s in zip(items, selects, strict=True) if not s]
-        values, masked = [], {"mask_top": [len(top)], "mask_random": [len(heads) for heads in others]}
+        values: list[Value] = []
         for arm, sets, factor in (
             ("none", [top], 1.0),
             ("mask_top", [top], 0.0),
@@ -93,7 +94,7 @@ class Intervention(Monitor):
             ("boost_top", [top], self.boost),
         ):
             values += self._arm(model, measured, arm, sets, factor, score_LN.shape)
-        return ArmValues(values, masked)
+        return ArmValues(values, top, others)
 
     def _arm(
         self, model: LanguageModel, items: list[NeedleItem], arm: str, sets: list[Heads], factor: float, shape: tuple
@@ -115,10 +116,17 @@ class Intervention(Monitor):
     def aggregate(self, measured: ArmValues, moment: Moment) -> list[Record]:
         """{arm}: the answer, and the heads masked; {}: what masking the strongest heads costs beyond random ones."""
         records = summarise(measured.values, moment, self.tier, lambda v: {"arm": v.tags["arm"]})
-        for arm, counts in measured.masked.items():
+
+        def count(metric: str, arm: str, numbers: list[float]) -> Record:
             tags: Tags = {"arm": arm}
-            mean, n = float(np.mean(counts)), len(counts)
-            records.append(Record(*moment, self.tier, "intervention", "masked_heads_count", mean, n, None, tags))
+            mean = sum(numbers) / len(numbers)
+            return Record(*moment, self.tier, "intervention", metric, mean, len(numbers), None, tags)
+
+        layers = {layer for layer, _ in measured.top}
+        same = [sum(layer in layers for layer, _ in heads) / max(1, len(heads)) for heads in measured.others]
+        records.append(count("masked_heads_count", "mask_top", [len(measured.top)]))
+        records.append(count("masked_heads_count", "mask_random", [len(heads) for heads in measured.others]))
+        records.append(count("same_layers_frac", "mask_random", same))
         return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {})
 
     def samples(self, measured: ArmValues) -> list[Value]:
@@ -133,17 +141,19 @@ def strongest(score_LN: np.ndarray, k: int) -> Heads:
 
 
 def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> Heads:
-    """As many random heads of each layer as `top` has there, none of `top` and none that retrieves.
+    """As many random heads as `top` has, none of `top` and none that retrieves; fewer where the model has too few.
 
-    Where a layer has too few of them, all that it has.
+    As many of each layer as `top` has there; where a layer has too few, others make up for them.
     """
     barred = score_LN > RETRIEVES
     barred[tuple(np.transpose(top))] = True
-    heads: Heads = []
-    for layer, wanted in zip(*np.unique([layer for layer, _ in top], return_counts=True), strict=True):
-        free = rng.permutation(np.flatnonzero(~barred[layer]))
-        heads += [(int(layer), int(head)) for head in free[:wanted]]
-    return heads
+    same: Heads = []
+    others: Heads = []
+    wanted = Counter(layer for layer, _ in top)
+    for layer, head in rng.permutation(np.argwhere(~barred)).tolist():
+        (same if wanted[layer] else others).append((layer, head))
+        wanted[layer] -= wanted[layer] > 0
+    return (same + others)[: len(top)]
 
 
 def _effects(values: list[Value]) -> list[Value]:

@@ -18,7 +18,6 @@ from lccp_sim.monitors.values import Moment, Value
 from tests.monitors.worlds import NEEDLE, digest, planted_item, planted_model, tiny_model
 
 MONITOR = Intervention(lengths=(100,), haystack="prose", items=20, depths=5, k=1)
-ARMS = ["none", "mask_top", "mask_random", "boost_top"]
 
 
 def planted_items(count: int, length: int = 100) -> list[NeedleItem]:
@@ -76,13 +75,18 @@ def test_the_effect_is_paired_item_by_item() -> None:
         for arm, numbers in nll.items()
         for i, x in enumerate(numbers)
     ]
-    records = MONITOR.aggregate(ArmValues(values, {"mask_top": [1], "mask_random": [1, 1, 0]}), Moment(0, 0))
+    sets = [[(1, 2), (1, 3)], [(1, 2), (0, 3)], [(0, 0)]]
+    records = MONITOR.aggregate(ArmValues(values, [(1, 0), (1, 1)], sets), Moment(0, 0))
     [effect] = [r for r in records if r.metric == "causal_nll_nats"]
     assert (effect.value, effect.n, effect.stderr, effect.tags) == (2.5, 2, 0.5, {})
     spread = next(r for r in records if r.metric == "answer_nll_nats" and r.tags == {"arm": "mask_top"})
     assert spread.stderr == pytest.approx(4.5)
-    [masked] = [r for r in records if r.metric == "masked_heads_count" and r.tags == {"arm": "mask_random"}]
-    assert masked.value == pytest.approx(2 / 3) and masked.n == 3
+    counts = {(r.metric, r.tags["arm"]): (r.value, r.n) for r in records if r.metric.endswith(("count", "layers_frac"))}
+    assert counts == {
+        ("masked_heads_count", "mask_top"): (2, 1),
+        ("masked_heads_count", "mask_random"): (pytest.approx(5 / 3), 3),
+        ("same_layers_frac", "mask_random"): (0.5, 3),
+    }
 
 
 SCORES = np.array([[0.9, 0.05, 0.02, 0.0], [0.0, 0.0, 0.2, 0.3], [0.5, 0.4, 0.15, 0.01], [0.0] * 4])
@@ -95,11 +99,20 @@ def test_sets_of_heads() -> None:
     for draw in range(40):
         heads = random_heads(SCORES, top, np.random.default_rng(draw))
         assert heads == random_heads(SCORES, top, np.random.default_rng(draw))
-        assert [layer for layer, _ in heads] == [0, 1, 2] and not set(heads) & set(top)
-        assert (2, 3) in heads and (2, 2) not in heads and (1, 2) not in heads  # above 0.1: they retrieve
+        assert len(set(heads)) == 4 and not set(heads) & set(top)
+        assert not set(heads) & {(1, 2), (2, 2)}  # above 0.1: they retrieve
+        assert {0, 1, 2} <= {layer for layer, _ in heads} and (2, 3) in heads  # layer 2 has one for two
         seen |= set(heads)
-    assert seen == {(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 3)}
+    assert seen == {(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 3), (3, 0), (3, 1), (3, 2), (3, 3)}
     assert strongest(np.zeros((2, 3)), 4) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def test_random_heads_are_of_the_layers_of_the_strongest_where_these_have_enough() -> None:
+    score_LN = np.zeros((3, 8))
+    score_LN[1, :3], score_LN[2, 0] = 0.5, 0.4
+    for draw in range(20):
+        heads = random_heads(score_LN, strongest(score_LN, 4), np.random.default_rng(draw))
+        assert sorted(layer for layer, _ in heads) == [1, 1, 1, 2]
 
 
 def without(model: Transformer, heads: list[tuple[int, int]]) -> Transformer:
@@ -118,7 +131,7 @@ def test_arms_equal_models_with_the_heads_cut_out() -> None:
         scores = dataclasses.replace(needle, heads=True).score(model, items[:10]).head_scores[..., 0].mean(0)
         top = strongest(scores, 2)
         sets = [random_heads(scores, top, np.random.default_rng((0, draw))) for draw in range(2)]
-        assert seen.masked == {"mask_top": [2], "mask_random": [len(heads) for heads in sets]}
+        assert (seen.top, seen.others) == (top, sets)
         for arm, cuts in (("none", [[]]), ("mask_top", [top]), ("mask_random", sets)):
             want = [
                 {v.item: v.value for v in needle.score(without(model, heads), items[10:]).values
@@ -152,4 +165,5 @@ def test_what_does_not_fit_is_refused_in_its_own_name(corpus: Corpus) -> None:
 def test_k_left_out_is_three_percent_within_bounds() -> None:
     with observing(model := planted_model()):
         seen = dataclasses.replace(MONITOR, k=None).score(model, planted_items(20))
-    assert seen.masked["mask_top"] == [8] and seen.masked["mask_random"] == [0, 0, 0]  # all eight heads of the model
+    assert len(seen.top) == 8 and seen.others == [[], [], []]  # all heads of the model
+    assert by_arm(seen, "same_layers_frac") == {"mask_random": 0.0}
