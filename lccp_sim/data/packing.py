@@ -17,7 +17,7 @@ from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.tokens import Tokens, id_dtype
 
 START, SKIP = 1, 2  # bits of a flag: a document or piece starts here; not learned as a target
-HELD_OUT_DOCUMENTS = 64  # of a synthetic source, at most
+HELD_OUT_DOCUMENTS = 100  # of a synthetic source, at most: as many as the perplexity monitor asks for
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def synthesize(
 
     fields = {key: value for key, value in vars(source).items() if key not in ("share", "text_from")}
     origin = [text.key, sorted(without)] if text else None
-    entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key)}", build)
+    entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key, HELD_OUT_DOCUMENTS)}", build)
     bucket = "long" if lengths[0] > layout.old_context_tokens else "short"
     return _open(name, bucket, entry), list(np.load(entry / "held.npy"))
 

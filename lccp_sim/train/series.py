@@ -63,7 +63,7 @@ def of_run(run: Path, config: Config) -> Series:
     steps = sorted(paths)
     tokens = config.run.batch_tokens
     points = [Point(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
-    return Series(points, [step for step in steps if paths[step].stem.startswith("window")], run / "tokenizer.json")
+    return Series(points, windows_of(config), run / "tokenizer.json")
 
 
 def of_checkpoint(path: Path, config: Config) -> Series:

@@ -104,7 +104,7 @@ def test_a_record_that_is_not_measured_again_is_a_difference(finished: Path, say
     where = next(i for i, line in enumerate(lines) if '"step": 6' in line and '"perplexity"' in line)
     lines.insert(where, json.dumps(json.loads(lines[where]) | {"metric": "another_nats"}))
     (run / "records.jsonl").write_text("\n".join(lines) + "\n")
-    assert measure(run, tmp_path / "out", True, say) == 1
+    assert measure(run, tmp_path / "out", True, [], lambda: None, say) == 1
     [line] = [line for line in say.file.getvalue().splitlines() if line.startswith("differs: ")]
     assert "perplexity/another_nats" in line and "at step 6: missing now" in line
 
@@ -115,7 +115,7 @@ def test_an_extended_run_is_measured_as_it_was(
     monkeypatch.setattr(watch, "head_scores", scattered)
     keys = {f"monitors.{name}": None for name in ("perplexity", "routing", "induction")}
     run({**keys, "run.tokens": 7 * BATCH})
-    assert measure(run(keys), tmp_path / "out", True, say) == 0
+    assert measure(run(keys), tmp_path / "out", True, [], lambda: None, say) == 0, say.file.getvalue()[-3000:]
     assert {json.loads(line)["step"] for line in records(tmp_path / "out").splitlines()} == {0, 3, 4, 6, 7, 8, 12}
 
 
