@@ -19,7 +19,6 @@ from torch import Tensor, nn  # noqa: E402
 from lccp_sim.cli import check  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap  # noqa: E402
-from lccp_sim.monitors.monitor import FIRST_WINDOW  # noqa: E402
 from lccp_sim.monitors.observing import counting, observing  # noqa: E402
 from lccp_sim.train.load import windows_of  # noqa: E402
 from lccp_sim.train.watch import Watch  # noqa: E402
@@ -78,7 +77,7 @@ def shares(run: str) -> dict[str, Any]:
         else:
             monitor, items = monitors[name], watch.items[name]
             with observing(model):
-                if monitor.reference_from == FIRST_WINDOW:
+                if monitor.reference_from is not None:  # found once, at the first window
                     with counting(model) as sent:
                         items = monitor.refer(items, monitor.reference(model, items))
                     once = sent[0]
