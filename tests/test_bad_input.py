@@ -102,7 +102,7 @@ CONFIG = {
     "a value for a group": ("monitors.needle=3", "monitors.needle=3: must be a group of keys"),
     "a group for a value": ("run.tokens={a:1}", "run.tokens={'a': 1}: input should be a valid integer"),
     "no group": ("model=null", "model=null: a group of keys cannot be left out"),
-    "unknown config of a group": ("model=big", "model=big: no such config; there are mine, tiny"),
+    "unknown config of a group": ("model=big", "model=big: no such config; there are mine, small, tiny"),
     "no override": ("seed", "'seed': not an override; write key=value"),
     "unreadable override": ("optim.lr=[", "optim.lr=[: cannot be read"),
     "not finite": ("optim.lr=nan", "optim.lr=nan: input should be greater than 0"),

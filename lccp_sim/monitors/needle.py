@@ -124,7 +124,7 @@ class Needle(Monitor):
         single = [v for v in values if v.tags["variant"] == "single" and v.tags["span"] == "full"]
         records = summarise(single, moment, self.tier, lambda v: {})
         records += summarise(values, moment, self.tier, lambda v: {k: v.tags[k] for k in ("length", "span", "variant")})
-        records += summarise(single, moment, self.tier)
+        records += summarise((v for v in values if v.tags["variant"] == "single"), moment, self.tier)
         answers = (v for v in single if v.metric in ANSWER)
         records += summarise(answers, moment, self.tier, lambda v: {"depth": v.tags["depth"]})
         if measured.head_items:

@@ -20,7 +20,8 @@ def window_images(records: list[Record]) -> dict[str, np.ndarray]:
         ("needle/answer_nll", "answer_nll_nats", ("depth", "length"), 8.0),
         ("heads/copy_hard", "copy_hard_frac", ("layer", "head"), 1.0),
     ):
-        cells = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
+        found = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
+        cells = [r for r in found if r.tags.get("span", "full") == "full"]
         if cells:
             grid = _grid(cells, axes) / top
             pixels = (colormaps["viridis"](grid.clip(0, 1))[..., :3] * 255).astype(np.uint8)

@@ -1,6 +1,7 @@
 """The needle's numbers equal greedy decoding and plain cross-entropy; records average what they say."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> No
     cell = by["answer_nll_nats", (("length", 300), ("span", "full"), ("variant", "heldout"))]
     held = [v.value for v in nll if v.tags["variant"] == "heldout" and v.tags["length"] == 300]
     assert cell.n == 9 and cell.value == pytest.approx(np.mean(held))
-    assert by["hit_frac", (("depth", 0.25), ("length", 160), ("span", "full"), ("variant", "single"))].n == 3
+    for span, metric in itertools.product(("full", "value"), ("hit_frac", "answer_nll_nats", "answer_ppl")):
+        assert by[metric, (("depth", 0.25), ("length", 160), ("span", span), ("variant", "single"))].n == 3
     ppl = by["answer_ppl", ()]
     assert ppl.value == pytest.approx(np.mean(np.exp(single))) and ppl.value > np.exp(whole.value)
     for metric in ("hit_frac", "answer_nll_nats", "answer_ppl"):
