@@ -70,7 +70,3 @@ class Routing(Monitor):
                 for m, v in zip(names, row, strict=True)
             ]
         return records
-
-    def forward_tokens(self, items: np.ndarray) -> int:
-        """Tokens that one window sends through the model."""
-        return items.size
