@@ -180,3 +180,21 @@ def test_processors_that_add_tokens_do_not_matter(measuring: Path, tmp_path: Pat
         assert look(folder(measuring, tmp_path / name, tokenizer=tokenizer))[0] == 0
         values.append([r.line() for r in records(tmp_path / "out")])
     assert values[0] == values[1]
+
+
+def test_the_probe_and_interventions_work_on_models_of_others(measuring: Path, tmp_path: Path, look: Callable) -> None:
+    """A copy is fine-tuned, heads are masked, and what follows is measured on the model as it was."""
+    path = folder(measuring, tmp_path / "llama")
+    probe = "{short_tokens: 240, long_tokens: 300, train_tokens: 240, steps: 2, rows: 2, items: 4, seeds: [0, 1, 2],"
+    probe += " lr: 1.0e-3, tasks: {longbio_standard: 1, two_hop: 1}}"
+    more = ["monitors.intervention={lengths: [96], haystack: prose, items: 10, k: 2}", f"monitors.probe={probe}"]
+    status, said = look(path, *more, "monitors.heads={lengths: [160], items: 5}")
+    assert status == 0, said
+    found = records(tmp_path / "out")
+    steps = {r.tags["sft_step"] for r in found if r.monitor == "probe" and "sft_step" in r.tags}
+    arms = {r.tags["arm"] for r in found if r.monitor == "intervention" and "arm" in r.tags}
+    assert steps == {0, 2} and arms == {"none", "mask_top", "mask_random", "boost_top"}
+    assert [r for r in found if r.metric == "copy_hard_frac" and r.tags.get("samples") == "longbio"]
+    again = {r.key: r.value for r in found if r.monitor == "needle"}
+    assert look(path)[0] == 0
+    assert {r.key: r.value for r in records(tmp_path / "out") if r.monitor == "needle"} == again
