@@ -41,12 +41,12 @@ def weights(stratum_I: npt.NDArray[Any], resamples: int = RESAMPLES, seed: int =
     return weight_RI
 
 
-def item_resamples(
-    run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
-) -> Resamples | None:
-    """Means [W] and resampled means [R, W] by metric, or None where some window or metric has no samples.
+def item_values(
+    run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag]
+) -> tuple[dict[str, Array], npt.NDArray[Any]] | None:
+    """Values [I, W] by metric, and the stratum of each item, of the items that every metric has at all steps.
 
-    Probe seeds ask the same items, so an item's value is its mean over them.
+    None where there is no such item. Probe seeds ask the same items, so an item's value is its mean over them.
     """
     of_monitor = run.samples[run.samples.monitor == monitor]
     matrices = []
@@ -59,9 +59,20 @@ def item_resamples(
     shared = sorted(set.intersection(*(set(matrix.index) for matrix in matrices)))
     if not shared:
         return None
-    weight_RI = weights(np.array([stratum for stratum, _ in shared]), seed=seed)
-    values = [matrix.loc[shared].to_numpy(float) for matrix in matrices]
-    return {metric: (value.mean(0), weight_RI @ value) for metric, value in zip(metrics, values, strict=True)}
+    values = {metric: matrix.loc[shared].to_numpy(float) for metric, matrix in zip(metrics, matrices, strict=True)}
+    return values, np.array([stratum for stratum, _ in shared])
+
+
+def item_resamples(
+    run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
+) -> Resamples | None:
+    """Means [W] and resampled means [R, W] by metric, or None where some window or metric has no samples."""
+    found = item_values(run, monitor, metrics, steps, tags)
+    if found is None:
+        return None
+    values, stratum_I = found
+    weight_RI = weights(stratum_I, seed=seed)
+    return {metric: (value_IW.mean(0), weight_RI @ value_IW) for metric, value_IW in values.items()}
 
 
 def head_resamples(
