@@ -1,0 +1,147 @@
+"""Whether a curve has saturated: whether the next doubling of its tokens can still bring more than a small share.
+
+A law without an asymptote never saturates in itself, so the question is put about the next doubling: saturated is a curve
+of which the upper 95 % limit of the predicted gain from N to 2 N lies below `eps` of the gain so far, at two windows
+in a row, each judged by what was known then. What a reader would question: the share is of the gain so far, so that a
+log law, too, is saturated after 1 / eps doublings; at eps = 0.05 no study is that long.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from kneed import KneeLocator
+from scipy.stats import t as student
+
+from lccp_sim.analysis.bootstrap import Array
+from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.laws import MIN_WINDOWS, fit_laws, gain_per_doubling
+from lccp_sim.config import ConfigError
+
+EPS = 0.05
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the rule says at the end of a curve.
+
+    `verdict`: "saturated", "improving", "not told apart" or "not enough points". `since_tokens`: the first window of
+    the unbroken row, two at least, at which the rule holds. `gain`: predicted improvement of the next doubling;
+    `gain_so_far`: improvement from the first window to the last; both positive where better, in the metric's unit.
+    `law`: the best one. `reasons`: sentences with the numbers.
+    """
+
+    verdict: str
+    since_tokens: int | None
+    gain: Estimate | None
+    gain_so_far: float
+    law: str | None
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one window knew: the predicted gain of the next doubling, the gain so far, and whether it was beyond noise."""
+
+    tokens: int
+    gain: Estimate
+    gain_so_far: Estimate
+
+    def holds(self, eps: float) -> bool:
+        """Whether there was a gain beyond noise, and the next doubling's upper limit is below `eps` of it."""
+        return _improved(self.gain_so_far) and self.gain.below(eps * self.gain_so_far.value)
+
+
+def looks(curve: Curve) -> list[Look]:
+    """One Look for each window from the sixth on, each from the windows up to it only."""
+    return [_look(curve, number) for number in range(MIN_WINDOWS, len(curve.tokens_W) + 1)]
+
+
+def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None = None) -> Decision:
+    """The rule's verdict at the end of a curve; `probe` is what `equivalent` says of the fine-tuned probe, if there is one.
+
+    ConfigError unless 0 < eps < 1.
+    """
+    if not 0 < eps < 1:
+        raise ConfigError(f"eps is {eps}; it is a share of the gain so far, above 0 and below 1, such as 0.05")
+    sign = 1.0 if curve.rising else -1.0
+    windows, so_far = len(curve.tokens_W), sign * float(curve.value_W[-1] - curve.value_W[0])
+    if windows < MIN_WINDOWS:
+        said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {MIN_WINDOWS}"
+        return Decision("not enough points", None, None, so_far, None, [said])
+    seen = looks(curve)
+    law, last = fit_laws(curve.tokens_W, curve.value_W, curve.stderr_W)[0].law, seen[-1]
+    row = 0
+    while row < len(seen) and seen[-1 - row].holds(eps):
+        row += 1
+    bound = eps * so_far
+    reasons = [f"the law that fits best is {law}, over {windows} windows"]
+    if not _improved(last.gain_so_far):
+        reasons.append(
+            f"the gain so far, {so_far:.3g}, is not beyond noise, so that there is nothing to have saturated"
+        )
+        return Decision("not told apart", None, last.gain, so_far, law, reasons)
+    reasons.append(
+        f"the next doubling is predicted to bring {last.gain.value:.3g} ({last.gain.low:.3g} to {last.gain.high:.3g}); "
+        f"the bound is {eps:.3g} of the gain so far ({so_far:.3g}), {bound:.3g}"
+    )
+    since = int(seen[-row].tokens) if row >= 2 else None
+    if since is not None:
+        reasons.append(f"the upper limit is below the bound at {row} windows in a row, from {since} tokens on")
+    elif row == 1:
+        reasons.append("the upper limit is below the bound at the last window only; two in a row are needed")
+    if probe is not None:
+        reasons.append(f"the probe {'stays within' if probe[0] else 'is not shown to stay within'} its margin")
+    if since is not None and (probe is None or probe[0]):
+        return Decision("saturated", since, last.gain, so_far, law, reasons)
+    verdict = "improving" if last.gain.above(bound) else "not told apart"
+    return Decision(verdict, since, last.gain, so_far, law, reasons)
+
+
+def equivalent(before_I: Array, after_I: Array, margin: float) -> tuple[bool, Estimate]:
+    """Whether items changed by less than `margin`, and the mean change with its 90 % interval (not 95 %).
+
+    Two one-sided t tests at 5 % of paired differences: equivalent where the interval lies inside +-margin. Where 0/1
+    items show no change at all the t interval would be a point; then it is the share p of items that could have changed
+    unseen, (1 - p)^n = 5 %. Source: Schuirmann 1987 (J. Pharmacokinet. Biopharm. 15). ConfigError for fewer than two
+    pairs, numbers that are not finite, or a margin that is not positive.
+    """
+    before_I, after_I = np.asarray(before_I, float), np.asarray(after_I, float)
+    if before_I.shape != after_I.shape or before_I.ndim != 1 or len(before_I) < 2:
+        raise ConfigError(f"equivalence needs pairs, at least two: got {before_I.shape} and {after_I.shape} values")
+    if not (np.isfinite([before_I, after_I]).all() and margin > 0):
+        raise ConfigError(f"equivalence needs finite values and a positive margin, which is {margin}")
+    change_I, n = after_I - before_I, len(before_I)
+    half = student.ppf(0.95, n - 1) * change_I.std(ddof=1) / np.sqrt(n)
+    if not change_I.any() and np.isin(before_I, (0, 1)).all():
+        half = 1 - 0.05 ** (1 / n)
+    estimate = Estimate(float(change_I.mean()), float(change_I.mean() - half), float(change_I.mean() + half))
+    return bool(estimate.above(-margin) and estimate.below(margin)), estimate
+
+
+def kneedle(curve: Curve) -> int | None:
+    """Tokens at the knee that Kneedle finds (sensitivity 1, linear axes), or None; a baseline to warn with, not to use.
+
+    It looks for the largest distance from the chord over the windows shown, so that a log law always has a knee, and a
+    longer run a later one. Source: Satopaa et al. 2011 (ICDCSW), as `kneed` has it.
+    """
+    if len(curve.tokens_W) < 3 or np.ptp(curve.value_W) == 0:
+        return None
+    shape, way = ("concave", "increasing") if curve.rising else ("convex", "decreasing")
+    knee = KneeLocator(curve.tokens_W, curve.value_W, S=1.0, curve=shape, direction=way).knee
+    return None if knee is None else int(knee)
+
+
+def _look(curve: Curve, windows: int) -> Look:
+    draws_RW = None if curve.draws_RW is None else curve.draws_RW[:, :windows]
+    part = Curve(
+        curve.monitor, curve.metric, curve.tags, curve.tokens_W[:windows], curve.value_W[:windows],
+        curve.stderr_W[:windows], draws_RW, curve.source, curve.n,
+    )  # fmt: skip
+    sign = 1.0 if curve.rising else -1.0
+    draws_R = None if draws_RW is None else sign * (draws_RW[:, -1] - draws_RW[:, 0])
+    so_far = Estimate.of(sign * (part.value_W[-1] - part.value_W[0]), draws_R)
+    return Look(int(part.tokens_W[-1]), gain_per_doubling(part), so_far)
+
+
+def _improved(gain: Estimate) -> bool:
+    return gain.above(0) if gain.low is not None else gain.value > 0
