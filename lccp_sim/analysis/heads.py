@@ -19,7 +19,7 @@ def retrieval_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArr
 
     Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574 sec. 2 for the score.
     """
-    return _strongest(score_LN, int((score_LN > threshold).sum()))
+    return strongest(score_LN, int((score_LN > threshold).sum()))
 
 
 def initial_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
@@ -29,7 +29,7 @@ def initial_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray
     is ours.
     """
     heads = retrieval_heads(score_LN, threshold)
-    return heads if len(heads) else _strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
+    return heads if len(heads) else strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
 
 
 def mean_score(score_LN: Scores, heads: npt.NDArray[np.intp]) -> float:
@@ -47,7 +47,7 @@ def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
     """
     _check_shapes(a_LN, b_LN)
     k = top_k(a_LN.size) if k is None else k
-    both = {tuple(head) for head in _strongest(a_LN, k)} & {tuple(head) for head in _strongest(b_LN, k)}
+    both = {tuple(head) for head in strongest(a_LN, k)} & {tuple(head) for head in strongest(b_LN, k)}
     return len(both) / k
 
 
@@ -62,7 +62,8 @@ def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
     return float(spearmanr(a_LN.ravel(), b_LN.ravel()).statistic)
 
 
-def _strongest(score_LN: Scores, k: int) -> npt.NDArray[np.intp]:
+def strongest(score_LN: Scores, k: int) -> npt.NDArray[np.intp]:
+    """Pairs [k, 2] of (layer, head) of the highest scores, the strongest first; ties by layer, then head."""
     flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
     return np.stack(np.unravel_index(flat, score_LN.shape), axis=-1)
 

@@ -1,22 +1,28 @@
-"""A run directory as tables.
+"""A run directory as tables, and the records of several runs as one.
 
 Records become one row each with their tags unpacked into columns; a row's tag *names* are kept beside them, because a
 row with fewer tags is an average over the missing ones, not a part of the same series. A run that is still going
-reads like a finished one.
+reads like a finished one, and so does what `lccp measure` wrote.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import pandas as pd
 import yaml
 
+from lccp_sim.analysis.reading import FIELDS, records_frame, samples_frame, side_file, timing_frame
 from lccp_sim.config import ConfigError
-from lccp_sim.records import Tag, read_records
+from lccp_sim.records import Tag
 
-FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy"]
+MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
+PLACES = {"run.root", "run.name", "run.init_from", "data.cache"}  # where things lie, not what they are
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class RunData:
     `records`: FIELDS, `names` (the sorted tag names, comma-separated) and a column for each tag. `samples`: step,
     monitor, metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
     forward_tokens. `corpus`: one row a source. Tables are empty, with their columns, where the run did not write
-    them.
+    them. `measured`: whether these are checkpoints measured after the fact, not a run.
     """
 
     path: Path
@@ -37,12 +43,18 @@ class RunData:
     corpus: pd.DataFrame
     warnings: list[str]
     finished: bool
+    measured: bool = False
 
     def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
         """The records of a metric whose tags are exactly `names` (any value) and `tags` (this value), by step."""
-        rows = self.records
-        wanted = ",".join(sorted({*names, *tags}))
-        return matching(rows[(rows.monitor == monitor) & (rows.metric == metric) & (rows.names == wanted)], tags)
+        place = self._places.get((monitor, metric, ",".join(sorted({*names, *tags}))))
+        rows = self.records.iloc[:0] if place is None else self.records.take(place)
+        return matching(rows, tags)
+
+    def items(self, monitor: str, metric: str) -> pd.DataFrame:
+        """The samples of a metric, whatever their tags."""
+        place = self._sample_places.get((monitor, metric))
+        return self.samples.iloc[:0] if place is None else self.samples.take(place)
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """The value of the resolved config at `dotted`, e.g. "run.tokens", or `default` where there is none."""
@@ -56,8 +68,22 @@ class RunData:
         """Training tokens at the last record."""
         return int(self.records.tokens.max())
 
+    @property
+    def name(self) -> str:
+        """The directory's name; with its parent's, where it is one that every measured run has."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if path.name.startswith("measured") else path.name
 
-def matching(rows: pd.DataFrame, tags: dict[str, Tag]) -> pd.DataFrame:
+    @cached_property
+    def _places(self) -> Mapping[Any, npt.NDArray[Any]]:
+        return self.records.groupby(["monitor", "metric", "names"], observed=True).indices
+
+    @cached_property
+    def _sample_places(self) -> Mapping[Any, npt.NDArray[Any]]:
+        return self.samples.groupby(["monitor", "metric"], observed=True).indices
+
+
+def matching(rows: pd.DataFrame, tags: Mapping[str, Tag]) -> pd.DataFrame:
     """The rows that carry every tag of `tags` with its value, by step."""
     for name, value in tags.items():
         rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
@@ -65,7 +91,7 @@ def matching(rows: pd.DataFrame, tags: dict[str, Tag]) -> pd.DataFrame:
 
 
 def load_run(path: str | Path) -> RunData:
-    """The run at `path`; works while it is still being written.
+    """The run at `path`; works while it is still being written, and for what `lccp measure` wrote.
 
     Raises ConfigError, in one line, where `path` is no run directory or one of its files cannot be read.
     """
@@ -75,79 +101,62 @@ def load_run(path: str | Path) -> RunData:
     if not (path / "records.jsonl").is_file():
         raise ConfigError(f"{path}: holds no records.jsonl, so it is no run directory (or its training never started)")
     warnings: list[str] = []
-    records = _records(path / "records.jsonl", warnings)
-    config = _parsed(path / "config.yaml", yaml.safe_load, warnings, "the config is not shown")
-    corpus = _parsed(path / "corpus.json", json.loads, warnings, "the corpus is not shown")
+    records = records_frame(path / "records.jsonl", warnings)
+    measured = (path / MEASURED).is_file() and not (path / "config.yaml").is_file()
+    name = MEASURED if measured else "config.yaml"
+    config = side_file(path / name, yaml.safe_load, warnings, "the config is not shown")
+    unsaid: list[str] = []  # measured checkpoints have no corpus of their own
+    corpus = side_file(path / "corpus.json", json.loads, unsaid, "the corpus is not shown")
+    warnings += [] if measured else unsaid
     warnings += [f"corpus: {warning}" for warning in corpus.get("warnings", [])] if isinstance(corpus, dict) else []
-    samples = _samples(path / "samples", set(records.step))
+    samples = samples_frame(path / "samples", set(records.step))
     if samples.empty:
-        warnings.append(f"{path / 'samples'}: no samples; intervals come from standard errors, where there are any")
-    timing = _timing(path / "timing.jsonl", warnings)
-    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, (path / "DONE").exists())
+        warnings.append(
+            f"{path / 'samples'}: no samples; intervals come from a parametric bootstrap of the standard errors, "
+            "where there are any"
+        )
+    timing = timing_frame(path / "timing.jsonl", warnings)
+    finished = measured or (path / "DONE").exists()
+    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured)
 
 
-def _records(path: Path, warnings: list[str]) -> pd.DataFrame:
-    try:
-        records, warning = read_records(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if warning:
-        warnings.append(warning)
-    if not records:
-        raise ConfigError(f"{path}: holds no record yet; the first window, at step 0, writes some")
-    unique = {record.key: record for record in records}
-    if len(unique) < len(records):
-        warnings.append(f"{path}: {len(records) - len(unique)} records are there twice; the later one is used")
-    rows = [
-        {name: getattr(record, name) for name in FIELDS} | {"names": ",".join(sorted(record.tags))} | dict(record.tags)
-        for record in unique.values()
-    ]
-    return pd.DataFrame(rows).astype({"stderr": float})
+def differing(runs: list[RunData]) -> pd.DataFrame:
+    """One row a run, one column a config key (dotted) that not all runs share; lists and the like as JSON."""
+    settings = [_flat(run.config) for run in runs]
+    names = sorted(set().union(*settings))
+    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACES]
+    rows = [{name: flat.get(name) for name in kept} for flat in settings]
+    return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
 
 
-def _samples(folder: Path, steps: set[int]) -> pd.DataFrame:
-    """Samples of the steps that also have records: a window in the middle of its writing is left out."""
+def tidy(runs: list[RunData]) -> pd.DataFrame:
+    """The records of all runs as one table: run, the config keys that differ between them, FIELDS, and the tags.
+
+    A key whose name a field or tag has, too, is written `config.KEY`.
+    """
+    keys = differing(runs)
     frames = []
-    for file in sorted(folder.glob("[0-9]*.parquet")):
-        if int(file.stem) in steps:
-            try:
-                frames.append(pd.read_parquet(file).assign(step=int(file.stem)))
-            except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"{file}: not a readable Parquet file ({error}); remove it and go on without"
-                ) from error
-    if not frames:
-        return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
-    samples = pd.concat(frames, ignore_index=True)
-    unpacked = []
-    for tags in samples.tags.unique():
-        cell = json.loads(tags)
-        stratum = json.dumps({name: value for name, value in cell.items() if name != "seed"})
-        unpacked.append({"tags": tags, "stratum": stratum} | cell)
-    return samples.merge(pd.DataFrame(unpacked), on="tags", how="left")
+    for (_, settings), run in zip(keys.iterrows(), runs, strict=True):
+        added = {f"config.{key}" if key in run.records else str(key): value for key, value in settings.items()}
+        frame = run.records.drop(columns="names").assign(**added)
+        frame.insert(0, "run", run.name)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    for name in table.select_dtypes(object).columns:
+        if table[name].dropna().map(type).nunique() > 1:  # Parquet columns have one type
+            table[name] = table[name].map(lambda value: value if pd.isna(value) else str(value))
+    return table
 
 
-def _timing(path: Path, warnings: list[str]) -> pd.DataFrame:
-    columns = ["step", "tokens", "what", "seconds", "forward_tokens"]
-    if not path.is_file():
-        warnings.append(f"{path}: missing; what the monitors cost is not shown")
-        return pd.DataFrame(columns=columns)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
-    try:
-        return pd.DataFrame([json.loads(line) for line in lines], columns=columns)
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
-
-
-def _parsed(path: Path, parse: Any, warnings: list[str], without: str) -> Any:
-    """The parsed file; {} and a warning where there is none. A file that is there and broken is refused."""
-    if not path.is_file():
-        warnings.append(f"{path}: missing; {without}")
-        return {}
-    try:
-        return parse(path.read_text(encoding="utf-8")) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Tag | None]:
+    """The leaves of nested dictionaries by dotted key."""
+    flat: dict[str, Tag | None] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | dict) else value
+    return flat
 
 
 def _corpus(table: Any) -> pd.DataFrame:
