@@ -16,6 +16,7 @@ from lccp_sim.config import ConfigError
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
+MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -55,14 +56,16 @@ def run_dry(words: list[str]) -> None:
     if rest[0] in ("train", "data"):
         for overrides in arms(rest[1:]):
             check(overrides)
+    if rest[0] == "measure" and "runs/" not in rest[1]:
+        check(["run=measure", *(word for word in rest[1:] if "=" in word)])
 
 
 def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-@pytest.mark.parametrize("words", commands(README), ids=" ".join)
-def test_a_command_of_the_readme_runs(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands(README) + commands(MEASURING), ids=" ".join)
+def test_a_command_of_the_documents_runs(words: list[str]) -> None:
     run_dry(words)
 
 
@@ -73,6 +76,7 @@ def test_a_command_of_the_readme_runs(words: list[str]) -> None:
         ("lccp trian run=tiny_base", AssertionError),
         ("lccp train run=tiny_base modle.d_model=64", ConfigError),
         ("lccp train -m run=tiny_base optim.lr=1e-3,-1", ConfigError),
+        ("lccp measure model monitors.needle.length=[512]", ConfigError),
     ],
 )
 def test_a_planted_wrong_command_is_found(command: str, error: type[Exception]) -> None:
