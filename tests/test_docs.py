@@ -21,7 +21,8 @@ MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 
 def commands(markdown: str) -> list[list[str]]:
     """The words of each `make` and `lccp` command in the fenced blocks, prompts, comments and folders left out."""
-    blocks = re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in ("", "bash", "sh", "shell", "console")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     split = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     split = [list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words)) for words in split]
