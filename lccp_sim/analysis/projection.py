@@ -27,7 +27,7 @@ class Solution:
 
 
 def columns(law: str, tokens_W: Array, tokens: Array, theta_GQ: Array) -> Array:
-    """The law's linear part [G, tokens, P] at logarithms of its searched parameters: a constant, then one or two shapes.
+    """The law's linear part [G, tokens, P] at logs of its searched parameters: a constant, then one or two shapes.
 
     The shapes are ln(1 + N / N0), 1 - (1 + N / N0)^-a, and for the broken stick ln(1 + N / N0) and its part after the
     break; N0 is the first window after step 0 where the law does not search it.
@@ -59,7 +59,7 @@ def grid(law: str, tokens_W: Array) -> Array:
         return np.zeros((1, 0))
     if law == "cpt":
         return np.stack(np.meshgrid(offsets, exponents, indexing="ij"), -1).reshape(-1, 2)
-    breaks = np.linspace(*np.log(tokens_W[[2, -3]]), BREAKS)
+    breaks = np.linspace(np.log(tokens_W[2]), np.log(tokens_W[-3]), BREAKS)
     return {"log": offsets, "power": exponents, "broken_stick": breaks}[law][:, None]
 
 

@@ -1,9 +1,9 @@
 """Whether a curve has saturated: whether the next doubling of its tokens can still bring more than a small share.
 
-A law without an asymptote never saturates in itself, so the question is put about the next doubling: saturated is a curve
-of which the upper 95 % limit of the predicted gain from N to 2 N lies below `eps` of the gain so far, at two windows
-in a row, each judged by what was known then. What a reader would question: the share is of the gain so far, so that a
-log law, too, is saturated after 1 / eps doublings; at eps = 0.05 no study is that long.
+A law without an asymptote never saturates in itself, so the question is put about the next doubling: saturated is a
+curve of which the upper 95 % limit of the predicted gain from N to 2 N lies below `eps` of the gain so far, at two
+windows in a row, each judged by what was known then. What a reader would question: the share is of the gain so far, so
+that a log law, too, is saturated after 1 / eps doublings; at eps = 0.05 no study is that long.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Look:
-    """What one window knew: the predicted gain of the next doubling, the gain so far, and whether it was beyond noise."""
+    """What one window knew: the predicted gain of the next doubling, the gain so far, whether it was beyond noise."""
 
     tokens: int
     gain: Estimate
@@ -57,7 +57,7 @@ def looks(curve: Curve) -> list[Look]:
 
 
 def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None = None) -> Decision:
-    """The rule's verdict at the end of a curve; `probe` is what `equivalent` says of the fine-tuned probe, if there is one.
+    """The rule's verdict at the end of a curve; `probe` is what `equivalent` says of the tuned probe, if there is one.
 
     ConfigError unless 0 < eps < 1.
     """
