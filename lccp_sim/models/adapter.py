@@ -1,7 +1,7 @@
 """Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
 
 An attention function is registered beside the model's own one; it looks at q and k, and delegates. So nothing of the
-model is rewritten, and a model whose attention does not pass by is refused by `tapping` and `gating`, not mismeasured.
+model is rewritten, and a model whose attention does not pass by is refused by `tapping`, not mismeasured.
 """
 
 import sys

@@ -109,11 +109,6 @@ def step_of(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 
-def windows(run: Path) -> list[Path]:
-    """The checkpoints that a run kept at its windows, oldest first."""
-    return [path for path in checkpoints(run) if path.stem.startswith("window")]
-
-
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is whole, and what is wrong with the newer ones."""
     problems: list[str] = []

@@ -14,7 +14,7 @@ from lccp_sim.train.images import window_images
 
 def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
     """None; whole-monitor records go to every logger as `monitor/metric`."""
-    scalars = {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
+    scalars = whole(records)
     for logger in loggers:
         logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
 
@@ -32,9 +32,14 @@ def is_scalar(record: Record) -> bool:
     return not record.tags
 
 
+def whole(records: list[Record]) -> dict[str, float]:
+    """The values of these few, by `monitor/metric`."""
+    return {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
+
+
 def headline(moment: Moment, records: list[Record], seconds: float) -> str:
     """One line about a window for a person."""
-    value = {f"{r.monitor}/{r.metric}": r.value for r in records if not r.tags}
+    value = whole(records)
     parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]
     shown = (
         ("needle/hit_frac", "hit {:.2f}"),
@@ -44,9 +49,7 @@ def headline(moment: Moment, records: list[Record], seconds: float) -> str:
         ("induction/second_copy_nll_nats", "2nd copy {:.2f}"),
         ("perplexity/nll_nats", "NLL {:.3f}"),
         ("perplexity/short_nll_nats", "short {:.3f}"),
+        ("probe/exact_match_frac", "probe {:.2f}"),
     )
     parts += [text.format(value[name]) for name, text in shown if name in value]
-    tuned = [r for r in records if r.monitor == "probe" and r.metric == "exact_match_frac" and len(r.tags) == 1]
-    if tuned:
-        parts.append(f"probe {max(tuned, key=lambda r: r.tags['sft_step']).value:.2f}")
     return " | ".join([*parts, f"{seconds:.1f} s"])

@@ -20,13 +20,11 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.hf import is_checkpoint, load_checkpoint, load_tokenizer_json
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import observing
 from lccp_sim.records import write_atomic
 from lccp_sim.train.checkpoint import read_checkpoint, resolve
-from lccp_sim.train.load import load_model
-from lccp_sim.train.start import Start, load_weights
+from lccp_sim.train.start import load_transformer
 
 
 def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
@@ -96,11 +94,8 @@ def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype,
         _check(path, key, _rules(load_tokenizer_json(path)[0]) == _rules(corpus.tokenizer.to_str()))
         return load_checkpoint(path, dtype, str(device))
     content = read_checkpoint(path)
-    facts = content["lccp"]
-    _check(path, key, facts["tokenizer"] == tokenizer_hash(corpus.tokenizer))
-    model = Transformer(load_model(facts["config"]), facts["vocab_size"])
-    load_weights(model, Start(path, content))
-    return model.to(device, dtype)
+    _check(path, key, content["lccp"]["tokenizer"] == tokenizer_hash(corpus.tokenizer))
+    return load_transformer(path, content).to(device, dtype)
 
 
 def _check(path: Path, key: str, same: bool) -> None:

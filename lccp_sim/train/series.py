@@ -15,11 +15,10 @@ import yaml
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models import hf
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.checkpoint import checkpoints, read_checkpoint, step_of
-from lccp_sim.train.load import load_config, load_model, windows_of
-from lccp_sim.train.start import Start, load_weights
+from lccp_sim.train.load import load_config, windows_of
+from lccp_sim.train.start import load_transformer
 
 
 class Loaded(NamedTuple):
@@ -157,9 +156,7 @@ def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]
 def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
     def load() -> Loaded:
         content = read_checkpoint(path)
-        facts = content["lccp"]
-        model = Transformer(load_model(facts["config"]), facts["vocab_size"])
-        load_weights(model, Start(path, content))
-        return Loaded(model.to(device_of(config)).eval(), windows_of(load_config(facts["config"])))
+        model = load_transformer(path, content).to(device_of(config)).eval()
+        return Loaded(model, windows_of(load_config(content["lccp"]["config"])))
 
     return load

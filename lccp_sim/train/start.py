@@ -68,6 +68,13 @@ def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path 
     return base
 
 
+def load_transformer(path: Path, content: dict[str, Any]) -> Transformer:
+    """The model of a checkpoint of ours, by its own config, RoPE included."""
+    model = Transformer(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"])
+    load_weights(model, Start(path, content))
+    return model
+
+
 def load_weights(model: Transformer, start: Start) -> None:
     """None, once the model holds the weights of the start. ConfigError where they are of another architecture."""
     assert start.content is not None

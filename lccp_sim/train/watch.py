@@ -5,7 +5,7 @@ windows (initial heads, overlap) is a pure function of the records before, which
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,7 @@ class Watch:
         index = self.windows.index(step)
         return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
 
-    def look(
-        self,
-        model: LanguageModel,
-        moment: Moment,
-        history: "HeadHistory",
-        report: Callable[[str], None] = lambda name: None,
-    ) -> Seen:
+    def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory") -> Seen:
         """Everything that is due; at a step that is no window, everything.
 
         The model is as before afterwards, to the bit, and so is the random state.
@@ -76,7 +70,6 @@ class Watch:
         timing = []
         with observing(model):
             for name in self.due(moment.step) if moment.step in self.windows else self.monitors:
-                report(name)
                 monitor, start = self.monitors[name], time.perf_counter()
                 with counting(model) as tokens:
                     if name in self.open:
