@@ -7,6 +7,7 @@ that a log law, too, is saturated after 1 / eps doublings beyond its offset; at 
 """
 
 from dataclasses import dataclass
+from itertools import chain, takewhile
 
 import numpy as np
 from kneed import KneeLocator
@@ -68,11 +69,9 @@ def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None =
     if windows < MIN_WINDOWS:
         said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {MIN_WINDOWS}"
         return Decision("not enough points", None, None, so_far, None, [said])
-    seen = looks(curve)
-    law, last = laws_of(curve)[0].law, seen[-1]
-    row = 0
-    while row < len(seen) and seen[-1 - row].holds(eps):
-        row += 1
+    last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, MIN_WINDOWS - 1, -1))
+    held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # from the end, no further than needed
+    law, row = laws_of(curve)[0].law, len(held)
     bound = eps * so_far
     reasons = [f"the law that fits best is {law}, over {windows} windows"]
     if not _improved(last.gain_so_far):
@@ -84,7 +83,7 @@ def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None =
         f"the next doubling is predicted to bring {last.gain.value:.3g} ({last.gain.low:.3g} to {last.gain.high:.3g}); "
         f"the bound is {eps:.3g} of the gain so far ({so_far:.3g}), {bound:.3g}"
     )
-    since = int(seen[-row].tokens) if row >= 2 else None
+    since = int(held[-1].tokens) if row >= 2 else None
     if since is not None:
         reasons.append(f"the upper limit is below the bound at {row} windows in a row, from {since} tokens on")
     elif row == 1:
