@@ -41,6 +41,8 @@ The settings (`configs/run/tiny_*.yaml`) were chosen on seed 0; the other seeds 
 A run is {tokens:.2f} M tokens long. t95 is the number of training tokens, in millions, to 95 % of a curve's own improvement in this
 run, with a 95 % interval over items (not over seeds). It is not a point of saturation.
 
+The runs had {threads} torch thread each (`run.threads`); another number of threads rounds otherwise and gives another trajectory.
+
 The base starts with planted previous-token heads; they stand for what billions of tokens do in a real base."""  # noqa: E501
 
 
@@ -53,7 +55,10 @@ def collect(run: Path) -> dict[str, Any]:
     watched = seconds[[name for name in seconds.index if name not in ("train", "monitor:probe")]].sum()
     shares = {"monitors": watched / seconds["train"], "probe": seconds.get("monitor:probe", 0.0) / seconds["train"]}
     corpus = json.loads((run / "corpus.json").read_text())["hash"]
-    return {"run": run.name, "seed": config["seed"], "corpus": corpus, "time_over_training": shares, "report": report}
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    last = [r for r in records if r["monitor"] == "intervention" and r["step"] == records[-1]["step"]]
+    return {"run": run.name, "seed": config["seed"], "corpus": corpus, "threads": config["run"]["threads"],
+            "time_over_training": shares, "intervention": last, "report": report}  # fmt: skip
 
 
 def span(value: dict[str, float] | None, scale: float = 1.0, digits: int = 2) -> str:
@@ -77,10 +82,11 @@ def page(runs: list[dict[str, Any]]) -> str:
     seeds = [f"seed {run['seed']}" for run in runs]
     parts = [
         "# The tiny study, seed by seed",
-        INTRODUCTION.format(tokens=runs[0]["report"]["tokens"] / 1e6),
+        INTRODUCTION.format(tokens=runs[0]["report"]["tokens"] / 1e6, threads=runs[0]["threads"]),
         "## Precondition\n\n" + table(["condition", *seeds], preconditions(runs)),
         "## First → last; t95 in M tokens\n\n" + table(["curve", *seeds], curves(runs)),
         "## After the hit's t95\n\n" + table(["single needles of trained templates", *seeds], after_hit(runs)),
+        "## Heads masked, at the last window\n\n" + table(["arm and metric", *seeds], masked(runs)),
         "## Cost\n\n" + table(["time / training time", *seeds], costs(runs)),
     ]
     for run in runs:
@@ -107,7 +113,10 @@ def curves(runs: list[dict[str, Any]]) -> list[list[str]]:
         cells = []
         for run in runs:
             rows_of = run["report"]["saturation"]
-            r = next((r for r in rows_of if (r["monitor"], r["metric"], r["tags"]) == (monitor, metric, {})), None)
+            found = [r for r in rows_of if (r["monitor"], r["metric"]) == (monitor, metric)]
+            if monitor == "probe":  # after its fine-tuning; step 0 is before it
+                found = [r | {"tags": {}} for r in found if r["tags"].keys() == {"sft_step"} and r["tags"]["sft_step"]]
+            r = next((r for r in found if not r["tags"]), None)
             cells.append(f"{r['first']:.3g} → {r['last']:.3g}; {span(r['t95'], 1e6)}" if r else "–")
         rows.append([words, *cells])
     return rows
@@ -123,6 +132,20 @@ def after_hit(runs: list[dict[str, Any]]) -> list[list[str]]:
         found = [next((a for a in run["report"]["after_hit"] if a["tags"] == tags), {}) for run in runs]
         name = f"{tags['length']} tokens" if "length" in tags else "all lengths"
         rows += [[f"{name}: {words}", *(span(f.get(key)) for f in found)] for key, words in AFTER.items()]
+    return rows
+
+
+def masked(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per arm and metric: the value and its standard error over items."""
+    rows = []
+    for first in runs[0]["intervention"]:
+        cells = []
+        for run in runs:
+            same = (r for r in run["intervention"] if (r["metric"], r["tags"]) == (first["metric"], first["tags"]))
+            found = next(same, None)
+            error = f" ± {found['stderr']:.2g}" if found and found["stderr"] else ""
+            cells.append(f"{found['value']:.3g}{error}" if found else "–")
+        rows.append([" ".join([first["tags"].get("arm", "all"), first["metric"]]), *cells])
     return rows
 
 
