@@ -45,7 +45,7 @@ class Comparison:
         return asdict(self)
 
 
-def comparisons(runs: Sequence[RunData], seed: int = 0) -> list[Comparison]:
+def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparison]:
     """Williams's test of each monitor against the hit, by target, task and kind; [] where no run has hits or a probe.
 
     Source: Williams 1959; Steiger 1980 (see `dependent.williams`).
@@ -66,7 +66,7 @@ def comparisons(runs: Sequence[RunData], seed: int = 0) -> list[Comparison]:
 def _comparison(panels: list[Panel], target: str, task: str | None, monitor: Name, kind: str) -> Comparison:
     names = (monitor, HIT, target_name(target, task))
     pairs = ((0, 2), (1, 2), (0, 1))
-    made = [points(panels, kind, names, x, y) for x, y in pairs]
+    made = points(panels, kind, names, pairs)
     reasons = [why_not(each, panels, kind, names, x, y) for each, (x, y) in zip(made, pairs, strict=True)]
     reason = next((each for each in reasons if each), None)
     n, r, test = max(degrees(made[0]), 0) + 2, [], None

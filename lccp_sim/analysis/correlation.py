@@ -60,7 +60,7 @@ class Correlation:
         return asdict(self)
 
 
-def correlations(runs: Sequence[RunData], seed: int = 0) -> list[Correlation]:
+def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correlation]:
     """Each monitor that some run has, with each target, whole and by task, in each of the four kinds; [] without probe.
 
     Bootstrap intervals for the whole probe only. Source: arXiv 2604.02650 Tables 3, 4, 6, 7 for `level`; the other
@@ -97,15 +97,19 @@ def over_tasks(keys: Sequence[Hashable], p_values: Sequence[float | None]) -> li
     return adjusted
 
 
-def points(panels: Sequence[Panel], kind: str, names: Sequence[Name], x: int = 0, y: int = 1) -> list[Points]:
-    """The points of names[x] against names[y] in each run that has at least two to spare, where all `names` exist."""
-    found = [panel.aligned(kind, *names) for panel in panels]
+def points(
+    panels: Sequence[Panel], kind: str, names: Sequence[Name], pairs: Sequence[tuple[int, int]], items: bool = False
+) -> list[list[Points]]:
+    """For each pair of places in `names`, the points of each run that has two to spare, where all `names` exist.
+
+    `items`: with their resamples over items.
+    """
+    found = [each for panel in panels if (each := panel.aligned(kind, *names, items=items)) is not None]
     made = [
-        Points(each.values[x], each.values[y], each.draws[x], each.draws[y], each.trend_W)
-        for each in found
-        if each is not None
+        [Points(each.values[x], each.values[y], each.draws[x], each.draws[y], each.trend_W) for each in found]
+        for x, y in pairs
     ]
-    return [each for each in made if each.spare >= 2]
+    return [[each for each in pair if each.spare >= 2] for pair in made]
 
 
 def why_not(
@@ -133,7 +137,7 @@ def _correlation(
     panels: list[Panel], target: str, task: str | None, monitor: Name, kind: str, seed: int
 ) -> Correlation:
     names = (monitor, target_name(target, task))
-    made = points(panels, kind, names)
+    (made,) = points(panels, kind, names, [(0, 1)], items=task is None)
     reason = why_not(made, panels, kind, names)
     pearson = spearman = None
     if reason is None:
@@ -168,6 +172,6 @@ def _said(made: Sequence[Points], panels: Sequence[Panel], names: Sequence[Name]
     """What the bootstrap resampled, in words."""
     runs = [f"runs ({len(made)})"] if len(made) > 1 else []
     blocks = "-".join(map(str, sorted({block(len(each.x_W)) for each in made})))
-    kept = [shared for panel in panels if (shared := panel.shared(*names))]
-    sources = sorted({source for shared in kept for source in shared.sources}) or ["no items"]
+    curves = [panel.curves[name] for panel in panels if panel.shared(*names) for name in names]
+    sources = sorted({curve.source for curve in curves} - {"none"}) or ["no items"]
     return ", ".join([*runs, f"windows in blocks of {blocks}", *sources])

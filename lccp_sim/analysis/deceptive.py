@@ -96,7 +96,7 @@ def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None 
     tags = dict(tags or {})
     several = [runs] if isinstance(runs, RunData) else list(runs)
     distinct = list({run.path.resolve(): run for run in several}.values())
-    panels = gather(distinct, seed)
+    panels = gather(distinct, seed, by_task=False)
     predictions = tuple(predict(panels, target, None, NLL, after_hit=True) for target in TARGETS)
     return Deceptive(tags, tuple(_one(run, tags, seed) for run in distinct), predictions)
 

@@ -7,8 +7,11 @@ and in a run that never gets there at the hit's t95, which is no ceiling.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lccp_sim.analysis.bootstrap import Array
 from lccp_sim.analysis.curves import Curve, curves
@@ -32,12 +35,11 @@ Name = str  # "monitor/metric", "probe/metric" or "probe/metric/task"
 
 @dataclass(frozen=True)
 class Shared:
-    """Curves at their common windows: `value_W` and `draws_RW` by name (no draws where the run has none)."""
+    """Curves at their common windows, by name; `kept_W`: which of a curve's own windows these are."""
 
     tokens_W: Array
     value_W: dict[Name, Array]
-    draws_RW: dict[Name, Array]
-    sources: tuple[str, ...]
+    kept_W: dict[Name, npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class Aligned:
     values: list[Array]
     draws: list[Array]
     trend_W: Array | None
-    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Panel:
     `after` is where "after the hit" starts, in tokens, and `rule` says by which rule, or why there is no such place.
     """
 
+    path: Path
     run: str
     curves: dict[Name, Curve] = field(repr=False)
     first: float
@@ -68,23 +70,19 @@ class Panel:
         if not set(names) <= set(self.curves):
             return None
         chosen = [self.curves[name] for name in names]
-        tokens = set.intersection(*({*map(float, curve.tokens_W)} for curve in chosen))
-        if not tokens:
+        tokens_W = reduce(np.intersect1d, [curve.tokens_W for curve in chosen])
+        if not len(tokens_W):
             return None
-        value_W, draws_RW = {}, {}
-        for name, curve in zip(names, chosen, strict=True):
-            kept_W = np.array([float(t) in tokens for t in curve.tokens_W])
-            value_W[name], tokens_W = curve.value_W[kept_W], curve.tokens_W[kept_W]
-            if curve.draws_RW is not None:
-                draws_RW[name] = curve.draws_RW[:, kept_W]
-        return Shared(tokens_W, value_W, draws_RW, tuple(sorted({curve.source for curve in chosen} - {"none"})))
+        kept = [np.isin(curve.tokens_W, tokens_W) for curve in chosen]
+        value_W = {name: curve.value_W[at_W] for name, curve, at_W in zip(names, chosen, kept, strict=True)}
+        return Shared(tokens_W, value_W, dict(zip(names, kept, strict=True)))
 
-    def aligned(self, kind: str, *names: Name) -> Aligned | None:
+    def aligned(self, kind: str, *names: Name, items: bool = False) -> Aligned | None:
         """The curves `names` as `kind` wants them; None where they share no window or the hit's place is not known.
 
         `level`: values. `differences`: slopes between windows in log tokens, so that a straight line in log tokens has
         none, however the windows lie. `partial`: values, with log tokens as their trend. `after_hit`: values from
-        `after` on. Raises ValueError for another kind.
+        `after` on. `items`: with resamples over items, where there are any. Raises ValueError for another kind.
         """
         if kind not in KINDS:
             raise ValueError(f"aligned: kind {kind!r} is none of {', '.join(KINDS)}")
@@ -93,28 +91,34 @@ class Panel:
             return None
         log_W = self.log_tokens(shared.tokens_W)
         values = [shared.value_W[name] for name in names]
-        draws = [shared.draws_RW.get(name, shared.value_W[name][None]) for name in names]
+        draws = [value[None] for value in values]
+        if items:
+            found = {name: self.curves[name].draws_RW for name in names}
+            draws = [
+                d if (r := found[n]) is None else r[:, shared.kept_W[n]] for n, d in zip(names, draws, strict=True)
+            ]
         if kind == "differences":
             values, draws = ([np.diff(value) / np.diff(log_W) for value in each] for each in (values, draws))
         if kind == "after_hit" and self.after is not None:
             later_W = shared.tokens_W >= self.after
             values, draws = ([value[..., later_W] for value in each] for each in (values, draws))
             log_W = log_W[later_W]
-        return Aligned(values, draws, log_W if kind == "partial" else None, shared.sources)
+        return Aligned(values, draws, log_W if kind == "partial" else None)
 
     def log_tokens(self, tokens_W: Array) -> Array:
         """ln(tokens + first window after step 0), as t95 has it."""
         return np.log(tokens_W + self.first)
 
 
-def gather(runs: Sequence[RunData], seed: int = 0) -> list[Panel]:
+def gather(runs: Sequence[RunData | Panel], seed: int = 0, by_task: bool = True) -> list[Panel]:
     """One panel a run; a run that is given twice is used once, since it is one observation. `seed`: of the resamples.
 
-    The probe is taken after its last fine-tuning step. Monitors draw their resamples apart from each other and from the
-    probe, whose items are others.
+    The probe is taken after its last fine-tuning step; `by_task`: its tasks, too. Monitors draw their resamples apart
+    from each other and from the probe, whose items are others. A panel stands for itself, so that several analyses can
+    share what `gather` made.
     """
-    distinct = {run.path.resolve(): run for run in runs}
-    return [_panel(run, seed) for run in distinct.values()]
+    distinct = {run.path.resolve() if isinstance(run, RunData) else run.path: run for run in runs}
+    return [run if isinstance(run, Panel) else _panel(run, seed, by_task) for run in distinct.values()]
 
 
 def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
@@ -150,7 +154,7 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
     return sorted({name.removeprefix(start) for panel in panels for name in panel.curves if name.startswith(start)})
 
 
-def _panel(run: RunData, seed: int) -> Panel:
+def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
     for number, (monitor, metrics) in enumerate(MONITORS.items()):
         groups = [metrics] if monitor == "heads" else [(metric,) for metric in metrics]
@@ -161,13 +165,13 @@ def _panel(run: RunData, seed: int) -> Panel:
         tags = probe_tags(run, metric)
         for curve in curves(run, "probe", (metric,), tags, seed=seed + len(MONITORS)).values():
             found[f"probe/{metric}"] = curve
-        if tags:
+        if tags and by_task:
             rows = run.select("probe", metric, "task", **tags)
             for task in sorted(set(rows.task)) if len(rows) else ():
                 only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(MONITORS))
                 found[f"probe/{metric}/{task}"] = only[metric]
     later = [float(t) for curve in found.values() for t in curve.tokens_W if t > 0]
-    return Panel(run.name, found, min(later, default=1.0), *_after(found.get(HIT)))
+    return Panel(run.path.resolve(), run.name, found, min(later, default=1.0), *_after(found.get(HIT)))
 
 
 def _after(hit: Curve | None) -> tuple[float | None, str]:

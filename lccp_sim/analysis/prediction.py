@@ -46,7 +46,7 @@ class Prediction:
         return asdict(self)
 
 
-def predictions(runs: Sequence[RunData], seed: int = 0) -> list[Prediction]:
+def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:
     """Leave-one-run-out prediction of each target by each monitor, over all windows and over those after the hit."""
     panels = gather(runs, seed)
     return [
