@@ -12,7 +12,17 @@ import numpy as np
 
 from lccp_sim.analysis.bootstrap import Array
 from lccp_sim.analysis.curves import LEVEL, Curve, Estimate
-from lccp_sim.analysis.projection import FREE, Solution, aicc, carried, first_window, root_weights, search, solve
+from lccp_sim.analysis.projection import (
+    FREE,
+    Solution,
+    aicc,
+    carried,
+    first_window,
+    moving,
+    root_weights,
+    search,
+    solve,
+)
 from lccp_sim.analysis.scatter import MIN_WINDOWS, Scale, onto_scale, scattered
 from lccp_sim.config import ConfigError
 
@@ -96,14 +106,15 @@ def laws_of(curve: Curve) -> list[Fit]:
 def foretold(curve: Curve, ahead: Array, law: str | None = None) -> Array:
     """What the laws foretell at the tokens `ahead`, in the metric's unit: a row for the curve, then one a resample.
 
-    Under `law`; else averaged over all by their Akaike weights, anew in each row. Resamples are those of `scattered`.
+    Under `law`; else averaged by their Akaike weights, anew in each row, over all but the constant, which would
+    foretell no change and no uncertainty. Resamples are those of `scattered`.
     Source of the weights: Burnham and Anderson 2002 sec. 2.9.
     """
     scaled, scale = onto_scale(curve)
     root_W = root_weights(scaled.stderr_W)
     value_RW = np.vstack([scaled.value_W, scale.of(scattered(curve))])
     paths, scores = [], []
-    for name in [law] if law else carried(len(root_W)):
+    for name in [law] if law else moving(len(root_W)):
         value_RN, rss_R = search(name, scaled.tokens_W, value_RW, root_W, np.asarray(ahead, float))
         paths.append(scale.back(value_RN))
         scores.append(aicc(rss_R, root_W, FREE[name]))

@@ -12,7 +12,9 @@ from scipy.optimize import minimize
 
 from lccp_sim.analysis.bootstrap import Array
 
-FREE = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 4}  # parameters, without the noise's scale
+# Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
+# (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.
+FREE = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
 OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # points of the grid
 LEAST, MOST = 0.05, 10.0  # exponents: from nearly a log law to nearly an exponential
 FLOOR = 0.1  # of the largest standard error: the smallest that a window can have
@@ -67,6 +69,11 @@ def grid(law: str, tokens_W: Array) -> Array:
 def carried(windows: int) -> list[str]:
     """The laws that so many windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
     return [law for law in FREE if windows >= FREE[law] + 3]
+
+
+def moving(windows: int) -> list[str]:
+    """Those of them that move: a constant foretells no gain without any uncertainty, so it has no part in forecasts."""
+    return [law for law in carried(windows) if law != "constant"]
 
 
 def aicc(rss: float | Array, root_W: Array, free: int) -> Array:

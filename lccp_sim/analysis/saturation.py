@@ -100,14 +100,18 @@ def axis(tokens_W: Array, tokens: Any) -> Any:
 def reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
     """Tokens to each share of the curve's own improvement, with intervals; nan where it did not improve.
 
-    The resamples are the curve's own: see `scattered` for what they should hold beside items.
+    The resamples are the curve's own: see `scattered` for what they should hold beside items. Before the first window
+    after step 0 nothing was measured, so that an estimate there has an interval of that whole stretch, at least.
     """
     fit_W = isotonic(curve.value_W, curve.rising)
     fits = [] if curve.draws_RW is None else [isotonic(draw_W, curve.rising) for draw_W in curve.draws_RW]
     found = []
     for frac in fracs:
         draws_R = np.array([tokens_to(curve.tokens_W, draw_W, frac) for draw_W in fits]) if fits else None
-        found.append(Estimate.of(tokens_to(curve.tokens_W, fit_W, frac), draws_R))
+        estimate = Estimate.of(tokens_to(curve.tokens_W, fit_W, frac), draws_R)
+        if estimate.low is not None and estimate.high is not None and estimate.value <= curve.tokens_W[1]:
+            estimate = replace(estimate, low=0.0, high=max(estimate.high, float(curve.tokens_W[1])))
+        found.append(estimate)
     return found
 
 

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 
 from lccp_sim.analysis.bootstrap import RESAMPLES, Array
 from lccp_sim.analysis.curves import Curve
-from lccp_sim.analysis.projection import FREE, aicc, carried, root_weights, solve, tangent
+from lccp_sim.analysis.projection import FREE, aicc, moving, root_weights, search, solve, tangent
 
 MIN_WINDOWS = 6
 ITEMS = 100  # where a curve does not say how many it has
@@ -62,8 +62,12 @@ def scattered(curve: Curve) -> Array:
         return draws_RW
     scaled, scale = onto_scale(curve)
     tokens_W, value_W, root_W = scaled.tokens_W, scaled.value_W, root_weights(scaled.stderr_W)
-    both = [(law, solve(law, tokens_W, value_W, root_W)) for law in carried(len(tokens_W))]
-    law, best = min(both, key=lambda pair: float(aicc(pair[1].rss, root_W, FREE[pair[0]])))
+
+    def score(law: str) -> float:
+        return float(aicc(search(law, tokens_W, value_W[None], root_W, tokens_W[-1:])[1][0], root_W, FREE[law]))
+
+    law = min(moving(len(tokens_W)), key=score)
+    best = solve(law, tokens_W, value_W, root_W)
     df = len(root_W) - FREE[law]
     basis_WP = np.linalg.qr(tangent(law, tokens_W, best) * root_W[:, None])[0]
     off_RW = (scale.of(draws_RW) - value_W) * root_W

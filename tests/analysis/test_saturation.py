@@ -50,7 +50,7 @@ def test_planted_t95_is_recovered(make_run):
 
 
 def test_intervals_cover_the_truth_in_most_worlds_and_say_something(make_world, simulated):
-    repetitions, covered, widths = 20, {"hit": 0, "nll": 0, "factor": 0}, []
+    repetitions, covered, widths = 12, {"hit": 0, "nll": 0, "factor": 0}, []
     for seed in range(repetitions):
         world = replace(make_world, seed=seed)
         both = simulated(world)
@@ -74,6 +74,12 @@ def test_t50_t90_t95_follow_each_other_and_are_exact_on_a_line_in_log_tokens():
     assert [row.t50.value, row.t90.value, row.t95.value] == pytest.approx(wanted)
     nothing = progress(curve([0.3] * 8, "hit_frac"))
     assert nothing.t50 is nothing.t90 is None
+
+
+def test_what_was_reached_before_the_first_window_is_known_to_that_stretch_only():
+    value_W = 2.0 * 0.2 ** (GRID > 0) + 0.0 * GRID
+    early = reached(curve(value_W, draws_RW=value_W + 1e-6 * np.random.default_rng(0).standard_normal((50, len(GRID)))))
+    assert (early[0].low, early[0].high) == (0, GRID[1])
 
 
 def test_what_moves_all_items_of_a_checkpoint_widens_the_interval():
