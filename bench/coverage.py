@@ -2,7 +2,7 @@
 
     python bench/coverage.py [--repetitions 500] [--resamples 300]
 
-writes bench/results/coverage.json. Every number in docs/analysis.md comes from there.
+writes bench/results/coverage.json and prints the tables that docs/analysis.md shows of it; `--tables` only prints them.
 """
 
 import argparse
@@ -125,13 +125,50 @@ def identifiability(world: World) -> float | None:
     return float(np.sqrt(min(solve(name, world.tokens_W, value_W, root_W).rss for name in rivals) / len(root_W)))
 
 
+def tables(result: dict[str, Any]) -> str:
+    """The tables of docs/analysis.md: coverage, laws and rule, sizes of study."""
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
+
+    worlds = result["worlds"]
+    names = {HIT: "hit", NLL: "NLL"}
+    lines = ["| 95 % interval of | " + " | ".join(WORLDS) + " |", "|---" * (1 + len(WORLDS)) + "|"]
+    for what in worlds["power"]["coverage"]:
+        shares = [worlds[name]["coverage"][what]["covered"] for name in WORLDS]
+        lines.append(f"| {what.replace('nll', 'NLL')} | " + " | ".join(map(percent, shares)) + " |")
+    ends = ("nearest rival", "planted law chosen", "next doubling / gain so far")
+    heads = [f"{name} saturated, {when}" for name in names.values() for when in ("at the end", "at some window")]
+    lines += ["", "| planted | " + " | ".join([*ends, *heads]) + " |", "|---" * (1 + len(ends) + len(heads)) + "|"]
+    for name, found in worlds.items():
+        miss, share = found["identifiability"], found["true_gain_of_next_doubling_over_gain_so_far"]
+        cells = ["" if miss is None else f"{miss:.2f}", percent(found["laws"][found["world"]["law"]["law"]])]
+        cells.append(percent(share))
+        for metric in names:
+            judged = any(key.startswith(metric) for key in found["rule"])
+            for when in ("at the end", "at some window"):
+                cells.append(percent(found["rule"].get(f"{metric} saturated {when}", 0.0)) if judged else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    sizes = "| windows | items | seeds | hit t95 / truth | NLL t95 / truth | saturated |"
+    lines += ["", sizes, "|---|---|---|---|---|---|"]
+    for row in result["plan_cpt"]:
+        spans = [f"{row[f'{name}_t95_low']:.2f} to {row[f'{name}_t95_high']:.2f}" for name in ("hit", "nll")]
+        cells = [f"{row[name]:.0f}" for name in ("windows", "items", "seeds")] + spans + [percent(row["power"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measures and writes."""
+    """Measures, writes, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=500)
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "coverage.json")
+    parser.add_argument("--tables", action="store_true")
     args = parser.parse_args()
+    if args.tables:
+        print(tables(json.loads(args.out.read_text())))
+        return
     began, worlds = time.process_time(), {}
     for name, world in (WORLDS | LAW_AND_RULE | LAW_ONLY).items():
         rule = (NLL, HIT) if name in WORLDS else (NLL,) if name in LAW_AND_RULE else ()
@@ -141,6 +178,7 @@ def main() -> None:
     sizes = plan(WORLDS["cpt"], repetitions=max(2, args.repetitions // 5)).to_dict("records")
     result = {"eps": EPS, "cpu_seconds": round(time.process_time() - began), "worlds": worlds, "plan_cpt": sizes}
     write_atomic(args.out, json.dumps(result, indent=1) + "\n")
+    print(tables(result))
 
 
 if __name__ == "__main__":

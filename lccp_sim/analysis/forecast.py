@@ -97,9 +97,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     if over and fit_W[-1] > fit_W[0]:
         reached = tokens_to(tokens_W, fit_W, GAIN)
         level = fit_W[0] + GAIN * (fit_W[-1] - fit_W[0])
-        there_RN = sign * path_RN[:, :-1] >= level
-        first_R = np.where(there_RN.any(1), grid[there_RN.argmax(1)], np.inf)
-        reach = _open_estimate(first_R)
+        reach = _open_estimate(_first_at(grid, sign * path_RN[:, :-1] - level))
     bounded_R = _bounded(curve, measured_RN[:, -1])
     return Forecast(
         monitor=curve.monitor,
@@ -115,6 +113,17 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
         reach=reach,
         reached=reached,
     )
+
+
+def _first_at(grid_N: Array, above_RN: Array) -> Array:
+    """Tokens [R] at which paths are first at 0 or above, log-linear between points of the grid; inf where never."""
+    right_R = (above_RN >= 0).argmax(1)
+    left_R = np.maximum(right_R - 1, 0)
+    rows = np.arange(len(above_RN))
+    low_R, high_R = above_RN[rows, left_R], above_RN[rows, right_R]
+    share_R = np.where(right_R > 0, -low_R / np.where(high_R > low_R, high_R - low_R, 1), 0)
+    crossed_R = grid_N[left_R] * (grid_N[right_R] / grid_N[left_R]) ** share_R
+    return np.where((above_RN >= 0).any(1), crossed_R, np.inf)
 
 
 def _open_estimate(tokens_R: Array) -> Estimate:

@@ -52,14 +52,14 @@ def whole(found: Findings) -> Table:
         "another seed of training. *: from standard errors, windows taken as independent, so too wide."
     )
     rows = [_moved(found, row) for row in _ordered(found.whole())]
-    return Table("Saturation", [*_MOVED, "Kneedle"], rows, note)
+    return Table("Metric by metric", [*_MOVED, "Kneedle"], rows, note)
 
 
 def parts(found: Findings) -> Table:
     """The same for parts: lengths, sources, arms, tasks, texts."""
     rows = [_moved(found, row) for row in _ordered(row for row in found.rows.values() if row.tags)]
     note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
-    return Table("Saturation, part by part", [*_MOVED, "Kneedle"], rows, note)
+    return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
 
 
 def laws(found: Findings) -> Table:
@@ -169,7 +169,7 @@ def by_length(found: Findings) -> Table:
     return Table("Needles by length", head, rows, note)
 
 
-_MOVED = ["metric", "first to last", "improvement", "t50", "t90", "t95", "law", "next doubling", "rule"]
+_MOVED = ["metric", "first to last", "t50", "t90", "t95", "law", "next doubling", "rule"]
 
 
 def _moved(found: Findings, row: Progress) -> list[str]:
@@ -177,8 +177,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     knee = found.knees.get((row.monitor, row.metric, tuple(sorted(row.tags.items()))))
     source = " *" if row.interval == "standard errors" else ""
     cells = [tagged(row.monitor, row.metric, row.tags) + source, change(row).removeprefix("from ")]
-    cells.append(interval(row.improvement))
-    cells += [interval(estimate, tokens) if estimate else "" for estimate in (row.t50, row.t90)]
+    cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
     cells.append(interval(row.t95, tokens) if row.t95 else f"none: {row.reason}")
     gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
     cells.append((decision.law or "").replace("_", " ") if decision else "")

@@ -74,8 +74,9 @@ def _rule(found: Findings) -> str:
     if hit is None or nll is None or "not enough points" in (hit.verdict, nll.verdict):
         return f"{said}."
     text = (
-        f"By the rule (the next doubling of tokens against {percent(found.eps)} of the gain so far) "
-        f"the hit is {decided(hit, found.eps)}; the answer NLL is {decided(nll, found.eps)} nats: "
+        "By the rule, which sets the gain that the next doubling of tokens should bring against "
+        f"{percent(found.eps)} of the gain so far, the hit is {decided(hit, found.eps)}, and the answer NLL is "
+        f"{decided(nll, found.eps)} nats: "
     )
     return f"{text}{said}."
 

@@ -62,11 +62,10 @@ def tagged(monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
 
 
 def decided(decision: Decision, eps: float) -> str:
-    """The rule's verdict with what it rests on: "improving: the next doubling of tokens is predicted to bring ..."."""
+    """The rule's verdict with its two numbers: "improving, 0.05 (0.04 to 0.06) against 0.03"."""
     if decision.gain is None or np.isnan(decision.gain.value):
         return decision.verdict
     if decision.gain_so_far <= 0:
-        return f"{decision.verdict}: there is no gain so far"
-    since = "" if decision.since_tokens is None else f", from {tokens(decision.since_tokens)} tokens on"
-    gain = f"the next doubling of tokens is predicted to bring {interval(decision.gain)}"
-    return f"{decision.verdict}{since}: {gain}, the bound is {number(eps * decision.gain_so_far)}"
+        return f"{decision.verdict}, because there is no gain so far"
+    since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
+    return f"{decision.verdict}{since}, {interval(decision.gain)} against {number(eps * decision.gain_so_far)}"

@@ -17,6 +17,7 @@ from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import write_atomic
+from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
 from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, stopped_by, write_facts
 from lccp_sim.train.feed import LccpData
@@ -93,6 +94,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
     if stopping is not None:
         observe.lr_factor = stopping.factor
+    Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     _fit(config, module, [observe, *([stopping] if stopping else [])], directory, _feed(corpus, config), checkpoint)
     step = module.trainer.global_step
