@@ -48,6 +48,7 @@ LAW_ONLY = {
     "power, slow (a = 0.3)": World(law("power", E=0.3, A=3.5 * FIRST**0.3, a=0.3, N0=FIRST)),
 }
 LAW_AND_RULE = {
+    "power, just above the bound (a = 0.4)": World(law("power", E=0.3, A=3.5 * FIRST**0.4, a=0.4, N0=FIRST)),
     "log, 22 windows": World(LOG, windows=22, threshold=2.0),
     "log, wobble times 4": World(LOG, wobble=0.04, threshold=2.0),
     "cpt, a run four times as long": World(CPT, run_tokens=8_000_000, windows=18),

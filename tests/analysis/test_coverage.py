@@ -1,9 +1,11 @@
 """A small bench/coverage.py: intervals hold the truth about as often as they say, and the rule rarely errs."""
 
 import importlib.util
+import json
 from pathlib import Path
 
-PATH = Path(__file__).parents[2] / "bench" / "coverage.py"
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "bench" / "coverage.py"
 SPEC = importlib.util.spec_from_file_location("coverage_bench", PATH)
 bench = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(bench)
@@ -25,3 +27,9 @@ def test_the_rule_is_silent_on_a_log_law_and_speaks_on_a_power_law():
     assert log["rule"][f"{bench.NLL} has a knee by kneedle"] == 1.0, "the baseline that always finds one"
     power = bench.measure(bench.WORLDS["power"], 10, 50, rule=(bench.NLL,))
     assert power["rule"][f"{bench.NLL} saturated at the end"] >= 0.9
+
+
+def test_the_page_shows_the_tables_of_the_raw_figures():
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    for table in bench.tables(json.loads((ROOT / "bench" / "results" / "coverage.json").read_text())).split("\n\n"):
+        assert table in page
