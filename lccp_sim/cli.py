@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
-    "report": "write the report of a run: one HTML page, figures, report.json",
+    "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
             sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
         elif verb == "report":
-            sub.add_argument("run", type=Path, metavar="RUN")
-            sub.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+            sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
+            sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
     arguments, rest = parser.parse_known_args(argv)
@@ -73,8 +73,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return show(doctor(arguments.cache.expanduser()))
     if arguments.verb == "report":
         from lccp_sim.analysis.report import write_report
+        from lccp_sim.analysis.several import write_comparison
 
-        print(write_report(arguments.run, arguments.out))
+        runs, out = arguments.runs, arguments.out
+        print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
         return 0
     from rich.console import Console
 

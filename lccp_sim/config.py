@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 T = TypeVar("T")
 Count = Annotated[int, Ge(0)]
@@ -117,6 +117,31 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class StoppingConfig:
+    """What a run does once the saturation rule (analysis/rule.py, with `eps`) finds every metric of `watch` saturated.
+
+    A metric is `monitor/metric`; of the probe, after its last fine-tuning step. warn only says so, stop ends the run
+    after the window, decay takes the learning rate linearly to zero over `decay_tokens`, and then ends it.
+    """
+
+    watch: tuple[str, ...] = ("needle/answer_nll_nats", "probe/exact_match_frac")
+    eps: Annotated[float, Gt(0), Lt(1)] = 0.05
+    action: Literal["warn", "decay", "stop"] = "warn"
+    decay_tokens: Size | None = None
+
+    def __post_init__(self) -> None:
+        given, decays = self.decay_tokens is not None, self.action == "decay"
+        rule = "action decay needs it, and no other has it; " + (
+            "remove it" if given else "give the tokens of the decay"
+        )
+        refuse(given != decays, "run.stopping.decay_tokens", self.decay_tokens, rule)
+        refuse(not self.watch, "run.stopping.watch", [], "must name a metric, such as needle/answer_nll_nats")
+        for name in self.watch:
+            rule = "must be monitor/metric, each named once, such as needle/answer_nll_nats"
+            refuse(not all(name.partition("/")) or self.watch.count(name) > 1, "run.stopping.watch", name, rule)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch."""
 
@@ -135,6 +160,7 @@ class RunConfig:
     log_every_steps: Size = 10
     checkpoint_every_steps: Size = 100
     loggers: dict[str, Any] = field(default_factory=dict)
+    stopping: StoppingConfig | None = None
 
     def __post_init__(self) -> None:
         batch, micro = self.batch_tokens, self.micro_batch_tokens or self.batch_tokens

@@ -48,10 +48,9 @@ def item_values(
 
     None where there is no such item. Probe seeds ask the same items, so an item's value is its mean over them.
     """
-    of_monitor = run.samples[run.samples.monitor == monitor]
     matrices = []
     for metric in metrics:
-        rows = matching(of_monitor[of_monitor.metric == metric], WHOLE.get(monitor, {}) | dict(tags))
+        rows = matching(run.items(monitor, metric), WHOLE.get(monitor, {}) | dict(tags))
         if "position" in rows and "position" not in tags:
             rows = rows[rows.position.isna()]
         table = rows.groupby(["stratum", "item_id", "step"]).value.mean().unstack("step")
@@ -78,7 +77,7 @@ def item_resamples(
 def head_resamples(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
 ) -> Resamples | None:
-    """The same for the summaries of all heads on needles: items are resampled, then heads are averaged or counted.
+    """The same for the summaries of all heads on needles or other `samples`: items are resampled, then heads averaged.
 
     The initial heads stay those of the whole first window. None for other metrics, or without samples of every window.
     """
@@ -86,14 +85,16 @@ def head_resamples(
         "retrieval_heads_count": lambda score: (score > RETRIEVES).sum(-1).astype(float),
         "initial_heads_mean_frac": lambda score: score[..., initial].mean(-1),
     }
-    rows = run.samples[(run.samples.monitor == monitor) & (run.samples.metric == "copy_hard_frac")]
-    rows = rows[rows.samples.isna()] if "samples" in rows else rows  # the tag of texts other than needles
-    if tags or not set(metrics) <= set(summaries) or set(rows.step) < set(steps) or rows.empty:
+    rows = run.items(monitor, "copy_hard_frac")
+    if "samples" in rows:  # the tag of texts other than needles
+        rows = rows[rows["samples"] == tags["samples"] if "samples" in tags else rows["samples"].isna()]
+    if set(tags) - {"samples"} or not set(metrics) <= set(summaries) or set(rows.step) < set(steps) or rows.empty:
         return None
-    table = rows.set_index(["item_id", "layer", "head", "step"]).value.unstack(["step", "layer", "head"]).dropna()
+    columns = ["item_id", "layer", "head", "step"]
+    table = rows.drop_duplicates(columns).set_index(columns).value.unstack(["step", "layer", "head"]).dropna()
     scores = [table[step].sort_index(axis=1).to_numpy(float) for step in steps]  # [items, heads] of each window
     initial = initial_heads(scores[0].mean(0)[None])[:, 1]
-    asked = run.samples[(run.samples.monitor == "needle") & (run.samples.metric == "hit_frac")]
+    asked = run.items("needle", "hit_frac")
     cells = matching(asked, {"span": "full"}).drop_duplicates("item_id").set_index("item_id").tags
     weight_RI = weights(cells.reindex(table.index).fillna("").to_numpy(str), seed=seed)
     return {

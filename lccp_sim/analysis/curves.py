@@ -11,14 +11,16 @@ from lccp_sim.analysis.table import RunData
 from lccp_sim.records import Tag
 
 LEVEL = 0.95
+ITEM_METRICS = ("hit_frac", "answer_nll_nats")  # of the monitor heads: texts, not heads, have these values
+GROWS = ("gain", "causal", "entropy")  # more is better, in nats, too
 
 
 @dataclass(frozen=True)
 class Curve:
     """One metric at W windows. `draws_RW` are resampled curves; None without samples and standard errors.
 
-    `source` says where the draws come from: "paired items", "standard errors" (windows independent: too wide), or
-    "none".
+    `source` says where the draws come from: "paired items", "standard errors" (a parametric bootstrap, windows
+    independent: too wide), or "none".
     """
 
     monitor: str
@@ -33,8 +35,8 @@ class Curve:
 
     @property
     def rising(self) -> bool:
-        """Whether more is better: nats and perplexities fall, unless they are a gain; all else rises."""
-        return "gain" in self.metric or not self.metric.endswith(("_nats", "_ppl"))
+        """Whether more is better: nats and perplexities fall, unless they are a gain or an effect; all else rises."""
+        return any(word in self.metric for word in GROWS) or not self.metric.endswith(("_nats", "ppl"))
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,26 @@ class Estimate:
 
 
 def curves(
-    run: RunData, monitor: str, metrics: tuple[str, ...], tags: Mapping[str, Tag], seed: int = 0
+    run: RunData,
+    monitor: str,
+    metrics: tuple[str, ...],
+    tags: Mapping[str, Tag],
+    seed: int = 0,
+    of_items: Mapping[str, Tag] | None = None,
 ) -> dict[str, Curve]:
     """The metrics that the run has with exactly these tags, by name, at the windows that all of them share.
 
     They are resampled together (the same items in each resample), so that a quantity of two metrics has a paired
-    interval: ask together only for metrics of the same items.
+    interval: ask together only for metrics of the same items. `of_items`: the tags of their samples, where these are
+    others than the records'.
     """
     rows = {metric: run.select(monitor, metric, **dict(tags)).set_index("step") for metric in metrics}
-    rows = {metric: frame for metric, frame in rows.items() if len(frame)}
+    rows = {metric: frame[~frame.index.duplicated(keep="last")] for metric, frame in rows.items() if len(frame)}
     steps = sorted(set.intersection(*(set(frame.index) for frame in rows.values()))) if rows else []
     if not steps:
         return {}
-    resample = head_resamples if monitor == "heads" else item_resamples
-    paired = resample(run, monitor, list(rows), steps, tags, seed)
+    resample = head_resamples if monitor == "heads" and not set(rows) & set(ITEM_METRICS) else item_resamples
+    paired = resample(run, monitor, list(rows), steps, tags if of_items is None else of_items, seed)
     result = {}
     for number, (metric, frame) in enumerate(rows.items()):
         frame = frame.loc[steps]

@@ -1,33 +1,70 @@
-"""Everything that is computed from a run, once: how each metric moved, what the answer NLL gains after the hit's t95.
+"""Everything that is computed from a run, once: how each metric moved, its law and verdict, what could be foretold.
 
-Words, tables and figures only read this, so that a number cannot differ between them.
+Words, tables and figures only read this, so that a number cannot differ between them. What a reader would question:
+parts of a metric (a length, a source, an arm) get their laws and verdicts from a quarter of the resamples, because
+there are many of them; whole monitors get them from all.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lccp_sim.analysis.curves import Curve, curves
+from lccp_sim.analysis.correlation import Correlation, correlations
+from lccp_sim.analysis.curves import Curve, Estimate, curves
+from lccp_sim.analysis.deceptive import Deceptive, deceptive
+from lccp_sim.analysis.dynamics import SETS, Dynamics, dynamics
+from lccp_sim.analysis.forecast import Forecast, forecasts
+from lccp_sim.analysis.laws import MIN_WINDOWS, Fit, laws_of
+from lccp_sim.analysis.rule import EPS, Decision, decide, kneedle
 from lccp_sim.analysis.saturation import Lag, Progress, lag, progress
 from lccp_sim.analysis.table import RunData
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
 ANSWER, CONTROL = ("hit_frac", "answer_nll_nats"), ("control_nll_nats", "gain_nats")  # the same items within each
-PERPLEXITY = ("nll_nats", "short_nll_nats", "long_short_gain_nats", "longppl_nats")
 HEADS = ("retrieval_heads_count", "initial_heads_mean_frac")
-COPYING = ("first_copy_nll_nats", "second_copy_nll_nats", "second_copy_hit_frac")
-PROBE = ("exact_match_frac", "canonical_pass_at_1_frac", "canonical_pass_at_3_frac", "answer_nll_nats")
+PROBE = ("exact_match_frac", "canonical_pass_at_1_frac", "canonical_pass_at_3_frac", "recall_frac", "answer_nll_nats")
+GAINS = ("exact_match_gain_frac", "answer_nll_gain_nats")
+WHOLE: dict[str, tuple[tuple[str, ...], ...]] = {  # the metrics of a whole monitor; those of a tuple resampled together
+    "needle": (ANSWER, CONTROL, ("answer_ppl",)),
+    "perplexity": tuple(
+        (m,) for m in ("nll_nats", "ppl", "short_nll_nats", "long_short_gain_nats", "longppl_nats", "longppl")
+    ),
+    "heads": (HEADS, ("induction_frac",)),
+    "induction": (("first_copy_nll_nats",), ("second_copy_nll_nats",), ("second_copy_hit_frac",)),
+    "intervention": (("causal_nll_nats",),),
+}
+FORETOLD = (
+    ("needle", "hit_frac"),
+    ("needle", "answer_nll_nats"),
+    ("heads", "initial_heads_mean_frac"),
+    ("perplexity", "nll_nats"),
+    ("perplexity", "longppl_nats"),
+    ("induction", "second_copy_nll_nats"),
+)
+PART_DRAWS = 250
 
 
 @dataclass
 class Findings:
-    """Curves, Progress, Lag by (monitor, metric, tags). `steps_sft`: the fine-tuning steps that the probe recorded."""
+    """Curves, Progress, laws, Decision, Lag by (monitor, metric, tags); forecasts; heads by set of texts.
+
+    `steps_sft`: the fine-tuning steps that the probe recorded. Whole monitors have no tags, the probe too: that is the
+    probe after its last fine-tuning step. `knees`: what Kneedle would call the knee, to be shown as a caution.
+    """
 
     run: RunData
     curves: dict[Key, Curve] = field(default_factory=dict)
     rows: dict[Key, Progress] = field(default_factory=dict)
+    fits: dict[Key, list[Fit]] = field(default_factory=dict)
+    decisions: dict[Key, Decision] = field(default_factory=dict)
+    knees: dict[Key, int | None] = field(default_factory=dict)
     lags: dict[Key, Lag | None] = field(default_factory=dict)
+    forecasts: list[Forecast] = field(default_factory=list)
+    heads: dict[str, Dynamics] = field(default_factory=dict)
+    correlations: list[Correlation] = field(default_factory=list)
+    deceptive: Deceptive | None = None
     steps_sft: list[int] = field(default_factory=list)
+    eps: float = EPS
 
     def curve(self, monitor: str, metric: str, **tags: Tag) -> Curve | None:
         """The curve of a metric, or None where the run has none."""
@@ -37,9 +74,17 @@ class Findings:
         """How a metric moved, or None where the run does not have it."""
         return self.rows.get(key(monitor, metric, tags))
 
+    def decision(self, monitor: str, metric: str, **tags: Tag) -> Decision | None:
+        """What the rule says about a metric, or None where the run does not have it."""
+        return self.decisions.get(key(monitor, metric, tags))
+
     def lag(self, **tags: Tag) -> Lag | None:
         """What the answer NLL gains after the hit's t95, for needles with these tags."""
         return self.lags.get(key("needle", "answer_nll_nats", tags))
+
+    def whole(self) -> list[Progress]:
+        """The metrics of whole monitors, in the order of the report."""
+        return [row for row in self.rows.values() if not row.tags]
 
     def by_length(self, variant: str, span: str) -> list[Progress]:
         """How the hit moved at each length of needle, the shortest first."""
@@ -47,15 +92,25 @@ class Findings:
         rows = [row for row in self.rows.values() if row.metric == "hit_frac" and wanted <= row.tags.items()]
         return sorted(rows, key=lambda row: row.tags["length"])
 
-    def probe(self, metric: str) -> Progress | None:
-        """The probe's metric after its last fine-tuning step."""
-        return self.row("probe", metric, sft_step=self.steps_sft[-1]) if self.steps_sft else None
+    def add(
+        self, monitor: str, metrics: tuple[str, ...], tags: Mapping[str, Tag], of: Mapping[str, Tag] | None = None
+    ) -> None:
+        """None, after the metrics with these tags were resampled together and entered.
 
-    def add(self, monitor: str, metrics: tuple[str, ...], **tags: Tag) -> None:
-        """None, after the metrics with these tags were resampled together and entered."""
-        for metric, curve in curves(self.run, monitor, metrics, tags).items():
-            self.curves[key(monitor, metric, tags)] = curve
-            self.rows[key(monitor, metric, tags)] = progress(curve)
+        `of`: the tags to look for instead, in records and samples, and to leave out of what is entered.
+        """
+        for curve in curves(self.run, monitor, metrics, tags if of is None else of).values():
+            self.enter(replace(curve, tags=tags))
+
+    def enter(self, curve: Curve) -> None:
+        """None, after everything about a curve was computed and entered."""
+        name = key(curve.monitor, curve.metric, curve.tags)
+        self.curves[name], self.rows[name] = curve, progress(curve)
+        self.knees[name] = kneedle(curve)
+        draws_RW = curve.draws_RW[:PART_DRAWS] if curve.tags and curve.draws_RW is not None else curve.draws_RW
+        enough = len(curve.tokens_W) >= MIN_WINDOWS
+        self.fits[name] = laws_of(curve) if enough else []
+        self.decisions[name] = decide(replace(curve, draws_RW=draws_RW), self.eps)
 
 
 def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
@@ -63,36 +118,67 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
     return monitor, metric, tuple(sorted(tags.items()))
 
 
-def examine(run: RunData) -> Findings:
+def gain_of(decision: Decision | None) -> Estimate | None:
+    """The predicted gain of the next doubling, or None where there is none."""
+    return decision.gain if decision else None
+
+
+def examine(run: RunData, eps: float = EPS) -> Findings:
     """All curves of a run, each metric whole and in its parts; what the run did not record is simply absent."""
-    found = Findings(run)
-    needle_tags: list[dict[str, Tag]] = [{}]
-    for variant, length, span in _values(run, "needle", "answer_nll_nats", "variant", "length", "span"):
-        needle_tags.append({"variant": str(variant), "length": int(length), "span": str(span)})
-    for tags in needle_tags:
-        found.add("needle", ANSWER, **tags)
-        found.add("needle", CONTROL, **tags)
+    found = Findings(run, eps=eps)
+    for monitor, groups in WHOLE.items():
+        for metrics in groups:
+            found.add(monitor, metrics, {})
+    _probe(found)
+    lengths: list[dict[str, Tag]] = [
+        {"variant": str(variant), "length": int(length), "span": str(span)}
+        for variant, length, span in values(run, "needle", "answer_nll_nats", "variant", "length", "span")
+    ]
+    for tags in lengths:
+        for metrics in WHOLE["needle"]:
+            found.add("needle", metrics, tags)
+    whole: dict[str, Tag] = {}
+    for tags in (whole, *lengths):
         hit, nll = found.curve("needle", "hit_frac", **tags), found.curve("needle", "answer_nll_nats", **tags)
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)
-    for metric in PERPLEXITY:
-        found.add("perplexity", (metric,))
-        for (source,) in _values(run, "perplexity", metric, "source"):
-            found.add("perplexity", (metric,), source=str(source))
-    found.add("heads", HEADS)
-    found.add("heads", ("induction_frac",))
-    for metric in COPYING:
-        found.add("induction", (metric,))
-    found.steps_sft = sorted({int(step) for metric in PROBE for (step,) in _values(run, "probe", metric, "sft_step")})
-    for sft_step in found.steps_sft:
-        for metric in PROBE:
-            found.add("probe", (metric,), sft_step=sft_step)
+    for (metric,) in WHOLE["perplexity"]:
+        for (source,) in values(run, "perplexity", metric, "source"):
+            found.add("perplexity", (metric,), {"source": source})
+    for metrics in (HEADS, ANSWER):
+        found.add("heads", metrics, {"samples": "longbio"})
+    for (arm,) in values(run, "intervention", "hit_frac", "arm"):
+        found.add("intervention", ANSWER, {"arm": arm})
+    found.heads = {texts: moved for texts in SETS if (moved := dynamics(run, texts))}
+    planned = int(run.setting("run.tokens", run.tokens)) if not run.finished else run.tokens
+    for monitor, metric in FORETOLD:
+        if curve := found.curve(monitor, metric):
+            found.forecasts += forecasts(curve, planned)
+    found.correlations, found.deceptive = correlations([run]), deceptive(run)
     return found
 
 
-def _values(run: RunData, monitor: str, metric: str, *names: str) -> list[tuple[Tag, ...]]:
-    """The combinations of tag values that a metric was recorded with, sorted."""
-    rows = run.select(monitor, metric, *names)
+def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) -> list[tuple[Tag, ...]]:
+    """The combinations of the values of `names` that a metric was recorded with (beside these tags), sorted."""
+    rows = run.select(monitor, metric, *names, **tags)
     if rows.empty:
         return []
     return sorted(rows[list(names)].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _probe(found: Findings) -> None:
+    """The probe: whole (after its last fine-tuning step), before fine-tuning, what fine-tuning gains, and by task."""
+    run = found.run
+    found.steps_sft = sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})
+    if not found.steps_sft:
+        return
+    last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]}
+    for metric in PROBE:
+        found.add("probe", (metric,), {}, of=last)
+        for step in found.steps_sft:
+            found.add("probe", (metric,), {"sft_step": step})
+    for metric in GAINS:
+        found.add("probe", (metric,), {})
+    for metric in ("exact_match_frac", "answer_nll_nats"):
+        for (task,) in values(run, "probe", metric, "task", **last):
+            found.add("probe", (metric,), last | {"task": task})

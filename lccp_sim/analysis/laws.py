@@ -10,14 +10,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array
-from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.projection import FREE, Solution, first_window, search, solve, tangent
+from lccp_sim.analysis.bootstrap import Array
+from lccp_sim.analysis.curves import LEVEL, Curve, Estimate
+from lccp_sim.analysis.projection import (
+    FREE,
+    Solution,
+    aicc,
+    carried,
+    first_window,
+    moving,
+    root_weights,
+    search,
+    solve,
+)
+from lccp_sim.analysis.scatter import MIN_WINDOWS, Scale, onto_scale, scattered
 from lccp_sim.config import ConfigError
 
 LAWS: tuple[str, ...] = ("constant", "log", "power", "cpt", "broken_stick")
-MIN_WINDOWS = 6
-FLOOR = 0.2  # of the largest standard error: the smallest that a window can have
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,14 @@ class Fit:
     parameters: dict[str, float]
     aicc: float
     tail_error: float | None = None
+    scale: str = "identity"
 
     def predict(self, tokens: float | Array) -> Array:
         """The law's value at `tokens` >= 0, of their shape."""
-        tokens, p = np.asarray(tokens, float), self.parameters
+        return Scale(self.scale).back(self._value(np.asarray(tokens, float)))
+
+    def _value(self, tokens: Array) -> Array:
+        p = self.parameters
         if self.law == "constant":
             return np.full_like(tokens, p["c"])
         if self.law == "power":
@@ -67,7 +80,10 @@ def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None) -> 
         )
     if len(tokens_W) < MIN_WINDOWS:
         return []
-    root_W, kept = root_weights(value_W, stderr_W), len(tokens_W) - max(2, len(tokens_W) // 4)
+    root_W, kept = (
+        root_weights(np.zeros_like(value_W) if stderr_W is None else stderr_W),
+        len(tokens_W) - max(2, len(tokens_W) // 4),
+    )
     fits = [_fit(law, tokens_W, value_W, root_W) for law in carried(len(tokens_W))]
     able = carried(kept) if kept >= MIN_WINDOWS else []
     for number, fit in enumerate(fits):
@@ -78,72 +94,47 @@ def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None) -> 
     return sorted(fits, key=lambda fit: fit.aicc)
 
 
+def laws_of(curve: Curve) -> list[Fit]:
+    """`fit_laws` of a curve on its scale: logits for a share of items, so that laws bend at floor and ceiling.
+
+    `parameters` and `tail_error` are then in logits; `predict` answers in the metric's unit.
+    """
+    scaled, scale = onto_scale(curve)
+    return [replace(fit, scale=scale.name) for fit in fit_laws(curve.tokens_W, scaled.value_W, scaled.stderr_W)]
+
+
+def foretold(curve: Curve, ahead: Array, law: str | None = None) -> Array:
+    """What the laws foretell at the tokens `ahead`, in the metric's unit: a row for the curve, then one a resample.
+
+    Under `law`; else averaged by their Akaike weights, anew in each row, over all but the constant, which would
+    foretell no change and no uncertainty. Resamples are those of `scattered`.
+    Source of the weights: Burnham and Anderson 2002 sec. 2.9.
+    """
+    scaled, scale = onto_scale(curve)
+    root_W = root_weights(scaled.stderr_W)
+    value_RW = np.vstack([scaled.value_W, scale.of(scattered(curve))])
+    paths, scores = [], []
+    for name in [law] if law else moving(len(root_W)):
+        value_RN, rss_R = search(name, scaled.tokens_W, value_RW, root_W, np.asarray(ahead, float))
+        paths.append(scale.back(value_RN))
+        scores.append(aicc(rss_R, root_W, FREE[name]))
+    weight_LR = np.exp(-(np.array(scores) - np.min(scores, axis=0)) / 2)
+    return np.einsum("lrn,lr->rn", np.array(paths), weight_LR / weight_LR.sum(0))
+
+
 def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
     """The improvement (positive = better) that the next doubling of tokens brings, from the end N to 2 N, if laws hold.
 
-    Unit of the metric. Under the law of `fit`; else averaged over the laws by their Akaike weights, anew in each
-    resample, so that the interval holds the choice of a law, too. nan with fewer than MIN_WINDOWS. Resamples are of
-    items; what the windows scatter about the best law beyond them is added as noise (see `scattered`). Source of
-    the weights: Burnham and Anderson 2002 sec. 2.9.
+    Unit of the metric. Under the law of `fit`; else averaged over the laws, so that the interval holds the choice of a
+    law, too. nan with fewer than MIN_WINDOWS. The interval is of plain percentiles: a bias correction would take for a
+    bias what averaging shrinks in a resample.
     """
-    tokens_W = curve.tokens_W
-    if len(tokens_W) < MIN_WINDOWS:
+    if len(curve.tokens_W) < MIN_WINDOWS:
         return Estimate(float("nan"))
-    root_W = root_weights(curve.value_W, curve.stderr_W)
-    laws = [fit.law] if fit else carried(len(tokens_W))
-    value_RW = np.vstack([curve.value_W, scattered(curve, root_W, laws)])
-    ahead = tokens_W[-1] * np.array([1.0, 2.0])
-    gains, scores = [], []
-    for law in laws:
-        value_RN, rss_R = search(law, tokens_W, value_RW, root_W, ahead)
-        gains.append(value_RN[:, 1] - value_RN[:, 0])
-        scores.append(aicc(rss_R, root_W, FREE[law]))
-    weight_LR = np.exp(-(np.array(scores) - np.min(scores, axis=0)) / 2)
-    gain_R = (np.array(gains) * weight_LR).sum(0) / weight_LR.sum(0) * (1 if curve.rising else -1)
-    return Estimate.of(gain_R[0], gain_R[1:])
-
-
-def carried(windows: int) -> list[str]:
-    """The laws that so many windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
-    return [law for law in LAWS if windows >= FREE[law] + 3]
-
-
-def aicc(rss: float | Array, root_W: Array, free: int) -> Array:
-    """-2 log likelihood + 2 k + 2 k (k + 1) / (W - k - 1) of a weighted residual sum of squares, k = free + 1."""
-    n, k = len(root_W), free + 1
-    twice = n * (np.log(2 * np.pi * np.asarray(rss) / n) + 1) - 2 * np.log(root_W).sum()
-    return twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-
-
-def root_weights(value_W: Array, stderr_W: Array | None) -> Array:
-    """Square roots [W] of the weights, of mean square 1; all 1 without usable standard errors.
-
-    A standard error counts as at least FLOOR of the largest: a hit that is 0 for all items has none, and is not exact.
-    """
-    if stderr_W is None or not np.isfinite(stderr_W).all() or np.max(stderr_W) <= 0:
-        return np.ones_like(value_W)
-    root_W = 1 / np.maximum(stderr_W, FLOOR * np.max(stderr_W))
-    return root_W / np.sqrt((root_W**2).mean())
-
-
-def scattered(curve: Curve, root_W: Array, laws: list[str]) -> Array:
-    """The resamples [R, W] of a curve, with noise added for the scatter about its best law that items do not explain.
-
-    Both are measured orthogonally to the law's tangent space: the curve's residual variance, less what resampling items
-    gives there. Without resamples the noise is all there is.
-    """
-    tokens_W, draws_RW = curve.tokens_W, curve.draws_RW
-    both = [(law, solve(law, tokens_W, curve.value_W, root_W)) for law in laws]
-    law, best = min(both, key=lambda pair: float(aicc(pair[1].rss, root_W, FREE[pair[0]])))
-    df, items = len(root_W) - FREE[law], 0.0
-    if draws_RW is None:
-        draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0)
-    else:
-        basis_WP = np.linalg.qr(tangent(law, tokens_W, best) * root_W[:, None])[0]
-        off_RW = (draws_RW - curve.value_W) * root_W
-        items = float((off_RW**2).sum(1).mean() - ((off_RW @ basis_WP) ** 2).sum(1).mean()) / df
-    scale = np.sqrt(max(0.0, best.rss / df - items))
-    return draws_RW + scale / root_W * np.random.default_rng(0).standard_normal(draws_RW.shape)
+    path_RN = foretold(curve, curve.tokens_W[-1] * np.array([1.0, 2.0]), fit.law if fit else None)
+    gain_R = (path_RN[:, 1] - path_RN[:, 0]) * (1 if curve.rising else -1)
+    low, high = np.quantile(gain_R[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(gain_R[0]), float(low), float(high), gain_R[1:])
 
 
 def _fit(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Fit:

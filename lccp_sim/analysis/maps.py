@@ -1,4 +1,4 @@
-"""Maps of one window beside another: needle by length and depth, heads, experts; and the NLL by position.
+"""Maps of one window beside another: needle by length and depth, heads on needles and on LongBio, experts.
 
 The windows of a row share one colour scale, or a reader would compare colours that mean different numbers.
 """
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.plotting import BLUE, GREY, Drawing, png
+from lccp_sim.analysis.plotting import Drawing, png
 from lccp_sim.analysis.words import tokens
 
 
@@ -43,14 +43,16 @@ def needle_maps(found: Findings) -> Drawing | None:
 
 
 def head_map(found: Findings) -> Drawing | None:
-    """Hard copy score of every head, at the first and the last window."""
+    """Hard copy score of every head at the first and the last window, on needles and, below, on LongBio."""
     table = found.run.select("heads", "copy_hard_frac", "layer", "head")
+    other = found.run.select("heads", "copy_hard_frac", "layer", "head", "samples")
     caption = (
         "Fraction of answer tokens that a head copies: its largest attention weight lies on that token in the needle."
+        + (" Below: on sentences about people, as in LongBio." if len(other) else "")
     )
-    return _first_last(
-        table, ("layer", "head"), "Retrieval heads", "head_map", "hard copy score, fraction", (0.0, 1.0), caption
-    )
+    unit = "hard copy score, fraction"
+    named = {"needles": table, "LongBio": other} if len(other) else {"": table}
+    return _first_last(named, ("layer", "head"), "Retrieval heads", "head_map", unit, (0.0, 1.0), caption)
 
 
 def load_map(found: Findings) -> Drawing | None:
@@ -61,51 +63,12 @@ def load_map(found: Findings) -> Drawing | None:
     table = table.assign(value=table.value * table.expert.nunique())
     limits = (0.0, max(2.0, float(table.value.max())))
     caption = "1 is an even share; 0 is a dead expert. The scale ends at the largest load of any window."
-    return _first_last(table, ("layer", "expert"), "Expert load", "load_map", "times an even share", limits, caption)
-
-
-def positions(found: Findings) -> Drawing | None:
-    """Held-out NLL by position in the document, first and last window, one panel a source."""
-    table = found.run.select("perplexity", "nll_nats", "position", "source")
-    if table.empty:
-        return None
-    steps, sources = sorted(table.step.unique()), sorted(table.source.unique())
-    figure = Figure(figsize=(max(4.2, 2.9 * len(sources)), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(sources), squeeze=False, sharey=True)[0]
-    old = found.run.setting("data.old_context_tokens")
-    for ax, source in zip(axes, sources, strict=True):
-        for step, colour, style in dict.fromkeys([(steps[0], GREY, "--"), (steps[-1], BLUE, "-")]):
-            at = table[(table.source == source) & (table.step == step)].sort_values("position")
-            if at.empty:
-                continue
-            ax.plot(
-                at.position,
-                at.value,
-                style,
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=f"{tokens(at.tokens.iloc[0])} tokens",
-            )
-            if at.stderr.notna().all():
-                ax.fill_between(
-                    at.position, at.value - at.stderr, at.value + at.stderr, color=colour, alpha=0.15, linewidth=0
-                )
-        if old:
-            ax.axvline(old, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.set_title(str(source))
-        ax.set_xlabel("position in the document, tokens")
-    axes[0].set_ylabel("NLL, nats per token")
-    axes[0].legend(title="after", title_fontsize=8.5)
-    caption = "Positions are grouped by powers of two. Dotted: the old context length. Shaded: one standard error."
-    alt = f"NLL by position for {', '.join(map(str, sources))} at the first and the last window"
-    return Drawing("positions", "Held-out NLL by position", alt, caption, png(figure))
+    named = {"": table}
+    return _first_last(named, ("layer", "expert"), "Expert load", "load_map", "times an even share", limits, caption)
 
 
 def _first_last(
-    table: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     names: tuple[str, str],
     title: str,
     file: str,
@@ -113,21 +76,25 @@ def _first_last(
     limits: tuple[float, float],
     caption: str,
 ) -> Drawing | None:
-    if table.empty:
+    """A row of maps for each table, its first window beside its last."""
+    if any(table.empty for table in tables.values()):
         return None
     row, column = names
-    steps = list(dict.fromkeys([table.step.min(), table.step.max()]))
-    shape = table[row].nunique(), table[column].nunique()
-    figure = Figure(
-        figsize=(1.2 + 3.1 * len(steps), float(np.clip(0.35 * shape[0] + 1.2, 2.0, 7))), layout="constrained"
-    )
-    axes = figure.subplots(1, len(steps), squeeze=False, sharey=True)[0]
-    for ax, step in zip(axes, steps, strict=True):
-        at = table[table.step == step]
-        image = _map(ax, at.pivot(index=row, columns=column, values="value"), "viridis", limits)
-        ax.set_title(f"after {tokens(at.tokens.iloc[0])} tokens")
+    columns = max(min(2, table.step.nunique()) for table in tables.values())
+    height = float(np.clip(0.35 * next(iter(tables.values()))[row].nunique() + 1.2, 2.0, 7))
+    figure = Figure(figsize=(1.2 + 3.1 * columns, height * len(tables)), layout="constrained")
+    axes = figure.subplots(len(tables), columns, squeeze=False, sharey=True, sharex=True)
+    for number, (name, table) in enumerate(tables.items()):
+        steps = list(dict.fromkeys([table.step.min(), table.step.max()]))
+        for ax in axes[number, len(steps) :]:
+            ax.set_axis_off()
+        for ax, step in zip(axes[number], steps, strict=False):
+            at = table[table.step == step]
+            image = _map(ax, at.pivot(index=row, columns=column, values="value"), "viridis", limits)
+            ax.set_title(f"{name}{' ' if name else ''}after {tokens(at.tokens.iloc[0])} tokens")
+        axes[number, 0].set_ylabel(row)
+    for ax in axes[-1]:
         ax.set_xlabel(column)
-    axes[0].set_ylabel(row)
     figure.colorbar(image, ax=axes, label=unit, shrink=0.9, pad=0.015).outline.set_visible(False)
     return Drawing(file, title, f"Map of {unit} by {row} and {column}, first and last window", caption, png(figure))
 

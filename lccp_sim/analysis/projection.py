@@ -12,9 +12,12 @@ from scipy.optimize import minimize
 
 from lccp_sim.analysis.bootstrap import Array
 
-FREE = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 4}  # parameters, without the noise's scale
+# Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
+# (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.
+FREE = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
 OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # points of the grid
 LEAST, MOST = 0.05, 10.0  # exponents: from nearly a log law to nearly an exponential
+FLOOR = 0.1  # of the largest standard error: the smallest that a window can have
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Solution:
 
 
 def columns(law: str, tokens_W: Array, tokens: Array, theta_GQ: Array) -> Array:
-    """The law's linear part [G, tokens, P] at logs of its searched parameters: a constant, then one or two shapes.
+    """The law's linear part [G, tokens, P] at logarithms of its searched parameters: a constant, then its shapes.
 
     The shapes are ln(1 + N / N0), 1 - (1 + N / N0)^-a, and for the broken stick ln(1 + N / N0) and its part after the
     break; N0 is the first window after step 0 where the law does not search it.
@@ -63,36 +66,60 @@ def grid(law: str, tokens_W: Array) -> Array:
     return {"log": offsets, "power": exponents, "broken_stick": breaks}[law][:, None]
 
 
+def carried(windows: int) -> list[str]:
+    """The laws that so many windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
+    return [law for law in FREE if windows >= FREE[law] + 3]
+
+
+def moving(windows: int) -> list[str]:
+    """Those of them that move: a constant foretells no gain without any uncertainty, so it has no part in forecasts."""
+    return [law for law in carried(windows) if law != "constant"]
+
+
+def aicc(rss: float | Array, root_W: Array, free: int) -> Array:
+    """-2 log likelihood + 2 k + 2 k (k + 1) / (W - k - 1) of a weighted residual sum of squares, k = free + 1."""
+    n, k = len(root_W), free + 1
+    twice = n * (np.log(2 * np.pi * np.asarray(rss) / n) + 1) - 2 * np.log(root_W).sum()
+    return twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+
+
+def root_weights(stderr_W: Array) -> Array:
+    """Square roots [W] of the weights, of mean square 1; all 1 without usable standard errors.
+
+    A standard error counts as at least FLOOR of the largest: a hit that is 0 for all items has none, and is not exact.
+    """
+    if not np.isfinite(stderr_W).all() or np.max(stderr_W) <= 0:
+        return np.ones(len(stderr_W))
+    root_W = 1 / np.maximum(stderr_W, FLOOR * np.max(stderr_W))
+    return root_W / np.sqrt((root_W**2).mean())
+
+
 def search(law: str, tokens_W: Array, value_RW: Array, root_W: Array, ahead: Array) -> tuple[Array, Array]:
     """The law's values [R, ahead] at the tokens `ahead` and residual sums of squares [R], best point of the grid."""
-    theta_GQ = grid(law, tokens_W)
-    basis_GWP, upper_GPP = np.linalg.qr(columns(law, tokens_W, tokens_W, theta_GQ) * root_W[:, None])
-    count, _, width = basis_GWP.shape
-    centre = (value_RW[:1] * root_W**2).mean()  # of all curves: what a law's constant takes up, without cancellation
+    theta_GQ, centre = grid(law, tokens_W), float((value_RW[0] * root_W**2).mean())  # the constant takes it up
     scaled_RW = (value_RW - centre) * root_W
-    along_RGP = (scaled_RW @ basis_GWP.swapaxes(0, 1).reshape(len(root_W), -1)).reshape(-1, count, width)
-    rss_RG = (scaled_RW**2).sum(1)[:, None] - (along_RGP**2).sum(-1)
-    best_R = rss_RG.argmin(1)
-    rows = np.arange(len(value_RW))
+    upper_GPP, along_RGP, rss_RG = _projected(law, tokens_W, theta_GQ, scaled_RW, root_W)
+    rows, best_R = np.arange(len(value_RW)), rss_RG.argmin(1)
     linear_RP = np.linalg.solve(upper_GPP[best_R], along_RGP[rows, best_R][..., None])[..., 0]
     ahead_RN = np.einsum("rnp,rp->rn", columns(law, tokens_W, ahead, theta_GQ)[best_R], linear_RP)
     return centre + ahead_RN, np.maximum(rss_RG[rows, best_R], _rounding(scaled_RW))
 
 
 def solve(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Solution:
-    """The best fit of one curve, refined from the best points of the grid within the grid's bounds."""
+    """The best fit of one curve, refined from the best point of the grid within the grid's bounds."""
     theta_GQ, scaled_W = grid(law, tokens_W), value_W * root_W
+    start_Q = theta_GQ[_projected(law, tokens_W, theta_GQ, scaled_W[None], root_W)[2][0].argmin()]
 
     def at(theta_Q: Array) -> Solution:
         design_WP = columns(law, tokens_W, tokens_W, np.asarray(theta_Q)[None])[0] * root_W[:, None]
         linear_P = np.linalg.lstsq(design_WP, scaled_W, rcond=None)[0]
         return Solution(np.asarray(theta_Q), linear_P, float(((scaled_W - design_WP @ linear_P) ** 2).sum()))
 
-    best = min((at(theta_Q) for theta_Q in theta_GQ), key=lambda solution: solution.rss)
-    if theta_GQ.shape[1]:
+    best = at(start_Q)
+    if len(start_Q):
         bounds = list(zip(theta_GQ.min(0), theta_GQ.max(0), strict=True))
         options = {"xatol": 1e-7, "fatol": 1e-14 * float((scaled_W**2).sum()), "maxiter": 400}
-        found = minimize(lambda t: at(t).rss, best.theta_Q, method="Nelder-Mead", bounds=bounds, options=options)
+        found = minimize(lambda t: at(t).rss, start_Q, method="Nelder-Mead", bounds=bounds, options=options)
         best = min(best, at(found.x), key=lambda solution: solution.rss)
     return Solution(best.theta_Q, best.linear_P, max(best.rss, float(_rounding(scaled_W[None])[0])))
 
@@ -106,6 +133,16 @@ def tangent(law: str, tokens_W: Array, solution: Solution) -> Array:
         up, down = (columns(law, tokens_W, tokens_W, (solution.theta_Q + s * shift_Q)[None])[0] for s in (1, -1))
         slopes.append((up - down) @ solution.linear_P / (2 * step))
     return np.column_stack([columns_WP, *slopes])
+
+
+def _projected(
+    law: str, tokens_W: Array, theta_GQ: Array, scaled_RW: Array, root_W: Array
+) -> tuple[Array, Array, Array]:
+    """R of QR [G, P, P], the curves along Q [R, G, P], and what is left of them, squared [R, G]."""
+    basis_GWP, upper_GPP = np.linalg.qr(columns(law, tokens_W, tokens_W, theta_GQ) * root_W[:, None])
+    flat = basis_GWP.swapaxes(0, 1).reshape(len(root_W), -1)
+    along_RGP = (scaled_RW @ flat).reshape(len(scaled_RW), len(theta_GQ), -1)
+    return upper_GPP, along_RGP, (scaled_RW**2).sum(1)[:, None] - (along_RGP**2).sum(-1)
 
 
 def _rounding(scaled_RW: Array) -> Array:

@@ -3,10 +3,11 @@
 A law without an asymptote never saturates in itself, so the question is put about the next doubling: saturated is a
 curve of which the upper 95 % limit of the predicted gain from N to 2 N lies below `eps` of the gain so far, at two
 windows in a row, each judged by what was known then. What a reader would question: the share is of the gain so far, so
-that a log law, too, is saturated after 1 / eps doublings; at eps = 0.05 no study is that long.
+that a log law, too, is saturated after 1 / eps doublings beyond its offset; at eps = 0.05 no study is that long.
 """
 
 from dataclasses import dataclass
+from itertools import chain, takewhile
 
 import numpy as np
 from kneed import KneeLocator
@@ -14,7 +15,7 @@ from scipy.stats import t as student
 
 from lccp_sim.analysis.bootstrap import Array
 from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.laws import MIN_WINDOWS, fit_laws, gain_per_doubling
+from lccp_sim.analysis.laws import MIN_WINDOWS, gain_per_doubling, laws_of
 from lccp_sim.config import ConfigError
 
 EPS = 0.05
@@ -40,7 +41,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Look:
-    """What one window knew: the predicted gain of the next doubling, the gain so far, whether it was beyond noise."""
+    """What one window knew: the predicted gain of the next doubling and the gain so far, with their intervals."""
 
     tokens: int
     gain: Estimate
@@ -57,7 +58,7 @@ def looks(curve: Curve) -> list[Look]:
 
 
 def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None = None) -> Decision:
-    """The rule's verdict at the end of a curve; `probe` is what `equivalent` says of the tuned probe, if there is one.
+    """The rule's verdict at the end of a curve; `probe`, where there is one, is what `equivalent` says of the probe.
 
     ConfigError unless 0 < eps < 1.
     """
@@ -68,11 +69,9 @@ def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None =
     if windows < MIN_WINDOWS:
         said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {MIN_WINDOWS}"
         return Decision("not enough points", None, None, so_far, None, [said])
-    seen = looks(curve)
-    law, last = fit_laws(curve.tokens_W, curve.value_W, curve.stderr_W)[0].law, seen[-1]
-    row = 0
-    while row < len(seen) and seen[-1 - row].holds(eps):
-        row += 1
+    last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, MIN_WINDOWS - 1, -1))
+    held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # from the end, no further than needed
+    law, row = laws_of(curve)[0].law, len(held)
     bound = eps * so_far
     reasons = [f"the law that fits best is {law}, over {windows} windows"]
     if not _improved(last.gain_so_far):
@@ -84,7 +83,7 @@ def decide(curve: Curve, eps: float = EPS, probe: tuple[bool, Estimate] | None =
         f"the next doubling is predicted to bring {last.gain.value:.3g} ({last.gain.low:.3g} to {last.gain.high:.3g}); "
         f"the bound is {eps:.3g} of the gain so far ({so_far:.3g}), {bound:.3g}"
     )
-    since = int(seen[-row].tokens) if row >= 2 else None
+    since = int(held[-1].tokens) if row >= 2 else None
     if since is not None:
         reasons.append(f"the upper limit is below the bound at {row} windows in a row, from {since} tokens on")
     elif row == 1:
@@ -124,7 +123,8 @@ def kneedle(curve: Curve) -> int | None:
     It looks for the largest distance from the chord over the windows shown, so that a log law always has a knee, and a
     longer run a later one. Source: Satopaa et al. 2011 (ICDCSW), as `kneed` has it.
     """
-    if len(curve.tokens_W) < 3 or np.ptp(curve.value_W) == 0:
+    moved = (curve.value_W[-1] - curve.value_W[0]) * (1 if curve.rising else -1)
+    if len(curve.tokens_W) < 3 or moved <= 0:
         return None
     shape, way = ("concave", "increasing") if curve.rising else ("convex", "decreasing")
     knee = KneeLocator(curve.tokens_W, curve.value_W, S=1.0, curve=shape, direction=way).knee

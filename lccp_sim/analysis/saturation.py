@@ -1,9 +1,10 @@
 """When a metric has made most of its own improvement, and what another one still gains after that.
 
-t95 is the tokens to 95 % of *this run's own* improvement, read off an isotonic fit. It is not a point of saturation:
-a curve that goes on improving has a later t95 in a longer run, and t95 of the same curve depends on its scale (nats
-or log nats). So the run length, the last doubling of tokens, and what a curve of the other metric's shape would show
-stand beside it.
+t95 is the tokens to 95 % of *this run's own* improvement, read off an isotonic fit; t50 and t90 are its like. None is a
+point of saturation: a curve that goes on improving has a later t95 in a longer run, and t95 of the same curve depends
+on its scale (nats or log nats). So the run length, the last doubling of tokens, and what a curve of the other metric's
+shape would show stand beside it. What a reader would question: intervals hold what checkpoints scatter about a smooth
+law, so that a curve that follows none gets wide ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,17 +16,19 @@ from scipy.optimize import isotonic_regression
 
 from lccp_sim.analysis.bootstrap import Array
 from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.scatter import MIN_WINDOWS, scattered
 from lccp_sim.records import Tag
 
-FRAC = 0.95
-MIN_WINDOWS = 6
+FRACS = (0.5, 0.9, 0.95)
+FRAC = FRACS[-1]
 
 
 @dataclass(frozen=True)
 class Progress:
     """How a metric moved in a run. Tokens are this run's; `improvement` is positive where the metric got better.
 
-    `t95` is None where `reason` says why. `bracket` are the windows around it: the curve between them was not measured.
+    `t50`, `t90`, `t95`: tokens to 50, 90, 95 % of this run's own improvement, None where `reason` says why. `bracket`
+    are the windows around t95: the curve between them was not measured.
     `last_doubling` is the improvement from half of the run's tokens to its end; None with too few windows to place it.
     """
 
@@ -38,6 +41,8 @@ class Progress:
     last: float
     improvement: Estimate
     last_doubling: Estimate | None
+    t50: Estimate | None
+    t90: Estimate | None
     t95: Estimate | None
     bracket: tuple[int, int] | None
     reason: str | None
@@ -92,16 +97,35 @@ def axis(tokens_W: Array, tokens: Any) -> Any:
     return np.log(tokens + tokens_W[1])
 
 
-def t95(curve: Curve) -> Estimate:
-    """Tokens to 95 % of the curve's own improvement, with its interval; nan where it did not improve."""
-    draws_R = None
-    if curve.draws_RW is not None:
-        draws_R = np.array([tokens_to(curve.tokens_W, isotonic(draw_W, curve.rising)) for draw_W in curve.draws_RW])
-    return Estimate.of(tokens_to(curve.tokens_W, isotonic(curve.value_W, curve.rising)), draws_R)
+def reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
+    """Tokens to each share of the curve's own improvement, with intervals; nan where it did not improve.
+
+    The resamples are the curve's own: see `scattered` for what they should hold beside items. Before the first window
+    after step 0 nothing was measured, so that an estimate there has an interval of that whole stretch, at least.
+    """
+    fit_W = isotonic(curve.value_W, curve.rising)
+    fits = [] if curve.draws_RW is None else [isotonic(draw_W, curve.rising) for draw_W in curve.draws_RW]
+    found = []
+    for frac in fracs:
+        draws_R = np.array([tokens_to(curve.tokens_W, draw_W, frac) for draw_W in fits]) if fits else None
+        estimate = Estimate.of(tokens_to(curve.tokens_W, fit_W, frac), draws_R)
+        if estimate.low is not None and estimate.high is not None and estimate.value <= curve.tokens_W[1]:
+            estimate = replace(estimate, low=0.0, high=max(estimate.high, float(curve.tokens_W[1])))
+        found.append(estimate)
+    return found
+
+
+def scattering(curve: Curve) -> Curve:
+    """The curve with what its checkpoints scatter added to its resamples; as it is where it has none."""
+    return curve if curve.draws_RW is None else replace(curve, draws_RW=scattered(curve))
 
 
 def progress(curve: Curve) -> Progress:
-    """How the metric moved, and its t95 where it improved beyond what its items leave uncertain."""
+    """How the metric moved, and t50, t90, t95 where it improved beyond what items and checkpoints leave uncertain."""
+    return _progress(scattering(curve))
+
+
+def _progress(curve: Curve) -> Progress:
     sign = 1.0 if curve.rising else -1.0
     tokens_W, value_W, draws_RW = curve.tokens_W, curve.value_W, curve.draws_RW
     half = tokens_W[-1] / 2
@@ -116,7 +140,8 @@ def progress(curve: Curve) -> Progress:
             None if draws_RW is None else sign * (draws_RW[:, -1] - value_at(tokens_W, draws_RW, half)),
         )
     )
-    reason, found, bracket = None, None, None
+    reason, bracket = None, None
+    found: list[Estimate | None] = [None] * len(FRACS)
     if len(tokens_W) < MIN_WINDOWS:
         reason = f"not enough points: {_count(len(tokens_W), 'window')}, at least {MIN_WINDOWS} needed"
     elif np.ptp(value_W) == 0:
@@ -127,8 +152,8 @@ def progress(curve: Curve) -> Progress:
         low, high = improvement.low, improvement.high
         reason = f"no improvement beyond noise: {improvement.value:.2g}, interval {low:.2g} to {high:.2g}"
     else:
-        found = t95(curve)
-        right = int(np.searchsorted(tokens_W, found.value))
+        times = reached(curve)
+        right, found = int(np.searchsorted(tokens_W, times[-1].value)), [*times]
         bracket = int(tokens_W[right - 1]), int(tokens_W[right])
     return Progress(
         monitor=curve.monitor,
@@ -140,7 +165,9 @@ def progress(curve: Curve) -> Progress:
         last=float(value_W[-1]),
         improvement=improvement,
         last_doubling=last_doubling,
-        t95=found,
+        t50=found[0],
+        t90=found[1],
+        t95=found[2],
         bracket=bracket,
         reason=reason,
         interval=curve.source,
@@ -154,7 +181,8 @@ def lag(early: Curve, late: Curve) -> Lag | None:
     The values of `late` are its windows' own, not the isotonic fit's, which can only fall: so the factor can come out
     below 1, and its interval can cover 1. The two curves must share their windows and their resamples.
     """
-    first = progress(early)
+    early, late = scattering(early), scattering(late)
+    first = _progress(early)
     if first.t95 is None or np.any(late.value_W <= 0):
         return None
     tokens_W = early.tokens_W
@@ -171,8 +199,8 @@ def lag(early: Curve, late: Curve) -> Lag | None:
         factor=estimate(lambda at, end, origin: at / end),
         nats=estimate(lambda at, end, origin: at - end),
         same_shape=estimate(lambda at, end, origin: 1 + (1 - FRAC) * (origin / end - 1)),
-        index=_index(first.t95, late),
-        index_log=_index(first.t95, logarithm(late)),
+        index=_index(first.t95, _progress(late).t95),
+        index_log=_index(first.t95, _progress(logarithm(late)).t95),
     )
 
 
@@ -194,8 +222,7 @@ def value_at(tokens_W: Array, value_W: Array, tokens: float) -> Any:
     return value_W[..., right - 1] + (x - before) / (after - before) * (value_W[..., right] - value_W[..., right - 1])
 
 
-def _index(early: Estimate, late: Curve) -> Estimate | None:
-    later = progress(late).t95
+def _index(early: Estimate, later: Estimate | None) -> Estimate | None:
     if later is None:
         return None
     both = early.draws is not None and later.draws is not None

@@ -142,7 +142,7 @@ def tidy(runs: list[RunData]) -> pd.DataFrame:
         frame.insert(0, "run", run.name)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
-    for name in table.select_dtypes(object).columns:
+    for name in filter(lambda name: pd.api.types.is_object_dtype(table[name]), table.columns):
         if table[name].dropna().map(type).nunique() > 1:  # Parquet columns have one type
             table[name] = table[name].map(lambda value: value if pd.isna(value) else str(value))
     return table

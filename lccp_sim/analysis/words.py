@@ -1,15 +1,19 @@
 """Numbers as a person reads them. Every sentence, table and figure takes its numbers through here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from lccp_sim.analysis.curves import Estimate
+from lccp_sim.analysis.rule import Decision
 from lccp_sim.analysis.saturation import Progress
+from lccp_sim.records import Tag
 
 
 def tokens(count: float) -> str:
-    """A count of tokens as a person reads it: 940, 31k, 1.25M, 200B."""
+    """A count of tokens as a person reads it: 940, 31k, 1.25M, 200B; what lies beyond every horizon, as "never"."""
+    if np.isinf(count):
+        return "never"
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -50,3 +54,18 @@ def reached(row: Progress) -> str:
 def measured(value: float, stderr: float) -> str:
     """A value with its standard error, where there is one: "0.82 ± 0.03"."""
     return number(value) if np.isnan(stderr) else f"{number(value)} ± {stderr:.2g}"
+
+
+def tagged(monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
+    """A curve's name: "needle hit_frac length=512"."""
+    return " ".join([f"{monitor} {metric}", *(f"{key}={value}" for key, value in sorted(tags.items()))])
+
+
+def decided(decision: Decision, eps: float) -> str:
+    """The rule's verdict with its two numbers: "improving, 0.05 (0.04 to 0.06) against 0.03"."""
+    if decision.gain is None or np.isnan(decision.gain.value):
+        return decision.verdict
+    if decision.gain_so_far <= 0:
+        return f"{decision.verdict}, because there is no gain so far"
+    since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
+    return f"{decision.verdict}{since}, {interval(decision.gain)} against {number(eps * decision.gain_so_far)}"

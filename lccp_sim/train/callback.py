@@ -26,7 +26,8 @@ class Monitors(L.Callback):
     """Lets `watch` look at `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
 
     `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. Under DDP rank 0
-    looks and the others wait. Its state is in every checkpoint, so that a resumed run writes no record twice.
+    looks and the others wait. Its state is in every checkpoint, so that a resumed run writes no record twice. What is
+    in `then` is called once a window is written, before it is logged and saved, and gives the records that it wrote.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Monitors(L.Callback):
         self.watch, self.journal, self.tokens_per_step = watch, journal, tokens_per_step
         self.model, self.say = model, say
         self.history = HeadHistory([], watch.windows)
+        self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
 
     @classmethod
@@ -110,8 +112,9 @@ class Monitors(L.Callback):
         if seen.values:
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
-        log_scalars(trainer.loggers, [*first, *seen.records], moment)
+        self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        more = [record for follow in self.then for record in follow(trainer, moment)]
+        log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
         log_images(trainer.loggers, seen.records, step)
         self.seen_step = step
-        self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         return seen

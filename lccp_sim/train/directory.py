@@ -21,6 +21,7 @@ CONFIG, CORPUS, DONE, LOCK = "config.yaml", "corpus.json", "DONE", ".lock"
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
 FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
 FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.tokens_before", "data.cache"}
+FREE |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
 
 def run_directory(config: Config, init_hash: str | None) -> Path:
@@ -31,6 +32,8 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
     length = None if free else config.run.tokens
     data = {key: value for key, value in plain["data"].items() if key != "cache"}
     parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
+    if config.run.stopping is not None and config.run.stopping.action == "decay":
+        parts.append(plain["run"]["stopping"])
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 
@@ -146,6 +149,12 @@ def finished_tokens(directory: Path) -> int | None:
     """The tokens of a finished run, or None."""
     path = directory / DONE
     return _value(path, "tokens") if path.exists() else None
+
+
+def stopped_by(directory: Path) -> str | None:
+    """The action of run.stopping that ended a finished run before its planned tokens, or None."""
+    path = directory / DONE
+    return _value(path, "stopped_by") if path.exists() and '"stopped_by"' in path.read_text() else None
 
 
 def _value(path: Path, key: str) -> Any:

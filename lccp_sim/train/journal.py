@@ -1,4 +1,4 @@
-"""The files of a run directory that grow: records, samples, times.
+"""The files of a run directory that grow: records, samples, times, decisions.
 
 A checkpoint stores their byte lengths, and a resumed run cuts them back to these: what a killed process wrote after its
 last checkpoint is forgotten together with the weights that it described.
@@ -18,7 +18,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, append_lines, read_records, write_atomic
 
-RECORDS, TIMING, REFERENCE = "records.jsonl", "timing.jsonl", "reference"
+RECORDS, TIMING, DECISIONS, REFERENCE = "records.jsonl", "timing.jsonl", "decisions.jsonl", "reference"
 
 
 class Journal:
@@ -48,6 +48,10 @@ class Journal:
         """None, once the rows {step, tokens, what, seconds, forward_tokens} are on disk."""
         append_lines(self.directory / TIMING, (json.dumps(row) + "\n" for row in rows))
 
+    def write_decisions(self, rows: Iterable[dict[str, Any]]) -> None:
+        """None, once the rows {step, tokens, watch, verdict, reasons, action, ...} are on disk."""
+        append_lines(self.directory / DECISIONS, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
     def records(self) -> list[Record]:
         """All records so far. Raises DamagedRecords where a line is none."""
         path = self.directory / RECORDS
@@ -74,4 +78,4 @@ class Journal:
                 path.unlink()
 
     def _growing(self) -> list[Path]:
-        return [path for name in (RECORDS, TIMING) if (path := self.directory / name).exists()]
+        return [path for name in (RECORDS, TIMING, DECISIONS) if (path := self.directory / name).exists()]

@@ -4,7 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, ModelConfig, OptimConfig, RunConfig, nearest, parse, parse_kind, refuse
+from lccp_sim.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    StoppingConfig,
+    nearest,
+    parse,
+    parse_kind,
+    refuse,
+)
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
 from lccp_sim.models.experts import EXPERTS
@@ -48,6 +59,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
         monitors=attempt(_monitors, monitors, sources),
     )
+    attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     bad = isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0
@@ -113,6 +125,20 @@ def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | Non
             unknown = sources is not None and source not in sources
             rule = f"no such source; data.sources has {', '.join(sources or ())}{nearest(source, sources or ())}"
             refuse(unknown, f"monitors.{name}.{key}", source, rule)
+
+
+def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
+    """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
+    if stopping is None:
+        return
+    for name in stopping.watch if monitors is not None else ():
+        monitor, known = name.partition("/")[0], list(monitors.watch)
+        rule = f"no such monitor here; there are {', '.join(known)}{nearest(monitor, known)}"
+        refuse(monitor not in known, "run.stopping.watch", name, rule)
+    if optim is not None:
+        decays = stopping.action == "decay" and optim.schedule != "constant"
+        rule = f"needs a learning rate that is constant until then, and optim.schedule is {optim.schedule}; use stop"
+        refuse(decays, "run.stopping.action", "decay", rule)
 
 
 def plain_config(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.models import hf
 from lccp_sim.records import Record, write_atomic
+from lccp_sim.train.board import log_layout
 from lccp_sim.train.directory import CONFIG, claim, read_config
 from lccp_sim.train.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.load import plain_config
@@ -49,7 +50,8 @@ def measure(
     watch.recall(home / REFERENCE)
     for warning in watch.notes:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    history, records = HeadHistory([], series.windows), []
+    history = HeadHistory([], series.windows)
+    records: list[Record] = []
     with claim(out):
         journal = Journal(out)
         journal.truncate({}, -1)
@@ -70,6 +72,8 @@ def measure(
             if seen.values:
                 journal.write_samples(point.moment.step, seen.values)
             journal.write_timing(seen.timing)
+            if not records:
+                log_layout(logger, seen.records)
             log_scalars([logger], seen.records, point.moment)
             log_images([logger], seen.records, point.moment.step)
             records += seen.records

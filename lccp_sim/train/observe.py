@@ -29,6 +29,7 @@ class Observe(Monitors):
     def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
         super().__init__(watch, journal, batch_tokens, say=say)
         self.log_every = log_every
+        self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled: int | None = None
         self.clock = (0, time.perf_counter())
 
@@ -79,7 +80,7 @@ class Observe(Monitors):
         numbers = {
             "loss_nats": float(trainer.strategy.reduce(module.step_loss.clone(), reduce_op="sum")),
             "aux_loss": float(trainer.strategy.reduce(module.step_aux.clone(), reduce_op="sum")),
-            "lr": optim.lr * optim.factor(last, module.config.run.steps),
+            "lr": optim.lr * optim.factor(last, module.config.run.steps) * self.lr_factor(last),
             "grad_norm": float(module.grad_norm),
         }
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)

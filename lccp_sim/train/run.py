@@ -17,8 +17,9 @@ from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import write_atomic
+from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
-from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, write_facts
+from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, stopped_by, write_facts
 from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.load import plain_config, windows_of
@@ -28,6 +29,7 @@ from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers, print_corpus
 from lccp_sim.train.reference import check_sources
 from lccp_sim.train.start import Start, load_weights, tokenizer_for
+from lccp_sim.train.stopping import Stopping
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
 
@@ -45,9 +47,9 @@ def train(config: Config, console: Console) -> Path:
 
 def _train(config: Config, start: Start, directory: Path, console: Console) -> Path:
     check_same(directory, config)
-    last = finished_tokens(directory)
-    if last is not None and config.run.tokens <= last:
-        _say(console, f"{directory}: done ({last:,} tokens); a larger run.tokens extends it")
+    done = _done(config, directory)
+    if done is not None:
+        _say(console, f"{directory}: {done}")
         return directory
     checkpoint = _checkpoint(directory, console)
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
@@ -89,12 +91,33 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     module = LccpModule(config, model, facts)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
+    stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
+    if stopping is not None:
+        observe.lr_factor = stopping.factor
+    Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
-    _fit(config, module, observe, directory, _feed(corpus, config), checkpoint)
-    if module.trainer.global_step == config.run.steps:
-        write_atomic(directory / DONE, json.dumps({"tokens": config.run.steps * tokens}) + "\n")
+    _fit(config, module, [observe, *([stopping] if stopping else [])], directory, _feed(corpus, config), checkpoint)
+    step = module.trainer.global_step
+    early = stopping is not None and step == stopping.ends and step < config.run.steps
+    if early or step == config.run.steps:
+        by = {"stopped_by": stopping.settings.action} if stopping is not None and early else {}
+        write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n")
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
     return directory
+
+
+def _done(config: Config, directory: Path) -> str | None:
+    """Why there is nothing to train, in words, or None. What run.stopping ended is finished while it is set."""
+    last, by = finished_tokens(directory), stopped_by(directory)
+    action = config.run.stopping and config.run.stopping.action
+    if last is None:
+        return None
+    if by == "decay":
+        remedy = "to train on, start another run.name with run.init_from=one of its windows from before the decay"
+        return f"done: run.stopping took the learning rate to zero at {last:,} tokens; {remedy}"
+    if by == action == "stop":
+        return f"done: run.stopping stopped it at {last:,} tokens; run.stopping=null trains on to run.tokens"
+    return f"done ({last:,} tokens); a larger run.tokens extends it" if config.run.tokens <= last else None
 
 
 def _checkpoint(directory: Path, console: Console) -> Path | None:
@@ -124,7 +147,7 @@ def _say(console: Console, line: str, style: str | None = None) -> None:
 
 
 def _fit(
-    config: Config, module: LccpModule, observe: Observe, directory: Path, feed: Feed, checkpoint: Path | None
+    config: Config, module: LccpModule, ours: list[L.Callback], directory: Path, feed: Feed, checkpoint: Path | None
 ) -> None:
     r = config.run
     micro = r.batch_tokens // (r.micro_batch_tokens or r.batch_tokens)
@@ -139,7 +162,7 @@ def _fit(
         accelerator=r.accelerator, devices=1, max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
         precision="bf16-mixed" if r.precision == "bf16" else "32-true", deterministic=r.deterministic,
         logger=loggers(config, directory, first), plugins=[VerifiedIO()],
-        callbacks=[observe, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,
+        callbacks=[*ours, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=directory, log_every_n_steps=r.log_every_steps,
     )  # fmt: skip
     try:

@@ -21,7 +21,8 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (128, 512, 1024)
 SOURCES = ("code", "text")
 LAYERS, HEADS, EXPERTS = 4, 8, 8
-METRICS = ("hit_frac", "answer_nll_nats", "control_nll_nats", "gain_nats")
+METRICS = ("hit_frac", "answer_nll_nats", "control_nll_nats", "gain_nats", "answer_ppl")
+TASKS = ("city", "hobby")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,16 @@ class Writer:
 
     def window(self, step: int, tokens: int) -> None:
         self.samples = []
-        for monitor in ("precondition", "needle", "heads", "induction", "perplexity", "probe", "routing"):
+        for monitor in (
+            "precondition",
+            "needle",
+            "heads",
+            "induction",
+            "perplexity",
+            "probe",
+            "routing",
+            "intervention",
+        ):
             if monitor not in self.world.without:
                 getattr(self, monitor)(step, tokens)
 
@@ -109,7 +119,7 @@ class Writer:
             for values in cells.values() if variant == "single" else ():
                 for metric in ("control_nll_nats", "gain_nats"):
                     values[metric] = values[metric][:2]  # controls are scored for a part of the items
-            for metric in METRICS[: 4 if variant == "single" else 2]:
+            for metric in METRICS if variant == "single" else (*METRICS[:2], "answer_ppl"):
                 for (depth, length), values in cells.items():
                     tags = dict(depth=depth, length=length, span="full", variant=variant)
                     self.add(step, tokens, "probabilistic", "needle", metric, values[metric], **tags)
@@ -119,6 +129,9 @@ class Writer:
                     values_ = np.concatenate([v[metric] for (_, n), v in cells.items() if n == length])
                     tags = dict(length=length, span="full", variant=variant)
                     self.add(step, tokens, "probabilistic", "needle", metric, values_, **tags)
+                for depth in DEPTHS if variant == "single" and metric not in METRICS[2:4] else ():
+                    values_ = np.concatenate([v[metric] for (d, _), v in cells.items() if d == depth])
+                    self.add(step, tokens, "probabilistic", "needle", metric, values_, depth=depth)
                 if variant == "single":
                     whole = np.concatenate([v[metric] for v in cells.values()])
                     self.add(step, tokens, "probabilistic", "needle", metric, whole)
@@ -134,7 +147,8 @@ class Writer:
         nll = harder * self.world.mu(tokens) * np.exp(0.3 * latent[1] + 0.1 * self.rng.standard_normal(n) - 0.05)
         control = np.full(n, 6.0) + 0.1 * latent[1]
         hit = (uniform < p).astype(float)
-        return {"hit_frac": hit, "answer_nll_nats": nll, "control_nll_nats": control, "gain_nats": control - nll}
+        values = {"hit_frac": hit, "answer_nll_nats": nll, "control_nll_nats": control, "gain_nats": control - nll}
+        return values | {"answer_ppl": np.exp(nll)}
 
     def heads(self, step: int, tokens: int) -> None:
         grown = np.clip(self.strength * (0.6 + 2 * (1 - math.exp(-tokens / 60_000))), 0, 1)
@@ -143,6 +157,9 @@ class Writer:
         for layer, head in np.ndindex(LAYERS, HEADS):
             tags = dict(layer=layer, head=head)
             self.add(step, tokens, "mechanistic", "heads", "copy_hard_frac", scores[:, layer, head], **tags)
+            self.add(step, tokens, "mechanistic", "heads", "copy_null_frac", 0.2 * (head == 0), **tags)
+            bio = tags | {"samples": "longbio"}
+            self.add(step, tokens, "mechanistic", "heads", "copy_hard_frac", scores[:2, layer, head], **bio)
             for item, score in zip(items, scores[:, layer, head], strict=True):
                 self.sample("heads", "copy_hard_frac", item, tags, score)
                 self.sample("heads", "copy_hard_frac", "longbio", tags | {"samples": "longbio"}, 1.0)  # other texts
@@ -158,7 +175,8 @@ class Writer:
 
     def perplexity(self, step: int, tokens: int) -> None:
         fall = 0.2 * math.log1p(tokens / 50_000)
-        for metric, base in (("nll_nats", 3.2), ("short_nll_nats", 2.9), ("long_short_gain_nats", 0.1)):
+        bases = (("nll_nats", 3.2), ("short_nll_nats", 2.9), ("long_short_gain_nats", 0.1), ("longppl_nats", 1.5))
+        for metric, base in bases:
             values = {
                 s: base + 0.3 * i - fall * (metric == "nll_nats") + 0.02 * np.arange(4) for i, s in enumerate(SOURCES)
             }
@@ -186,9 +204,31 @@ class Writer:
             nll = (3.0 - 0.01 * sft_step) * math.exp(-tokens / 4e6) + 0.2 * self.rng.standard_normal(40)
             for metric, values in (("exact_match_frac", right.astype(float)), ("answer_nll_nats", nll)):
                 self.add(step, tokens, "behavioural", "probe", metric, values, sft_step=sft_step)
+                if sft_step:
+                    self.add(step, tokens, "behavioural", "probe", metric, values)
+                for i, task in enumerate(TASKS):
+                    self.add(step, tokens, "behavioural", "probe", metric, values[i::2], sft_step=sft_step, task=task)
+                    for seed in (0, 1):
+                        tags = dict(seed=seed, sft_step=sft_step, task=task)
+                        self.add(
+                            step,
+                            tokens,
+                            "behavioural",
+                            "probe",
+                            metric,
+                            values[20 * seed + i : 20 * seed + 20 : 2],
+                            **tags,
+                        )
                 for i, value in enumerate(values):  # two probe seeds of twenty questions
                     tags = dict(seed=i // 20, sft_step=sft_step, task="hobby" if i % 2 else "city")
                     self.sample("probe", metric, str(i % 20), tags, value)
+
+    def intervention(self, step: int, tokens: int) -> None:
+        for arm, harm in (("none", 0.0), ("mask_top", 1.5), ("mask_random", 0.2), ("boost_top", 0.1)):
+            nll = self.world.mu(tokens) + harm + 0.1 * np.arange(5)
+            self.add(step, tokens, "mechanistic", "intervention", "hit_frac", (nll < 1).astype(float), arm=arm)
+            self.add(step, tokens, "mechanistic", "intervention", "answer_nll_nats", nll, arm=arm)
+        self.add(step, tokens, "mechanistic", "intervention", "causal_nll_nats", 1.3 + 0.1 * np.arange(5))
 
     def routing(self, step: int, tokens: int) -> None:
         for layer in range(LAYERS):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import norm
+from statsmodels.stats.multitest import multipletests
 
 from bench.paper_numbers import (
     BENCHMARKS,
@@ -112,6 +113,8 @@ def test_what_has_no_answer_is_none_and_not_an_exception():
         correlation_p(0.5, 0)
 
 
-def test_holm_ignores_what_is_missing():
+def test_holm_is_that_of_statsmodels_and_ignores_what_is_missing():
+    for p_I in np.random.default_rng(0).random((20, 9)) ** 3:
+        assert holm(p_I) == pytest.approx(multipletests(p_I, method="holm")[1])
     assert holm([0.01, float("nan"), 0.04, 0.03])[:1] == pytest.approx([0.03])
     assert np.isnan(holm([0.01, float("nan")])[1]) and holm([]) == []

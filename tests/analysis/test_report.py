@@ -5,13 +5,21 @@ import json
 import re
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.report import write_report
+from lccp_sim.analysis.several import write_comparison
 from lccp_sim.analysis.table import load_run
 from lccp_sim.analysis.verdict import verdict
-from lccp_sim.analysis.words import interval, number, tokens
+from lccp_sim.analysis.words import decided, interval, number, tokens
+from lccp_sim.config import ConfigError
+
+NAMES = set(
+    "tiers needle_by_length variants depths needle_maps text positions heads intervention induction head_map probe "
+    "load_map".split()
+)
 
 
 class Tags(HTMLParser):
@@ -39,24 +47,35 @@ def test_the_page_is_self_contained(report):
     tags = Tags(text).tags
     assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object"}
     images = [attrs for tag, attrs in tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == len(NAMES)
     assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in images)
-    names = {"tiers", "needle_maps", "head_map", "load_map", "positions"}
-    assert {file.stem for file in page.parent.glob("*.png")} == names
-    assert all(f"]({name}.png)" in (page.parent / "report.md").read_text() for name in names)
+    assert {file.stem for file in page.parent.glob("*.png")} == NAMES
+    assert all(f"]({name}.png)" in (page.parent / "report.md").read_text() for name in NAMES)
+    links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
+    assert links and links <= {attrs.get("id") for _, attrs in tags}
 
 
 def test_report_json_has_one_row_a_metric(report):
     _, _, data, world = report
-    assert {"run", "finished", "tokens", "method", "verdict", "saturation", "after_hit", "warnings"} == set(data)
-    keys = {"monitor", "metric", "tags", "windows", "run_tokens", "first", "last", "improvement", "last_doubling"}
+    wanted = (
+        "run finished tokens method verdict saturation after_hit correlations heads forecast deceptive_index warnings"
+    )
+    assert set(wanted.split()) == set(data)
+    contract = set("monitor metric tags t50 t90 t95 law laws gain_per_doubling verdict".split())
     for row in data["saturation"]:
-        assert set(row) == keys | {"t95", "bracket", "reason", "interval", "n"}
+        assert contract <= set(row)
         assert (row["t95"] is None) == isinstance(row["reason"], str)
-        if row["t95"]:
-            assert set(row["t95"]) == {"value", "low", "high"}
-            assert 0 < row["t95"]["value"] <= row["run_tokens"]
+        assert row["verdict"] in ("saturated", "improving", "not told apart", "not enough points")
+        assert all(set(law) == {"name", "aicc", "tail_error"} for law in row["laws"])
+        assert (row["gain_per_doubling"] is None) == (row["verdict"] == "not enough points")
+        for name in ("t50", "t90", "t95"):
+            if row[name]:
+                assert set(row[name]) == {"tokens", "low", "high"}
+                assert 0 < row[name]["tokens"] <= row["run_tokens"]
+    whole = {(row["monitor"], row["metric"]) for row in data["saturation"] if row["tags"] == {}}
+    assert {("probe", "exact_match_frac"), ("heads", "initial_heads_mean_frac"), ("needle", "answer_ppl")} <= whole
     (hit,) = [row for row in data["saturation"] if row["metric"] == "hit_frac" and row["tags"] == {}]
+    assert hit["law"] == min(hit["laws"], key=lambda law: law["aicc"])["name"]
     assert hit["t95"]["low"] <= world.hit_t95 <= hit["t95"]["high"]
     (gap,) = [row for row in data["after_hit"] if row["tags"] == {}]
     assert set(gap) == {"tags", "factor", "nats", "same_shape", "index", "index_log"}
@@ -65,18 +84,23 @@ def test_report_json_has_one_row_a_metric(report):
 def test_the_words_carry_the_computed_numbers(report):
     page, text, data, _ = report
     found = examine(load_run(page.parents[1]))
+    rule = {name: found.decision("needle", name) for name in ("hit_frac", "answer_nll_nats")}
     hit, nll, gap = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats"), found.lag()
     summary = " ".join(data["verdict"]["summary"])
     for phrase in (
         f"hit goes from {number(hit.first)} to {number(hit.last)}",
         f"t95 = {interval(hit.t95, tokens)} of the run's {tokens(hit.run_tokens)} tokens",
         f"t95 = {interval(nll.t95, tokens)} of the run's",
-        f"falls by a factor of {interval(gap.factor)}",
-        f"t95(NLL) / t95(hit) is {interval(gap.index)}: the hit levels before the answer NLL",
+        f"the hit is {decided(rule['hit_frac'], found.eps)}",
+        f"the answer NLL is {decided(rule['answer_nll_nats'], found.eps)} nats",
     ):
         assert phrase in summary and phrase in text
+    for phrase in (f"falls by a factor of {interval(gap.factor)}", f"t95(NLL) / t95(hit) is {interval(gap.index)}"):
+        assert phrase in text
     stated = {float(n) for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*[MkB])", summary)}
-    known = {round(abs(v), 12) for v in _numbers(data)} | {abs(float(number(v))) for v in _numbers(data)}
+    bounds = [found.eps * decision.gain_so_far for decision in rule.values()]
+    computed = [*_numbers(data), *bounds]
+    known = {round(abs(v), 12) for v in computed} | {abs(float(number(v))) for v in computed}
     assert stated <= known, "a number in the summary that was not computed"
 
 
@@ -91,7 +115,7 @@ def _numbers(node):
 def test_the_same_records_give_the_same_bytes(report, tmp_path):
     page = report[0]
     again = write_report(page.parents[1], tmp_path / "elsewhere")
-    assert len(list(again.parent.iterdir())) == 8
+    assert len(list(again.parent.iterdir())) == len(NAMES) + 4
     for file in page.parent.iterdir():
         assert file.read_bytes() == (again.parent / file.name).read_bytes(), file.name
 
@@ -99,7 +123,7 @@ def test_the_same_records_give_the_same_bytes(report, tmp_path):
 def test_what_does_not_show_is_said(make_run):
     path, _ = make_run(hit=(0.3, 0.3), nll=(2.0, 2.0))
     said = verdict(examine(load_run(path)))
-    assert "cannot be judged" in said.summary[1]
+    assert "hit is not told apart" in said.summary[1]
     assert any(line.startswith("No t95 of the hit: no improvement") for line in said.not_shown)
     assert "deceptive saturation, in this run" not in " ".join(said.summary)
 
@@ -139,6 +163,8 @@ def test_runs_with_little_in_them_still_have_a_report(make_run, changes):
             assert f"No {monitor} records" in text
     if world.windows < 6:
         assert all("not enough points" in row["reason"] for row in data["saturation"])
+        assert {row["verdict"] for row in data["saturation"]} == {"not enough points"}
+        assert "needle" in world.without or "cannot be judged: not enough points" in text
     assert ("The run is unfinished" in text) != world.done
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
 
@@ -150,3 +176,35 @@ def test_deceptive_saturation_is_claimed_where_it_was_planted_and_only_there(pla
     said = verdict(examine(load_run(path)))
     assert claim not in said.summary[1]
     assert any(line.startswith("A hit that has levelled") for line in said.not_shown)
+
+
+def test_runs_are_compared_on_one_page(planted, make_run, tmp_path):
+    path, _ = make_run(seed=7, hit=(0.2, 0.7), without=("routing",))
+    config = (path / "config.yaml").read_text().replace("batch_tokens: 2048", "batch_tokens: 4096")
+    (path / "config.yaml").write_text(config)
+    page = write_comparison([planted[0], path], tmp_path / "both")
+    text = html.unescape(page.read_text())
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "run.batch_tokens" in text and "run-7" in text
+    data = json.loads((page.parent / "report.json").read_text())
+    assert [run["run"] for run in data["runs"]] == ["run", "run-7"]
+    table = pd.read_parquet(page.parent / "records.parquet")
+    assert dict(table.groupby("run")["run.batch_tokens"].first()) == {"run": 2048, "run-7": 4096}
+    assert not {"run.context_tokens", "names"} & set(table), "keys that the runs share are left out"
+    with pytest.raises(ConfigError, match="named twice"):
+        write_comparison([path, path], tmp_path / "twice")
+
+
+def test_the_paper_stands_beside_the_run(report):
+    _, text, _, _ = report
+    for value in ("24 of 30", "0.7316", "29 of 30", "0.9238", "0.8808", "79.44", "-0.82"):
+        assert value in text
+    assert "REFERENCES" not in text and "arXiv 2604.02650" in text
+
+
+def test_what_lccp_measure_wrote_is_reported(make_run):
+    path, _ = make_run(done=False)
+    (path / "config.yaml").rename(path / "measured.yaml")
+    (path / "corpus.json").unlink()
+    text = write_report(path).read_text()
+    assert "measured after the fact" in text and "The run is unfinished" not in text and "corpus.json" not in text

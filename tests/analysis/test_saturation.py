@@ -7,7 +7,7 @@ import pytest
 
 from lccp_sim.analysis.bootstrap import weights
 from lccp_sim.analysis.curves import Curve, Estimate, curves
-from lccp_sim.analysis.saturation import isotonic, lag, progress, tokens_to, value_at
+from lccp_sim.analysis.saturation import isotonic, lag, progress, reached, tokens_to, value_at
 from lccp_sim.analysis.table import load_run
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2))])
@@ -49,8 +49,8 @@ def test_planted_t95_is_recovered(make_run):
     assert gap.index.above(1) and gap.factor.above(gap.same_shape.value)
 
 
-def test_intervals_cover_the_truth_in_most_worlds(make_world, simulated):
-    repetitions, covered = 40, {"hit": 0, "nll": 0, "factor": 0}
+def test_intervals_cover_the_truth_in_most_worlds_and_say_something(make_world, simulated):
+    repetitions, covered, widths = 12, {"hit": 0, "nll": 0, "factor": 0}, []
     for seed in range(repetitions):
         world = replace(make_world, seed=seed)
         both = simulated(world)
@@ -61,8 +61,34 @@ def test_intervals_cover_the_truth_in_most_worlds(make_world, simulated):
         }
         for name, (estimate, truth) in estimates.items():
             covered[name] += estimate.low <= truth <= estimate.high
+        widths.append(estimates["nll"][0].high - estimates["nll"][0].low)
     assert min(covered.values()) >= 0.8 * repetitions, covered
-    assert min(covered.values()) < repetitions, "intervals that never miss are too wide"
+    assert np.median(widths) < 0.03 * make_world.run_tokens
+
+
+def test_t50_t90_t95_follow_each_other_and_are_exact_on_a_line_in_log_tokens():
+    line_W = 4 - 0.5 * np.log(GRID + GRID[1])
+    row = progress(curve(line_W))
+    way = np.log(GRID[-1] / GRID[1] + 1)
+    wanted = [GRID[1] * (np.exp(frac * way) - 1) for frac in (0.5, 0.9, 0.95)]
+    assert [row.t50.value, row.t90.value, row.t95.value] == pytest.approx(wanted)
+    nothing = progress(curve([0.3] * 8, "hit_frac"))
+    assert nothing.t50 is nothing.t90 is None
+
+
+def test_what_was_reached_before_the_first_window_is_known_to_that_stretch_only():
+    value_W = 2.0 * 0.2 ** (GRID > 0) + 0.0 * GRID
+    early = reached(curve(value_W, draws_RW=value_W + 1e-6 * np.random.default_rng(0).standard_normal((50, len(GRID)))))
+    assert (early[0].low, early[0].high) == (0, GRID[1])
+
+
+def test_what_moves_all_items_of_a_checkpoint_widens_the_interval():
+    rng = np.random.default_rng(0)
+    value_W = 4 - 0.5 * np.log(GRID + GRID[1]) + 0.05 * rng.standard_normal(len(GRID))
+    draws_RW = value_W + 0.1 * rng.standard_normal((400, 1))  # items differ, and all the same at every window
+    few = curve(value_W, draws_RW=draws_RW)
+    alone, whole = reached(few)[2], progress(few).t95
+    assert alone.high - alone.low < 1e-6 * alone.value < 0.05 * whole.value < whole.high - whole.low
 
 
 def test_intervals_of_paired_items_are_narrower_than_those_of_standard_errors(make_run):

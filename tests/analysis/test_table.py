@@ -2,11 +2,14 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from lccp_sim.analysis.curves import curves
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.reading import parsed_at_once, parsed_by_line
+from lccp_sim.analysis.table import load_run, tidy
 from lccp_sim.config import ConfigError
+from lccp_sim.records import Record
 
 
 def test_a_run_is_read_with_its_tags_as_columns(make_run):
@@ -96,6 +99,62 @@ def test_a_broken_side_file_is_refused_in_one_line(make_run, name, text):
     with pytest.raises(ConfigError, match=f"{name}: cannot be read") as caught:
         load_run(path)
     assert "\n" not in str(caught.value)
+
+
+def test_reading_at_once_and_line_by_line_agree(make_run):
+    path, _ = make_run()
+    file = path / "records.jsonl"
+    fast, slow = parsed_at_once(file.read_bytes()), parsed_by_line(file, [])
+    assert fast is not None
+    fast["names"] = fast.names.astype(slow.names.dtype)
+    pd.testing.assert_frame_equal(fast[slow.columns], slow, check_dtype=False, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "not a record"),
+        ("", "not a record"),
+        ('{"step": 1}', "missing"),
+        ('{"value": NaN}', "not finite"),
+        ('{"tier": "cosmic"}', "none of training"),
+        ('{"planet": 1}', "unexpected"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(make_run, line, message):
+    path, _ = make_run(windows=2, without=("heads", "probe"))
+    lines = (path / "records.jsonl").read_text().split("\n")
+    if line.startswith('{"') and line != '{"step": 1}':
+        line = json.dumps(json.loads(lines[0]) | json.loads(line))
+    (path / "records.jsonl").write_text("\n".join([*lines[:6], line, *lines[6:]]))
+    with pytest.raises(ConfigError, match=rf"line 7: not a record .*{message}|line 7: {message}") as caught:
+        load_run(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_tags_of_mixed_kinds_are_read_line_by_line(make_run):
+    path, _ = make_run(windows=2, without=("heads", "probe"))
+    with open(path / "records.jsonl", "a") as file:
+        for tag in (1, "one"):
+            record = Record(999, 999, "training", "other", "x_count", 1.0, 1, None, {"mixed": tag})
+            file.write(record.line())
+    run = load_run(path)
+    assert list(run.select("other", "x_count", "mixed").mixed) == [1, "one"]
+    assert set(tidy([run]).mixed.dropna()) == {"1", "one"}, "Parquet wants one type"
+
+
+def test_two_runs_in_one_directory_are_noticed(make_run):
+    first, _ = make_run()
+    second, _ = make_run(seed=1, windows=10)
+    both = (first / "records.jsonl").read_text() + (second / "records.jsonl").read_text()
+    (first / "records.jsonl").write_text(both)
+    (warning,) = [line for line in load_run(first).warnings if "records.jsonl" in line]
+    assert "with different values: did two runs write here?" in warning
+    rows = [json.loads(line) for line in (second / "records.jsonl").read_text().split("\n") if line]
+    shifted = "".join(json.dumps(row | {"step": row["step"] + 1}) + "\n" for row in rows)
+    (second / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + shifted)
+    (warning,) = [line for line in load_run(second).warnings if "records.jsonl" in line]
+    assert "the steps go back, from 976 to 1" in warning and "line " in warning
 
 
 def test_a_record_written_twice_is_used_once(make_run):

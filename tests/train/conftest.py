@@ -12,11 +12,18 @@ from rich.console import Console
 
 from lccp_sim.config import Config
 from lccp_sim.data.tokenizer import train_tokenizer
+from lccp_sim.train.board import Board
 from lccp_sim.train.load import load_config
 from lccp_sim.train.run import train
 from tests import home
 from tests.train.foreign import MONITORS
 from tests.train.tiny import WORDS, plain
+
+
+@pytest.fixture(autouse=True)
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without the verdict in TensorBoard, which takes seconds; `finished` and test_board.py have it."""
+    monkeypatch.setattr(Board, "_verdict", lambda self: "")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,134 @@
+"""The rule for saturation: it never looks ahead, it needs two windows in a row, and it says why."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from statsmodels.stats.weightstats import ttost_paired
+
+from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.laws import Fit
+from lccp_sim.analysis.rule import EPS, decide, equivalent, kneedle, looks
+from lccp_sim.config import ConfigError
+
+FIRST = 31_250.0
+GRID = np.array([0, *(FIRST * 2 ** (np.arange(13) / 2))])
+LOG_W = Fit("log", {"A": -0.4, "B": 8.0, "N0": 5e4}, 0.0).predict(GRID)
+POWER_W = Fit("power", {"E": 0.5, "A": 3 * FIRST**0.9, "a": 0.9, "N0": FIRST}, 0.0).predict(GRID)
+
+
+def curve(value_W, noise=0.01, seed=0, metric="answer_nll_nats") -> Curve:
+    rng = np.random.default_rng(seed)
+    value_W = np.asarray(value_W, float)
+    value_W = value_W + noise * rng.standard_normal(len(value_W))
+    draws_RW = value_W + noise * rng.standard_normal((200, len(value_W)))
+    return Curve("needle", metric, {}, GRID[: len(value_W)], value_W, np.full(len(value_W), noise), draws_RW)
+
+
+def cut(whole: Curve, windows: int) -> Curve:
+    return replace(
+        whole,
+        tokens_W=whole.tokens_W[:windows],
+        value_W=whole.value_W[:windows],
+        stderr_W=whole.stderr_W[:windows],
+        draws_RW=whole.draws_RW[:, :windows],
+    )
+
+
+def test_a_power_law_saturates_and_a_log_law_does_not():
+    power, log = decide(curve(POWER_W)), decide(curve(LOG_W))
+    assert (power.verdict, log.verdict) == ("saturated", "improving")
+    assert (power.law, log.law) == ("power", "log")
+    assert power.gain.high < EPS * power.gain_so_far and log.gain.low > EPS * log.gain_so_far
+    assert power.since_tokens in GRID.astype(int) and power.since_tokens < GRID[-1]
+    assert log.since_tokens is None
+    assert "windows in a row" in power.reasons[-1]
+
+
+def test_the_rule_never_looks_ahead():
+    whole = curve(POWER_W)
+    seen = looks(whole)
+    for windows in range(6, len(GRID) + 1):
+        assert looks(cut(whole, windows)) == seen[: windows - 5]
+    since = decide(whole).since_tokens
+    first = next(n for n in range(1, len(GRID) + 1) if decide(cut(whole, n)).verdict == "saturated")
+    assert decide(cut(whole, first)).since_tokens == since == int(GRID[first - 2]), "two windows in a row"
+    changed = replace(whole, value_W=np.append(whole.value_W[:-1], 9.0))
+    assert looks(changed)[:-1] == seen[:-1]
+
+
+def test_one_window_is_not_enough_and_a_later_rise_takes_the_verdict_back():
+    whole = curve(POWER_W)
+    held = [look.holds(EPS) for look in looks(whole)]
+    once = decide(cut(whole, 6 + held.index(True)))
+    assert once.verdict == "not told apart" and once.since_tokens is None
+    assert "two in a row are needed" in once.reasons[-1]
+    falls_W = POWER_W - np.where(GRID > GRID[9], 0.6 * np.log(np.maximum(GRID, 1) / GRID[9]), 0)
+    assert decide(curve(falls_W)).verdict != "saturated"
+
+
+@pytest.mark.parametrize("windows", [1, 2, 5])
+def test_too_few_windows(windows):
+    said = decide(curve(LOG_W[:windows]))
+    assert (said.verdict, said.since_tokens, said.gain, said.law) == ("not enough points", None, None, None)
+    assert said.reasons == [f"{windows} window{'s' * (windows > 1)}; the rule needs at least 6"]
+
+
+@pytest.mark.parametrize("value_W", [np.full(10, 2.0), np.linspace(2, 3, 10)], ids=["flat", "worse"])
+def test_what_did_not_improve_has_nothing_to_saturate(value_W):
+    for noise in (0.0, 0.02):
+        said = decide(curve(value_W, noise))
+        assert said.verdict == "not told apart" and "not beyond noise" in said.reasons[-1]
+
+
+def test_a_curve_without_resamples_is_judged_by_its_scatter_alone():
+    alone = replace(curve(POWER_W), draws_RW=None)
+    assert decide(alone).verdict == "saturated"
+    assert decide(replace(curve(LOG_W), draws_RW=None)).verdict == "improving"
+
+
+def test_the_probe_can_only_take_the_verdict_away():
+    kept, lost = (True, Estimate(0.0, -0.01, 0.01)), (False, Estimate(0.1, 0.0, 0.2))
+    assert decide(curve(POWER_W), probe=kept).verdict == "saturated"
+    assert decide(curve(POWER_W), probe=lost).verdict == "not told apart"
+    assert decide(curve(LOG_W), probe=kept).verdict == "improving"
+
+
+@pytest.mark.parametrize("eps", [0.0, -1, 1.0, float("nan")])
+def test_eps_is_a_share(eps):
+    with pytest.raises(ConfigError, match="share of the gain so far"):
+        decide(curve(LOG_W), eps)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("seed", range(5))
+def test_equivalence_is_that_of_statsmodels(seed, margin):
+    rng = np.random.default_rng(seed)
+    before_I = rng.standard_normal(60)
+    after_I = before_I + 0.02 + 0.2 * rng.standard_normal(60)
+    same, change = equivalent(before_I, after_I, margin)
+    assert same == (ttost_paired(after_I, before_I, -margin, margin)[0] < 0.05)
+    for bound in (change.low, change.high):  # the interval's ends are where a one-sided test is just at 5 %
+        one_sided = ttost_paired(after_I - bound, before_I, -1e-9, 1e-9)
+        assert min(one_sided[1][1], one_sided[2][1]) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_items_of_which_none_changed_leave_room_for_those_not_seen():
+    same, change = equivalent(np.ones(50), np.ones(50), 0.1)
+    assert same and change.high == pytest.approx(1 - 0.05 ** (1 / 50)) == pytest.approx(3 / 50, rel=0.05)
+    assert not equivalent(np.ones(20), np.ones(20), 0.1)[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "margin"),
+    [([1.0], [1.0], 0.1), ([1, 2], [1, 2, 3], 0.1), ([1, np.nan], [1, 2], 0.1), ([1, 2], [1, 2], 0.0)],
+)
+def test_no_equivalence_without_pairs_or_margin(before, after, margin):
+    with pytest.raises(ConfigError, match="equivalence needs"):
+        equivalent(before, after, margin)
+
+
+def test_kneedle_finds_a_knee_in_a_log_law_and_moves_it_with_the_run():
+    knees = [kneedle(curve(LOG_W[:windows], noise=0.0)) for windows in (8, 11, 14)]
+    assert None not in knees and knees[0] < knees[1] < knees[2]
+    assert kneedle(curve([2.0] * 8, noise=0.0)) is None and kneedle(curve(-LOG_W, noise=0.0)) is None
