@@ -65,9 +65,8 @@ def span(value: dict[str, float] | None, scale: float = 1.0, digits: int = 2) ->
     """`value (low to high)`, or a dash."""
     if not value:
         return "–"
-    numbers = [
-        f"{value[key] / scale:.{digits}f}" if value[key] is not None else "–" for key in ("value", "low", "high")
-    ]
+    keys = ("tokens" if "tokens" in value else "value", "low", "high")
+    numbers = [f"{value[key] / scale:.{digits}f}" if value[key] is not None else "–" for key in keys]
     return f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
 
 

@@ -10,7 +10,7 @@ def statements(found: Findings) -> list[tuple[str, str]]:
     hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
     gap = found.lag()
     made = (
-        ("After the hit's t95", _after(hit, gap)),
+        ("After the hit's t95", _after(found, hit, gap)),
         ("Scale", _scale(found, gap)),
         ("Knee", _knee(found)),
         ("By length", _lengths(found)),
@@ -35,7 +35,7 @@ def beyond(row: Progress) -> str:
     return " (within noise)" if row.improvement.low is not None else ""
 
 
-def _after(hit: Progress | None, gap: Lag | None) -> str:
+def _after(found: Findings, hit: Progress | None, gap: Lag | None) -> str:
     if hit is None:
         return ""
     if gap is None:
@@ -53,7 +53,16 @@ def _after(hit: Progress | None, gap: Lag | None) -> str:
         if gap.index.above(1)
         else "the two are not told apart"
     )
-    return f"{text}, and the deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: {told}."
+    return f"{text}, and the deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: {told}.{_threshold(found)}"
+
+
+def _threshold(found: Findings) -> str:
+    """What the index would be with hits that are made from the NLL alone."""
+    index = found.deceptive.runs[0].indices[0] if found.deceptive else None
+    if index is None or index.null is None:
+        return ""
+    word = "more than" if index.exceeds else "not told apart from"
+    return f" Hits made from the NLL by a threshold alone would show {interval(index.null)}: it is {word} that."
 
 
 def _scale(found: Findings, gap: Lag | None) -> str:

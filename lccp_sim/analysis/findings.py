@@ -1,8 +1,8 @@
 """Everything that is computed from a run, once: how each metric moved, its law and verdict, what could be foretold.
 
 Words, tables and figures only read this, so that a number cannot differ between them. What a reader would question:
-parts of a metric (a length, a source, an arm) get their laws and verdicts from a quarter of the resamples, because
-there are many of them; whole monitors get them from all.
+parts of a metric (a length, a source, an arm) get intervals and verdicts from a quarter of the resamples, because there
+are many of them; whole monitors get them from all.
 """
 
 from collections.abc import Mapping
@@ -104,13 +104,13 @@ class Findings:
 
     def enter(self, curve: Curve) -> None:
         """None, after everything about a curve was computed and entered."""
+        if curve.tags and curve.draws_RW is not None:
+            curve = replace(curve, draws_RW=curve.draws_RW[:PART_DRAWS])
         name = key(curve.monitor, curve.metric, curve.tags)
         self.curves[name], self.rows[name] = curve, progress(curve)
         self.knees[name] = kneedle(curve)
-        draws_RW = curve.draws_RW[:PART_DRAWS] if curve.tags and curve.draws_RW is not None else curve.draws_RW
-        enough = len(curve.tokens_W) >= MIN_WINDOWS
-        self.fits[name] = laws_of(curve) if enough else []
-        self.decisions[name] = decide(replace(curve, draws_RW=draws_RW), self.eps)
+        self.fits[name] = laws_of(curve) if len(curve.tokens_W) >= MIN_WINDOWS else []
+        self.decisions[name] = decide(curve, self.eps)
 
 
 def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:

@@ -172,6 +172,13 @@ def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str
     figure, axes = panels(len(kept), height=3.1)
     for ax, (unit, curves, log) in zip(axes[0], kept, strict=True):
         _panel(ax, unit, curves, log, grid_W)
+    named = {tuple(label for label, _, _ in curves) for _, curves, _ in kept}
+    if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, where no line is
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8)
+    else:
+        for ax in axes[0]:
+            if any(ax.get_legend_handles_labels()[1]):
+                ax.legend(fontsize=7.5, loc="best")
     return Drawing(name, title, alt, caption, png(figure))
 
 
@@ -186,8 +193,6 @@ def _panel(ax: Axes, unit: str, curves: list[tuple[str, Any, Curve]], log: bool,
     elif min(curve.value_W.min() for _, _, curve in curves) < 0 < max(curve.value_W.max() for _, _, curve in curves):
         ax.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     token_axis(ax, grid_W, AXIS, few=True)
-    if any(label for label, _, _ in curves):
-        ax.legend(fontsize=7.5, loc="best")
 
 
 def _as_curve(tokens_W: Array, value_W: Array) -> Curve:

@@ -97,7 +97,7 @@ def claims(found: Findings) -> Table:
 
 
 def _share(found: Findings, count: float) -> str:
-    return f"{tokens(count)} ({percent(count / found.run.tokens)} of the run)"
+    return f"{tokens(count)} ({percent(count / max(found.run.tokens, 1))} of the run)"
 
 
 def _hit(found: Findings) -> list[str] | None:

@@ -19,6 +19,7 @@ from lccp_sim.analysis.words import tokens
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY, YELLOW, BLACK = "#56B4E9", "#E69F00", "#222222"
+DPI = 180
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, BLACK)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
@@ -39,11 +40,16 @@ class Drawing:
     caption: str
     png: bytes
 
+    @property
+    def width(self) -> int:
+        """Its width on a page, in CSS pixels: an inch is 105 of them, a little more than as printed."""
+        return round(int.from_bytes(self.png[16:20], "big") / DPI * 105)  # the width stands in the PNG's header
+
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, at twice the resolution of a page, with no time or version in it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=180, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 

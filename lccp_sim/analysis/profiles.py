@@ -38,7 +38,7 @@ def depths(found: Findings) -> Drawing | None:
             ax.set_ylim(-0.03, 1.03)
         else:
             log_values(ax)
-    axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     caption = (
         "Single needles, mean over all lengths (arXiv 2604.02650 sec. 7.2: depths of 30 to 80 % start worst, and "
         "training flattens the profile). Short lengths are in the mean, too, and have no depth to speak of."
@@ -140,10 +140,10 @@ def probe(found: Findings) -> Drawing | None:
         ax.set_xlim(-0.04, 1.04)
         ax.set_xlabel("exact match, fraction of questions")
         ax.grid(axis="y", color="#e5e5e0", linewidth=0.6)
+    asked = " to ".join(sorted({str(table.n.min()), str(table.n.max())}, key=int))
     caption = (
         f"After {last['sft_step']} fine-tuning steps. Bars: one standard error over questions, of which a task has "
-        f"{int(table.n.min())} to {int(table.n.max())}. The seed orders the fine-tuning batches; it is no seed of "
-        "training."
+        f"{asked}. The seed orders the fine-tuning batches; it is no seed of training."
     )
     alt = f"Exact match of {len(tasks)} tasks at the first and the last window, mean and by probe seed"
     return Drawing("probe", "Fine-tuned probe by task", alt, caption, png(figure))

@@ -6,6 +6,7 @@ would question: resamples take the best point of the grid without refining it; i
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import minimize
@@ -106,7 +107,16 @@ def search(law: str, tokens_W: Array, value_RW: Array, root_W: Array, ahead: Arr
 
 
 def solve(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Solution:
-    """The best fit of one curve, refined from the best point of the grid within the grid's bounds."""
+    """The best fit of one curve, refined from the best point of the grid within the grid's bounds.
+
+    The last few are remembered, because the rule, the laws and the scatter of one curve all ask for the same.
+    """
+    return _solved(law, *(np.asarray(each, float).tobytes() for each in (tokens_W, value_W, root_W)))
+
+
+@lru_cache(maxsize=256)
+def _solved(law: str, *data: bytes) -> Solution:
+    tokens_W, value_W, root_W = (np.frombuffer(each) for each in data)
     theta_GQ, scaled_W = grid(law, tokens_W), value_W * root_W
     start_Q = theta_GQ[_projected(law, tokens_W, theta_GQ, scaled_W[None], root_W)[2][0].argmin()]
 

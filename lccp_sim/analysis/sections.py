@@ -32,6 +32,7 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
 
     made = [
         Section("Saturation", [], [tables.whole(found), tables.laws(found)]),
+        Section("Deceptive saturation", [], [tables.deceptive(found), tables.ceilings(found)]),
         Section("Behavioural: the probe", these("probe"), [paper.correlations(found)]),
         Section("Probabilistic: needles", these("needle_by_length", "variants", "depths", "needle_maps")),
         Section("Probabilistic: held-out text", these("text", "positions")),

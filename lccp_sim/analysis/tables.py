@@ -84,6 +84,34 @@ def laws(found: Findings) -> Table:
     return Table("Laws", head, rows, note)
 
 
+def deceptive(found: Findings) -> Table:
+    """One row a late metric: its index, what thresholding does by itself, and whether the index exceeds it."""
+    rows = []
+    for index in found.deceptive.runs[0].indices if found.deceptive else ():
+        told = "" if index.exceeds is None else "yes" if index.exceeds else "no"
+        p_values = ["" if p is None else number(p) for p in (index.p, index.p_own)]
+        known = [interval(each) if each else "" for each in (index.index, index.null, index.null_own, index.excess)]
+        rows.append([index.late, *known[:3], *p_values, told, known[3], index.reason or ""])
+    head = ["late metric", "t95 over t95(hit)", "with hits made from the NLL", "the same, by item", "p", "p, by item"]
+    head += ["exceeds both", "excess", "why not"]
+    note = (
+        "An index above 1 is what any high threshold on a falling NLL gives. So hits are derived from the items' own "
+        "NLL, by one falling function for all items, and by item; p is the share of these that reach the index."
+    )
+    return Table("Deceptive index, against what a threshold gives by itself", head, rows, note)
+
+
+def ceilings(found: Findings) -> Table:
+    """One row a rule for "the hit is complete": where, and by what factor the NLL still falls after it."""
+    rows = []
+    for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
+        where = "" if each.tokens is None else tokens(each.tokens)
+        rows.append([each.rule, where, *(interval(e) if e else "" for e in (each.fold, each.nats)), each.reason or ""])
+    note = "Complete: the mean hit, or the lower bound of its Wilson interval, is at least 0.95; the window as given."
+    head = ["hit complete by", "at tokens", "NLL there over NLL at the end", "nats between", "why not"]
+    return Table("After the hit is complete", head, rows, note)
+
+
 def forecasts(found: Findings) -> Table:
     """One row a metric and share of windows: what was foretold, and what came."""
     rows = []
@@ -178,7 +206,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     source = " *" if row.interval == "standard errors" else ""
     cells = [tagged(row.monitor, row.metric, row.tags) + source, change(row).removeprefix("from ")]
     cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
-    cells.append(interval(row.t95, tokens) if row.t95 else f"none: {row.reason}")
+    cells.append(interval(row.t95, tokens) if row.t95 else f"none: {(row.reason or '').partition(':')[0]}")
     gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
     cells.append((decision.law or "").replace("_", " ") if decision else "")
     cells += [interval(gain) if gain else "", decision.verdict if decision else ""]

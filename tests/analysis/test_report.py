@@ -143,14 +143,12 @@ def test_the_precondition_is_read_at_step_0(make_run):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"without": ("probe",)},
-        {"without": ("heads",)},
+        {"without": ("probe", "heads")},
         {"without": ("needle",)},
         {"without": ("perplexity", "routing", "heads", "probe", "precondition")},
         {"windows": 2},
         {"windows": 1},
-        {"samples": False},
-        {"done": False},
+        {"samples": False, "done": False},
     ],
     ids=str,
 )
@@ -166,7 +164,24 @@ def test_runs_with_little_in_them_still_have_a_report(make_run, changes):
         assert {row["verdict"] for row in data["saturation"]} == {"not enough points"}
         assert "needle" in world.without or "cannot be judged: not enough points" in text
     assert ("The run is unfinished" in text) != world.done
+    assert ("parametric bootstrap of the standard errors" in text) != world.samples
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+def test_windows_that_lack_a_metric_are_left_out_of_its_curve_only(make_run):
+    path, world = make_run(without=("heads", "probe", "perplexity"))
+    lines = [json.loads(line) for line in (path / "records.jsonl").read_text().split("\n") if line]
+    gone = sorted({row["step"] for row in lines})[3:5]
+    kept = [row for row in lines if row["metric"] != "control_nll_nats" or row["step"] not in gone]
+    constant = [row | {"metric": "first_copy_nll_nats", "value": 9.5} for row in lines if row["monitor"] == "induction"]
+    rows = {(row["step"], row["metric"], str(row["tags"])): row for row in [*kept, *constant]}
+    (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    found = examine(load_run(path))
+    write_report(path)
+    assert len(found.curve("needle", "hit_frac").tokens_W) == world.windows
+    assert len(found.curve("needle", "control_nll_nats").tokens_W) == world.windows - 2
+    row = found.row("induction", "first_copy_nll_nats")
+    assert row.t95 is None and row.reason.startswith("constant at 9.5")
 
 
 def test_deceptive_saturation_is_claimed_where_it_was_planted_and_only_there(planted, make_run):
