@@ -120,12 +120,15 @@ class OptimConfig:
 class StoppingConfig:
     """What a run does once the saturation rule (analysis/rule.py, with `eps`) finds every metric of `watch` saturated.
 
-    A metric is `monitor/metric`; of the probe, after its last fine-tuning step. warn only says so, stop ends the run
-    after the window, decay takes the learning rate linearly to zero over `decay_tokens`, and then ends it.
+    A metric is `monitor/metric`; of the probe, after its last fine-tuning step. Where the run has a probe, its exact
+    match must also be shown to stay within +-`probe_margin` (null: not asked) over the last doubling of tokens. warn
+    only says so, stop ends the run after the window, decay takes the learning rate linearly to zero over
+    `decay_tokens`, and then ends it.
     """
 
-    watch: tuple[str, ...] = ("needle/answer_nll_nats", "probe/exact_match_frac")
+    watch: tuple[str, ...] = ("needle/answer_nll_nats",)
     eps: Annotated[float, Gt(0), Lt(1)] = 0.05
+    probe_margin: Annotated[float, Gt(0)] | None = 0.05
     action: Literal["warn", "decay", "stop"] = "warn"
     decay_tokens: Size | None = None
 

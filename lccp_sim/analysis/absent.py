@@ -1,7 +1,8 @@
 """What a reader might expect from arXiv 2604.02650 and does not find in a run, each with the number that says so."""
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.words import change, decided, interval, number, tokens
+from lccp_sim.analysis.rule import decided
+from lccp_sim.analysis.words import change, interval, number, tokens
 
 MISSING = {
     "needle": "needle records: no hit and no answer NLL",

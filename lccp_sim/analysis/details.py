@@ -176,6 +176,8 @@ def _probe(found: Findings) -> str:
             if row:
                 when = "before fine-tuning" if sft_step == 0 else f"after {sft_step} fine-tuning steps"
                 parts.append(f"{when}, {name} goes {change(row)}{beyond(row)} over {row.windows} windows")
+    if found.stays is not None:
+        parts.append(found.stays.said())
     return _sentence(parts)
 
 

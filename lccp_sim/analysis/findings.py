@@ -8,12 +8,15 @@ are many of them; whole monitors get them from all.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from lccp_sim.analysis.comparison import Comparison, comparisons
 from lccp_sim.analysis.correlation import Correlation, correlations
 from lccp_sim.analysis.curves import Curve, Estimate, curves
 from lccp_sim.analysis.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.dynamics import SETS, Dynamics, dynamics
+from lccp_sim.analysis.equivalence import Equivalence, probe_stays
 from lccp_sim.analysis.forecast import Forecast, forecasts
 from lccp_sim.analysis.laws import MIN_WINDOWS, Fit, laws_of
+from lccp_sim.analysis.panel import gather
 from lccp_sim.analysis.rule import EPS, Decision, decide, kneedle
 from lccp_sim.analysis.saturation import Lag, Progress, lag, progress
 from lccp_sim.analysis.table import RunData
@@ -49,7 +52,8 @@ class Findings:
     """Curves, Progress, laws, Decision, Lag by (monitor, metric, tags); forecasts; heads by set of texts.
 
     `steps_sft`: the fine-tuning steps that the probe recorded. Whole monitors have no tags, the probe too: that is the
-    probe after its last fine-tuning step. `knees`: what Kneedle would call the knee, to be shown as a caution.
+    probe after its last fine-tuning step. `stays`: whether that has stopped moving. `knees`: what Kneedle would call
+    the knee, to be shown as a caution.
     """
 
     run: RunData
@@ -62,8 +66,10 @@ class Findings:
     forecasts: list[Forecast] = field(default_factory=list)
     heads: dict[str, Dynamics] = field(default_factory=dict)
     correlations: list[Correlation] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     deceptive: Deceptive | None = None
     steps_sft: list[int] = field(default_factory=list)
+    stays: Equivalence | None = None
     eps: float = EPS
 
     def curve(self, monitor: str, metric: str, **tags: Tag) -> Curve | None:
@@ -154,7 +160,9 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
     for monitor, metric in FORETOLD:
         if curve := found.curve(monitor, metric):
             found.forecasts += forecasts(curve, planned)
-    found.correlations, found.deceptive = correlations([run]), deceptive(run)
+    panels = gather([run])
+    found.correlations, found.comparisons, found.deceptive = correlations(panels), comparisons(panels), deceptive(run)
+    found.stays = probe_stays(run)
     return found
 
 

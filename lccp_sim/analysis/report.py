@@ -96,6 +96,8 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "saturation": [_saturation(found, name, row) for name, row in found.rows.items()],
         "after_hit": lags,
         "correlations": [row.row() for row in found.correlations],
+        "comparisons": [row.row() for row in found.comparisons],
+        "probe_stays": found.stays.row() if found.stays else None,
         "heads": [_heads(moved) for moved in found.heads.values()],
         "forecast": foretold,
         "deceptive_index": found.deceptive.row() if found.deceptive else None,

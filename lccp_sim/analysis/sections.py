@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from lccp_sim.analysis import paper, tables
 from lccp_sim.analysis.background import corpus, costs
+from lccp_sim.analysis.beside_probe import by_task, coefficients, compared
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.plotting import Drawing
 from lccp_sim.analysis.tables import Table
@@ -30,10 +31,11 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
     def these(*names: str) -> list[Drawing]:
         return [drawings[name] for name in names if name in drawings]
 
+    with_probe = [paper.correlations(found), coefficients(found.correlations)]
     made = [
         Section("Saturation", [], [tables.whole(found), tables.laws(found)]),
         Section("Deceptive saturation", [], [tables.deceptive(found), tables.ceilings(found)]),
-        Section("Behavioural: the probe", these("probe"), [paper.correlations(found)]),
+        Section("Behavioural: the probe", these("probe"), with_probe),
         Section("Probabilistic: needles", these("needle_by_length", "variants", "depths", "needle_maps")),
         Section("Probabilistic: held-out text", these("text", "positions")),
         Section("Mechanistic: heads", these("heads", "intervention", "induction", "head_map"), [paper.stages(found)]),
@@ -42,6 +44,7 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
         Section("Training", these("load_map"), [costs(found), corpus(found)]),
         Section("Every window", [], [tables.windows(found), tables.heads(found)], folded=True),
         Section("Every part", [], [tables.by_length(found), tables.parts(found)], folded=True),
+        Section("Every correlation", [], [compared(found.comparisons), by_task(found.correlations)], folded=True),
     ]
     kept = [Section(one.title, one.drawings, [table for table in one.tables if table.rows], one.folded) for one in made]
     return [section for section in kept if section.drawings or section.tables]

@@ -6,16 +6,21 @@ correlations with the probe and the deceptive index.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from lccp_sim.analysis.beside_probe import by_task, coefficients, compared, foretold
+from lccp_sim.analysis.comparison import comparisons
 from lccp_sim.analysis.correlation import correlations
 from lccp_sim.analysis.deceptive import deceptive
 from lccp_sim.analysis.findings import FORETOLD, Findings, examine
+from lccp_sim.analysis.panel import gather
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.prediction import predictions
 from lccp_sim.analysis.report import numbers, write_page
 from lccp_sim.analysis.sections import Section
 from lccp_sim.analysis.table import RunData, differing, load_run, tidy
@@ -44,15 +49,18 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     said = [verdict(each) for each in found]
     with matplotlib.rc_context(STYLE):
         overlay = overlaid(found)
-    over_runs = deceptive(runs)
+    over_runs, panels = deceptive(runs), gather(runs)
+    together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
     claims = [
-        deceptive_here(*(each.decision("needle", metric) for metric in ("hit_frac", "answer_nll_nats")))
+        deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
         for each in found
     ]
     made = [
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
-        Section("Predictions between runs", [], [_predictions(over_runs.row())]),
+        Section("With the probe", [], [coefficients(together), foretold(ahead)]),
+        Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
+        Section("Every correlation", [], [compared(closer), by_task(together)], folded=True),
     ]
     page = {
         "name": f"{len(runs)} runs",
@@ -60,12 +68,14 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         "summary": [f"{name}: {claim}." for name, claim in zip(names, claims, strict=True)],
         "caution": " ".join(f"{name}: {v.caution}" for name, v in zip(names, said, strict=True) if v.caution),
         "main": overlay,
-        "sections": [Section(s.title, [], kept) for s in made if (kept := [t for t in s.tables if t.rows])],
+        "sections": [replace(s, tables=kept) for s in made if (kept := [table for table in s.tables if table.rows])],
         "warnings": [f"{run.name}: {text}" for run in runs for text in dict.fromkeys(run.warnings)],
     }
     data = {
         "runs": [numbers(each, verdict_) for each, verdict_ in zip(found, said, strict=True)],
-        "correlations": [row.row() for row in correlations(runs)],
+        "correlations": [row.row() for row in together],
+        "comparisons": [row.row() for row in closer],
+        "predictions": [row.row() for row in ahead],
         "deceptive_index": over_runs.row(),
     }
     return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
@@ -157,8 +167,9 @@ def _predictions(deceptive_row: dict[str, Any]) -> Table:
     for p in deceptive_row["predictions"]:
         cells = [str(p["windows"]), str(p["runs"])]
         cells += ["" if p[name] is None else number(p[name]) for name in ("mae", "mae_tokens", "ratio")]
-        rows.append([p["target"], *cells, p["reason"] or ""])
-    head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio", "why not"]
+        cells[2] = f"none: {p['reason']}" if p["reason"] else cells[2]
+        rows.append([p["target"], *cells])
+    head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
     note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
     return Table("Does the NLL after the hit foretell the probe?", head, rows, note)
 

@@ -91,9 +91,10 @@ def deceptive(found: Findings) -> Table:
         told = "" if index.exceeds is None else "yes" if index.exceeds else "no"
         p_values = ["" if p is None else number(p) for p in (index.p, index.p_own)]
         known = [interval(each) if each else "" for each in (index.index, index.null, index.null_own, index.excess)]
-        rows.append([index.late, *known[:3], *p_values, told, known[3], index.reason or ""])
+        known[1 if index.index else 0] = f"none: {index.reason}" if index.reason else known[1 if index.index else 0]
+        rows.append([index.late, *known[:3], *p_values, told, known[3]])
     head = ["late metric", "t95 over t95(hit)", "with hits made from the NLL", "the same, by item", "p", "p, by item"]
-    head += ["exceeds both", "excess", "why not"]
+    head += ["exceeds both", "excess"]
     note = (
         "An index above 1 is what any high threshold on a falling NLL gives. So hits are derived from the items' own "
         "NLL, by one falling function for all items, and by item; p is the share of these that reach the index."
@@ -105,10 +106,11 @@ def ceilings(found: Findings) -> Table:
     """One row a rule for "the hit is complete": where, and by what factor the NLL still falls after it."""
     rows = []
     for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
-        where = "" if each.tokens is None else tokens(each.tokens)
-        rows.append([each.rule, where, *(interval(e) if e else "" for e in (each.fold, each.nats)), each.reason or ""])
+        where = "none" if each.tokens is None else tokens(each.tokens)
+        where += f": {each.reason}" if each.reason else ""
+        rows.append([each.rule, where, *(interval(e) if e else "" for e in (each.fold, each.nats))])
     note = "Complete: the mean hit, or the lower bound of its Wilson interval, is at least 0.95; the window as given."
-    head = ["hit complete by", "at tokens", "NLL there over NLL at the end", "nats between", "why not"]
+    head = ["hit complete by", "at tokens", "NLL there over NLL at the end", "nats between"]
     return Table("After the hit is complete", head, rows, note)
 
 
@@ -197,19 +199,21 @@ def by_length(found: Findings) -> Table:
     return Table("Needles by length", head, rows, note)
 
 
-_MOVED = ["metric", "first to last", "t50", "t90", "t95", "law", "next doubling", "rule"]
+_MOVED = ["metric", "rule", "first to last", "next doubling", "t50", "t90", "t95", "law"]
 
 
 def _moved(found: Findings, row: Progress) -> list[str]:
     decision = found.decision(row.monitor, row.metric, **row.tags)
     knee = found.knees.get((row.monitor, row.metric, tuple(sorted(row.tags.items()))))
     source = " *" if row.interval == "standard errors" else ""
-    cells = [tagged(row.monitor, row.metric, row.tags) + source, change(row).removeprefix("from ")]
-    cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
-    cells.append(interval(row.t95, tokens) if row.t95 else f"none: {(row.reason or '').partition(':')[0]}")
     gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
+    cells = [tagged(row.monitor, row.metric, row.tags) + source, decision.verdict if decision else ""]
+    cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
+    cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
+    why = (row.reason or "").partition(":")[0]
+    none = "none" if why == cells[1] else f"none: {why}"
+    cells.append(interval(row.t95, tokens) if row.t95 else none)
     cells.append((decision.law or "").replace("_", " ") if decision else "")
-    cells += [interval(gain) if gain else "", decision.verdict if decision else ""]
     return [*cells, tokens(knee) if knee is not None else ""]
 
 

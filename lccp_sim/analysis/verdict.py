@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from lccp_sim.analysis.absent import not_shown
 from lccp_sim.analysis.details import beyond, statements
+from lccp_sim.analysis.equivalence import Equivalence
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.precondition import Check, precondition
-from lccp_sim.analysis.rule import Decision
+from lccp_sim.analysis.rule import Decision, decided
 from lccp_sim.analysis.saturation import Progress
-from lccp_sim.analysis.words import change, decided, percent, reached, tokens
+from lccp_sim.analysis.words import change, percent, reached, tokens
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def verdict(found: Findings) -> Verdict:
     return Verdict(summary, caution, statements(found), not_shown(found), checks)
 
 
-def deceptive_here(hit: Decision | None, nll: Decision | None) -> str:
-    """What two verdicts say together: the words of the claim, or why there is none."""
+def deceptive_here(hit: Decision | None, nll: Decision | None, stays: Equivalence | None) -> str:
+    """What two verdicts and the probe say together: the words of the claim, or why there is none."""
     if hit is None or nll is None:
         return "Deceptive saturation cannot be judged: hit or answer NLL was not recorded"
     if "not enough points" in (hit.verdict, nll.verdict):
@@ -50,7 +51,10 @@ def deceptive_here(hit: Decision | None, nll: Decision | None) -> str:
         both = {
             "improving": "the hit levels while the answer NLL goes on improving (deceptive saturation, in this run)"
         }
-        both["saturated"] = "the hit and the answer NLL have both levelled (intrinsic saturation, in this run)"
+        levelled = "the hit and the answer NLL have both levelled"
+        both["saturated"] = f"{levelled} (intrinsic saturation, in this run)"
+        if stays is not None and not stays.holds:
+            both["saturated"] = f"{levelled}, but intrinsic saturation asks for the probe, too: {stays.said()}"
         return both.get(nll.verdict, "the hit levels, and whether the answer NLL goes on improving is not told apart")
     if hit.verdict == "improving":
         return "the hit has not levelled, so there is no saturation of it that could deceive"
@@ -70,7 +74,7 @@ def _moved(found: Findings, hit: Progress | None, nll: Progress | None) -> str:
 def _rule(found: Findings) -> str:
     """The second sentence: both verdicts of the rule, and what they say together."""
     hit, nll = found.decision("needle", "hit_frac"), found.decision("needle", "answer_nll_nats")
-    said = deceptive_here(hit, nll)
+    said = deceptive_here(hit, nll, found.stays)
     if hit is None or nll is None or "not enough points" in (hit.verdict, nll.verdict):
         return f"{said}."
     text = (

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lccp_sim.analysis.curves import Estimate
-from lccp_sim.analysis.rule import Decision
 from lccp_sim.analysis.saturation import Progress
 from lccp_sim.records import Tag
 
@@ -59,13 +58,3 @@ def measured(value: float, stderr: float) -> str:
 def tagged(monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
     """A curve's name: "needle hit_frac length=512"."""
     return " ".join([f"{monitor} {metric}", *(f"{key}={value}" for key, value in sorted(tags.items()))])
-
-
-def decided(decision: Decision, eps: float) -> str:
-    """The rule's verdict with its two numbers: "improving, 0.05 (0.04 to 0.06) against 0.03"."""
-    if decision.gain is None or np.isnan(decision.gain.value):
-        return decision.verdict
-    if decision.gain_so_far <= 0:
-        return f"{decision.verdict}, because there is no gain so far"
-    since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
-    return f"{decision.verdict}{since}, {interval(decision.gain)} against {number(eps * decision.gain_so_far)}"

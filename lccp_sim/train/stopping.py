@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 
 from lccp_sim.analysis.curves import Curve, curves
+from lccp_sim.analysis.equivalence import Equivalence, probe_stays
 from lccp_sim.analysis.rule import Decision, decide
 from lccp_sim.analysis.table import RunData, load_run
 from lccp_sim.analysis.words import interval, number, tokens
@@ -146,13 +147,14 @@ def judge(run: RunData, settings: StoppingConfig, windows: Sequence[int]) -> lis
     The end of a run that was extended later is no window of the longer one: an extended run equals a longer one.
     """
     run = dataclasses.replace(run, records=run.records[run.records.step.isin(list(windows))])
-    return [_judge(run, watch, settings.eps) for watch in settings.watch]
+    probe = None if settings.probe_margin is None else probe_stays(run, settings.probe_margin)
+    return [_judge(run, watch, settings.eps, probe) for watch in settings.watch]
 
 
-def _judge(run: RunData, watch: str, eps: float) -> Judged:
+def _judge(run: RunData, watch: str, eps: float, probe: Equivalence | None) -> Judged:
     curve = watched_curve(run, watch)
     if curve is not None:
-        return Judged(watch, len(curve.tokens_W), decide(curve, eps))
+        return Judged(watch, len(curve.tokens_W), decide(curve, eps, probe))
     of_monitor = run.records[run.records.monitor == watch.partition("/")[0]]
     known = sorted(f"{watch.partition('/')[0]}/{metric}" for metric in of_monitor.metric.unique())
     reason = f"no records yet that stand for the whole monitor{nearest(watch, known)}"

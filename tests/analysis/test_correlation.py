@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from bench.correlation_coverage import RESULT, WORLDS, coverage, table
+from lccp_sim.analysis.beside_probe import by_task, coefficients, compared, foretold
 from lccp_sim.analysis.comparison import comparisons
 from lccp_sim.analysis.correlation import correlations, over_tasks
 from lccp_sim.analysis.dependent import correlation_p, williams
@@ -250,3 +251,29 @@ def test_rows_of_simulated_runs_are_json_and_come_soon(make_run):
     assert json.loads(json.dumps(rows, allow_nan=False))
     level = next(row for row in rows if row.get("kind") == "level")
     assert level["interval"] == "runs (3), windows in blocks of 3, paired items"
+
+
+def test_the_page_has_what_was_computed_and_says_where_there_is_nothing():
+    """Every table is made of the same rows as report.json; a kind without points has its reason in its cell."""
+    rng = np.random.default_rng(1)
+    runs = [
+        run_of({HIT: 0.1 * rng.random(14) + LOG / 20, NLL: 5 - LOG / 4 + 0.1 * rng.random(14),
+                EXACT: LOG / 30 + 0.05 * rng.random(14), (*EXACT[:2], "city"): rng.random(14)}, f"r{i}")
+        for i in range(3)
+    ]  # fmt: skip
+    panels = gather(runs)
+    rows, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
+    head, body = coefficients(rows).head, {row[1]: row for row in coefficients(rows).rows}
+    assert head[2:] == ["values", "slopes between windows", "values, given log tokens", "values after the hit"]
+    level = pick(rows, target="exact_match_frac", task=None, monitor="needle/hit_frac", kind="level")
+    said = f"{level.pearson.value:.2f} ({level.pearson.low:.2f} to {level.pearson.high:.2f}), {level.points}"
+    assert body["needle/hit_frac"][2] == said and level.points == 3 * 14
+    assert all(cell.startswith("none: ") for cell in (row[-1] for row in body.values())), "the hit never gets there"
+    (task,) = {row[1] for row in by_task(rows).rows}
+    assert task == "city" and "(" in by_task(rows).rows[0][3]
+    test = pick(closer, target="exact_match_frac", task=None, monitor="needle/answer_nll_nats", kind="level")
+    assert compared(closer).rows[0][3:] == [f"{test.r:.2f}", f"{test.r_against:.2f}", f"{test.r_between:.2f}",
+                                            str(test.n), f"{test.p:.3g}"]  # fmt: skip
+    one = pick(ahead, target="exact_match_frac", task=None, monitor="needle/hit_frac", after_hit=False)
+    (row,) = [row for row in foretold(ahead).rows if row[1:3] == ["needle/hit_frac", "all"]]
+    assert row[3:] == [f"{one.mae:.3g}", f"{one.mae_tokens:.3g}", f"{one.ratio:.3g}", f"{one.wins} of 3", "42"]

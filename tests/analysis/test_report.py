@@ -10,10 +10,11 @@ import pytest
 
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.report import write_report
+from lccp_sim.analysis.rule import decided
 from lccp_sim.analysis.several import write_comparison
 from lccp_sim.analysis.table import load_run
 from lccp_sim.analysis.verdict import verdict
-from lccp_sim.analysis.words import decided, interval, number, tokens
+from lccp_sim.analysis.words import interval, number, tokens
 from lccp_sim.config import ConfigError
 
 NAMES = set(
@@ -58,8 +59,9 @@ def test_the_page_is_self_contained(report):
 def test_report_json_has_one_row_a_metric(report):
     _, _, data, world = report
     wanted = (
-        "run finished tokens method verdict saturation after_hit correlations heads forecast deceptive_index warnings"
+        "run finished tokens method verdict saturation after_hit correlations comparisons probe_stays heads forecast "
     )
+    wanted += "deceptive_index warnings"
     assert set(wanted.split()) == set(data)
     contract = set("monitor metric tags t50 t90 t95 law laws gain_per_doubling verdict".split())
     for row in data["saturation"]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from statsmodels.stats.weightstats import ttost_paired
 
 from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.equivalence import Equivalence
 from lccp_sim.analysis.laws import Fit
-from lccp_sim.analysis.rule import EPS, decide, equivalent, kneedle, looks
+from lccp_sim.analysis.rule import EPS, decide, kneedle, looks
 from lccp_sim.config import ConfigError
 
 FIRST = 31_250.0
@@ -88,44 +88,18 @@ def test_a_curve_without_resamples_is_judged_by_its_scatter_alone():
 
 
 def test_the_probe_can_only_take_the_verdict_away():
-    kept, lost = (True, Estimate(0.0, -0.01, 0.01)), (False, Estimate(0.1, 0.0, 0.2))
+    kept = Equivalence(1, 2, 400, Estimate(0.0, -0.01, 0.01), 0.05, True, None)
+    lost = replace(kept, change=Estimate(0.1, 0.0, 0.2), holds=False)
     assert decide(curve(POWER_W), probe=kept).verdict == "saturated"
     assert decide(curve(POWER_W), probe=lost).verdict == "not told apart"
     assert decide(curve(LOG_W), probe=kept).verdict == "improving"
+    assert "is not shown to stay within 0.05" in decide(curve(POWER_W), probe=lost).reasons[-1]
 
 
 @pytest.mark.parametrize("eps", [0.0, -1, 1.0, float("nan")])
 def test_eps_is_a_share(eps):
     with pytest.raises(ConfigError, match="share of the gain so far"):
         decide(curve(LOG_W), eps)
-
-
-@pytest.mark.parametrize("margin", [0.02, 0.05, 0.1, 0.2])
-@pytest.mark.parametrize("seed", range(5))
-def test_equivalence_is_that_of_statsmodels(seed, margin):
-    rng = np.random.default_rng(seed)
-    before_I = rng.standard_normal(60)
-    after_I = before_I + 0.02 + 0.2 * rng.standard_normal(60)
-    same, change = equivalent(before_I, after_I, margin)
-    assert same == (ttost_paired(after_I, before_I, -margin, margin)[0] < 0.05)
-    for bound in (change.low, change.high):  # the interval's ends are where a one-sided test is just at 5 %
-        one_sided = ttost_paired(after_I - bound, before_I, -1e-9, 1e-9)
-        assert min(one_sided[1][1], one_sided[2][1]) == pytest.approx(0.05, rel=1e-3)
-
-
-def test_items_of_which_none_changed_leave_room_for_those_not_seen():
-    same, change = equivalent(np.ones(50), np.ones(50), 0.1)
-    assert same and change.high == pytest.approx(1 - 0.05 ** (1 / 50)) == pytest.approx(3 / 50, rel=0.05)
-    assert not equivalent(np.ones(20), np.ones(20), 0.1)[0]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "margin"),
-    [([1.0], [1.0], 0.1), ([1, 2], [1, 2, 3], 0.1), ([1, np.nan], [1, 2], 0.1), ([1, 2], [1, 2], 0.0)],
-)
-def test_no_equivalence_without_pairs_or_margin(before, after, margin):
-    with pytest.raises(ConfigError, match="equivalence needs"):
-        equivalent(before, after, margin)
 
 
 def test_kneedle_finds_a_knee_in_a_log_law_and_moves_it_with_the_run():

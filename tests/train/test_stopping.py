@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.equivalence import Equivalence
 from lccp_sim.analysis.rule import Decision
 from lccp_sim.analysis.table import load_run
 from lccp_sim.cli import main
@@ -79,7 +80,7 @@ def test_a_curve_that_levels_is_saturated_and_one_that_falls_is_not(tmp_path: Pa
 def saturated_from(steps: int, *watch: str) -> Callable[..., Decision]:
     """A rule by which the metrics of `watch` (all, where there is none) are saturated from so many tokens on."""
 
-    def decide(curve: Curve, eps: float) -> Decision:
+    def decide(curve: Curve, eps: float, probe: Equivalence | None) -> Decision:
         late = curve.tokens_W[-1] >= steps * BATCH and (not watch or f"{curve.monitor}/{curve.metric}" in watch)
         verdict = "saturated" if late else "improving"
         since = int(curve.tokens_W[-1]) if late else None
