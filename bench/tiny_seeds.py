@@ -13,9 +13,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from lccp_sim.analysis.beside_probe import coefficients, foretold
+from lccp_sim.analysis.correlation import correlations
+from lccp_sim.analysis.panel import gather
+from lccp_sim.analysis.prediction import predictions
 from lccp_sim.analysis.report import write_report
+from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.tables import Table
 from lccp_sim.records import write_atomic
 
+KEPT = ("tokens", "verdict", "saturation", "after_hit", "probe_stays", "forecast")
 ROOT = Path(__file__).parents[1]
 CURVES = (
     ("needle", "hit_frac", "needle hit (all lengths)"),
@@ -50,6 +57,8 @@ def collect(run: Path) -> dict[str, Any]:
     """What the page needs of one run: its settings, its report, and the share of time of its monitors."""
     write_report(run)
     report = json.loads((run / "report" / "report.json").read_text())
+    report = {key: report[key] for key in KEPT}
+    report["saturation"] = [row for row in report["saturation"] if row["tags"].keys() <= {"sft_step"}]
     config = yaml.safe_load((run / "config.yaml").read_text())
     seconds = pd.read_json(run / "timing.jsonl", lines=True).groupby("what")["seconds"].sum()
     watched = seconds[[name for name in seconds.index if name not in ("train", "monitor:probe")]].sum()
@@ -76,16 +85,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
 
 
-def page(runs: list[dict[str, Any]]) -> str:
-    """The page in Markdown."""
+def page(runs: list[dict[str, Any]], together: list[Table]) -> str:
+    """The page in Markdown; `together`: tables over all runs."""
     seeds = [f"seed {run['seed']}" for run in runs]
     parts = [
         "# The tiny study, seed by seed",
         INTRODUCTION.format(tokens=runs[0]["report"]["tokens"] / 1e6, threads=runs[0]["threads"]),
         "## Precondition\n\n" + table(["condition", *seeds], preconditions(runs)),
-        "## First → last; t95 in M tokens\n\n" + table(["curve", *seeds], curves(runs)),
+        "## First → last; t95 in M tokens; the rule's verdict\n\n" + table(["curve", *seeds], curves(runs)),
         "## After the hit's t95\n\n" + table(["single needles of trained templates", *seeds], after_hit(runs)),
         "## Heads masked, at the last window\n\n" + table(["arm and metric", *seeds], masked(runs)),
+        *(f"## {each.title}\n\n{each.note}\n\n{table(each.head, each.rows)}" for each in together),
         "## Cost\n\n" + table(["time / training time", *seeds], costs(runs)),
     ]
     for run in runs:
@@ -116,7 +126,7 @@ def curves(runs: list[dict[str, Any]]) -> list[list[str]]:
             if monitor == "probe":  # after its fine-tuning; step 0 is before it
                 found = [r | {"tags": {}} for r in found if r["tags"].keys() == {"sft_step"} and r["tags"]["sft_step"]]
             r = next((r for r in found if not r["tags"]), None)
-            cells.append(f"{r['first']:.3g} → {r['last']:.3g}; {span(r['t95'], 1e6)}" if r else "–")
+            cells.append(f"{r['first']:.3g} → {r['last']:.3g}; {span(r['t95'], 1e6)}; {r['verdict']}" if r else "–")
         rows.append([words, *cells])
     return rows
 
@@ -157,8 +167,12 @@ def costs(runs: list[dict[str, Any]]) -> list[list[str]]:
 def main(paths: list[str]) -> None:
     """Writes the page and the JSON."""
     runs = sorted((collect(Path(path)) for path in paths), key=lambda run: run["seed"])
-    write_atomic(ROOT / "bench" / "results" / "tiny_seeds.json", json.dumps(runs, indent=1) + "\n")
-    write_atomic(ROOT / "docs" / "tiny_study.md", page(runs))
+    panels = gather([load_run(path) for path in paths])
+    rows, ahead = correlations(panels), predictions(panels)
+    data = {"runs": runs, "correlations": [row.row() for row in rows if row.task is None]}
+    data["predictions"] = [row.row() for row in ahead if row.task is None]
+    write_atomic(ROOT / "bench" / "results" / "tiny_seeds.json", json.dumps(data, indent=1) + "\n")
+    write_atomic(ROOT / "docs" / "tiny_study.md", page(runs, [coefficients(rows), foretold(ahead)]))
 
 
 if __name__ == "__main__":
