@@ -41,6 +41,9 @@ WORLDS = {  # answer NLL in nats at 0, and at the end: 4 to 2.1, 3.8 to 0.38, 4 
     "power": World(POWER),
     "cpt": World(CPT),
 }
+OVER_SEEDS = {  # seeds learn at speeds that differ by a factor of exp(0.3), one standard deviation
+    f"cpt, {seeds} seeds": World(CPT, seeds=seeds, seed_spread=0.3) for seeds in (2, 3, 5)
+}
 LAW_ONLY = {
     "constant": World(law("constant", c=2.0), threshold=2.0),
     "broken_stick": World(STICK, threshold=2.0),
@@ -134,9 +137,10 @@ def tables(result: dict[str, Any]) -> str:
 
     worlds = result["worlds"]
     names = {HIT: "hit", NLL: "NLL"}
-    lines = ["| 95 % interval of | " + " | ".join(WORLDS) + " |", "|---" * (1 + len(WORLDS)) + "|"]
+    columns = [*WORLDS, *OVER_SEEDS]
+    lines = ["| 95 % interval of | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for what in worlds["power"]["coverage"]:
-        shares = [worlds[name]["coverage"][what]["covered"] for name in WORLDS]
+        shares = [worlds[name]["coverage"][what]["covered"] for name in columns]
         lines.append(f"| {what.replace('nll', 'NLL')} | " + " | ".join(map(percent, shares)) + " |")
     ends = ("nearest rival", "planted law chosen", "next doubling / gain so far")
     heads = [f"{name} saturated, {when}" for name in names.values() for when in ("at the end", "at some window")]
@@ -171,9 +175,10 @@ def main() -> None:
         print(tables(json.loads(args.out.read_text())))
         return
     began, worlds = time.process_time(), {}
-    for name, world in (WORLDS | LAW_AND_RULE | LAW_ONLY).items():
+    for name, world in (WORLDS | OVER_SEEDS | LAW_AND_RULE | LAW_ONLY).items():
         rule = (NLL, HIT) if name in WORLDS else (NLL,) if name in LAW_AND_RULE else ()
-        worlds[name] = measure(world, args.repetitions, args.resamples, rule, name in WORLDS)
+        whole = name in WORLDS or name in OVER_SEEDS
+        worlds[name] = measure(world, args.repetitions, args.resamples, rule, whole)
         shown = {key: worlds[name][key] for key in ("coverage", "laws", "identifiability", "rule")}
         print(name, json.dumps(shown), f"{time.process_time() - began:.0f} s", flush=True)
     sizes = plan(WORLDS["cpt"], repetitions=max(2, args.repetitions // 5)).to_dict("records")

@@ -93,7 +93,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "tokens": found.run.tokens,
         "method": {"improvement_frac": FRAC, "interval_level": LEVEL, "resamples": RESAMPLES, "eps": found.eps},
         "verdict": asdict(said),
-        "saturation": [_saturation(found, name, row) for name, row in found.rows.items()],
+        "saturation": saturation(found),
         "after_hit": lags,
         "correlations": [row.row() for row in found.correlations],
         "comparisons": [row.row() for row in found.comparisons],
@@ -103,6 +103,11 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "deceptive_index": found.deceptive.row() if found.deceptive else None,
         "warnings": list(dict.fromkeys(found.run.warnings)),
     }
+
+
+def saturation(found: Findings) -> list[dict[str, Any]]:
+    """One row a metric and tags as JSON values, as docs/analysis.md lists them."""
+    return [_saturation(found, name, row) for name, row in found.rows.items()]
 
 
 def _saturation(found: Findings, name: Any, row: Progress) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def scattered(curve: Curve) -> Array:
     """The curve's resamples [R, W], with noise added for the scatter about its best law that items do not explain.
 
     Both are measured orthogonally to the law's tangent space: the curve's residual variance, less what resampling items
-    gives there. The first is known to its degrees of freedom only, so each resample draws it anew (chi-squared).
+    gives there. The first is known to its degrees of freedom only, so each resample draws it anew (chi-squared). The
+    noise of NLLs and perplexities, which stay above 0, is log-normal, that of others normal.
     Without resamples the noise is all there is; with fewer than MIN_WINDOWS they come back as they are.
     """
     draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0) if curve.draws_RW is None else curve.draws_RW
@@ -74,5 +75,7 @@ def scattered(curve: Curve) -> Array:
     items = float((off_RW**2).sum(1).mean() - ((off_RW @ basis_WP) ** 2).sum(1).mean())
     rng = np.random.default_rng([len(root_W), curve.rising])
     scale_R = np.sqrt(np.maximum(0.0, best.rss / rng.chisquare(df, len(draws_RW)) - items / df))
-    noise_RW = scale_R[:, None] / root_W * rng.standard_normal(draws_RW.shape)
-    return np.where(noise_RW == 0, draws_RW, scale.back(scale.of(draws_RW) + noise_RW))
+    std_RW, normal_RW = scale_R[:, None] / root_W, rng.standard_normal(draws_RW.shape)
+    if curve.rising or scale.name != "identity" or (draws_RW <= 0).any():
+        return np.where(std_RW == 0, draws_RW, scale.back(scale.of(draws_RW) + std_RW * normal_RW))
+    return draws_RW * np.exp(np.sqrt(np.log1p((std_RW / draws_RW) ** 2)) * normal_RW)

@@ -1,8 +1,8 @@
 """Several runs on one page: what differs between their configs, how each moved, their curves over each other.
 
-Runs are compared by eye and by interval only: an interval is over the items of one run, and seeds of training are
-runs of their own, so that what two seeds disagree about is not in it. What is taken over runs together are the
-correlations with the probe and the deceptive index.
+Runs are compared by eye and by interval: that of a run is over its items, and what seeds of training disagree about is
+not in it. Over runs together are the means of those that differ in their seed alone, the correlations with the probe
+and the deceptive index.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,11 @@ from lccp_sim.analysis.findings import FORETOLD, Findings, examine
 from lccp_sim.analysis.panel import gather
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.prediction import predictions
-from lccp_sim.analysis.report import numbers, write_page
+from lccp_sim.analysis.report import numbers, saturation, write_page
 from lccp_sim.analysis.sections import Section
+from lccp_sim.analysis.seeds import arms, pooled
 from lccp_sim.analysis.table import RunData, differing, load_run, tidy
-from lccp_sim.analysis.tables import Table
+from lccp_sim.analysis.tables import Table, whole
 from lccp_sim.analysis.verdict import deceptive_here, verdict
 from lccp_sim.analysis.words import change, interval, number, tagged, tokens
 from lccp_sim.config import ConfigError
@@ -50,6 +51,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     with matplotlib.rc_context(STYLE):
         overlay = overlaid(found)
     over_runs, panels = deceptive(runs), gather(runs)
+    groups = [arm for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
     claims = [
         deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
@@ -58,6 +60,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     made = [
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
+        Section("Over seeds", [], [_over_seeds(arm) for arm in groups]),
         Section("With the probe", [], [coefficients(together), foretold(ahead)]),
         Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
         Section("Every correlation", [], [compared(closer), by_task(together)], folded=True),
@@ -73,6 +76,9 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     }
     data = {
         "runs": [numbers(each, verdict_) for each, verdict_ in zip(found, said, strict=True)],
+        "over_seeds": [
+            {"runs": [each.run.name for each in arm], "saturation": saturation(pooled(arm))} for arm in groups
+        ],
         "correlations": [row.row() for row in together],
         "comparisons": [row.row() for row in closer],
         "predictions": [row.row() for row in ahead],
@@ -147,6 +153,16 @@ def _metrics(found: Sequence[Findings]) -> Table:
         "t95: tokens to 95 % of a run's own improvement, of its length; in runs of other lengths it is another number."
     )
     return Table("How each metric moved", head, rows, note)
+
+
+def _over_seeds(arm: Sequence[Findings]) -> Table:
+    """The means of runs that differ in their seed alone, with what the rule says of them."""
+    names = ", ".join(each.run.name for each in arm)
+    note = (
+        f"Means of {names}. In brackets: 95 % intervals over seeds, items within them, and what windows scatter. Of "
+        "two or three seeds no resampling knows what another would do."
+    )
+    return replace(whole(pooled(arm)), title=f"Over {len(arm)} seeds", note=note)
 
 
 def _lags(found: Sequence[Findings]) -> Table:
