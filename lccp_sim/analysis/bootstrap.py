@@ -41,6 +41,22 @@ def weights(stratum_I: npt.NDArray[Any], resamples: int = RESAMPLES, seed: int =
     return weight_RI
 
 
+def seed_weights(seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """Weights [R, S], summing to 1, that turn values of S seeds into resamples of their mean.
+
+    Drawing two or three seeds with replacement has the right variance and far too short tails. These resamples scatter
+    about the mean as Student's t with S - 1 degrees of freedom says: normal multipliers of the seeds' deviations over
+    the root of a chi-squared share (Rubin 1981, Ann. Stat. 9, has the idea of random weights). All 1 for one seed.
+    """
+    if seeds == 1:
+        return np.ones((resamples, 1))
+    rng = np.random.default_rng(seed)
+    normal_RS = rng.standard_normal((resamples, seeds))
+    normal_RS -= normal_RS.mean(1, keepdims=True)
+    share_R = rng.chisquare(seeds - 1, resamples) / (seeds - 1)
+    return 1 / seeds + normal_RS / np.sqrt(share_R * seeds * (seeds - 1))[:, None]
+
+
 def item_values(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag]
 ) -> tuple[dict[str, Array], npt.NDArray[Any]] | None:

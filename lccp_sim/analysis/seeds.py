@@ -1,8 +1,8 @@
 """Curves over seeds: the mean of runs that differ in their seed alone, with intervals that hold what seeds differ in.
 
 Resampled are seeds, and within them items, as a study of so many seeds would have had others of both. What a reader
-would question: of n seeds n - 1 are drawn, which makes the variance right and nothing else; from two or three seeds no
-resampling knows what a fourth would do.
+would question: seeds are not drawn with replacement, which of two or three would give far too short intervals; their
+deviations get random weights with the tails of Student's t, which takes seeds to be normal.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, weights
+from lccp_sim.analysis.bootstrap import RESAMPLES, seed_weights
 from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.table import differing
@@ -53,7 +53,7 @@ def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
         np.broadcast_to(value_W, (RESAMPLES, len(tokens_W))) if curve.draws_RW is None else curve.draws_RW[:, kept_W]
         for curve, value_W, kept_W in zip(curves, value_SW, kept, strict=True)
     ])  # fmt: skip
-    weight_RS = weights(np.zeros(len(curves)), draws_SRW.shape[1], seed + 1)
+    weight_RS = seed_weights(len(curves), draws_SRW.shape[1], seed + 1)
     draws_RW = np.einsum("rs,srw->rw", weight_RS, draws_SRW)
     return replace(
         curves[0], tokens_W=tokens_W, value_W=value_SW.mean(0), stderr_W=draws_RW.std(0, ddof=1), draws_RW=draws_RW,

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array, weights
+from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights, weights
 from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.laws import Fit
 from lccp_sim.analysis.rule import EPS, decide
@@ -93,7 +93,7 @@ def simulate(world: World, seed: int = 0, resamples: int = RESAMPLES) -> dict[st
     rng = np.random.default_rng(seed)
     values = items(world, rng)
     weight_RI = weights(np.zeros(world.items), resamples, seed)
-    weight_RS = weights(np.zeros(world.seeds), resamples, seed + 1) if world.seeds > 1 else np.ones((resamples, 1))
+    weight_RS = seed_weights(world.seeds, resamples, seed + 1)
     result = {}
     for metric, value_SIW in values.items():
         draws_RW = sum(

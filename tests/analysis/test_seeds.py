@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student
 
-from lccp_sim.analysis.bootstrap import weights
+from lccp_sim.analysis.bootstrap import seed_weights, weights
 from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.laws import Fit
@@ -40,9 +41,18 @@ def test_seeds_widen_the_interval_by_what_they_differ_in():
     seeds = of_seeds()
     apart = [replace(each, value_W=each.value_W + shift, draws_RW=each.draws_RW + shift)
              for each, shift in zip(seeds, (-1.0, 0.0, 1.0), strict=True)]  # fmt: skip
-    assert over_seeds(apart).draws_RW.std() > 5 * over_seeds([seeds[0]] * 3).draws_RW[:, -1].std()
-    spread = over_seeds(apart).draws_RW[:, -1].std()
-    assert spread == pytest.approx(1 / 3**0.5, rel=0.1), "the standard error of three values with variance 1"
+    low, high = np.percentile(over_seeds(apart).draws_RW[:, 0] - over_seeds(apart).value_W[0], [2.5, 97.5])
+    assert high - low == pytest.approx(2 * student.ppf(0.975, 2) / 3**0.5, rel=0.15), "variance 1 between three seeds"
+    assert (high - low) > 4 * np.ptp(np.percentile(over_seeds([seeds[0]] * 3).draws_RW[:, 0], [2.5, 97.5]))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_weights_of_seeds_make_the_interval_of_the_t_test(seeds):
+    value_S = np.random.default_rng(seeds).standard_normal(seeds)
+    draws_R = seed_weights(seeds, 100_000) @ value_S
+    mean, half = value_S.mean(), student.ppf(0.975, seeds - 1) * value_S.std(ddof=1) / seeds**0.5
+    assert np.percentile(draws_R, [2.5, 97.5]) == pytest.approx([mean - half, mean + half], rel=0.03)
+    assert seed_weights(seeds).sum(1) == pytest.approx(1) and (seed_weights(1) == 1).all()
 
 
 def test_only_shared_windows_count_and_one_seed_is_no_mean():
