@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb in ("train", "data"):
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
+            if verb == "train":
+                sub.add_argument("-m", "--multirun", action="store_true", help="a run for each value of key=a,b,c")
+                sub.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
@@ -54,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except Exception as error:
-        if not _is_message(error):
+        if not is_message(error):
             raise
         for line in str(error).split("\n"):
             print(f"lccp: {line}", file=sys.stderr)
         return 1
 
 
-def _is_message(error: Exception) -> bool:
+def is_message(error: Exception) -> bool:
     """Whether an error is a message for the user, not a bug: of a class of ours, or the machine's (as: disk full)."""
     return type(error).__module__.startswith("lccp_sim.") or isinstance(error, OSError)
 
@@ -98,6 +101,11 @@ def _run(arguments: argparse.Namespace) -> int:
             measure(path, out, arguments.check, overrides, external, console)
             for path, out in zip(paths, outs, strict=True)
         )
+    if arguments.verb == "train" and arguments.multirun:
+        from lccp_sim.sweep import jobs_of, launching, print_outcomes, sweep
+
+        words, launcher = launching(arguments.overrides)
+        return print_outcomes(sweep(jobs_of(words), launcher, arguments.retry, arguments.config_dir), console)
     config = check(arguments.overrides, arguments.config_dir)
     if arguments.verb == "data":
         from lccp_sim.train.run import show_data

@@ -17,7 +17,7 @@ from lccp_sim.config import Config, ConfigError, flatten, refuse, short_hash
 from lccp_sim.records import write_atomic
 from lccp_sim.train.load import load_config, plain_config
 
-CONFIG, CORPUS, DONE, LOCK = "config.yaml", "corpus.json", "DONE", ".lock"
+CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
 FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
 FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.tokens_before", "data.cache"}

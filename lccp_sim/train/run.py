@@ -19,7 +19,17 @@ from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
-from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, stopped_by, write_facts
+from lccp_sim.train.directory import (
+    CONFIG,
+    DONE,
+    FAILED,
+    check_same,
+    claim,
+    finished_tokens,
+    run_directory,
+    stopped_by,
+    write_facts,
+)
 from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.load import plain_config, windows_of
@@ -34,15 +44,31 @@ from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
 
 
-def train(config: Config, console: Console) -> Path:
-    """The run directory, finished; or saved and unfinished after a signal. Raises ConfigError and NotFinite."""
+def train(config: Config, console: Console, again: bool = True) -> Path:
+    """The run directory, finished; or saved and unfinished after a signal. Raises ConfigError and NotFinite.
+
+    What fails once its directory is there leaves the reason in FAILED, and notes the directory on the error; with
+    `again` false, such a run is refused.
+    """
     gpu = config.run.accelerator == "gpu" and not torch.cuda.is_available()
     refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
     set_threads(config)
     start = Start.of(config)
     directory = run_directory(config, start.hash)
     with claim(directory):
-        return _train(config, start, directory, console)
+        failed = directory / FAILED
+        if failed.exists() and not again:
+            error = ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
+            error.add_note(str(directory))
+            raise error
+        failed.unlink(missing_ok=True)
+        try:
+            return _train(config, start, directory, console)
+        except Exception as error:
+            if (directory / CONFIG).exists():
+                write_atomic(failed, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+            error.add_note(str(directory))
+            raise
 
 
 def _train(config: Config, start: Start, directory: Path, console: Console) -> Path:

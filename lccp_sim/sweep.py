@@ -1,0 +1,180 @@
+"""Sweeps: one run for each combination of comma-separated values, on Hydra's launchers.
+
+Every config is checked before the first run starts. What became of each run stands in a file of its own, so that a
+sweep started again skips what is done, resumes what was killed, and leaves alone what failed unless told to retry. What
+a reader would question: Hydra is given the numbers of the runs, not their overrides, so that a study may hand over any
+list of runs, not only a grid.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lccp_sim.config import ConfigError, short_hash
+from lccp_sim.records import write_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JOBS, OUTCOME = "jobs.json", "outcome.json"
+LAUNCHERS = {"sequential": "basic", "joblib": "joblib", "submitit_slurm": "submitit_slurm", "ray": "ray"}
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=False")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: `state` is finished, unfinished or failed.
+
+    `directory`: where it lies, None where it failed before it had one. `reason`: the message of what failed.
+    """
+
+    job: list[str]
+    state: str
+    directory: str | None = None
+    reason: str | None = None
+
+
+def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run, the last axis fastest. Raises ConfigError for an axis that is empty or repeats."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    axes = []
+    for text in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([text])
+        except HydraException as error:
+            why = " ".join(str(error).split()).partition(" See https")[0]
+            raise ConfigError(f"{text}: cannot be read ({why})") from None
+        values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else None
+        if values is not None and len(set(values)) < max(1, len(values)):
+            raise ConfigError(f"{text}: {'names a value twice' if values else 'is an axis without values'}")
+        axes.append([text] if values is None else [f"{parsed.get_key_element()}={value}" for value in values])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def launching(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of runs, and those of the launcher: `launcher=NAME` and `hydra.launcher.KEY=VALUE`."""
+    from lccp_sim.config import nearest
+
+    ours = [word for word in words if not word.startswith(("launcher=", "hydra."))]
+    theirs = []
+    for word in words:
+        name = word.removeprefix("launcher=")
+        if name != word:
+            if name not in LAUNCHERS:
+                raise ConfigError(f"{word}: one of {', '.join(LAUNCHERS)}{nearest(name, LAUNCHERS)}")
+            theirs.append(f"hydra/launcher={LAUNCHERS[name]}")
+    return ours, theirs + [word for word in words if word.startswith("hydra.")]
+
+
+def sweep(
+    jobs: Sequence[Sequence[str]],
+    launcher: Sequence[str] = (),
+    retry: bool = False,
+    config_dir: Path | None = None,
+) -> list[Outcome]:
+    """What became of each job (the overrides of one run), in their order, once all have ended.
+
+    `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. Raises
+    ConfigError where a config is wrong or there twice, or the launcher is not installed.
+    """
+    from lccp_sim.cli import compose
+    from lccp_sim.train.directory import run_directory
+    from lccp_sim.train.load import load_config
+
+    seen: dict[Path, Sequence[str]] = {}
+    plain = [compose(job, config_dir) for job in jobs]
+    for job, each in zip(jobs, plain, strict=True):
+        config = load_config(each)
+        name = run_directory(config, config.run.init_from)
+        if name in seen:
+            raise ConfigError(f"{' '.join(seen[name])} and {' '.join(job)} are one run; leave one out")
+        seen[name] = job
+    folder = Path(config.run.root).expanduser().resolve() / "sweeps" / short_hash([list(job) for job in jobs])
+    settings = {"jobs": [list(job) for job in jobs], "configs": plain, "retry": retry}
+    write_atomic(folder / JOBS, json.dumps(settings) + "\n")
+    for old in folder.glob(f"*/{OUTCOME}"):
+        old.unlink()
+    numbers = ",".join(map(str, range(len(jobs))))
+    _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
+    return [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
+
+
+def _launch(overrides: Sequence[str]) -> None:
+    """None, once Hydra has run `run_job` for each job. Without the shell's arguments, which hydra.main would read."""
+    import hydra
+    from hydra.errors import HydraException
+
+    main = hydra.main(version_base="1.3", config_path="pkg://lccp_sim.configs", config_name="sweep")(run_job)
+    with _arguments(["lccp", "--multirun", *overrides, *QUIET]):
+        try:
+            main()
+        except HydraException as error:
+            raise ConfigError(_explain(" ".join(str(error).split()))) from None
+
+
+def _explain(message: str) -> str:
+    if "hydra/launcher" in message:
+        return "launcher: it is not installed; install the extra: pip install 'lccp-sim[joblib]' (or submitit, ray)"
+    return message
+
+
+@contextmanager
+def _arguments(words: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def run_job(settings: Any) -> None:
+    """None, once one job has ended and its outcome is on disk; it is what launchers run, here or elsewhere."""
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from lccp_sim.cli import is_message
+    from lccp_sim.train.load import load_config
+
+    plan = json.loads(Path(settings.jobs).read_text())
+    job = plan["jobs"][settings.job]
+    out = Path(HydraConfig.get().runtime.output_dir) / OUTCOME
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        from lccp_sim.train.run import train
+
+        directory = train(load_config(plan["configs"][settings.job]), console, again=plan["retry"])
+        outcome = Outcome(job, "finished" if (directory / "DONE").exists() else "unfinished", str(directory))
+    except Exception as error:
+        reason = str(error) if is_message(error) else f"{type(error).__name__}: {error}"
+        where = getattr(error, "__notes__", [None])[-1]
+        outcome = Outcome(job, "failed", where, " ".join(reason.split()))
+    write_atomic(out, json.dumps(asdict(outcome)) + "\n")
+    if outcome.state == "unfinished":
+        raise KeyboardInterrupt  # a signal ended it: it is meant for the sweep, too
+
+
+def _outcome(path: Path, job: list[str]) -> Outcome:
+    if not path.exists():
+        return Outcome(job, "unfinished", None, "it was killed, or its machine was")
+    return Outcome(**json.loads(path.read_text()))
+
+
+def print_outcomes(outcomes: Sequence[Outcome], console: "Console") -> int:
+    """The exit status, 0 where all finished, after a table of what became of each run."""
+    from rich.table import Table
+
+    constant = set.intersection(*(set(each.job) for each in outcomes))
+    table = Table("run", "state", "where, or why not")
+    for each in outcomes:
+        own = " ".join(word for word in each.job if word not in constant)
+        why = each.directory if each.state == "finished" else " ".join(filter(None, (each.directory, each.reason)))
+        table.add_row(own or " ".join(each.job), each.state, why)
+    console.print(table)
+    return int(any(each.state != "finished" for each in outcomes))
