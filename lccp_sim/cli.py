@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, data, doctor.
+"""The command `lccp`: train, measure, report, study, data, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -19,6 +19,7 @@ VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
+    "study": "train and compare the arms of a study; without a name, list the studies",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
@@ -46,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+        elif verb == "study":
+            sub.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
+            sub.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
+            sub.add_argument("--retry", action="store_true", help="also train again what failed before")
+            sub.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
+            sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (study/, run/, ...)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
     arguments, rest = parser.parse_known_args(argv)
@@ -84,6 +91,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if arguments.verb == "study":
+        from lccp_sim.study import list_studies, study
+        from lccp_sim.sweep import launching
+
+        names, launcher = launching(arguments.names)
+        if not names:
+            return list_studies(arguments.config_dir, console)
+        options = arguments.smoke, arguments.retry, arguments.config_dir
+        return max(study(name, Path(arguments.root), launcher, *options, console) for name in names)
     if arguments.verb == "measure":
         from lccp_sim.train.measure import measure
 

@@ -83,43 +83,92 @@ def read_study(name: str, config_dir: Path | None = None) -> Study:
     return parse(Study, plain, "study")
 
 
-class Trainer:
-    """Trains the runs of a study, sweep after sweep, and prints what became of each run."""
+def list_studies(config_dir: Path | None, console: "Console") -> int:
+    """0, after a table of all studies: their questions, arms, seeds and runs."""
+    from rich.table import Table
 
-    def __init__(
-        self, root: str, launcher: Sequence[str], retry: bool, config_dir: Path | None, console: "Console"
-    ) -> None:
-        self.root, self.launcher, self.retry, self.config_dir, self.console = root, launcher, retry, config_dir, console
+    table = Table("study", "question", "arms", "seeds")
+    for name in studies(config_dir):
+        found = read_study(name, config_dir)
+        table.add_row(name, found.question, ", ".join(found.arms), str(len(found.seeds)))
+    console.print(table)
+    return 0
 
-    def train(self, study: Study) -> dict[str, dict[int, Path]]:
-        """The finished run of each arm and seed; an arm has only the seeds that finished. Bases go stage by stage."""
-        start: Places = {}
-        for stage in study.base:
-            jobs = {name: [f"run={stage}", *shape_of(arm)] for name, arm in study.arms.items()}
-            start = self.stage(study, jobs, start)
-        if study.between:
-            jobs = {name: [f"run={study.run}", *study.common, *job] for name, job in study.between.items()}
-            start |= self.stage(study, jobs, start)
-        jobs = {name: [f"run={study.run}", *study.common, *arm] for name, arm in study.arms.items()}
-        done = self.stage(study, jobs, start)
-        return {name: {s: Path(done[s, name]) for s in study.seeds if (s, name) in done} for name in study.arms}
 
-    def stage(self, study: Study, jobs: dict[str, Job], start: Places) -> Places:
-        """The directories of the finished runs by seed and arm; arms that ask for one run share it.
+def study(
+    name: str,
+    root: Path,
+    launcher: Sequence[str],
+    smoke: bool,
+    retry: bool,
+    config_dir: Path | None,
+    console: "Console",
+) -> int:
+    """0 once every run of the study is finished and its report is in ROOT/studies/NAME; 1 where some are not.
+
+    Started again, it goes on where it was. Raises ConfigError for what is wrong in the study, before anything starts.
+    """
+    from lccp_sim.analysis.study_page import write_study
+    from lccp_sim.analysis.table import load_run
+
+    plan = read_study(name, config_dir)
+    plan = plan.small() if smoke else plan
+    stages = Stages(plan, root, launcher, retry, config_dir, console)
+    runs = {arm: {s: load_run(path) for s, path in seeds.items()} for arm, seeds in stages.train().items() if seeds}
+    if not runs:
+        raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
+    folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
+    console.print(
+        str(write_study(name, [plan.question, plan.note], plan.reference, plan.metrics, runs, folder, stages.failed)),
+        markup=False,
+    )
+    return int(bool(stages.failed))
+
+
+@dataclass
+class Stages:
+    """Trains a study stage by stage: its bases, what lies between, its arms. `failed`: a line for each run that is not.
+
+    Arms that ask for the same run share it.
+    """
+
+    study: Study
+    root: Path
+    launcher: Sequence[str]
+    retry: bool
+    config_dir: Path | None
+    console: "Console"
+    failed: list[str] = field(default_factory=list)
+
+    def train(self) -> dict[str, dict[int, str]]:
+        """The directory of the finished run of each arm and seed; an arm has only the seeds that finished."""
+        plan, start = self.study, Places()
+        for base in plan.base:
+            start = self.stage({arm: [f"run={base}", *shape_of(words)] for arm, words in plan.arms.items()}, start)
+            if not start:
+                return {}
+        run = [f"run={plan.run}", *plan.common]
+        if plan.between:
+            start |= self.stage({arm: [*run, *words] for arm, words in plan.between.items()}, start)
+        done = self.stage({arm: [*run, *words] for arm, words in plan.arms.items()}, start)
+        return {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
+
+    def stage(self, jobs: dict[str, Job], start: Places) -> Places:
+        """The directories of the finished runs by seed and arm.
 
         `start`: what each goes on from. With an empty one all start anew; else those without an entry are left out.
         """
-        wanted: dict[tuple[int, str], tuple[str, ...]] = {}
-        for seed in study.seeds:
-            for name, job in jobs.items():
-                began = [f"run.init_from={start[seed, name]}"] if (seed, name) in start else []
-                if began or not start:
-                    wanted[seed, name] = (*job, f"seed={seed}", f"run.root={self.root}", *began)
+        wanted = {
+            (seed, arm): (*words, f"seed={seed}", f"run.root={self.root}", *began)
+            for seed in self.study.seeds
+            for arm, words in jobs.items()
+            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or not start
+        }
         unique = list(dict.fromkeys(wanted.values()))
-        if not unique:
-            return {}
         outcomes = dict(zip(unique, sweep(unique, self.launcher, self.retry, self.config_dir), strict=True))
         print_outcomes(list(outcomes.values()), self.console)
+        lost = [each for each in outcomes.values() if each.state != "finished"]
+        self.failed += [f"{' '.join(each.job)}: {each.state}, {each.reason}." for each in lost]
         ends = {key: outcomes[job] for key, job in wanted.items()}
         return {key: each.directory for key, each in ends.items() if each.state == "finished" and each.directory}
 

@@ -112,3 +112,12 @@ def curves(
         tokens_W, n = frame.tokens.to_numpy(float), int(frame.n.iloc[-1])
         result[metric] = Curve(monitor, metric, tags, tokens_W, value_W, stderr_W, draws_RW, source, n)
     return result
+
+
+def whole_curve(run: RunData, name: str) -> Curve | None:
+    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
+    monitor, _, metric = name.partition("/")
+    found = curves(run, monitor, (metric,), {})
+    if not found and len(tuned := run.select(monitor, metric, "sft_step")):
+        found = curves(run, monitor, (metric,), {"sft_step": int(tuned.sft_step.max())})
+    return found.get(metric)

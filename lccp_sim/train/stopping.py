@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 
-from lccp_sim.analysis.curves import Curve, curves
+from lccp_sim.analysis.curves import whole_curve
 from lccp_sim.analysis.equivalence import Equivalence, probe_stays
 from lccp_sim.analysis.rule import Decision, decide
 from lccp_sim.analysis.table import RunData, load_run
@@ -152,22 +152,13 @@ def judge(run: RunData, settings: StoppingConfig, windows: Sequence[int]) -> lis
 
 
 def _judge(run: RunData, watch: str, eps: float, probe: Equivalence | None) -> Judged:
-    curve = watched_curve(run, watch)
+    curve = whole_curve(run, watch)
     if curve is not None:
         return Judged(watch, len(curve.tokens_W), decide(curve, eps, probe))
     of_monitor = run.records[run.records.monitor == watch.partition("/")[0]]
     known = sorted(f"{watch.partition('/')[0]}/{metric}" for metric in of_monitor.metric.unique())
     reason = f"no records yet that stand for the whole monitor{nearest(watch, known)}"
     return Judged(watch, 0, Decision("not enough points", None, None, 0.0, None, [reason]))
-
-
-def watched_curve(run: RunData, watch: str) -> Curve | None:
-    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
-    monitor, _, metric = watch.partition("/")
-    found = curves(run, monitor, (metric,), {})
-    if not found and len(tuned := run.select(monitor, metric, "sft_step")):
-        found = curves(run, monitor, (metric,), {"sft_step": int(tuned.sft_step.max())})
-    return found.get(metric)
 
 
 def records_of(judged: Sequence[Judged], moment: Moment) -> list[Record]:
