@@ -8,6 +8,7 @@ list of runs, not only a grid.
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,11 +128,14 @@ def _explain(message: str) -> str:
 
 @contextmanager
 def _arguments(words: list[str]) -> Iterator[None]:
-    before, sys.argv = sys.argv, words
+    """While it is open, hydra.main reads these arguments, and raises instead of ending the process."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = words, "1"
     try:
         yield
     finally:
         sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
 
 
 def run_job(settings: Any) -> None:

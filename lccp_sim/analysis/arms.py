@@ -100,7 +100,7 @@ def _result(metric: str, arm: str, ends: Mapping[int, float], base: Mapping[int,
         return row
     mine_S, theirs_S = np.array([ends[s] for s in shared]), np.array([base[s] for s in shared])
     mean = float((mine_S - theirs_S).mean())
-    if np.ptp(mine_S - theirs_S) == 0:  # no spread, no test
+    if np.ptp(mine_S - theirs_S) <= 1e-9 * abs(mean):  # no spread but rounding, no test
         return replace(row, difference=Estimate(mean))
     test = ttest_rel(mine_S, theirs_S)
     low, high = test.confidence_interval(LEVEL)
