@@ -1,0 +1,172 @@
+"""Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
+
+Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
+bench/plan_accuracy.py. Questionable: several devices are a simulation, as is checkpointing of blocks: training has
+neither. Weights, gradients and moments are then cut evenly over all devices (ZeRO-3, arXiv 1910.02054), the weights of
+a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
+"""
+
+from typing import NamedTuple
+
+from lccp_sim.config import ModelConfig
+from lccp_sim.plan.shapes import Layer, Shape
+
+CHUNK_ROWS, SLICE_ROWS = 256, 1024  # of the loss, and of a SwiGLU's backward pass, as in models/{loss,kernels}.py
+
+
+class Layout(NamedTuple):
+    """Devices = dp x ep x cp: groups that train on other rows, that hold other experts, that share a row's tokens.
+
+    Devices that differ in their experts have other rows, too; only `cp` of them share one.
+    """
+
+    dp: int = 1
+    ep: int = 1
+    cp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.dp * self.ep * self.cp
+
+
+class Place(NamedTuple):
+    """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU)."""
+
+    bf16: bool
+    gpu: bool
+
+
+class Memory(NamedTuple):
+    """Bytes of one device. `step` is the most that the loss or one layer's backward needs beside what is kept."""
+
+    weights: float
+    gradients: float
+    moments: float
+    copies: float
+    activations: float
+    step: float
+    activations_checkpointed: float
+    step_checkpointed: float
+    logits: float  # part of `step`
+
+    @property
+    def state(self) -> float:
+        """What is there between two micro-batches."""
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def total(self) -> float:
+        """The peak without checkpointing."""
+        return self.state + self.copies + self.activations + self.step
+
+    @property
+    def total_checkpointed(self) -> float:
+        """The peak where each block keeps its input alone and runs forward again in the backward pass."""
+        return self.state + self.copies + self.activations_checkpointed + self.step_checkpointed
+
+
+def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place) -> Memory:
+    """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows."""
+    total = sum(part.total for part in shape.parts().values())
+    mine, size = total / layout.devices, 2 if place.bf16 else 4
+    local = [_matrices(layer, layout.ep) for layer in shape.layers]
+    if layout.devices > 1:
+        copies = 2.0 * size * max(local)  # this layer and the next
+    else:
+        copies = 2.0 * sum(local) if place.bf16 else 0.0
+    D, V = shape.d_model, shape.vocab_size
+    ends = tokens * (4 * config.d_head + (8 if place.gpu else 4) * D)  # the angles, the last norm
+    logits = CHUNK_ROWS * V * 12.0
+    # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
+    forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
+    loss = max(forward, tokens * D * 8.0 + V * D * 8)
+    waits = V * D * 4.0 if config.tie_embeddings else 0.0  # the head's gradient, for the embedding's
+    blocks, steps = [], []
+    for layer in range(config.num_layers):
+        attention = tokens * kept_attention(config, layer, layout.cp, place)
+        mixture = tokens * kept_feed_forward(config, layer, place)
+        blocks.append(attention + mixture)
+        # The feed-forward part comes first in the backward pass, and what it kept is gone when attention's turn comes.
+        first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
+        steps.append(waits + max(first, _attention_backward(config, tokens, place) - mixture))
+    again = max(block + step for block, step in zip(blocks, steps, strict=True))
+    inputs = config.num_layers * tokens * D * 4
+    return Memory(
+        4 * mine, 4 * mine, 8 * mine, copies,
+        ends + sum(blocks), max(loss, steps[-1]),
+        ends + inputs, max(loss, again), logits,
+    )  # fmt: skip
+
+
+def _matrices(layer: Layer, ep: int) -> float:
+    """Weights of a layer that are cast or gathered, with one group's experts; the router stays in fp32."""
+    return sum(part.total / (ep if name == "experts" else 1) for name, part in layer.parts.items() if name != "router")
+
+
+def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> float:
+    """Bytes that attention and its norm keep for one token of a device; `cp` devices share each row.
+
+    The residual stream, norms and the router are fp32; matrix products are in the precision of `place`. Norms keep
+    their output on a CPU, which the next product shares if it is fp32, and their input on a GPU.
+    """
+    c, s = config, 2 if place.bf16 else 4
+    q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head
+    turned, inverse = s * (q + k), 4 * (c.num_heads + c.num_kv_heads)
+    blocks = s * (2 * q + 4 * k) if c.window(layer) else 0  # a window's queries, two blocks of keys each, their output
+    if c.qk_norm == "none":
+        rope = turned
+    elif place.gpu:  # the norm keeps q and k, views of all of qkv
+        rope = turned + s * (q + 2 * k) + inverse
+    else:
+        rope = turned * (1 if c.qk_norm == "after_rope" else 2) + inverse
+    others = (cp - 1) * s * 2 * k  # keys and values of the row's other devices
+    return _norm(config, place) + rope + s * k + s * q + 4 * c.num_heads + others + blocks
+
+
+def kept_feed_forward(config: ModelConfig, layer: int, place: Place) -> float:
+    """Bytes that a mixture, or a dense layer, and its norm keep for one token."""
+    c, s = config, 2 if place.bf16 else 4
+    if layer < c.num_dense_layers:
+        return _norm(config, place) + 2 * s * (c.d_dense or 0)
+    K, F = c.num_experts_per_token, c.d_expert
+    router = 8 * c.num_experts + K * (4 + s + 3 * 8) + 12 + (4 * c.d_model if place.gpu and place.bf16 else 0)
+    routed = K * s * (2 * F if _fused(c, place) else 4 * F + 3 * c.d_model)
+    return _norm(config, place) + router + routed + 2 * s * c.num_shared_experts * F
+
+
+def _norm(config: ModelConfig, place: Place) -> float:
+    """A norm over the width, and the input of the product after it, where that is not the norm's own tensor."""
+    return 4 * config.d_model + 4 + ((2 if place.bf16 else 4) * config.d_model if place.gpu or place.bf16 else 0)
+
+
+def _fused(config: ModelConfig, place: Place) -> bool:
+    """Whether experts run in kernels.Mixture, as models/experts.py chooses."""
+    size, c = 2 if place.bf16 else 4, config
+    wide = c.d_model >= 512 and c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
+    return c.experts == "auto" and not place.gpu and not wide
+
+
+def _stream(config: ModelConfig, tokens: int, place: Place) -> float:
+    """Gradients of the residual stream and of a norm's output."""
+    return tokens * config.d_model * (4 * 2 + (2 if place.bf16 else 4) * 2)
+
+
+def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int, place: Place) -> float:
+    """Bytes that the backward pass of a mixture or a dense layer needs for a moment: its weights' gradients, mostly."""
+    c, s, D = config, 2 if place.bf16 else 4, config.d_model
+    if layer < c.num_dense_layers:
+        width = c.d_dense or 0
+        return _stream(c, tokens, place) + 3 * width * D * s + 6 * width * s * min(tokens, SLICE_ROWS)
+    rows, F = tokens * c.num_experts_per_token, c.d_expert
+    gradients = 3 * c.num_experts / ep * F * D * (s + 4 * place.bf16)
+    # Experts one by one; or all at once, but then the inputs that the first products kept are gone by now.
+    hidden = rows / c.num_experts * (4 * F + 2 * D) if _fused(c, place) else rows * 4 * F
+    return _stream(c, tokens, place) + gradients + s * hidden
+
+
+def _attention_backward(config: ModelConfig, tokens: int, place: Place) -> float:
+    """The same for attention: the norm and the rotation of q and k work in fp32."""
+    c = config
+    width = (22 if place.bf16 else 12) if c.qk_norm == "after_rope" else (10 if place.bf16 else 8)
+    return _stream(c, tokens, place) + tokens * (c.num_heads + c.num_kv_heads) * c.d_head * width
