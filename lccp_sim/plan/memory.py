@@ -46,6 +46,7 @@ class Memory(NamedTuple):
     copies: float
     activations: float
     step: float
+    copies_checkpointed: float
     activations_checkpointed: float
     step_checkpointed: float
     logits: float  # part of `step`
@@ -63,7 +64,7 @@ class Memory(NamedTuple):
     @property
     def total_checkpointed(self) -> float:
         """The peak where each block keeps its input alone and runs forward again in the backward pass."""
-        return self.state + self.copies + self.activations_checkpointed + self.step_checkpointed
+        return self.state + self.copies_checkpointed + self.activations_checkpointed + self.step_checkpointed
 
 
 def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place) -> Memory:
@@ -71,10 +72,10 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     total = sum(part.total for part in shape.parts().values())
     mine, size = total / layout.devices, 2 if place.bf16 else 4
     local = [_matrices(layer, layout.ep) for layer in shape.layers]
+    one = 2.0 * max(local) if place.bf16 else 0.0
+    copies = (2.0 * sum(local) if place.bf16 else 0.0, one)
     if layout.devices > 1:
-        copies = 2.0 * size * max(local)  # this layer and the next
-    else:
-        copies = 2.0 * sum(local) if place.bf16 else 0.0
+        copies = (2.0 * size * max(local),) * 2  # this layer and the next
     D, V = shape.d_model, shape.vocab_size
     ends = tokens * (4 * config.d_head + (8 if place.gpu else 4) * D)  # the angles, the last norm
     logits = CHUNK_ROWS * V * 12.0
@@ -82,20 +83,22 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
     loss = max(forward, tokens * D * 8.0 + V * D * 8)
     waits = V * D * 4.0 if config.tie_embeddings else 0.0  # the head's gradient, for the embedding's
-    blocks, steps = [], []
+    inputs = tokens * D * 4
+    kept, backward = 0.0, []
     for layer in range(config.num_layers):
+        # In the backward pass of a layer, what later ones kept is gone; and the feed-forward part comes first in it.
         attention = tokens * kept_attention(config, layer, layout.cp, place)
         mixture = tokens * kept_feed_forward(config, layer, place)
-        blocks.append(attention + mixture)
-        # The feed-forward part comes first in the backward pass, and what it kept is gone when attention's turn comes.
+        kept += attention + mixture
         first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
-        steps.append(waits + max(first, _attention_backward(config, tokens, place) - mixture))
-    again = max(block + step for block, step in zip(blocks, steps, strict=True))
-    inputs = config.num_layers * tokens * D * 4
+        needs = waits + max(first, _attention_backward(config, tokens, place) - mixture)
+        backward.append((kept + needs, (layer + 1) * inputs + attention + mixture + needs))
+    peak, peak_checkpointed = (max(each) for each in zip(*backward, strict=True))
+    again = config.num_layers * inputs
     return Memory(
-        4 * mine, 4 * mine, 8 * mine, copies,
-        ends + sum(blocks), max(loss, steps[-1]),
-        ends + inputs, max(loss, again), logits,
+        4 * mine, 4 * mine, 8 * mine,
+        copies[0], ends + kept, max(loss, peak - kept),
+        copies[1], ends + again, max(loss, peak_checkpointed - again), logits,
     )  # fmt: skip
 
 
@@ -159,10 +162,10 @@ def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int
         width = c.d_dense or 0
         return _stream(c, tokens, place) + 3 * width * D * s + 6 * width * s * min(tokens, SLICE_ROWS)
     rows, F = tokens * c.num_experts_per_token, c.d_expert
-    gradients = 3 * c.num_experts / ep * F * D * (s + 4 * place.bf16)
-    # Experts one by one; or all at once, but then the inputs that the first products kept are gone by now.
-    hidden = rows / c.num_experts * (4 * F + 2 * D) if _fused(c, place) else rows * 4 * F
-    return _stream(c, tokens, place) + gradients + s * hidden
+    one = c.num_experts / ep * F * D * s
+    if _fused(c, place):  # expert by expert; all gradients stay until the last
+        return _stream(c, tokens, place) + 3 * one + rows / c.num_experts * (4 * F + 2 * D) * s
+    return _stream(c, tokens, place) + one * (3 if place.bf16 else 1) + rows * 2 * F * s  # one product after the other
 
 
 def _attention_backward(config: ModelConfig, tokens: int, place: Place) -> float:

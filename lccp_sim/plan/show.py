@@ -47,7 +47,7 @@ def _show_memory(plan: dict[str, Any], console: Console) -> None:
         ("weights", "weights", "weights"),
         ("gradients", "gradients", "gradients"),
         ("AdamW's moments", "moments", "moments"),
-        ("copies in the precision of products", "copies", "copies"),
+        ("copies in the precision of products", "copies", "copies_checkpointed"),
         ("activations", "activations", "activations_checkpointed"),
         ("one step of backward, or the loss", "step", "step_checkpointed"),
         ("all", "total", "total_checkpointed"),
