@@ -3,13 +3,14 @@
 FLOPs: torch.utils.flop_counter over a forward and backward pass, with attention done query by query, so that it counts
 the pairs that causal attention needs and no more. Memory: the highest sum of all CPU allocations that torch's profiler
 saw in such a pass, weights, gradients and moments being there before; it knows what no hook on saved tensors sees, the
-tensors in between. CPU only: none of this was run on a GPU.
+tensors in between. None of this was run on a GPU; what the kernels keep there is measured on the CPU, which keeps the
+same where a norm has a weight of zero and the experts run as grouped products.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -27,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import attention
 from lccp_sim.models.loss import cross_entropy
-from lccp_sim.models.positions import BaseRope
+from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, Rope, YarnRope
 from lccp_sim.models.transformer import Block, Transformer, initialise
-from lccp_sim.plan.memory import Layout, Memory, Place, memory
-from lccp_sim.plan.shapes import shape_of, training_flops
+from lccp_sim.plan.memory import Layout, Place, memory
+from lccp_sim.plan.rope import KNOWN, base_bound, first_negative
+from lccp_sim.plan.shapes import counts, shape_of, training_flops
 
 RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 
@@ -41,7 +44,8 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 WIDE = {"d_model": 256, "num_heads": 4, "num_kv_heads": 2, "d_head": 64, "d_expert": 256}
-SHAPES: dict[str, tuple[ModelConfig, int, int]] = {  # config, vocabulary, tokens
+Case = tuple[ModelConfig, int, int]  # config, vocabulary, tokens
+SHAPES: dict[str, Case] = {
     "tiny": (model_config(), 1024, 1024),
     "tiny, long": (model_config(), 1024, 4096),
     "16 experts": (model_config(**WIDE, num_experts=16, num_experts_per_token=4), 4096, 1024),
@@ -98,9 +102,20 @@ def counted_flops(config: ModelConfig, vocab_size: int, tokens: int) -> int:
     return counter.get_total_flops()
 
 
-def measured_peak(config: ModelConfig, vocab_size: int, tokens: int, bf16: bool, checkpointed: bool) -> int:
-    """Bytes that a forward and backward pass allocates at its peak beside weights and gradients."""
+def measured_peak(
+    config: ModelConfig, vocab_size: int, tokens: int, bf16: bool, checkpointed: bool = False, gpu: bool = False
+) -> int:
+    """Bytes that a forward and backward pass allocates at its peak beside weights and gradients.
+
+    `gpu`: norms and experts keep what they keep on a GPU.
+    """
     model = initialise(Transformer(config, vocab_size), 0)
+    if gpu:
+        for weight in (p for name, p in model.named_parameters() if name.endswith("norm.weight")):
+            weight.data[0] = 0.0
+        for block in model.layers:
+            if block.moe is not None:
+                block.moe.backend = "grouped_mm"
     row = torch.randint(1, vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     plain = Block.forward
 
@@ -126,17 +141,13 @@ def measured_peak(config: ModelConfig, vocab_size: int, tokens: int, bf16: bool,
     return peak
 
 
-def planned(config: ModelConfig, vocab_size: int, tokens: int, bf16: bool) -> Memory:
-    """The plan's memory for the same pass, on one CPU."""
-    return memory(config, shape_of(config, vocab_size), tokens, Layout(), Place(bf16, gpu=False))
-
-
-def memory_line(name: str, bf16: bool, checkpointed: bool) -> dict[str, Any]:
-    """Planned and measured peaks in bytes."""
-    needs, peak = planned(*SHAPES[name], bf16), measured_peak(*SHAPES[name], bf16, checkpointed)
+def memory_line(case: Case, bf16: bool, checkpointed: bool, gpu: bool) -> dict[str, Any]:
+    """Planned and measured peaks in bytes, and their ratio."""
+    config, vocab_size, tokens = case
+    needs = memory(config, shape_of(config, vocab_size), tokens, Layout(), Place(bf16, gpu))
     plan = (needs.total_checkpointed if checkpointed else needs.total) - needs.state
-    precision = "bf16" if bf16 else "fp32"
-    where = {"shape": name, "precision": precision, "checkpointed": checkpointed}
+    peak = measured_peak(*case, bf16, checkpointed, gpu)
+    where = {"precision": "bf16" if bf16 else "fp32", "checkpointed": checkpointed, "as_gpu": gpu}
     return {**where, "planned": plan, "measured": peak, "ratio": plan / peak}
 
 
@@ -162,7 +173,7 @@ def speed(bf16: bool, repeats: int) -> dict[str, float]:
             start = time.perf_counter()
             work()
             times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return min(times)  # of a machine that other jobs share
 
     peak = 2 * 2048**3 / seconds(lambda: a @ b)
     shares = {}
@@ -175,25 +186,91 @@ def speed(bf16: bool, repeats: int) -> dict[str, float]:
     return {"peak_flops": peak, **shares}
 
 
+KNOWN_ROPES: dict[str, Rope] = {  # what plan/rope.py says of them in words
+    "OLMoE-1B-7B": BaseRope(base=1e4),
+    "Llama-3.1": Llama3Rope(5e5, 8.0, 1.0, 4.0, 8192),
+    "Mixtral-8x7B": BaseRope(base=1e6),
+    "Qwen3-30B-A3B": BaseRope(base=1e6),
+    "Hunyuan-A13B, 32k stage": AlphaRope(1e4, 50.0),
+    "Hunyuan-A13B extended": BaseRope(base=2e6),
+    "Hunyuan-A13B, 256k stage": AlphaRope(1e4, 1000.0),
+    "ProLong-8B, 64k stage": BaseRope(base=8e6),
+    "ProLong-8B, 512k stage": BaseRope(base=1.28e8),
+    "gpt-oss": YarnRope(1.5e5, 32.0, 4096, truncate=False),
+}
+GRID = [(d_head, 2**j) for d_head in (16, 32, 64, 128) for j in range(8, 18)]
+
+
+def rope_lines() -> dict[str, list[dict[str, Any]]]:
+    """The bound of the base over widths and contexts, with the seconds of a fresh search; and where models stand."""
+    bounds = []
+    for d_head, context in GRID:
+        base_bound.cache_clear()
+        start = time.perf_counter()
+        bound = base_bound(d_head, context)
+        bounds.append({"d_head": d_head, "context": context, "bound": bound, "seconds": time.perf_counter() - start})
+    known = []
+    for k in KNOWN:
+        frequencies = np.asarray(KNOWN_ROPES[k.model].frequencies(k.d_head)[0])
+        start = time.perf_counter()
+        reach = first_negative(frequencies, k.context_tokens)
+        line = {"model": k.model, "first_negative": reach, "seconds": time.perf_counter() - start}
+        known.append(line | {"bound": base_bound(k.d_head, k.context_tokens)})
+    return {"bounds": bounds, "known": known}
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """The tables of docs/plan.md: memory, bounds, and known models."""
+    cells = [(gpu, checkpointed) for gpu in (False, True) for checkpointed in (False, True)]
+    memory = []
+    for name, (config, vocab_size, tokens) in SHAPES.items():
+        row = [name, f"{counts(shape_of(config, vocab_size)).total / 1e6:.1f}", str(tokens)]
+        for where in cells:
+            found = [x for x in results["memory"] if x["shape"] == name and (x["as_gpu"], x["checkpointed"]) == where]
+            row.append(" / ".join(f"{line['ratio']:.2f}" for line in found))  # fp32, bf16
+        memory.append(row)
+    by = {(line["d_head"], line["context"]): line["bound"] for line in results["rope"]["bounds"]}
+    contexts = sorted({context for _, context in by})
+    widths = sorted({width for width, _ in by})
+    bounds = [[f"{context:,}", *(f"{by[width, context]:.3g}" for width in widths)] for context in contexts]
+    known = []
+    for k, line in zip(KNOWN, results["rope"]["known"], strict=True):
+        reach = "nowhere" if line["first_negative"] is None else f"{line['first_negative']:,}"
+        scaling = k.scaling or "none"
+        row = [k.model, str(k.d_head), f"{k.context_tokens:,}", f"{k.base:.3g}", scaling, f"{line['bound']:.3g}", reach]
+        known.append([*row, k.source])
+    return ["\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (memory, bounds, known)]
+
+
 def main() -> None:
-    """Prints each line and writes all of them."""
+    """Prints each line and writes all of them; with --only, the others stay as they were written before."""
+    sections = ("flops", "memory", "rope", "speed")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    out: dict[str, Any] = {"torch": torch.__version__, "flops": [], "memory": [], "speed": {}}
-    for name in SHAPES:
-        out["flops"].append(flops_line(name, 256))
-        print(out["flops"][-1], flush=True)
-        for checkpointed in (False, True):
-            for bf16 in (False, True):
-                out["memory"].append(memory_line(name, bf16, checkpointed))
-                print(out["memory"][-1], flush=True)
-    for precision in ("fp32", "bf16"):
-        out["speed"][precision] = speed(precision == "bf16", options.repeats)
-        print(precision, out["speed"][precision], flush=True)
+    out: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    out["torch"] = torch.__version__
+
+    def shown(line: dict[str, Any]) -> dict[str, Any]:
+        print(line, flush=True)
+        return line
+
+    if "flops" in options.only:
+        out["flops"] = [shown(flops_line(name, 256)) for name in SHAPES]
+    if "memory" in options.only:
+        cells = itertools.product((False, True), repeat=3)
+        out["memory"] = [
+            shown({"shape": name, **memory_line(SHAPES[name], *cell)}) for cell in cells for name in SHAPES
+        ]
+    if "rope" in options.only:
+        out["rope"] = rope_lines()
+    if "speed" in options.only:
+        out["speed"] = {p: shown(speed(p == "bf16", options.repeats)) for p in ("fp32", "bf16")}
     options.out.write_text(json.dumps(out, indent=1) + "\n")
+    print(*tables(out), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lccp_sim.config import ModelConfig
 from lccp_sim.plan.shapes import Layer, Shape
 
-CHUNK_ROWS, SLICE_ROWS = 256, 1024  # of the loss, and of a SwiGLU's backward pass, as in models/{loss,kernels}.py
+CHUNK_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, kernels.py and attention.py
 
 
 class Layout(NamedTuple):
@@ -77,8 +77,8 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     if layout.devices > 1:
         copies = (2.0 * size * max(local),) * 2  # this layer and the next
     D, V = shape.d_model, shape.vocab_size
-    ends = tokens * (4 * config.d_head + (8 if place.gpu else 4) * D)  # the angles, the last norm
-    logits = CHUNK_ROWS * V * 12.0
+    angles, norm = tokens * 4.0 * config.d_head, tokens * D * (8.0 if place.gpu else 4.0)  # the norm is the last one
+    logits = CHUNK_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
     # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
     forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
     loss = max(forward, tokens * D * 8.0 + V * D * 8)
@@ -97,8 +97,8 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     again = config.num_layers * inputs
     return Memory(
         4 * mine, 4 * mine, 8 * mine,
-        copies[0], ends + kept, max(loss, peak - kept),
-        copies[1], ends + again, max(loss, peak_checkpointed - again), logits,
+        copies[0], angles + norm + kept, max(loss, peak - kept - norm),
+        copies[1], angles + norm + again, max(loss, peak_checkpointed - again - norm), logits,
     )  # fmt: skip
 
 
@@ -116,7 +116,9 @@ def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> fl
     c, s = config, 2 if place.bf16 else 4
     q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head
     turned, inverse = s * (q + k), 4 * (c.num_heads + c.num_kv_heads)
-    blocks = s * (2 * q + 4 * k) if c.window(layer) else 0  # a window's queries, two blocks of keys each, their output
+    window, blocks = c.window(layer), 0.0
+    if window:  # queries in blocks, keys and values for each, the output once more
+        blocks = s * (2 * q + 2 * k * (1 + window / max(WINDOW_BLOCK, window // 2)))
     if c.qk_norm == "none":
         rope = turned
     elif place.gpu:  # the norm keeps q and k, views of all of qkv
@@ -146,8 +148,8 @@ def _norm(config: ModelConfig, place: Place) -> float:
 def _fused(config: ModelConfig, place: Place) -> bool:
     """Whether experts run in kernels.Mixture, as models/experts.py chooses."""
     size, c = 2 if place.bf16 else 4, config
-    wide = c.d_model >= 512 and c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
-    return c.experts == "auto" and not place.gpu and not wide
+    aligned = c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
+    return c.experts == "auto" and not (aligned and (place.gpu or c.d_model >= 512))
 
 
 def _stream(config: ModelConfig, tokens: int, place: Place) -> float:
@@ -159,13 +161,15 @@ def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int
     """Bytes that the backward pass of a mixture or a dense layer needs for a moment: its weights' gradients, mostly."""
     c, s, D = config, 2 if place.bf16 else 4, config.d_model
     if layer < c.num_dense_layers:
-        width = c.d_dense or 0
-        return _stream(c, tokens, place) + 3 * width * D * s + 6 * width * s * min(tokens, SLICE_ROWS)
+        width, slices = c.d_dense or 0, 4 + 2 * (tokens > SLICE_ROWS)  # the gradient of the slice before lives on
+        return _stream(c, tokens, place) + 3 * width * D * s + slices * width * s * min(tokens, SLICE_ROWS)
     rows, F = tokens * c.num_experts_per_token, c.d_expert
     one = c.num_experts / ep * F * D * s
     if _fused(c, place):  # expert by expert; all gradients stay until the last
         return _stream(c, tokens, place) + 3 * one + rows / c.num_experts * (4 * F + 2 * D) * s
-    return _stream(c, tokens, place) + one * (3 if place.bf16 else 1) + rows * 2 * F * s  # one product after the other
+    # One product after the other, each freeing what it kept: first the rows' gradient, then the weights' and others.
+    later = max(F - D, 0) * rows * s + one * (3 if place.bf16 else 1)
+    return _stream(c, tokens, place) + max(rows * D * s, later)
 
 
 def _attention_backward(config: ModelConfig, tokens: int, place: Place) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
 from lccp_sim.plan.memory import Layout, Memory, Place, memory
-from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative
+from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
 from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, training_flops
 from lccp_sim.plan.watching import monitor_costs
 
@@ -44,7 +44,7 @@ def plan_run(
         "tokens_at_once": at_once // layout.cp,
         "monitors": monitors,
         "rope": plan_rope(frequencies, config.model.rope, run.context_tokens, config.data.old_context_tokens),
-        "assumptions": assumptions(config, device, layout),
+        "assumptions": assumptions(config, device, layout, needs.state),
     }
 
 
@@ -57,7 +57,7 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
         "context_tokens": run.context_tokens,
         "tokens": tokens,
         **plan_shape(shape, run.context_tokens, tokens, device, layout, run.precision == "bf16"),
-        "assumptions": assumptions(config, device, layout)[:2],
+        "assumptions": assumptions(config, device, layout, 0)[:2],
     }
 
 
@@ -121,6 +121,7 @@ def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_conte
     return {
         "setting": {key: value for key, value in vars(rope).items() if value is not None},
         "d_head": d_head,
+        "plain_base": plain_base(frequencies),
         "base_bound": base_bound(d_head, context_tokens),
         "base_bound_old": base_bound(d_head, old_context_tokens),
         "first_negative": first_negative(frequencies, context_tokens),
@@ -130,8 +131,8 @@ def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_conte
     }
 
 
-def assumptions(config: Config, device: Hardware, layout: Layout) -> list[str]:
-    """What the numbers stand on, a line each."""
+def assumptions(config: Config, device: Hardware, layout: Layout, state: float) -> list[str]:
+    """What the numbers stand on, a line each; `state`: bytes of weights, gradients and moments on a device."""
     lines = [
         "FLOPs: matrix products, a multiply-add as two; backward is twice forward; attention is causal, windows "
         "counted; each row is one document (packed ones attend less, and cost less)",
@@ -142,6 +143,10 @@ def assumptions(config: Config, device: Hardware, layout: Layout) -> list[str]:
         "checkpointing: each block keeps its input alone; training has no such switch yet",
         "monitors: forward passes of texts as long as their settings allow; the probe's tuning counts three times",
     ]
+    if "probe" in config.monitors.watch:
+        lines.append(
+            f"the probe tunes a copy of the model: {state / 2**30:.1f} GiB more while it does, not counted above"
+        )
     if layout.devices > 1:
         lines.append(
             "layout: training runs on one device so far. Weights and their states are cut over all devices and "

@@ -78,6 +78,14 @@ def base_bound(d_head: int, context_tokens: int) -> float:
     return base
 
 
+def plain_base(frequencies: np.ndarray) -> float | None:
+    """The base of which these frequencies are plain RoPE (as those of kinds ntk and alpha are), or None."""
+    d_head = 2 * len(frequencies)
+    base = float(frequencies[-1]) ** (-d_head / (d_head - 2)) if d_head > 2 else 0.0
+    plain = base > 0 and np.allclose(frequencies, base_frequencies(d_head, base), rtol=1e-9)
+    return base if plain else None
+
+
 def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
     """Channels of a head whose period lies within the context; the others never turn once while training.
 
@@ -89,11 +97,11 @@ def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
 def warning(rope: Any, d_head: int, context_tokens: int) -> str | None:
     """One line where a context is too long for `rope`, a variant of models/positions.py, else None.
 
-    A plain base at or above the bound passes, even where B(m) dips below zero: larger bases than the bound may.
+    A plain base at or above the bound passes, even where B(m) dips below zero: larger bases than the bound may do so.
     """
     frequencies = np.asarray(rope.frequencies(d_head)[0], dtype=float)
     reach = first_negative(frequencies, context_tokens)
-    if reach is None or (rope.kind == "base" and rope.base >= base_bound(d_head, context_tokens)):
+    if reach is None or (plain_base(frequencies) or 0) >= base_bound(d_head, context_tokens):
         return None
     return (
         f"model.rope: {reach:,} tokens apart, heads of {d_head} channels no longer prefer a like token to a random one "

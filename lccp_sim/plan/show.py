@@ -82,8 +82,10 @@ def _show_rope(plan: dict[str, Any], console: Console) -> None:
     setting = " ".join(f"{key}={value:g}" if key != "kind" else value for key, value in sorted(r["setting"].items()))
     reach = r["first_negative"]
     held = "B(m) >= 0 throughout" if reach is None else f"B(m) < 0 from {reach:,} tokens on"
+    plain = "none" if r["plain_base"] is None else f"{r['plain_base']:.3g}"
     rows = [
         ("this run's RoPE", setting, held),
+        ("the plain base that it equals", plain, ""),
         ("lower bound of a plain base", f"{r['base_bound']:.3g}", f"{r['base_bound_old']:.3g} for {old:,} tokens"),
         ("critical dimension", f"{r['critical_dimension']} of {r['d_head']}",
          f"{r['critical_dimension_old']} for {old:,} tokens"),
