@@ -198,7 +198,7 @@ KNOWN_ROPES: dict[str, Rope] = {  # what plan/rope.py says of them in words
     "ProLong-8B, 512k stage": BaseRope(base=1.28e8),
     "gpt-oss": YarnRope(1.5e5, 32.0, 4096, truncate=False),
 }
-GRID = [(d_head, 2**j) for d_head in (16, 32, 64, 128) for j in range(8, 18)]
+GRID = [(d_head, 2**j) for d_head in (16, 32, 64, 128) for j in range(8, 18)] + [(128, 2**20)]
 
 
 def rope_lines() -> dict[str, list[dict[str, Any]]]:
@@ -232,13 +232,16 @@ def tables(results: dict[str, Any]) -> list[str]:
     by = {(line["d_head"], line["context"]): line["bound"] for line in results["rope"]["bounds"]}
     contexts = sorted({context for _, context in by})
     widths = sorted({width for width, _ in by})
-    bounds = [[f"{context:,}", *(f"{by[width, context]:.3g}" for width in widths)] for context in contexts]
+    bounds = [
+        [f"{context:,}", *(f"{by[width, context]:.3g}" if (width, context) in by else "" for width in widths)]
+        for context in contexts
+    ]
     known = []
     for k, line in zip(KNOWN, results["rope"]["known"], strict=True):
         reach = "nowhere" if line["first_negative"] is None else f"{line['first_negative']:,}"
         scaling = k.scaling or "none"
         row = [k.model, str(k.d_head), f"{k.context_tokens:,}", f"{k.base:.3g}", scaling, f"{line['bound']:.3g}", reach]
-        known.append([*row, k.source])
+        known.append([*row, k.paper])
     return ["\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (memory, bounds, known)]
 
 

@@ -140,17 +140,13 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
 
     layout = parse_layout(arguments.layout)
     device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
-    vocabulary = 0
+    tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
     if arguments.counted:
         plan = plan_counted(config, arguments.counted, device, layout)
     else:
-        read = config.data.tokenizer.kind == "file" and not config.model.vocab_size
-        of_tokenizer = (
-            read_tokenizer(Path(config.data.tokenizer.path).expanduser()).get_vocab_size()
-            if read
-            else config.data.tokenizer.vocab_size
-        )
-        vocabulary = config.model.vocab_size or of_tokenizer
+        if not vocabulary and tokenizer.kind == "file":
+            vocabulary = read_tokenizer(Path(tokenizer.path).expanduser()).get_vocab_size()
+        vocabulary = vocabulary or tokenizer.vocab_size
         plan = plan_run(config, vocabulary, windows_of(config), device, layout)
     show_plan(plan, console, arguments.claim)
     if arguments.json:

@@ -39,7 +39,7 @@ def hardware(name: str, threads: int | None = None, mfu: float | None = None) ->
         cores = threads or os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         source = f"{cores} x one core's matrix products as in bench/results/plan_accuracy.json; this machine's memory"
-        found = Hardware("cpu", 198e9 * cores, 78e9 * cores, float(memory), 0.3, source)
+        found = Hardware("cpu", 360e9 * cores, 89e9 * cores, float(memory), 0.3, source)
     else:
         names = ("cpu", *GPUS)
         known = f"no such hardware; there are {', '.join(names)}{nearest(name, names)}"

@@ -1,6 +1,7 @@
 """The plan of a run, as one tree of plain numbers: what `lccp plan` prints and writes.
 
-A simulation: the tree carries the assumptions that it stands on, and everything measured is in docs/plan.md.
+A simulation: the tree carries the assumptions that it stands on. Questionable: times stand on one assumed utilisation,
+because what communication costs depends on a network that a config does not know; `--mfu` sets it.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 B(m) = sum over pairs of cos(m theta_i) says how much more a head attends to a like token than to a random one, m
 positions away; where it is negative, a context that the loss gets used to is not one that heads retrieve from (arXiv
-2405.14591, section 4). Questionable: scaled kinds have no single base, so their frequencies are tested, whatever made
+2405.14591). Questionable: scaled kinds have no single base, so their frequencies are tested, whatever made
 them, and the bound in the message is that of plain RoPE.
 """
 
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STEP = 1.005  # of the search for the bound, base after base
+STEP, LARGEST = 1.005, 1e30  # of the search for the bound, base after base; heads of 2 channels have none
 
 
 class Known(NamedTuple):
-    """What a published model uses: head width, context in tokens, base of its plain RoPE, what scales it, source."""
+    """What a published model uses: head width, context in tokens, base of its plain RoPE, what scales it; its paper."""
 
     model: str
     d_head: int
     context_tokens: int
     base: float
     scaling: str
-    source: str
+    paper: str
 
 
 KNOWN = (
@@ -65,16 +65,20 @@ def first_negative(frequencies: np.ndarray, context_tokens: int) -> int | None:
 
 
 @cache
-def base_bound(d_head: int, context_tokens: int) -> float:
-    """The smallest base of plain RoPE with B(m) >= 0 for every m up to the context, on a grid of steps of 0.5 %.
+def base_bound(d_head: int, context_tokens: int) -> float | None:
+    """The smallest base of plain RoPE with B(m) >= 0 for every m up to the context, on a grid of steps of 0.5 %, or None.
 
     Every smaller base of the grid fails at a distance that was found; one between two of its bases may pass, and so may
-    larger bases fail: B's minimum does not grow evenly with the base. Source: arXiv 2405.14591, section 4.2.
+    larger bases fail: B's minimum does not grow evenly with the base. Source: arXiv 2405.14591.
     """
     # What fails at half the context fails here, so the search goes on where that one ended, on the same grid.
     base = base_bound(d_head, context_tokens // 2) if context_tokens > 16 else 2.0
+    if base is None:
+        return None
     while first_negative(base_frequencies(d_head, base), context_tokens) is not None:
         base *= STEP
+        if base > LARGEST:
+            return None
     return base
 
 
@@ -89,7 +93,7 @@ def plain_base(frequencies: np.ndarray) -> float | None:
 def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
     """Channels of a head whose period lies within the context; the others never turn once while training.
 
-    Source: arXiv 2310.05209, equation 5: 2 ceil(H/2 log_base(context / 2 pi)), counted here, so for any kind of RoPE.
+    Source: arXiv 2310.05209, 2 ceil(H/2 log_base(context / 2 pi)); counted here, so for any kind of RoPE.
     """
     return 2 * int((2 * math.pi / frequencies < context_tokens).sum())
 
@@ -101,10 +105,13 @@ def warning(rope: Any, d_head: int, context_tokens: int) -> str | None:
     """
     frequencies = np.asarray(rope.frequencies(d_head)[0], dtype=float)
     reach = first_negative(frequencies, context_tokens)
-    if reach is None or (plain_base(frequencies) or 0) >= base_bound(d_head, context_tokens):
+    if reach is None:
         return None
+    bound, plain = base_bound(d_head, context_tokens), plain_base(frequencies)
+    if bound is not None and plain is not None and plain >= bound:
+        return None
+    remedy = "has no base that is enough" if bound is None else f"needs a base of {bound:.3g} or more"
     return (
         f"model.rope: {reach:,} tokens apart, heads of {d_head} channels no longer prefer a like token to a random one "
-        f"(B(m) < 0, arXiv 2405.14591), and run.context_tokens={context_tokens}; plain RoPE needs a base of "
-        f"{base_bound(d_head, context_tokens):.3g} or more"
+        f"(B(m) < 0, arXiv 2405.14591), and run.context_tokens={context_tokens}; plain RoPE {remedy}"
     )

@@ -135,7 +135,7 @@ def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
 
 
 def gpt_oss(num_layers: int, num_experts: int) -> Shape:
-    """gpt-oss: biases everywhere, a sink weight a head, windows of 128 in every other layer (arXiv 2508.10925, 2)."""
+    """gpt-oss: biases everywhere, a sink weight a head, windows of 128 in every other layer (arXiv 2508.10925)."""
     d, heads, kv, width = 2880, 64, 8, 64
     attention = added(matrix((heads + 2 * kv) * width, d, True), matrix(d, heads * width, True), vector(heads))
     parts = {
@@ -149,7 +149,7 @@ def gpt_oss(num_layers: int, num_experts: int) -> Shape:
 
 
 def deepseek_v3() -> Shape:
-    """DeepSeek-V3 without its multi-token prediction: MLA, three dense layers (arXiv 2412.19437, sections 2, 4.2)."""
+    """DeepSeek-V3 without its multi-token prediction: MLA, three dense layers (arXiv 2412.19437)."""
     d, heads, content, rope, value, q_rank, kv_rank = 7168, 128, 128, 64, 128, 1536, 512
     attention = added(
         matrix(q_rank, d), vector(q_rank), matrix(heads * (content + rope), q_rank),

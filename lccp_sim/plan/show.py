@@ -82,11 +82,10 @@ def _show_rope(plan: dict[str, Any], console: Console) -> None:
     setting = " ".join(f"{key}={value:g}" if key != "kind" else value for key, value in sorted(r["setting"].items()))
     reach = r["first_negative"]
     held = "B(m) >= 0 throughout" if reach is None else f"B(m) < 0 from {reach:,} tokens on"
-    plain = "none" if r["plain_base"] is None else f"{r['plain_base']:.3g}"
     rows = [
         ("this run's RoPE", setting, held),
-        ("the plain base that it equals", plain, ""),
-        ("lower bound of a plain base", f"{r['base_bound']:.3g}", f"{r['base_bound_old']:.3g} for {old:,} tokens"),
+        ("the plain base that it equals", _base(r["plain_base"]), ""),
+        ("lower bound of a plain base", _base(r["base_bound"]), f"{_base(r['base_bound_old'])} for {old:,} tokens"),
         ("critical dimension", f"{r['critical_dimension']} of {r['d_head']}",
          f"{r['critical_dimension_old']} for {old:,} tokens"),
     ]  # fmt: skip
@@ -104,6 +103,10 @@ def _table(console: Console, title: str, columns: Iterable[str], rows: Iterable[
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
+
+
+def _base(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def _si(value: float) -> str:

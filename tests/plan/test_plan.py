@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.plan_accuracy import KNOWN_ROPES, RESULT, tables
 from lccp_sim.cli import main
 from lccp_sim.plan.hardware import GPUS, hardware, parse_layout
 from lccp_sim.plan.memory import Layout
+from lccp_sim.plan.rope import KNOWN
 
+ROOT = Path(__file__).parents[2]
 PAPER = ["plan", "run=paper", "--hardware", "h200", "--layout", "dp=2,ep=8,cp=8"]
 
 
@@ -30,7 +33,8 @@ def test_the_paper_is_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert plan["flops"] == pytest.approx(2.56e22, rel=0.01) and "15.6 times this plan's 2.56e+22" in said
     assert plan["rope"]["plain_base"] == pytest.approx(2e6, rel=1e-4)
     assert not plan["memory"]["fits"] and plan["memory"]["fits_checkpointed"]
-    assert "all │ 145" in said.replace("┃", "│") or "145.8" in said
+    kept = json.loads((ROOT / "bench" / "results" / "plan_paper.json").read_text())
+    assert plan == kept  # what docs/plan.md quotes
     assert all(line in said for line in (" ".join(line.split()) for line in plan["assumptions"]))
 
 
@@ -90,6 +94,18 @@ def test_experts_cannot_be_split_where_there_are_none(capsys: pytest.CaptureFixt
     dense = ["model.num_dense_layers=4", "model.d_dense=64", "monitors.routing=null", "--layout", "ep=2"]
     assert main(["plan", "run=tiny_lccp", *dense]) == 1
     assert "--layout ep=2: needs experts" in capsys.readouterr().err
+
+
+def test_the_page_has_the_tables_of_the_bench() -> None:
+    page = (ROOT / "docs" / "plan.md").read_text()
+    results = json.loads(RESULT.read_text())
+    assert [known.model for known in KNOWN] == list(KNOWN_ROPES)
+    assert all(table in page for table in tables(results))
+    assert {line["ratio"] for line in results["flops"]} == {1.0}
+    for checkpointed, low, high in ((False, "-4 %", "+8 %"), (True, "-7 %", "+14 %")):
+        off = [line["ratio"] - 1 for line in results["memory"] if line["checkpointed"] == checkpointed]
+        assert (f"{min(off):+.0%}", f"{max(off):+.0%}") == (low.replace(" ", ""), high.replace(" ", ""))
+        assert f"{low} to {high}" in page
 
 
 def test_layouts_and_devices() -> None:

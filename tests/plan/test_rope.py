@@ -33,14 +33,19 @@ def test_the_first_negative_distance_is_that_of_the_plain_sum(d_head: int, base:
     assert first_negative(frequencies, context) == plain_first_negative(frequencies, context)
 
 
-# arXiv 2405.14591, table 2, whose search is coarser than ours.
-@pytest.mark.parametrize(("context", "published"), [(1024, 4.3e3), (4096, 2.7e4), (32768, 6.4e5), (131072, 7.8e6)])
+@pytest.mark.parametrize(("context", "published"), [(4096, 2.7e4), (32768, 6.4e5), (131072, 7.8e6)])  # 2405.14591
 def test_the_bound_is_the_published_one(context: int, published: float) -> None:
     assert base_bound(128, context) == pytest.approx(published, rel=0.12)
 
 
+def test_where_no_base_is_enough_it_says_so() -> None:
+    assert base_bound(2, 100) is None
+    assert "plain RoPE has no base that is enough" in str(warning(BaseRope(base=1e4), 2, 100))
+
+
 def test_every_smaller_base_of_the_grid_fails() -> None:
     bound = base_bound(16, 256)
+    assert bound is not None
     assert plain_first_negative(base_frequencies(16, bound), 256) is None
     base = 2.0
     while base < bound * (1 - 1e-9):
@@ -55,7 +60,7 @@ def test_the_critical_dimension_is_that_of_the_formula(d_head: int, base: float,
 
 
 def test_llama_2_has_the_published_critical_dimension() -> None:
-    assert critical_dimension(base_frequencies(128, 1e4), 4096) == 92  # arXiv 2310.05209, section 4.2
+    assert critical_dimension(base_frequencies(128, 1e4), 4096) == 92  # arXiv 2310.05209
 
 
 SCALED = {"original_context_tokens": 4096, "factor": 8.0}
@@ -91,7 +96,7 @@ def test_bases_are_seen_through_ntk_and_alpha_alone() -> None:
 def test_a_base_above_the_bound_passes_though_one_distance_dips() -> None:
     rope = BaseRope(base=5e5)
     assert first_negative(np.asarray(rope.frequencies(16)[0]), 1024) == 405
-    assert base_bound(16, 1024) < 5e5 and warning(rope, 16, 1024) is None
+    assert (base_bound(16, 1024) or 0) < 5e5 and warning(rope, 16, 1024) is None
 
 
 @pytest.mark.parametrize("run", ["smoke", "tiny_emergence", "tiny_base", "tiny_lccp", "small_base", "small_lccp"])

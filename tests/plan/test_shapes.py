@@ -19,7 +19,7 @@ ODD = {
     "dense": {"num_dense_layers": 4, "d_dense": 96, "qk_norm": "none", "tie_embeddings": False},
     "mixed": {"num_dense_layers": 1, "d_dense": 96, "num_shared_experts": 2, "window_tokens": 8},
 }
-TOTALS = {  # billions in all and active, as published: arXiv 2508.10925 (without the embedding), 2412.19437 (with it)
+TOTALS = {  # billions in all and active, as published (arXiv 2508.10925, 2412.19437)
     "gpt_oss_20b": (20.91, 3.61),
     "gpt_oss_120b": (116.83, 5.13),
     "deepseek_v3": (671.0, 37.0),
