@@ -66,7 +66,7 @@ def first_negative(frequencies: np.ndarray, context_tokens: int) -> int | None:
 
 @cache
 def base_bound(d_head: int, context_tokens: int) -> float | None:
-    """The smallest base of plain RoPE with B(m) >= 0 for every m up to the context, on a grid of steps of 0.5 %, or None.
+    """The smallest base of plain RoPE with B(m) >= 0 for every m up to the context, on a grid of 0.5 %, or None.
 
     Every smaller base of the grid fails at a distance that was found; one between two of its bases may pass, and so may
     larger bases fail: B's minimum does not grow evenly with the base. Source: arXiv 2405.14591.
