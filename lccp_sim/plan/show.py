@@ -6,8 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-GIB = 2**30
-
 
 def show_plan(plan: dict[str, Any], console: Console, claim: float | None = None) -> None:
     """None; prints the tree of plan.plan_run, or that of plan.plan_shape alone. `claim`: FLOPs to compare with."""
@@ -52,10 +50,11 @@ def _show_memory(plan: dict[str, Any], console: Console) -> None:
         ("one step of backward, or the loss", "step", "step_checkpointed"),
         ("all", "total", "total_checkpointed"),
     ]
-    rows = [(name, *(f"{m[key] / GIB:,.2f}" for key in keys)) for name, *keys in both]
+    unit, size = ("GiB", 2**30) if m["total"] >= 2**30 else ("MiB", 2**20)
+    rows = [(name, *(f"{m[key] / size:,.2f}" for key in keys)) for name, *keys in both]
     rows.append(("fits", *("yes" if m[key] else "no" for key in ("fits", "fits_checkpointed"))))
-    tokens, usable = plan["tokens_at_once"], m["usable"] / GIB
-    title = f"GiB of a device, {tokens:,} tokens at once; {usable:,.1f} to use (logits: {m['logits'] / GIB:.2f})"
+    tokens, usable = plan["tokens_at_once"], m["usable"] / size
+    title = f"{unit} of a device, {tokens:,} tokens at once; {usable:,.1f} to use (logits: {m['logits'] / size:.2f})"
     _table(console, title, ("", "kept", "checkpointed"), rows)
 
 
@@ -79,13 +78,13 @@ def _show_time(plan: dict[str, Any], console: Console, claim: float | None) -> N
 
 def _show_rope(plan: dict[str, Any], console: Console) -> None:
     r, context, old = plan["rope"], plan["context_tokens"], plan["old_context_tokens"]
-    setting = " ".join(f"{key}={value:g}" if key != "kind" else value for key, value in sorted(r["setting"].items()))
+    setting = " ".join([r["setting"]["kind"], *(f"{k}={v:g}" for k, v in r["setting"].items() if k != "kind")])
     reach = r["first_negative"]
-    held = "B(m) >= 0 throughout" if reach is None else f"B(m) < 0 from {reach:,} tokens on"
+    held = "B(m) >= 0 throughout" if reach is None else f"B(m) < 0 at {reach:,}"
     rows = [
         ("this run's RoPE", setting, held),
-        ("the plain base that it equals", _base(r["plain_base"]), ""),
-        ("lower bound of a plain base", _base(r["base_bound"]), f"{_base(r['base_bound_old'])} for {old:,} tokens"),
+        ("as plain RoPE, base", _base(r["plain_base"]), ""),
+        ("bound of a plain base", _base(r["base_bound"]), f"{_base(r['base_bound_old'])} for {old:,} tokens"),
         ("critical dimension", f"{r['critical_dimension']} of {r['d_head']}",
          f"{r['critical_dimension_old']} for {old:,} tokens"),
     ]  # fmt: skip

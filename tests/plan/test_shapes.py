@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import sdpa_flop_count
 
 from bench.plan_accuracy import SHAPES, flops_line, model_config
 from lccp_sim.config import ConfigError, ModelConfig
@@ -92,6 +93,14 @@ def test_the_mean_of_the_keys_is_that_of_all_queries(context: int, window: int |
 @pytest.mark.parametrize("name", ["16 experts", "windows", "first layer dense, untied", "full-width norm, biases"])
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert flops_line(name, 136)["ratio"] == pytest.approx(1, abs=1e-9)
+
+
+def test_causal_attention_is_its_share_of_the_square_that_torch_counts() -> None:
+    config, vocab_size, _ = SHAPES["tiny"]
+    tokens, size = 96, (1, config.num_heads, 96, config.d_head)
+    square = config.num_layers * sdpa_flop_count(size, size, size)
+    scores = forward_flops(shape_of(config, vocab_size), tokens)["attention scores"]
+    assert scores * tokens == pytest.approx(square * (tokens + 1) / (2 * tokens))
 
 
 def test_attention_grows_with_the_context_alone() -> None:
