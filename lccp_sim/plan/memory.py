@@ -72,10 +72,9 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     total = sum(part.total for part in shape.parts().values())
     mine, size = total / layout.devices, 2 if place.bf16 else 4
     local = [_matrices(layer, layout.ep) for layer in shape.layers]
-    one = 2.0 * max(local) if place.bf16 else 0.0
-    copies = (2.0 * sum(local) if place.bf16 else 0.0, one)
+    copies, copies_checkpointed = 2.0 * sum(local) * place.bf16, 2.0 * max(local) * place.bf16
     if layout.devices > 1:
-        copies = (2.0 * size * max(local),) * 2  # this layer and the next
+        copies = copies_checkpointed = 2.0 * size * max(local)  # this layer's and the next one's, gathered
     D, V = shape.d_model, shape.vocab_size
     angles, norm = tokens * 4.0 * config.d_head, tokens * D * (8.0 if place.gpu else 4.0)  # the norm is the last one
     logits = CHUNK_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
@@ -97,8 +96,8 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     again = config.num_layers * inputs
     return Memory(
         4 * mine, 4 * mine, 8 * mine,
-        copies[0], angles + norm + kept, max(loss, peak - kept - norm),
-        copies[1], angles + norm + again, max(loss, peak_checkpointed - again - norm), logits,
+        copies, angles + norm + kept, max(loss, peak - kept - norm),
+        copies_checkpointed, angles + norm + again, max(loss, peak_checkpointed - again - norm), logits,
     )  # fmt: skip
 
 
