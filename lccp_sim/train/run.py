@@ -16,6 +16,7 @@ from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.records import write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
@@ -55,6 +56,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
+    if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
+        _say(console, f"warning: {note}", style="yellow")
     model = Transformer(config.model, config.model.vocabulary(corpus.vocab_size))
     if start.content is not None:
         load_weights(model, start)
