@@ -1,0 +1,66 @@
+"""RoPE as config.json has it, and as `model.rope` does.
+
+transformers 5 reads `rope_parameters`, older versions and most other programs `rope_theta` and `rope_scaling`: both are
+read, and both are written, because a reader that misses its own falls back to a base of 10 000 without a word.
+"""
+
+from typing import Any
+
+from lccp_sim.config import ConfigError
+from lccp_sim.models.positions import AlphaRope, NtkRope, Rope
+
+ORIGINAL = "original_max_position_embeddings"
+SAME = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+SAME += ("mscale", "mscale_all_dim", "truncate", "alpha")
+KINDS = {
+    "default": ("base", ()),
+    "linear": ("linear", SAME[:1]),
+    "llama3": ("llama3", SAME[:3]),
+    "yarn": ("yarn", (SAME[0], *SAME[3:9])),
+}
+
+
+def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: bool) -> dict[str, Any]:
+    """The plain values of `model.rope`; `theta` is the base where none is stated.
+
+    Of two ways to name the scaling the older wins, as in transformers; two bases that differ are refused. Raises
+    ConfigError for a kind that is none of ours.
+    """
+    old, new = settings.get("rope_scaling") or {}, settings.get("rope_parameters") or {}
+    stated = {float(each["rope_theta"]) for each in (old, new, settings) if each.get("rope_theta") is not None}
+    if len(stated) > 1:
+        bases = " and ".join(f"{base:g}" for base in sorted(stated))
+        raise ConfigError(f"{where}: rope_theta is {bases} in different places; leave the one that was trained with")
+    found, plain = old or new, {"base": stated.pop() if stated else theta}
+    kind = found.get("rope_type", found.get("type", "default"))
+    if has_alpha and kind == "dynamic" and found.get("alpha"):
+        return plain | {"kind": "alpha", "alpha": found["alpha"]}
+    if kind not in KINDS or found.get("partial_rotary_factor", 1.0) != 1.0:
+        wrong = f"rope_type={kind!r}" if kind not in KINDS else "partial_rotary_factor"
+        raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over whole heads of type {', '.join(KINDS)} can")
+    ours, keys = KINDS[kind]
+    plain |= {"kind": ours} | {key: found[key] for key in keys if found.get(key) is not None}
+    if kind in ("llama3", "yarn"):
+        context = settings.get("max_position_embeddings")
+        plain["original_context_tokens"] = settings.get(ORIGINAL) or found.get(ORIGINAL) or context
+        if kind == "yarn" and "factor" not in plain and context:
+            plain["factor"] = context / plain["original_context_tokens"]
+    return plain
+
+
+def write_rope(rope: Rope, d_head: int, has_alpha: bool) -> dict[str, Any]:
+    """`rope_parameters`, `rope_theta`, `rope_scaling`; NTK, and alpha where none has it, is the base it amounts to."""
+    values = {key: value for key, value in vars(rope).items() if key in SAME and value is not None}
+    kind, base = {ours: theirs for theirs, (ours, _) in KINDS.items()}.get(rope.kind, "default"), rope.base
+    if isinstance(rope, AlphaRope) and has_alpha:
+        kind, values["factor"] = "dynamic", 1.0
+    elif isinstance(rope, AlphaRope | NtkRope):
+        base, values = base * next(iter(values.values())) ** (d_head / (d_head - 2)), {}
+    if hasattr(rope, "original_context_tokens"):
+        values[ORIGINAL] = rope.original_context_tokens
+    scaling = {"rope_type": kind, "type": kind} | values if kind != "default" else None
+    return {
+        "rope_parameters": {"rope_type": kind, "rope_theta": base} | values,
+        "rope_theta": base,
+        "rope_scaling": scaling,
+    }
