@@ -7,16 +7,15 @@ read, and both are written, because a reader that misses its own falls back to a
 from typing import Any
 
 from lccp_sim.config import ConfigError
-from lccp_sim.models.positions import AlphaRope, NtkRope, Rope
+from lccp_sim.models.positions import AlphaRope, Llama3Rope, NtkRope, Rope, YarnRope
 
 ORIGINAL = "original_max_position_embeddings"
-SAME = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
-SAME += ("mscale", "mscale_all_dim", "truncate", "alpha")
-KINDS = {
+YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and the keys that are named alike
     "default": ("base", ()),
-    "linear": ("linear", SAME[:1]),
-    "llama3": ("llama3", SAME[:3]),
-    "yarn": ("yarn", (SAME[0], *SAME[3:9])),
+    "linear": ("linear", ("factor",)),
+    "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
+    "yarn": ("yarn", YARN),
 }
 
 
@@ -31,7 +30,8 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
     if len(stated) > 1:
         bases = " and ".join(f"{base:g}" for base in sorted(stated))
         raise ConfigError(f"{where}: rope_theta is {bases} in different places; leave the one that was trained with")
-    found, plain = old or new, {"base": stated.pop() if stated else theta}
+    found: dict[str, Any] = old or new
+    plain: dict[str, Any] = {"base": stated.pop() if stated else theta}
     kind = found.get("rope_type", found.get("type", "default"))
     if has_alpha and kind == "dynamic" and found.get("alpha"):
         return plain | {"kind": "alpha", "alpha": found["alpha"]}
@@ -50,13 +50,14 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
 
 def write_rope(rope: Rope, d_head: int, has_alpha: bool) -> dict[str, Any]:
     """`rope_parameters`, `rope_theta`, `rope_scaling`; NTK, and alpha where none has it, is the base it amounts to."""
-    values = {key: value for key, value in vars(rope).items() if key in SAME and value is not None}
-    kind, base = {ours: theirs for theirs, (ours, _) in KINDS.items()}.get(rope.kind, "default"), rope.base
+    kind, keys = {ours: (theirs, keys) for theirs, (ours, keys) in KINDS.items()}.get(rope.kind, ("default", ()))
+    base, values = rope.base, {key: getattr(rope, key) for key in keys if getattr(rope, key) is not None}
     if isinstance(rope, AlphaRope) and has_alpha:
-        kind, values["factor"] = "dynamic", 1.0
+        kind, values = "dynamic", {"alpha": rope.alpha, "factor": 1.0}
     elif isinstance(rope, AlphaRope | NtkRope):
-        base, values = base * next(iter(values.values())) ** (d_head / (d_head - 2)), {}
-    if hasattr(rope, "original_context_tokens"):
+        factor = rope.alpha if isinstance(rope, AlphaRope) else rope.factor
+        base *= factor ** (d_head / (d_head - 2))
+    if isinstance(rope, Llama3Rope | YarnRope):
         values[ORIGINAL] = rope.original_context_tokens
     scaling = {"rope_type": kind, "type": kind} | values if kind != "default" else None
     return {

@@ -54,7 +54,7 @@ def read_foreign(
         raise ConfigError(f"{path}: its tokenizer has {tokens} tokens, its embedding {rows} rows; put its own there")
     state = read_weights(stream, name, model, dtype, str(path))
     context = settings.get("max_position_embeddings") or 2048
-    source = {
+    source: dict[str, Any] = {
         "name": settings.get("_name_or_path") or path.resolve().stem,
         "model_type": name,
         "context_tokens": context,

@@ -56,7 +56,7 @@ class Start:
         return {"source": source} if source else {}
 
     def complete(self, config: Config) -> Config:
-        """The config with the base's token that begins a document, where the base has an unusual one and no other is set."""
+        """The config with the token that begins a document of the base, where only the base names one."""
         tokenizer = config.data.tokenizer
         base = self.content["lccp"]["config"]["data"]["tokenizer"].get("bos_token") if self.content else None
         if base is None or tokenizer.bos_token or tokenizer.kind == "file":
@@ -74,7 +74,7 @@ class Start:
 
 
 def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> None:
-    """None, or ConfigError with the keys in which the two are not one function of the weights, RoPE and windows apart."""
+    """None, or ConfigError with the keys in which the two models differ, RoPE and windows apart."""
     old, now = function_of(base), flatten(dataclasses.asdict(new)) | function_of(new)
     old["vocab_size"], now["vocab_size"] = rows, new.vocab_size or rows
     differ = [key for key in old if old[key] != now[key] and key not in MAY_CHANGE]
