@@ -36,7 +36,8 @@ def open_weights(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Iterat
     if "gguf_file" not in source:
         return json.loads((path / "config.json").read_text(encoding="utf-8")), stream_folder(path)
     model = _load(path, dtype)
-    return model.config.to_dict(), iter(model.state_dict().items())
+    settings = {**model.config.to_dict(), "quantization_config": None}  # the weights are numbers again
+    return settings, iter(model.state_dict().items())
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:

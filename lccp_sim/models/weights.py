@@ -175,6 +175,7 @@ def write_weights(
         # A copy each: a file of views of one tensor would be refused.
         save_file({key: view.to(dtype).clone(memory_format=torch.contiguous_format) for key, view in views.items()},
                   out / file, {"format": "pt"})  # fmt: skip
+        (out / file).chmod(0o644)  # it is written for its owner alone
         where |= dict.fromkeys(keys, file)
     if len(shards) > 1:
         index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

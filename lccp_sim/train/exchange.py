@@ -55,7 +55,7 @@ def read_foreign(
     state = read_weights(stream, name, model, dtype, str(path))
     context = settings.get("max_position_embeddings") or 2048
     source: dict[str, Any] = {
-        "name": settings.get("_name_or_path") or path.resolve().stem,
+        "name": path.resolve().name,
         "model_type": name,
         "context_tokens": context,
         "rope": dataclasses.asdict(model.rope),
