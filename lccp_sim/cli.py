@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, plan, data, doctor.
+"""The command `lccp`: train, measure, report, plan, data, import, export, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -23,6 +23,8 @@ VERBS = {
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is built or read",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
+    "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
 
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+        elif verb in ("import", "export"):
+            known = "a Hugging Face folder, or a GGUF file" if verb == "import" else "a finished run, or a checkpoint"
+            sub.add_argument("path", type=Path, metavar="PATH", help=known)
+            sub.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+            sub.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
     arguments, rest = parser.parse_known_args(argv)
@@ -91,6 +98,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         runs, out = arguments.runs, arguments.out
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
+        return 0
+    if arguments.verb in ("import", "export"):
+        from lccp_sim.train.exchange import export_checkpoint, import_checkpoint
+
+        path, out, dtype = arguments.path, arguments.out, arguments.dtype
+        if arguments.verb == "import":
+            print(f"{out}: imported; to train it on:\n{import_checkpoint(path, out, dtype, check(['run=measure']))}")
+        else:
+            print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
         return 0
     from rich.console import Console
 

@@ -19,6 +19,7 @@ RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 PLAN = (ROOT / "docs" / "plan.md").read_text()
+EXCHANGING = (ROOT / "docs" / "huggingface.md").read_text()
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -45,7 +46,8 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    return {verb for verb in "train measure report plan data doctor".split() if re.search(rf"\b{verb}\b", shown)}
+    names = "train measure report plan data import export doctor".split()
+    return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 
 def run_dry(words: list[str]) -> None:
@@ -69,7 +71,10 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-@pytest.mark.parametrize("words", commands(README) + commands(MEASURING) + commands(PLAN), ids=" ".join)
+EVERY = commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING)
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_a_command_of_the_documents_runs(words: list[str]) -> None:
     run_dry(words)
 
