@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lccp_sim.cli import check  # noqa: E402
+from lccp_sim.composing import check  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap  # noqa: E402
 from lccp_sim.monitors.observing import counting, observing  # noqa: E402

@@ -1,18 +1,20 @@
-"""The command `lccp`: train, measure, report, study, data, doctor.
+"""The command `lccp`: train, measure, report, study, plan, data, import, export, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
 
 import argparse
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lccp_sim.config import Config
 
 VERBS = {
@@ -20,7 +22,10 @@ VERBS = {
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "study": "train and compare the arms of a study; without a name, list the studies",
+    "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is built or read",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
+    "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
 
@@ -33,12 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
-        if verb in ("train", "data"):
+        if verb in ("train", "data", "plan"):
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
             if verb == "train":
                 sub.add_argument("-m", "--multirun", action="store_true", help="a run for each value of key=a,b,c")
                 sub.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
+            if verb == "plan":
+                sub.add_argument(
+                    "--hardware", default="cpu", help="cpu (this machine, the default), h100, h200 or a100"
+                )
+                sub.add_argument("--layout", default="", metavar="dp=8,ep=8,cp=1", help="shards; default: one device")
+                sub.add_argument("--mfu", type=float, help="the assumed share of the peak, 0 to 1")
+                sub.add_argument(
+                    "--counted", metavar="SHAPE", help="count another model: gpt_oss_120b, deepseek_v3, ..."
+                )
+                sub.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
+                sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
@@ -53,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--retry", action="store_true", help="also train again what failed before")
             sub.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (study/, run/, ...)")
+        elif verb in ("import", "export"):
+            known = "a Hugging Face folder, or a GGUF file" if verb == "import" else "a finished run, or a checkpoint"
+            sub.add_argument("path", type=Path, metavar="PATH", help=known)
+            sub.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+            sub.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
     arguments, rest = parser.parse_known_args(argv)
@@ -87,6 +108,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         runs, out = arguments.runs, arguments.out
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
+        return 0
+    if arguments.verb in ("import", "export"):
+        from lccp_sim.train.exchange import export_checkpoint, import_checkpoint
+
+        path, out, dtype = arguments.path, arguments.out, arguments.dtype
+        if arguments.verb == "import":
+            print(f"{out}: imported; to train it on:\n{import_checkpoint(path, out, dtype, check(['run=measure']))}")
+        else:
+            print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
         return 0
     from rich.console import Console
 
@@ -123,6 +153,9 @@ def _run(arguments: argparse.Namespace) -> int:
         words, launcher = launching(arguments.overrides)
         return print_outcomes(sweep(jobs_of(words), launcher, arguments.retry, arguments.config_dir), console)
     config = check(arguments.overrides, arguments.config_dir)
+    if arguments.verb == "plan":
+        _plan(arguments, config, console)
+        return 0
     if arguments.verb == "data":
         from lccp_sim.train.run import show_data
 
@@ -134,62 +167,32 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-GROUPS = ("model", "data", "optim", "monitors", "run")
+def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -> None:
+    """Prints the plan, writes it where asked, and ends with ConfigError where a device has too little memory."""
+    import json
 
+    from lccp_sim.data.tokenizer import read_tokenizer
+    from lccp_sim.plan.hardware import hardware, parse_layout
+    from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
+    from lccp_sim.plan.show import show_plan
+    from lccp_sim.records import write_atomic
+    from lccp_sim.train.load import windows_of
 
-def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses.
-
-    A key may be set whether a YAML names it or not: what is no key at all is found by the dataclasses, not by Hydra.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if config_dir and not config_dir.is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such directory")
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    try:
-        with initialize_config_module("lccp_sim.configs", version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _marked(overrides: Sequence[str]) -> Iterator[str]:
-    """The overrides, those of a value with Hydra's ++: set it or add it. Raises ConfigError where one is none."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key == override and not key.startswith("~"):
-            raise ConfigError(f"{override!r}: not an override; write key=value")
-        if override == f"{key}=null" and key in GROUPS:
-            raise ConfigError(f"{override}: a group of keys cannot be left out; name a config")
-        yield override if key in GROUPS or key.startswith("~") or "@" in key else f"++{override.lstrip('+')}"
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's message in one line, without what only concerns Hydra."""
-    message = " ".join(str(error).split())
-    if override := getattr(error, "override", None):
-        why = message.partition(" See https")[0]
-        return f"{override.lstrip('+')}: cannot be read ({why}); quote the value as Hydra asks"
-    if "You must specify 'run'" in message:
-        return "run: name a run, for example run=tiny_lccp"
-    found = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*?) Config search path", message)
-    return f"{found[1]}={found[2]}: no such config; there are {', '.join(found[3].split())}" if found else message
-
-
-def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
-    """The checked config of some overrides. Raises ConfigError."""
-    plain = compose(overrides, config_dir)
-    from lccp_sim.train.load import load_config
-
-    return load_config(plain)
+    layout = parse_layout(arguments.layout)
+    device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
+    tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
+    if arguments.counted:
+        plan = plan_counted(config, arguments.counted, device, layout)
+    else:
+        if not vocabulary and tokenizer.kind == "file":
+            vocabulary = read_tokenizer(Path(tokenizer.path).expanduser()).get_vocab_size()
+        vocabulary = vocabulary or tokenizer.vocab_size
+        plan = plan_run(config, vocabulary, windows_of(config), device, layout)
+    show_plan(plan, console, arguments.claim)
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps(plan, indent=1) + "\n")
+    if not arguments.counted:
+        check_fits(config, vocabulary, device, layout)
 
 
 if __name__ == "__main__":

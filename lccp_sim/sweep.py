@@ -85,7 +85,7 @@ def sweep(
     `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. Raises
     ConfigError where a config is wrong or there twice, or the launcher is not installed.
     """
-    from lccp_sim.cli import compose
+    from lccp_sim.composing import compose
     from lccp_sim.train.directory import run_directory
     from lccp_sim.train.load import load_config
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.cli import VERBS, check, compose, main
+from lccp_sim.cli import VERBS, main
+from lccp_sim.composing import check, compose
 from lccp_sim.config import ConfigError
 from tests.home import build
 from tests.train.tiny import WINDOWS

@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from lccp_sim.cli import check, main
+from lccp_sim.cli import main
+from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.records import read_records
