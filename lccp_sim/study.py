@@ -17,6 +17,7 @@ from lccp_sim.sweep import print_outcomes, sweep
 if TYPE_CHECKING:
     from rich.console import Console
 
+SMOKE = ["run.tokens=6144"]
 Job = list[str]
 Places = dict[tuple[int, str], str]
 
@@ -27,8 +28,8 @@ class Study:
 
     `run` is trained for each arm and seed, with `common` and the arm's overrides, from the last of the chain `base`
     (whose runs get the arm's model, but not its RoPE), and where `between` has the arm, through a run with these
-    overrides first. `metrics` (monitor/metric) are what the results table shows. `smoke`: what takes the place of
-    `common` in a smoke version, which has no bases. `note`: what does not follow from the study.
+    overrides first. `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the
+    study.
     """
 
     question: str
@@ -40,7 +41,6 @@ class Study:
     between: dict[str, Job] = field(default_factory=dict)
     common: Job = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    smoke: Job = field(default_factory=list)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -56,7 +56,8 @@ class Study:
 
     def small(self) -> "Study":
         """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone."""
-        return replace(self, run="smoke_study", base=[], between={}, common=self.smoke, seeds=self.seeds[:1])
+        arms, between = ({arm: [*words, *SMOKE] for arm, words in each.items()} for each in (self.arms, self.between))
+        return replace(self, run="smoke_study", base=[], common=[], arms=arms, between=between, seeds=self.seeds[:1])
 
 
 def studies(config_dir: Path | None = None) -> dict[str, Any]:
@@ -156,13 +157,14 @@ class Stages:
     def stage(self, jobs: dict[str, Job], start: Places) -> Places:
         """The directories of the finished runs by seed and arm.
 
-        `start`: what each goes on from. With an empty one all start anew; else those without an entry are left out.
+        `start`: what each goes on from; what has no entry starts anew, unless its base is missing: then it is left out.
         """
+        anew = not (start and self.study.base)
         wanted = {
             (seed, arm): (*words, f"seed={seed}", f"run.root={self.root}", *began)
             for seed in self.study.seeds
             for arm, words in jobs.items()
-            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or not start
+            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
         }
         unique = list(dict.fromkeys(wanted.values()))
         outcomes = dict(zip(unique, sweep(unique, self.launcher, self.retry, self.config_dir), strict=True))

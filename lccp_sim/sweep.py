@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import ConfigError, short_hash
+from lccp_sim.composing import compose
+from lccp_sim.config import ConfigError, nearest, short_hash
 from lccp_sim.records import write_atomic
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
 
 def launching(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of runs, and those of the launcher: `launcher=NAME` and `hydra.launcher.KEY=VALUE`."""
-    from lccp_sim.config import nearest
-
     ours = [word for word in words if not word.startswith(("launcher=", "hydra."))]
     theirs = []
     for word in words:
@@ -85,7 +84,6 @@ def sweep(
     `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. Raises
     ConfigError where a config is wrong or there twice, or the launcher is not installed.
     """
-    from lccp_sim.composing import compose
     from lccp_sim.train.directory import run_directory
     from lccp_sim.train.load import load_config
 

@@ -1,0 +1,167 @@
+"""Studies: every shipped one is sound and runs in miniature; a study goes on where it was, and lists what failed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import lccp_sim.train.run as running
+from lccp_sim.cli import main
+from lccp_sim.composing import check
+from lccp_sim.config import ConfigError
+from lccp_sim.study import Stages, Study, read_study, shape_of, studies
+from lccp_sim.train.directory import run_directory
+
+NAMES = "balance context masking mixture replicate rope scale schedule".split()
+QUIET = Console(quiet=True)
+FEW = ["run.tokens=2048", "monitors.perplexity=null"]
+
+
+def test_the_studies_are_those_that_the_documents_name():
+    assert list(studies()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_study_is_of_known_keys_and_of_different_runs(name):
+    study = read_study(name)
+    assert study.question.endswith("?") and len(study.arms) <= 5 and study.seeds == [0, 1, 2]
+    places = set()
+    for arm, words in study.arms.items():
+        for base in study.base:
+            check([f"run={base}", *shape_of(words)])
+        start = f"run.init_from={'between' if arm in study.between else 'base'}"
+        config = check([f"run={study.run}", *study.common, *words, start])
+        places.add(run_directory(config, config.run.init_from))
+    assert len(places) == len(study.arms)
+    for words in study.between.values():
+        check([f"run={study.run}", *study.common, *words])
+
+
+def test_every_study_runs_in_miniature(tmp_path, capsys):
+    assert main(["study", *NAMES, "--smoke", "--root", str(tmp_path)]) == 0
+    for name in NAMES:
+        report = json.loads((tmp_path / "studies" / f"{name}-smoke" / "report.json").read_text())
+        assert set(report["runs"]) == set(read_study(name).arms) and not report["failed"]
+        assert {row["metric"] for row in report["results"]} >= {"needle/answer_nll_nats"}
+    assert len(list(tmp_path.glob("smoke_study-*"))) < sum(len(read_study(name).arms) for name in NAMES), "shared arms"
+
+
+def write(folder: Path, **keys: object) -> Path:
+    """A config directory with one study, `mine`, of two arms and two seeds on bases of seconds."""
+    plain = {
+        "question": "Does the rate matter?", "run": "smoke_study", "base": ["smoke_study"], "reference": "low",
+        "common": ["run.name=lccp", *FEW], "arms": {"low": ["optim.lr=1e-3"], "high": ["optim.lr=2e-3"]},
+        "seeds": [0, 1], "metrics": ["needle/hit_frac", "needle/answer_nll_nats"],
+    }  # fmt: skip
+    (folder / "study").mkdir(parents=True)
+    (folder / "study" / "mine.yaml").write_text(json.dumps(plain | keys))
+    return folder
+
+
+def stages(config_dir: Path, root: Path, retry: bool = False) -> Stages:
+    return Stages(read_study("mine", config_dir), root, [], retry, config_dir, QUIET)
+
+
+def table(root: Path) -> pd.DataFrame:
+    return pd.read_csv(root / "studies" / "mine" / "results.csv")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config directory, and the root of its study that nothing disturbed."""
+    config_dir, root = write(tmp_path_factory.mktemp("configs")), tmp_path_factory.mktemp("whole")
+    assert main(["study", "mine", "--config-dir", str(config_dir), "--root", str(root)]) == 0
+    return config_dir, root
+
+
+def test_each_seed_has_a_base_that_its_arms_share(whole):
+    _, root = whole
+    assert len(list(root.glob("lccp-s*"))) == 4 and len(list(root.glob("smoke_study-s*"))) == 2
+    report = json.loads((root / "studies" / "mine" / "report.json").read_text())
+    assert {arm: sorted(seeds) for arm, seeds in report["runs"].items()} == {"low": ["0", "1"], "high": ["0", "1"]}
+    markdown = (root / "studies" / "mine" / "report.md").read_text()
+    assert "| 0 | yes | low, high |" in markdown, "arms of a seed read the same batches"
+
+
+def test_a_study_that_was_killed_three_times_gives_the_same_table(whole, tmp_path, monkeypatch):
+    config_dir, root = whole
+    begun, train = [], running._train
+
+    def killed(config, *args):
+        begun.append(config)
+        if len(begun) in (2, 4, 6):
+            raise KeyboardInterrupt
+        return train(config, *args)
+
+    monkeypatch.setattr(running, "_train", killed)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            main(["study", "mine", "--config-dir", str(config_dir), "--root", str(tmp_path)])
+    assert main(["study", "mine", "--config-dir", str(config_dir), "--root", str(tmp_path)]) == 0
+    pd.testing.assert_frame_equal(table(tmp_path), table(root))
+
+
+def test_a_second_time_nothing_is_trained_and_the_table_is_the_same(whole, monkeypatch):
+    config_dir, root = whole
+    before = table(root)
+    monkeypatch.setattr(running, "_fit", lambda *args: pytest.fail("nothing is left to train"))
+    assert main(["study", "mine", "--config-dir", str(config_dir), "--root", str(root)]) == 0
+    pd.testing.assert_frame_equal(table(root), before)
+
+
+def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monkeypatch):
+    config_dir, root = whole
+    shutil.copytree(root, tmp_path / "root", dirs_exist_ok=True)
+    for path in (tmp_path / "root").glob("lccp-s1-*"):
+        shutil.rmtree(path)
+    train = running._train
+
+    def full(config, *args):
+        if config.seed == 1 and config.optim.lr == 2e-3 and config.run.name == "lccp":
+            raise OSError(28, "No space left on device")
+        return train(config, *args)
+
+    monkeypatch.setattr(running, "_train", full)
+    work = stages(config_dir, tmp_path / "root")
+    done = work.train()
+    assert {arm: sorted(seeds) for arm, seeds in done.items()} == {"low": [0, 1], "high": [0]}
+    (line,) = work.failed
+    assert "optim.lr=2e-3" in line and "No space left on device" in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"arms": {}}, "study.arms.*empty axis"),
+        ({"reference": "middle"}, "study.reference='middle': must be one of the arms low, high"),
+        ({"seeds": [0, 0]}, "study.seeds"),
+        ({"metrics": ["hit"]}, "study.metrics='hit': must be monitor/metric"),
+        ({"between": {"lo": []}}, "study.between"),
+        ({"questions": "?"}, "did you mean 'question'"),
+        ({"arms": {"low": ["optim.lrr=1"], "high": []}}, "did you mean 'lr'"),
+        ({"arms": {"low": [], "high": ["run.threads=1"]}, "base": []}, "are one run; leave one out"),
+        ({"run": "smoke_studdy", "base": []}, "run=smoke_studdy: no such config"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(keys, why, tmp_path):
+    config_dir = write(tmp_path, **keys)
+    with pytest.raises(ConfigError, match=why):
+        stages(config_dir, tmp_path / "runs").train()
+    assert not list((tmp_path / "runs").glob("*-s*"))
+
+
+def test_an_unknown_study_is_answered_with_those_there_are(capsys):
+    assert main(["study", "repliacte"]) == 1
+    error = capsys.readouterr().err
+    assert "did you mean 'replicate'" in error and "mixture" in error
+    assert main(["study"]) == 0
+    assert all(name in capsys.readouterr().out for name in NAMES)
+
+
+def test_the_shape_of_an_arm_goes_to_its_base_and_its_rope_does_not():
+    words = ["model.d_model=64", "model.rope.base=1e6", "optim.lr=1", "model={a: 1}", "run.tokens=1"]
+    assert shape_of(words) == ["model.d_model=64", "model={a: 1}"]
+    assert Study("?", "r", {"a": words}, "a", []).small().base == []
