@@ -24,8 +24,9 @@ CORE = ("lccp-sim", "torch", "lightning", "datasets", "tokenizers", "hydra-core"
 OPTIONAL = {
     "transformers": "lccp-sim[hf]",
     "megablocks": "lccp-sim[megablocks]",
-    "hydra-joblib-launcher": "lccp-sim[launchers]",
-    "hydra-submitit-launcher": "lccp-sim[launchers]",
+    "hydra-joblib-launcher": "lccp-sim[joblib]",
+    "hydra-submitit-launcher": "lccp-sim[submitit]",
+    "hydra-ray-launcher": "lccp-sim[ray]",
     "wandb": "wandb",
 }
 AGREES = {"float32": 1e-4, "bfloat16": 5e-2}  # largest error over the largest value of the loop; bf16 keeps 8 bits

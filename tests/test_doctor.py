@@ -70,7 +70,7 @@ def test_the_whole_answer_names_versions_machine_and_disk(tmp_path: Path, capsys
     assert by_name["machine", "cores"].ok and by_name["machine", "cpu"].ok
     assert by_name["disk", "cache"].ok and "GiB free" in by_name["disk", "cache"].value
     text = capsys.readouterr().out
-    assert "[launchers]" in text or by_name["versions", "hydra-submitit-launcher"].ok
+    assert "[submitit]" in text or by_name["versions", "hydra-submitit-launcher"].ok
     assert all(topic in text for topic in ("versions", "machine", "disk", "experts", "loop"))
 
 
