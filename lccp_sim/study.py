@@ -29,7 +29,7 @@ class Study:
     `run` is trained for each arm and seed, with `common` and the arm's overrides, from the last of the chain `base`
     (whose runs get the arm's model, but not its RoPE), and where `between` has the arm, through a run with these
     overrides first. `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the
-    study.
+    study. `paper`: whether the reference arm answers the findings of arXiv 2604.02650.
     """
 
     question: str
@@ -42,6 +42,7 @@ class Study:
     common: Job = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     note: str = ""
+    paper: bool = False
 
     def __post_init__(self) -> None:
         names = ", ".join(self.arms)
@@ -119,10 +120,9 @@ def study(
     if not runs:
         raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
     folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
-    console.print(
-        str(write_study(name, [plan.question, plan.note], plan.reference, plan.metrics, runs, folder, stages.failed)),
-        markup=False,
-    )
+    texts, metrics = [plan.question, plan.note], plan.metrics
+    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper)
+    console.print(str(page), markup=False)
     return int(bool(stages.failed))
 
 

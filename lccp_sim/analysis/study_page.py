@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from lccp_sim.analysis.answers import answers
+from lccp_sim.analysis.answers import table as answer_table
 from lccp_sim.analysis.arms import Agreement, Result, Runs, agreements, curves_of, leverage, results
+from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.report import write_page
 from lccp_sim.analysis.rule import decide
@@ -34,18 +37,21 @@ def write_study(
     runs: Runs,
     folder: Path,
     failed: Sequence[str],
+    paper: bool = False,
 ) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
 
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
-    each run that did not finish.
+    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings.
     """
     rows = results(runs, metrics, reference)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
     table = pd.json_normalize([row.row() for row in rows])
+    found = answers([examine(run) for run in runs[reference].values()]) if paper and reference in runs else []
     with matplotlib.rc_context(STYLE):
         figure = drawing(runs, metrics)
     made = [
+        Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(runs, metrics)]),
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)]),
@@ -64,6 +70,7 @@ def write_study(
     data = {
         "study": name, "texts": list(texts), "reference": reference, "failed": list(failed),
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
+        "answers": [answer.row() for answer in found],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},
     }  # fmt: skip
