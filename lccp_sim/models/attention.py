@@ -2,8 +2,8 @@
 
 A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
 flattened row. So nothing leaks between documents by construction, and the fast causal kernel is the one in use wherever
-a document fits the window. Longer ones are cut into blocks of one window: each sees itself and the block before it,
-through one band mask that all of them share.
+a document fits the window. Longer ones are cut into blocks of queries: each sees its own stretch of keys, through one
+band mask that all of them share.
 """
 
 import torch
@@ -115,23 +115,18 @@ def attend(
 
 
 def banded(q_BNTH: Tensor, k_BMTH: Tensor, v_BMTH: Tensor, scale: float, window: int) -> Tensor:
-    """[B, N, T, H]: causal attention to the last `window` tokens; memory and time grow with T x window."""
-    B, N, T, H = q_BNTH.shape
-    size, gqa = min(T, max(window, SMALLEST_BLOCK)), N != k_BMTH.shape[1]
+    """[B, N, T, H]: causal attention to the last `window` < T tokens; time and memory grow with T x window."""
+    (B, N, T, _), M = q_BNTH.shape, k_BMTH.shape[1]
+    # The window binds no query before it is full.
+    q, k, v = (x[:, :, :window] for x in (q_BNTH, k_BMTH, v_BMTH))
+    first_BNTH = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=N != M)
+    size = max(SMALLEST_BLOCK, window // 2)
     # Rows at the end fill the last block up: no real query sees them, and what they see is cut off again.
-    q, k, v = (
-        F.pad(x, (0, 0, 0, -T % size)).unflatten(2, (-1, size)).transpose(1, 2) for x in (q_BNTH, k_BMTH, v_BMTH)
-    )
-    age = torch.arange(size, device=q.device)[:, None] + size - torch.arange(2 * size, device=q.device)
-    seen = (age >= 0) & (age < window)
-
-    def blocks(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=gqa)
-        return y.unflatten(0, (B, -1))
-
-    y = blocks(q[:, :1], k[:, :1], v[:, :1], seen[:, size:])
-    if q.shape[1] > 1:
-        k, v = (torch.cat((x[:, :-1], x[:, 1:]), dim=3) for x in (k, v))
-        y = torch.cat((y, blocks(q[:, 1:], k, v, seen)), dim=1)
-    return y.transpose(1, 2).flatten(2, 3)[:, :, :T]
+    q, k, v = (F.pad(x, (0, 0, 0, -(T - window) % size)) for x in (q_BNTH[:, :, window:], k_BMTH, v_BMTH))
+    q = q.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+    k, v = (x.unfold(2, window + size, size).permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (k, v))
+    key, query = torch.arange(window + size, device=q.device), torch.arange(size, device=q.device)[:, None]
+    seen = (key > query) & (key <= query + window)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=N != M)
+    y_BNTH = y.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, : T - window]
+    return torch.cat((first_BNTH, y_BNTH), dim=2)

@@ -99,18 +99,18 @@ def test_a_window_is_a_band_of_the_whole_matrix(
 
 
 def test_a_narrow_window_needs_no_square_of_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time and memory grow with rows x window: no call of the kernel has a mask of more than a block by two."""
-    masks: list[torch.Size] = []
+    """Time and memory grow with rows x window: what a query is compared with is its window and a block more."""
+    calls = []
     real = F.scaled_dot_product_attention
 
-    def spy(*args: Any, attn_mask: Tensor, **kwargs: Any) -> Tensor:
-        masks.append(attn_mask.shape)
-        return real(*args, attn_mask=attn_mask, **kwargs)
+    def spy(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+        calls.append((len(q), q.shape[2], k.shape[2], None if attn_mask is None else tuple(attn_mask.shape)))
+        return real(q, k, v, attn_mask, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     q, k, v = (torch.randn(1, 5000, 1, 4) for _ in range(3))
-    attend(q, k, v, 0.5, torch.tensor([0, 5000]), 100)
-    assert masks == [(100, 100), (100, 200)]
+    attend(q, k, v, 0.5, torch.tensor([0, 5000]), 200)
+    assert calls == [(1, 200, 200, None), (48, 100, 300, (100, 300))]
 
 
 def test_rms_norm_is_the_formula() -> None:

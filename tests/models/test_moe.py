@@ -171,6 +171,24 @@ def test_weights_pass_gradients_to_the_router_as_autograd_would() -> None:
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+def test_the_first_router_is_what_it_was_to_the_last_bit() -> None:
+    """Runs that were begun with it must go on in the same bytes."""
+    moe, x_BTD = layer(num_experts=12, num_experts_per_token=ROUTED), torch.randn(2, 20, D)
+    moe.bias_E.uniform_(-0.1, 0.1)
+    prob_BTE = F.linear(x_BTD, moe.router.weight).softmax(-1)
+    want_BTK = (prob_BTE + moe.bias_E).topk(ROUTED, dim=-1).indices
+    weight_BTK = prob_BTE.gather(-1, want_BTK)
+    weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True)
+    weight_TK, expert_TK, _ = moe.route(x_BTD)
+    assert torch.equal(expert_TK, want_BTK.flatten(0, 1)) and torch.equal(weight_TK, weight_BTK.flatten(0, 1))
+    cotangent = torch.randn(2, 20, ROUTED)
+    got, want = (
+        torch.autograd.grad(weight, moe.router.weight, cotangent.view_as(weight))[0]
+        for weight in (weight_TK, weight_BTK)
+    )
+    assert torch.equal(got, want)
+
+
 def test_softmax_over_the_chosen_is_a_renormalised_softmax() -> None:
     x_BTD = torch.randn(2, 30, D)
     one, other = (layer(router=RouterConfig(scores=scores)) for scores in ("softmax", "topk_softmax"))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lccp_sim.config import RouterConfig
+from lccp_sim.models.positions import rotation
 from lccp_sim.models.taps import tapping
 from lccp_sim.models.transformer import Transformer, initialise
 
@@ -108,6 +109,32 @@ def test_a_fresh_model_has_the_scale_that_is_promised(model) -> None:
         found = [n for key, n in fan_in.items() if key in part]
         want = (found[0] * 2 * 3) ** -0.5 if found else 64**-0.5
         assert weight.std().item() == pytest.approx(want, rel=0.15), name
+
+
+def test_a_model_of_the_first_kind_is_what_it_was_to_the_last_bit(model) -> None:
+    """The draws of its weights in their order, and its blocks in their plain form."""
+    transformer, generator = model(seed=5, tie_embeddings=False), torch.Generator().manual_seed(5)
+    shrink = (2 * 3) ** -0.5
+    parts = ("attention.qkv", 32, 1), ("attention.out", 32, shrink), ("moe.router", 32, 1), ("moe.gate_EFD", 32, 1)
+    parts += ("moe.up_EFD", 32, 1), ("moe.down_EFD", 16, shrink), ("moe.shared.gate_up", 32, 1)
+    parts += (("moe.shared.down", 16, shrink),)
+    drawn = [("embedding", 32, 1.0), *((f"blocks.{n}.{name}", *x) for n in range(3) for name, *x in parts)]
+    state = transformer.state_dict()
+    for name, fan_in, factor in [*drawn, ("lm_head", 32, 1.0)]:
+        weight = state[name] if name in state else state[f"{name}.weight"]
+        assert torch.equal(weight, torch.randn(weight.shape, generator=generator) * (fan_in**-0.5 * factor)), name
+    tokens_BT, bounds = torch.randint(50, (2, 9)), torch.tensor([0, 9, 18])
+    rope = rotation(torch.arange(9).expand(2, 9), transformer.frequencies, transformer.rope_scale, torch.float32)
+    x_BTD, routings = transformer.embedding(tokens_BT), []
+    for block in transformer.layers:
+        x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
+        y_BTD, routing = block.moe(block.moe_norm(x_BTD))
+        x_BTD = x_BTD + y_BTD
+        routings.append(routing)
+    out = transformer(tokens_BT)
+    assert torch.equal(out.hidden_BTD, transformer.norm(x_BTD))
+    balance, z, counts = (torch.stack(column) for column in zip(*routings, strict=True))
+    assert out.balance_loss == balance.mean() and out.z_loss == z.mean() and torch.equal(out.count_LE, counts)
 
 
 def test_the_names_of_the_weights_are_those_that_others_read(model) -> None:
