@@ -1,4 +1,4 @@
-"""Checkpoints of transformers as ours: the same logits within and beyond their context, the same gradients, both ways."""
+"""Checkpoints of transformers as ours: the same logits within and beyond their context, and the same gradients."""
 
 import copy
 import dataclasses
@@ -72,11 +72,8 @@ def test_gradients(variant: str, tmp_path: Path) -> None:
         assert (parameter.grad - wanted[name]).norm() <= 1e-3 * wanted[name].norm(), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("rope", [*ROPES, "alpha"])
+@pytest.mark.parametrize(("variant", "rope"), [*CASES, ("hunyuan_v1_moe, bias", "alpha")])
 def test_a_written_config_is_the_one_that_was_read(variant: str, rope: str) -> None:
-    if rope == "alpha" and "hunyuan" not in variant:
-        pytest.skip("only Hunyuan has it")
     name, config = read_config(build(variant, (ROPES | {"alpha": ALPHA})[rope]).config.to_dict(), "theirs")
     written = write_config(name, config)
     assert read_config(written, "ours") == (name, config)
@@ -139,11 +136,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "more shared experts": ("hunyuan_v1_moe", {"num_shared_expert": 2}, "num_shared_expert=2: must be 1"),
     "another k in a layer": ("hunyuan_v1_moe", {"moe_topk": [2, 1, 2]}, "num_experts_per_token=[2, 1, 2]"),
     "a window without pattern": (
-        "qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"] * 2 + ["sliding_"]},
+        "qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full"] * 2 + ["sliding"]},
         "must be full in every n-th layer"),
     "a window where none is": ("llama", {"sliding_window": 8}, "sliding_window=8: must be null"),
     "no width": ("llama", {"hidden_size": None}, "config.json: has no hidden_size; put the whole config.json there"),
-    "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': cannot be imported"),
+    "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': cannot be"),
     "half of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: must be 1.0"),
     "two bases": ("llama", {"rope_theta": 1e6}, "rope_theta is 5000 and 1e+06 in different places"),
     "not a number": ("llama", {"num_hidden_layers": 0}, "model.num_layers=0: input should be greater than 0"),
