@@ -74,7 +74,7 @@ class RotateNorm(Function):
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
         x = x_BTNH.to(cos.dtype)
-        # Turning keeps the norm, so it is known before; YaRN's factor on cos and sin stretches it. 1 stays 1 to the bit.
+        # Turning keeps the norm, so it is known before; YaRN's factor on cos and sin stretches it (1 stays 1).
         stretch = cos[:1, :1, :, :1].square() + sin[:1, :1, :, :1].square()
         stretch = torch.where((stretch - 1).abs() < 1e-5, 1.0, stretch)
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(stretch)

@@ -114,7 +114,10 @@ def read_weights(
             state[part.ours] = torch.empty(empty[part.ours].shape, dtype=dtype)
         place = part.view(state[part.ours])
         if part in seen and not torch.equal(place, tensor.to(dtype)):
-            raise ConfigError(f"{where}: {key} is there twice, or tied to the embedding, and differs; remove one")
+            tied = "lm_head.weight and model.embed_tokens.weight differ, and config.json ties them"
+            raise ConfigError(
+                f"{where}: {tied if part.ours == 'embedding.weight' else f'{key} is there twice'}; mend it"
+            )
         place.copy_(tensor)
         seen.add(part)
     if extra:
