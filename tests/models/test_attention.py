@@ -79,6 +79,12 @@ def test_gradients_do_not_cross_documents_in_attention() -> None:
         assert grad[document_BT != 1].eq(0).all() and grad[document_BT == 1].ne(0).any()
 
 
+def test_full_layers_stand_between_windows() -> None:
+    config = ModelConfig(rope=None, num_layers=4, window_tokens=4, full_attention_every=2)
+    assert [config.window(layer) for layer in range(4)] == [4, None, 4, None], "as in gpt-oss"
+    assert ModelConfig(rope=None, window_tokens=4).window(1) == 4 and ModelConfig(rope=None).window(0) is None
+
+
 @pytest.mark.parametrize("window", [1, 3, 8, 9, 23, 24])
 @pytest.mark.parametrize("block", [1, 4, 64])
 @pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)

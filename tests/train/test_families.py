@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import ConfigError
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.measure import measure
 from lccp_sim.train.module import LccpModule
 from tests.train.test_run import UNWATCHED, rows
@@ -60,3 +62,13 @@ def test_a_dense_model_is_trained_measured_and_chained(run: Callable[..., Path],
         run({"run.name": "other", "run.init_from": str(base)})
     with pytest.raises(ConfigError, match="a dense model has no experts to count; set monitors.routing=null"):
         run({**DENSE, "run.name": "routed", "monitors.routing": {"source": "prose", "context_tokens": 64}})
+
+
+def test_the_bias_goes_to_the_experts_that_a_step_starved(make: Callable[..., Config]) -> None:
+    config = make({"model.num_dense_layers": 1, "model.d_dense": 8})
+    module = LccpModule(config, Transformer(config.model, 50), {})
+    strategy = SimpleNamespace(reduce=lambda counts, reduce_op: counts * 2)
+    module.trainer = SimpleNamespace(strategy=strategy)
+    module.step_counts = torch.tensor([[0, 0, 0, 0], [8, 0, 4, 4]])
+    module.update_router_bias()
+    assert module.model.blocks[1].moe.bias_E.tolist() == pytest.approx([-0.001, 0.001, 0.0, 0.0])
