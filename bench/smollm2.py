@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -23,20 +22,26 @@ import transformers
 
 from lccp_sim.records import read_records
 
-CONTEXT, BASE = 8192, 100_000
-STEPS = 3
+CONTEXT, BASE, STEPS = 8192, 100_000, 2
 LOOK = (
-    "monitors.needle={lengths:[512,1024,2048,4096],items:10,controls:2,variants:null} monitors.perplexity=null "
+    "monitors.needle={lengths:[512,1024,2048],items:10,controls:2,variants:null} monitors.perplexity=null "
     "monitors.induction={lengths:[512],items:4} monitors.heads={lengths:[1024],items:5} "
-    "monitors.intervention={lengths:[1024],items:10,draws:2}"
+    "monitors.intervention={lengths:[512],items:10,draws:1}"
 )
 TRAIN = (
     f"run.name=smollm2_lccp run.context_tokens={2 * CONTEXT} run.batch_tokens={2 * CONTEXT} "
-    f"run.tokens={STEPS * 2 * CONTEXT} run.precision=bf16 run.threads=1 run.log_every_steps=1 run.accelerator=cpu "
+    f"run.tokens={STEPS * 2 * CONTEXT} run.precision=bf16 run.log_every_steps=1 "
     f"data.old_context_tokens={CONTEXT} data.long_frac=0.75 model.rope.base={4 * BASE} optim.lr=2e-5 "
-    "monitors.needle={lengths:[1024,4096],items:5,controls:2,variants:null} monitors.perplexity=null "
+    "monitors.needle={lengths:[1024],items:5,controls:2,variants:null} monitors.perplexity=null "
     "monitors.induction=null monitors.heads=null monitors.intervention=null"
 )
+LOADED = """
+import sys, transformers as t
+model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (t.AutoModelForCausalLM, t.AutoTokenizer))
+text = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+print(type(model).__name__, model.config.rope_parameters, model.config.max_position_embeddings, tokenizer.decode(text[0]))
+"""
+STAGES = ("import", "logits", "train", "export", "measure")
 
 
 def stage(command: str, log: Path) -> dict[str, float]:
@@ -94,10 +99,11 @@ def mechanistic(records: list[Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints the figures and writes them to results/smollm2.json."""
+    """Prints the figures and writes them to results/smollm2.json, a stage after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("work", type=Path, help="a new folder for what is made on the way (2 GB)")
+    parser.add_argument("work", type=Path, help="a folder for what is made on the way (3 GB)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="go on where an earlier call ended")
     parser.add_argument("--only", type=int, help="compare logits at this length, and end")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "smollm2.json")
     chosen = parser.parse_args()
@@ -107,47 +113,45 @@ def main() -> None:
     if chosen.only:
         print(json.dumps(logits(base / "checkpoints" / "window-00000000.ckpt", chosen.gguf, chosen.only)))
         return
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     lccp = f"{sys.executable} -m lccp_sim.cli"
-    results: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
-    results |= {"machine": platform.machine(), "threads": 1, "look": LOOK, "train": TRAIN}
+    common = f"run=measure data.cache={work}/cache run.threads=1 run.accelerator=cpu"
+    results: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    results |= {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.machine()}
+    results |= {"threads": 1, "look": LOOK, "train_with": TRAIN}
 
     def note(name: str, value: Any) -> None:
         results[name] = value
         print(json.dumps({name: value}), flush=True)
         chosen.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    note("import", stage(f"{lccp} import {chosen.gguf} {base}", work / "import.log"))
-    for length in (512, CONTEXT + 512):
+    if "import" in chosen.stages:
+        note("import", stage(f"{lccp} import {chosen.gguf} {base}", work / "import.log"))
+    for length in (512, CONTEXT + 512) if "logits" in chosen.stages else ():
         log = work / f"logits-{length}.log"
         used = stage(f"{sys.executable} {__file__} {chosen.gguf} {work} --only {length}", log)
         note(f"logits_{length}", json.loads(log.read_text().splitlines()[-1]) | used)
-    out = work / "measured"
-    words = f"run=measure data.cache={work}/cache run.threads=1 run.accelerator=cpu {LOOK}"
-    note("measure", stage(f"{lccp} measure {chosen.gguf} {words} --out {out}", work / "measure.log"))
-    records, _ = read_records(out / "records.jsonl")
-    note("needle", needle(records, 0))
-    note("heads", strongest(records))
-    note("mechanistic", mechanistic(records))
-    note("report", stage(f"{lccp} report {out}", work / "report.log"))
-    words = f"run=measure model=SmolLM2 --config-dir {base}/configs run.init_from={base} run.root={work}/runs"
-    note("train", stage(f"{lccp} train {words} data.cache={work}/cache {TRAIN}", work / "train.log"))
-    [run] = (work / "runs").glob("smollm2_lccp-*")
-    records, _ = read_records(run / "records.jsonl")
-    note("losses", {r.step: round(r.value, 4) for r in records if r.metric == "loss_nats"})
-    note("needle_before", needle(records, 0))
-    note("needle_after", needle(records, STEPS))
-    note("export", stage(f"{lccp} export {run} {work}/exported", work / "export.log"))
-    code = (
-        "import sys, torch, transformers as t; p = sys.argv[1]; m = t.AutoModelForCausalLM.from_pretrained(p); "
-        "k = t.AutoTokenizer.from_pretrained(p); i = k('The capital of France is', return_tensors='pt'); "
-        "print(type(m).__name__, m.config.rope_parameters, m.config.max_position_embeddings, "
-        "repr(k.decode(m.generate(**i, max_new_tokens=8, do_sample=False)[0])))"
-    )
-    log = work / "loaded.log"
-    used = stage(f"{sys.executable} -c {shlex.quote(code)} {work}/exported", log)
-    note("loaded", used | {"said": log.read_text().splitlines()[-1]})
-    note("peak_gib_of_all", round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2))
+    if "train" in chosen.stages:
+        words = f"{common} model=SmolLM2 --config-dir {base}/configs run.init_from={base} run.root={work}/runs {TRAIN}"
+        note("train", stage(f"{lccp} train {words}", work / "train.log"))
+    if "export" in chosen.stages:
+        [run] = (work / "runs").glob("smollm2_lccp-*")
+        records, _ = read_records(run / "records.jsonl")
+        note("losses", {r.step: round(r.value, 4) for r in records if r.metric == "loss_nats"})
+        note("needle_before", needle(records, 0))
+        note("needle_after", needle(records, STEPS))
+        note("export", stage(f"{lccp} export {run} {work}/exported", work / "export.log"))
+        log = work / "loaded.log"
+        used = stage(f"{sys.executable} -c {shlex.quote(LOADED)} {work}/exported", log)
+        note("loaded", used | {"said": log.read_text().splitlines()[-1]})
+    if "measure" in chosen.stages:
+        out = work / "measured"
+        note("measure", stage(f"{lccp} measure {chosen.gguf} {common} {LOOK} --out {out}", work / "measure.log"))
+        records, _ = read_records(out / "records.jsonl")
+        note("needle", needle(records, 0))
+        note("strongest_heads", strongest(records))
+        note("mechanistic", mechanistic(records))
+        note("report", stage(f"{lccp} report {out}", work / "report.log"))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    return {verb for verb in ("train", "measure", "report", "data", "doctor") if re.search(rf"\b{verb}\b", shown)}
+    return {
+        verb
+        for verb in ("train", "measure", "report", "data", "import", "export", "doctor")
+        if re.search(rf"\b{verb}\b", shown)
+    }
 
 
 def run_dry(words: list[str]) -> None:

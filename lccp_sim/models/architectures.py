@@ -95,6 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 MUST = {"hidden_act": "silu", "quantization_config": None, "partial_rotary_factor": 1.0}
 ASSUMED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": False, "norm_topk_prob": False}
+BALANCE = "router_aux_loss_coef"
 OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
 # What changes nothing that a model computes once it has its weights, and what a dense model has no use for.
 FREE = {"rope", "experts", "init_std", "previous_token_heads", "qk_norm_gain"}
@@ -124,6 +125,8 @@ def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
         if values:
             (tree["router"] if "." in ours else tree)[ours.removeprefix("router.")] = values[0]
     tree |= row.fixed
+    if "num_experts" in tree and settings.get(BALANCE) is not None:  # theirs counts every of the k slots of a token
+        tree["router"]["balance_loss"] = settings[BALANCE] * tree["num_experts_per_token"]
     tree.setdefault("num_kv_heads", tree["num_heads"])
     tree.setdefault("d_head", tree["d_model"] // tree["num_heads"])
     layers = tree["num_layers"]
@@ -147,6 +150,8 @@ def write_config(name: str, config: ModelConfig) -> Settings:
     for ours, theirs in row.fields.items():
         if flat.get(ours) is not None:
             settings |= dict.fromkeys(theirs, flat[ours])
+    if "num_experts" in row.fields:
+        settings[BALANCE] = config.router.balance_loss / config.num_experts_per_token
     if "num_experts" in row.fields and "d_dense" in row.fields:
         settings["mlp_only_layers"] = list(range(config.num_dense_layers))
     if row.windows:
