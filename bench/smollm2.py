@@ -39,7 +39,8 @@ LOADED = """
 import sys, transformers as t
 model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (t.AutoModelForCausalLM, t.AutoTokenizer))
 text = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=8, do_sample=False)
-print(type(model).__name__, model.config.rope_parameters, model.config.max_position_embeddings, tokenizer.decode(text[0]))
+print(type(model).__name__, model.config.rope_parameters, model.config.max_position_embeddings)
+print(tokenizer.decode(text[0]))
 """
 STAGES = ("import", "logits", "train", "export", "measure")
 
@@ -143,7 +144,7 @@ def main() -> None:
         note("export", stage(f"{lccp} export {run} {work}/exported", work / "export.log"))
         log = work / "loaded.log"
         used = stage(f"{sys.executable} -c {shlex.quote(LOADED)} {work}/exported", log)
-        note("loaded", used | {"said": log.read_text().splitlines()[-1]})
+        note("loaded", used | {"said": log.read_text().splitlines()[-2:]})
     if "measure" in chosen.stages:
         out = work / "measured"
         note("measure", stage(f"{lccp} measure {chosen.gguf} {common} {LOOK} --out {out}", work / "measure.log"))

@@ -8,6 +8,7 @@ chain, and comes out again.
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,10 +109,10 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config) -> str
         _write(folder / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         _write(folder / "configs" / "model" / f"{out.name}.yaml", yaml.safe_dump(plain["model"], sort_keys=False))
         _write(folder / DONE, json.dumps({"tokens": 0}) + "\n")
-    dense = plain["model"]["num_dense_layers"] == plain["model"]["num_layers"]
+    place, dense = shlex.quote(str(out)), plain["model"]["num_dense_layers"] == plain["model"]["num_layers"]
     return (
-        f"lccp train run=small_lccp model={out.name} --config-dir {out}/configs run.name={out.name}_lccp "
-        f"run.init_from={out} run.context_tokens={2 * context} run.batch_tokens={16 * context} "
+        f"lccp train run=small_lccp model={out.name} --config-dir {place}/configs run.name={out.name}_lccp "
+        f"run.init_from={place} run.context_tokens={2 * context} run.batch_tokens={16 * context} "
         f"run.micro_batch_tokens={2 * context} data.old_context_tokens={context} "
         f"model.rope.base={4 * plain['model']['rope']['base']:g}{' monitors.routing=null' if dense else ''}"
     )
