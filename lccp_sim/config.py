@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """Load balancing of the experts: coefficients of the two losses, and the rate of the bias update (0: off).
+    """How a token chooses experts, and what balances them: coefficients of two losses, rate of the bias (0: off).
 
     `scores` of all experts choose the top k, of the best `num_groups_kept` of `num_groups` groups; the chosen scores
     are the weights, `renormalise`d to sum 1 or as they are, times `scale`. topk_softmax is a softmax over the chosen.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import experts, kernels
 
+TINY = 1e-20  # what a sum of scores is at least: all of them may underflow
+
 
 class Routing(NamedTuple):
     """What a router did: two losses (fp32 scalars, means over sequences) and each expert's rows [E] int64."""
@@ -91,7 +93,7 @@ class MoE(nn.Module):
             logits_BTE = F.linear(x_BTD.float(), self.router.weight.float())
             if rule.scores == "sigmoid":
                 score_BTE = logits_BTE.sigmoid()
-                prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
+                prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True).clamp_min(TINY)
             else:
                 prob_BTE = logits_BTE.softmax(-1)
                 score_BTE = logits_BTE if rule.scores == "topk_softmax" else prob_BTE
@@ -100,7 +102,7 @@ class MoE(nn.Module):
             if rule.scores == "topk_softmax":
                 weight_BTK = weight_BTK.softmax(-1)
             elif rule.renormalise:
-                weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(1e-20)  # all may underflow
+                weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(TINY)
             weight_BTK = weight_BTK * rule.scale
             B, T, E = prob_BTE.shape
             place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * E

@@ -44,7 +44,7 @@ class BaseRope:
 
 @dataclass(frozen=True)
 class NtkRope:
-    """NTK-aware scaling for `factor` times the context, static. Source: arXiv 2309.00071, section 3.1, equation 10."""
+    """NTK-aware scaling for `factor` times the context, static. Source: arXiv 2309.00071, section 3.1."""
 
     base: Base
     factor: Factor
@@ -70,7 +70,7 @@ class AlphaRope:
 
 @dataclass(frozen=True)
 class LinearRope:
-    """Position interpolation: positions divided by `factor`. Source: arXiv 2306.15595, equation 3."""
+    """Position interpolation: positions divided by `factor`. Source: arXiv 2306.15595."""
 
     base: Base
     factor: Factor
@@ -105,7 +105,7 @@ class YarnRope:
         refuse(self.beta_fast <= self.beta_slow, "model.rope.beta_fast", self.beta_fast, rule)
 
     def frequencies(self, d_head: int) -> tuple[Tensor, float]:
-        """[H/2] fp64 in radians, and the attention factor. Source: arXiv 2309.00071, section 3.2, definition 2."""
+        """[H/2] fp64 in radians, and the attention factor. Source: arXiv 2309.00071, sections 3.2 and 3.4."""
 
         def pair(turns: float) -> float:
             """The pair, as a fraction, that turns so often within the original context."""
@@ -135,7 +135,7 @@ class YarnRope:
 class Llama3Rope:
     """Llama-3.1: long wavelengths are slowed by `factor`, short ones stay, those between are interpolated.
 
-    Source: the reference code that Meta published with the weights; arXiv 2407.21783, section 3.4.2, says less.
+    Source: the reference code that Meta published with the weights.
     """
 
     base: Base
