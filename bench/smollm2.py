@@ -56,24 +56,36 @@ def stage(command: str, log: Path) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
 
 
+def fp32_rotation(positions_BT: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
+    """cos and sin as transformers forms them: of an angle in fp32."""
+    angle_BTH = positions_BT[..., None].float() * frequencies.float()
+    return tuple((part * scale).to(dtype).unsqueeze(2) for part in (angle_BTH.cos(), angle_BTH.sin()))
+
+
 def logits(checkpoint: Path, other: Path, length: int) -> dict[str, float]:
-    """The largest difference between our logits and those of transformers, of the last 64 of `length` random tokens."""
+    """The largest difference between our logits and those of transformers, of the last 64 of `length` random tokens.
+
+    Once more with our angles in fp32 like theirs: what is left then is not RoPE.
+    """
+    from lccp_sim.models import transformer
     from lccp_sim.models.hf import load_checkpoint
     from lccp_sim.train.checkpoint import read_checkpoint
     from lccp_sim.train.start import load_transformer
 
     tokens_BT = torch.randint(0, 49152, (1, length), generator=torch.Generator().manual_seed(0))
-    last = []
-    for model in (
-        load_transformer(checkpoint, read_checkpoint(checkpoint)),
-        load_checkpoint(other, torch.float32, "cpu"),
-    ):
-        last.append(model.logits(model.eval()(tokens_BT).hidden_BTD[0, -64:]))
-    return {
+
+    def last(model: Any) -> torch.Tensor:
+        return model.logits(model.eval()(tokens_BT).hidden_BTD[0, -64:])
+
+    theirs = last(load_checkpoint(other, torch.float32, "cpu"))
+    ours = load_transformer(checkpoint, read_checkpoint(checkpoint))
+    found = {
         "length": length,
-        "largest": float(last[1].abs().max()),
-        "difference": float((last[0] - last[1]).abs().max()),
+        "largest": float(theirs.abs().max()),
+        "difference": float((last(ours) - theirs).abs().max()),
     }
+    transformer.rotation = fp32_rotation
+    return found | {"difference_fp32_angles": float((last(ours) - theirs).abs().max())}
 
 
 def needle(records: list[Any], step: int) -> dict[str, Any]:

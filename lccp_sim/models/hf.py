@@ -36,9 +36,9 @@ def open_weights(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Iterat
     if "gguf_file" not in source:
         return json.loads((path / "config.json").read_text(encoding="utf-8")), stream_folder(path)
     model = _load(path, dtype)
-    settings = model.config.to_dict()
-    # The weights are numbers again; and the file holds 1e-5 as the nearest fp32.
-    settings |= {"quantization_config": None, "rms_norm_eps": float(f"{settings['rms_norm_eps']:.6g}")}
+    settings = model.config.to_dict() | {"quantization_config": None}  # the weights are numbers again
+    # The file holds 1e-5 as the nearest fp32.
+    settings |= {key: float(f"{value:.6g}") for key, value in settings.items() if isinstance(value, float)}
     return settings, iter(model.state_dict().items())
 
 

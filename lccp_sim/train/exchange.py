@@ -124,6 +124,7 @@ def export_checkpoint(name: str, out: Path, dtype: str) -> str:
     Raises ConfigError where no architecture computes it, or the run has no tokenizer.
     """
     path = resolve(name, "export")
+    refuse(hf.is_checkpoint(path), "export", name, "is in the form of transformers already; copy it")
     content = read_checkpoint(path)
     facts, run = content["lccp"], path.parent.parent
     source: dict[str, Any] = facts.get("source") or {}

@@ -227,13 +227,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_what_cannot_be_exported(finished: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_what_cannot_be_exported(finished: Path, llama: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "(model.router.bias_update_rate), and no architecture" in refused("export", finished, tmp_path / "out")
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     (copy / "DONE").unlink()
     assert "is not finished; finish it, or name one of its checkpoints" in refused("export", copy, tmp_path / "out")
     assert "nothing there" in refused("export", tmp_path / "no", tmp_path / "out")
+    assert "is in the form of transformers already" in refused("export", llama, tmp_path / "out")
 
 
 def test_a_run_with_another_tokenizer_than_the_folder(
