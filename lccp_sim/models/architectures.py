@@ -108,11 +108,17 @@ def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
 
     Raises ConfigError where the architecture is unknown, a key is missing, or a value is none that we can compute.
     """
-    name = str(settings.get("model_type"))
-    if name not in ARCHITECTURES:
-        known = f"can be imported: {', '.join(ARCHITECTURES)}{nearest(name, ARCHITECTURES)}"
-        raise ConfigError(f"{where}: model_type={name!r}: {known}")
-    row = ARCHITECTURES[name]
+    try:
+        name = str(settings.get("model_type"))
+        if name not in ARCHITECTURES:
+            known = f"can be imported: {', '.join(ARCHITECTURES)}{nearest(name, ARCHITECTURES)}"
+            raise ConfigError(f"{where}: model_type={name!r}: {known}")
+        return name, _read(settings, ARCHITECTURES[name], where)
+    except (TypeError, AttributeError, IndexError, ArithmeticError) as error:  # a word for a number, a list for a group
+        raise ConfigError(f"{where}: damaged ({error}); fetch it anew") from error
+
+
+def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
     settings = ASSUMED | dict(row.assumed) | settings
     for key, value in {**MUST, **row.must}.items():
         found = _one(settings.get(key, value))
@@ -138,7 +144,7 @@ def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
     tree |= _window(settings, row, layers, where)
     tree["rope"] = parse_kind(POSITIONS, read_rope(settings, where, row.theta, row.alpha), f"{where}: rope")
     try:
-        return name, parse(ModelConfig, tree, "model")
+        return parse(ModelConfig, tree, "model")
     except ConfigError as error:
         raise ConfigError(f"{where}: {'; '.join(str(error).splitlines())}") from None
 

@@ -87,6 +87,8 @@ def source_of(path: Path) -> dict[str, Any]:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{config}: damaged ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config}: damaged (no JSON object)")
     if "auto_map" in settings:
         raise ConfigError(
             f"{path}: needs code of its own (auto_map in config.json), which is refused; convert it first, or take the "

@@ -59,7 +59,8 @@ def _rope(rope: dict[str, Any]) -> str:
     rest = ", ".join(
         f"{key} {value}" for key, value in rope.items() if key not in ("kind", "base") and value is not None
     )
-    return f"{rope['kind']}, base {rope['base']:,.0f}{f', {rest}' if rest else ''}"
+    kind = "" if rope["kind"] == "base" else f"{rope['kind']}, "
+    return f"{kind}base {rope['base']:,.0f}{f', {rest}' if rest else ''}"
 
 
 def _verdict(report: dict[str, Any]) -> str:

@@ -143,7 +143,10 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': cannot be"),
     "half of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: must be 1.0"),
     "two bases": ("llama", {"rope_theta": 1e6}, "rope_theta is 5000 and 1e+06 in different places"),
-    "not a number": ("llama", {"num_hidden_layers": 0}, "model.num_layers=0: input should be greater than 0"),
+    "a word for a number": ("llama", {"num_hidden_layers": "three"}, "config.json: damaged ("),
+    "a list for a group": ("llama", {"rope_scaling": [1]}, "config.json: damaged ("),
+    "no heads": ("llama", {"num_attention_heads": 0, "head_dim": None}, "config.json: damaged ("),
+    "not above 0": ("llama", {"num_hidden_layers": 0}, "model.num_layers=0: input should be greater than 0"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from lccp_sim.train.checkpoint import checkpoints, read_checkpoint
 from lccp_sim.train.start import load_transformer
 
 GGUF = Path(__file__).parents[2] / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+OFF = "perplexity=null induction=null heads=null intervention=null"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not GGUF.exists(), reason=f"{GGUF.name} is absent: make smollm2 fetches it (98 MB)"),
@@ -39,11 +40,11 @@ def test_the_logits_are_those_of_transformers(base: Path) -> None:
 
 
 def test_it_has_retrieval_heads_and_a_needle_map(base: Path, tmp_path: Path) -> None:
-    monitors = "needle={lengths:[256,512],items:4,depths:2,controls:2,variants:null} perplexity=null induction=null"
-    words = [f"monitors.{word}" for word in f"{monitors} heads=null intervention=null".split()]
+    keys = "needle.lengths=[256,512] needle.items=4 needle.depths=2 needle.controls=2 needle.variants=null"
+    words = [f"monitors.{key}" for key in f"{keys} {OFF}".split()]
     assert main(["measure", str(base), *words, "--out", str(tmp_path / "out")]) == 0
     records, _ = read_records(tmp_path / "out" / "records.jsonl")
-    [count] = [r.value for r in records if r.metric == "retrieval_heads_count" and r.monitor == "needle"]
+    [count] = [r.value for r in records if r.metric == "retrieval_heads_count" and not r.tags]
     assert 5 <= count <= 135
     assert main(["report", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report" / "needle_maps.png").exists()
@@ -55,8 +56,8 @@ def test_some_steps_of_lccp_and_the_result_in_transformers(base: Path, tmp_path:
         "run.context_tokens=1024 run.batch_tokens=1024 run.tokens=2048 run.accelerator=cpu data.old_context_tokens=512"
     )
     words += " model=smollm2_135m model.rope.base=400000 optim.lr=1e-5 run.name=smollm2"
-    watch = "needle={lengths:[256],items:2,depths:2,controls:2,variants:null} perplexity=null induction=null"
-    words += "".join(f" monitors.{word}" for word in f"{watch} heads=null intervention=null".split())
+    keys = "needle.lengths=[256] needle.items=2 needle.depths=2 needle.controls=2 needle.variants=null"
+    words += "".join(f" monitors.{key}" for key in f"{keys} {OFF}".split())
     root = [f"run.root={tmp_path}/runs", f"run.init_from={GGUF}"]
     assert main(["train", "run=measure", *words.split(), *root]) == 0
     [run] = (tmp_path / "runs").glob("smollm2-*")
