@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb in ("train", "data"):
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
+            if verb == "data":
+                sub.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
@@ -100,9 +102,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     config = check(arguments.overrides, arguments.config_dir)
     if arguments.verb == "data":
-        from lccp_sim.train.run import show_data
+        from lccp_sim.train.corpus import show_data
 
-        show_data(config, console)
+        show_data(config, console, arguments.compare_packings)
         return 0
     from lccp_sim.train.run import train
 

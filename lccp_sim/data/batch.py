@@ -55,14 +55,14 @@ class Feed:
         return self._rows(first, first + size)
 
     def target_count(self, index: int) -> int:
-        """Learned targets of the whole global batch, which its loss is divided by."""
+        """Learned targets of the whole global batch, which its loss is divided by; padding is none."""
         pools, items = self._where(index * self.rows, (index + 1) * self.rows)
         return sum(
             int(self._learn(self.corpus.pools[pool].flags[item]).sum()) for pool, item in zip(pools, items, strict=True)
         )
 
     def _where(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        return rows_of(first, last, self.corpus.shares, self._sizes, self.seed)
+        return rows_of(first, last, self.corpus.mixture, self._sizes, self.seed)
 
     def _learn(self, flags: np.ndarray) -> np.ndarray:
         """A target is learned unless marked, or the start of another document that this one cannot see."""

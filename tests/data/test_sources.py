@@ -94,7 +94,7 @@ def test_what_is_no_local_text_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="paths='here.txt': must be a list"):
         TextFiles(paths="here.txt")  # type: ignore[arg-type]
     (tmp_path / "bare").mkdir()
-    with pytest.raises(ConfigError, match="bare': holds no txt, md or jsonl"):
+    with pytest.raises(ConfigError, match="bare': holds no txt, md, jsonl or parquet"):
         TextFiles(paths=(str(tmp_path / "bare"),))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match="latin.txt is not UTF-8: byte 3 is 0xe9"):
