@@ -1,6 +1,6 @@
 """Documents from local files and from data sets of the Hugging Face hub.
 
-A file is read in pieces, a line or a batch of rows at a time. What cannot be read is never passed over: the message has
+A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over: the message has
 the file and the row, because a corpus that silently lost its second half would still train.
 """
 
@@ -100,8 +100,8 @@ class TextFiles(TextSource):
                 if self.text_key not in columns:
                     what = f"has no column {self.text_key!r}, its columns are {', '.join(columns)}"
                     raise ConfigError(f"{path} {what}; set text_key to the right one")
-                for batch in file.iter_batches(columns=[self.text_key]):
-                    for value in batch.column(0):
+                for group in range(file.num_row_groups):
+                    for value in file.read_row_group(group, columns=[self.text_key]).column(0):
                         number += 1
                         yield self._document(value.as_py(), f"{path}:{number}")
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

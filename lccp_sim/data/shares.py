@@ -182,9 +182,9 @@ def pool_shares(
         found = {}
         for name in weight:
             own = getattr(sources[name], "bucket_shares", None)
-            asked = own or point.bucket_shares
-            inside = _of_source(config, asked, {each: count for each, count in rows.items() if each[0] == name})
-            key = f"data.sources.{name}.bucket_shares" if own else _key(point, where)
+            mine = {each: count for each, count in rows.items() if each[0] == name}
+            inside = _of_source(config, own or point.bucket_shares, mine)
+            key, asked = (f"data.sources.{name}.bucket_shares", own) if own else _asked(point, where)
             rule = f"{name} has rows of {', '.join(bucket for _, bucket in inside)} documents alone; give these a share"
             refuse(not sum(inside.values()), key, asked, rule)
             found |= {each: weight[name] * part / sum(inside.values()) for each, part in inside.items()}
@@ -192,8 +192,10 @@ def pool_shares(
     return {each: part / total for each, part in found.items()}
 
 
-def _key(point: Point, where: str) -> str:
-    return f"{where}.{'bucket_shares' if point.long_frac is None else 'long_frac'}"
+def _asked(point: Point, where: str) -> tuple[str, object]:
+    """The key of the lengths that a point asks for, and its value."""
+    name = "bucket_shares" if point.long_frac is None else "long_frac"
+    return f"{where}.{name}", getattr(point, name)
 
 
 def _of_corpus(
@@ -203,11 +205,10 @@ def _of_corpus(
     found: dict[Each, float] = {}
     for bucket, part in zip(config.buckets, point.bucket_shares or (), strict=True):
         inside = {each: weight[each[0]] for each in rows if each[1] == bucket}
-        asked = point.bucket_shares if point.long_frac is None else point.long_frac
         rule = (
             f"no source has a row of {bucket} documents (buckets end at {', '.join(map(str, config.borders))} tokens)"
         )
-        refuse(part and not inside, _key(point, where), asked, f"{rule}; add some, or lower run.context_tokens")
+        refuse(part and not inside, *_asked(point, where), f"{rule}; add some, or lower run.context_tokens")
         found |= {each: part * share / sum(inside.values()) for each, share in inside.items()}
     return found
 
