@@ -1,7 +1,7 @@
 """Documents from local files and from data sets of the Hugging Face hub.
 
-A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over: the message has
-the file and the row, because a corpus that silently lost its second half would still train.
+A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over: the
+message has the file and the row, because a corpus that silently lost its second half would still train.
 """
 
 import glob

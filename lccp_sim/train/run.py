@@ -19,6 +19,7 @@ from lccp_sim.data.usage import repetition
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
+from lccp_sim.train.branch import branch
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.directory import DONE, check_same, claim, finished_tokens, run_directory, stopped_by, write_facts
@@ -53,6 +54,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     if done is not None:
         _say(console, f"{directory}: {done}")
         return directory
+    branch(config, directory)
     checkpoint = _checkpoint(directory, console)
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
     start.check_tokenizer(corpus)

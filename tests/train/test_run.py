@@ -248,10 +248,12 @@ def test_the_learning_rate_follows_its_schedule(run: Callable[..., Path]) -> Non
         ("constant", {0: 0.25, 3: 1.0, 4: 1.0, 19: 1.0}),
         ("linear", {0: 0.25, 3: 1.0, 4: 1.0, 12: 0.5, 19: 1 / 16, 20: 0.0}),
         ("cosine", {0: 0.25, 4: 1.0, 12: 0.6, 20: 0.2, 25: 0.2}),
+        ("wsd", {0: 0.25, 4: 1.0, 11: 1.0, 12: 1.0, 16: 0.6, 19: 0.3, 20: 0.2, 25: 0.2}),
     ],
 )
 def test_schedules_at_the_steps_that_matter(schedule: Any, expected: dict[int, float]) -> None:
-    optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4, final_lr_frac=0.2)
+    decay = 8 if schedule == "wsd" else None
+    optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4, final_lr_frac=0.2, decay_steps=decay)
     assert {step: optim.factor(step, 20) for step in expected} == pytest.approx(expected)
 
 
