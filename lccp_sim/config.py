@@ -1,8 +1,7 @@
-"""The dataclasses of a run, and the one function that turns plain dictionaries into them.
+"""The dataclasses of a run: every key, its rule, and the message where a value breaks it.
 
-Hydra only composes; the rules and every message live here. Parts that come in variants (sources, position encodings,
-monitors) are dataclasses beside their code, chosen by a `kind` key from a table that the caller passes in, so that this
-module imports nothing of ours.
+Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses beside their
+code, so that this module imports nothing of ours; parsing.py makes all of them from plain dictionaries.
 """
 
 import dataclasses
@@ -10,15 +9,12 @@ import difflib
 import hashlib
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-T = TypeVar("T")
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Gt(0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
@@ -33,16 +29,37 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """Load balancing of the experts: coefficients of the two losses, and the rate of the bias update (0: off)."""
+    """How a token chooses experts, and what balances them: coefficients of two losses, rate of the bias (0: off).
+
+    `scores` of all experts choose the top k, of the best `num_groups_kept` of `num_groups` groups; the chosen scores
+    are the weights, `renormalise`d to sum 1 or as they are, times `scale`. topk_softmax is a softmax over the chosen.
+    """
 
     balance_loss: Coefficient = 0.01
     z_loss: Coefficient = 0.001
     bias_update_rate: Coefficient = 0.0
+    scores: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
+    renormalise: bool = True
+    scale: Annotated[float, Gt(0)] = 1.0
+    num_groups: Size = 1
+    num_groups_kept: Size = 1
+
+    def __post_init__(self) -> None:
+        raw = self.scores == "topk_softmax" and not self.renormalise
+        refuse(raw, "model.router.renormalise", False, "a softmax over the chosen sums to 1; set scores=softmax")
+        kept = self.num_groups_kept
+        rule = f"must be at most model.router.num_groups={self.num_groups}"
+        refuse(kept > self.num_groups, "model.router.num_groups_kept", kept, rule)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `rope` is a variant of models/positions.py; the vocabulary comes from the tokenizer."""
+    """Shape of the decoder. `rope` is a variant of models/positions.py.
+
+    The first `num_dense_layers` layers have one SwiGLU of width `d_dense` in place of experts; all of them: a dense
+    model, whose keys about experts mean nothing. With `window_tokens` a query sees that many tokens, its own included,
+    except in every `full_attention_every`-th layer. `vocab_size` (null: the tokenizer's) may pad the tokenizer's.
+    """
 
     rope: Any
     d_model: Size = 128
@@ -54,8 +71,15 @@ class ModelConfig:
     num_experts_per_token: Size = 2
     d_expert: Size = 64
     num_shared_experts: Count = 1
-    qk_norm: Literal["none", "before_rope", "after_rope"] = "after_rope"
+    num_dense_layers: Count = 0
+    d_dense: Size | None = None
+    vocab_size: Size | None = None
+    qk_norm: Literal["none", "before_rope", "after_rope", "full_width"] = "after_rope"
     qk_norm_gain: Annotated[float, Gt(0)] = 1.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    window_tokens: Size | None = None
+    full_attention_every: Size | None = None
     norm_eps: Annotated[float, Gt(0)] = 1e-5
     tie_embeddings: bool = True
     scale_embeddings: bool = False
@@ -65,29 +89,44 @@ class ModelConfig:
     experts: str = "auto"
 
     def __post_init__(self) -> None:
-        refuse(self.d_head % 2, "model.d_head", self.d_head, "must be even: RoPE rotates pairs")
-        refuse(
-            self.num_heads % self.num_kv_heads,
-            "model.num_heads",
-            self.num_heads,
-            f"must be a multiple of model.num_kv_heads={self.num_kv_heads}",
-        )
-        refuse(
-            self.num_experts_per_token > self.num_experts,
-            "model.num_experts_per_token",
-            self.num_experts_per_token,
-            f"must be at most model.num_experts={self.num_experts}",
-        )
-        refuse(
-            self.previous_token_heads > self.num_heads,
-            "model.previous_token_heads",
-            self.previous_token_heads,
-            f"must be at most model.num_heads={self.num_heads}",
-        )
+        def check(bad: object, key: str, rule: str) -> None:
+            refuse(bad, f"model.{key}", getattr(self, key), rule)
+
+        dense, router = self.num_dense_layers, self.router
+        check(self.d_head % 2, "d_head", "must be even: RoPE rotates pairs")
+        kv_heads, heads = self.num_kv_heads, self.num_heads
+        check(heads % kv_heads, "num_heads", f"must be a multiple of model.num_kv_heads={kv_heads}")
+        experts, chosen = self.num_experts, self.num_experts_per_token
+        check(chosen > experts, "num_experts_per_token", f"must be at most model.num_experts={experts}")
+        check(self.previous_token_heads > heads, "previous_token_heads", f"must be at most model.num_heads={heads}")
+        check(dense > self.num_layers, "num_dense_layers", f"must be at most model.num_layers={self.num_layers}")
+        rule = f"goes with model.num_dense_layers={dense}; " + ("give the width" if dense else "remove it")
+        check((self.d_dense is None) == (dense > 0), "d_dense", rule)
+        lone = self.full_attention_every is not None and self.window_tokens is None
+        check(lone, "full_attention_every", "every layer is full without model.window_tokens; remove it, or give that")
+        if router.num_groups > 1:
+            size = experts // router.num_groups
+            rule = f"must divide model.num_experts={experts} into groups of two or more: the best two rank a group"
+            refuse(experts % router.num_groups or size < 2, "model.router.num_groups", router.num_groups, rule)
+            rule = f"must leave model.num_experts_per_token={chosen} of groups of {size} experts"
+            few = router.num_groups_kept * size < chosen
+            refuse(few, "model.router.num_groups_kept", router.num_groups_kept, rule)
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a query of this layer sees, its own included; None: all before it."""
+        full = self.full_attention_every is not None and (layer + 1) % self.full_attention_every == 0
+        return None if full else self.window_tokens
+
+    def vocabulary(self, tokens: int) -> int:
+        """Rows of the embedding for a tokenizer of `tokens`. Raises ConfigError where `vocab_size` is smaller."""
+        rule = f"must be at least the tokenizer's {tokens}; null takes that"
+        refuse(self.vocab_size is not None and self.vocab_size < tokens, "model.vocab_size", self.vocab_size, rule)
+        return self.vocab_size or tokens
 
     def shapes(self) -> dict[str, Any]:
         """The keys that decide the shape of a weight: a run can only start from weights that agree in them."""
         free = {"rope", "router", "experts", "init_std", "previous_token_heads", "qk_norm_gain", "norm_eps"}
+        free |= {"vocab_size", "window_tokens", "full_attention_every"}  # the embedding itself is compared, too
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
 
 
@@ -109,11 +148,8 @@ class OptimConfig:
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
 
     def __post_init__(self) -> None:
-        given, needs = self.decay_steps is not None, self.schedule == "wsd"
-        rule = "schedule wsd needs it, and no other has it; " + (
-            "remove it" if given else "give the steps of the decay"
-        )
-        refuse(given != needs, "optim.decay_steps", self.decay_steps, rule)
+        given, rule = self.decay_steps is not None, "goes with optim.schedule=wsd alone, which needs it"
+        refuse(given != (self.schedule == "wsd"), "optim.decay_steps", self.decay_steps, rule)
 
     def factor(self, step: int, steps: int) -> float:
         """The factor on the peak learning rate for the update that takes `step` to `step + 1`, of `steps` in all."""
@@ -162,8 +198,7 @@ class StoppingConfig:
 class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
-    `init_from` gives the first weights. `branch_from`, a checkpoint of a run that is the same up to there, saves
-    training that part again: train/branch.py.
+    `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
     """
 
     name: str
@@ -237,60 +272,7 @@ def refuse(bad: object, key: str, value: object, rule: str) -> None:
         raise ConfigError(f"{key}={value!r}: {rule}")
 
 
-def parse(cls: type[T], plain: object, where: str) -> T:
-    """An instance of the dataclass `cls` from plain values. Raises ConfigError: every wrong key and value, a line each.
-
-    A wrong key is answered with the nearest right one. `where` is the dotted place of `plain` in the whole config.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    wrong = _unknown_keys(cls, plain, where)
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    try:
-        return TypeAdapter(cls).validate_python(plain)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            place = ".".join([where, *(str(part) for part in problem["loc"])])
-            cause = problem.get("ctx", {}).get("error")
-            if isinstance(cause, ConfigError):
-                placed = "." in str(cause).partition("=")[0]  # a variant does not know where it stands
-                lines.append(str(cause) if placed else f"{where}.{cause}")
-            elif problem["type"].startswith("missing"):
-                lines.append(f"{place}: this key is required")
-            else:
-                lines.append(f"{place.removesuffix('.[key]')}={problem['input']!r}: {problem['msg'].lower()}")
-        raise ConfigError("\n".join(lines)) from None
-
-
-def parse_kind(kinds: Mapping[str, type[T]], plain: object, where: str) -> T:
-    """The variant of `kinds` that the `kind` key of `plain` names. Raises ConfigError with the nearest right kind."""
-    if not isinstance(plain, Mapping) or "kind" not in plain:
-        raise ConfigError(f"{where}: needs a `kind`, one of {', '.join(kinds)}")
-    kind = plain["kind"]
-    if kind not in kinds:
-        raise ConfigError(f"{where}.kind={kind!r}: one of {', '.join(kinds)}{nearest(str(kind), kinds)}")
-    return parse(kinds[kind], plain, where)
-
-
-def _unknown_keys(cls: Any, plain: object, where: str) -> list[str]:
-    """A line for each key of `plain` that the dataclass does not have, nested dataclasses included."""
-    if not isinstance(plain, Mapping):
-        return [f"{where}={plain!r}: must be a group of keys"]
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    lines = [f"{where}.{key}: no such key{nearest(str(key), names)}" for key in plain if key not in names]
-    for name in names:
-        inner = hints[name]
-        options = typing.get_args(inner) if isinstance(inner, types.UnionType) else (inner,)
-        for option in options:
-            if dataclasses.is_dataclass(option) and isinstance(plain.get(name), Mapping):
-                lines += _unknown_keys(option, plain[name], f"{where}.{name}")
-    return lines
-
-
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: the most similar of `names`, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -14,6 +14,7 @@ from lccp_sim.cli import check, compose
 from lccp_sim.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
+MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 MEASURING = (ROOT / "docs" / "measuring.md").read_text()
@@ -97,3 +98,13 @@ def test_a_shipped_run_composes_and_validates(name: str) -> None:
     config = check([f"run={name}"])
     assert config.run.name == composed["run"]["name"]
     assert config.plain()["run"]["tokens"] == composed["run"]["tokens"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in MODELS])
+def test_a_shipped_model_composes_and_validates(name: str) -> None:
+    config = check(["run=tiny_base", f"model={name}"]).model
+    named = compose(["run=tiny_base", f"model={name}"])["model"]
+    assert {key: getattr(config, key) for key in named if key not in ("rope", "router")} == {
+        key: value for key, value in named.items() if key not in ("rope", "router")
+    }
+    assert config.rope.frequencies(config.d_head)[0].shape == (config.d_head // 2,)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "records"}
-OURS = {"config": set(), "records": set(), **{name: {name, *LEAVES} for name in ("models", "data", "analysis")}}
+LEAVES = {"config", "parsing", "records"}
+OURS = {"config": set(), "parsing": {"config"}, "records": set()}
+OURS |= {name: {name, *LEAVES} for name in ("models", "data", "analysis")}
 OURS["monitors"] = {"monitors"} | OURS["models"] | OURS["data"]
 OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"]
 HOMES = {  # package -> the places that may name it

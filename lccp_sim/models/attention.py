@@ -1,7 +1,9 @@
 """Grouped-query attention over packed documents, with a tap on what the softmax sees.
 
 A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
-flattened row. So nothing leaks between documents by construction, and the fast causal kernel is always the one in use.
+flattened row. So nothing leaks between documents by construction, and the fast causal kernel is the one in use wherever
+a document fits the window. Longer ones are cut into blocks of queries: each sees its own stretch of keys, through one
+band mask that all of them share.
 """
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
 from lccp_sim.models.language_model import Attended, Tap
+
+SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
 
 
 class RMSNorm(nn.Module):
@@ -26,17 +30,22 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with GQA, RoPE and QK-norm before or after RoPE (Hunyuan-A13B normalises after it)."""
+    """Causal attention with GQA, RoPE, a window, biases and QK-norm, each where the config wants it.
+
+    Hunyuan-A13B normalises each head after RoPE, Qwen3 each head before it, OLMoE all of q and all of k before it.
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         c, self.layer = config, layer
         self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm
-        self.qkv = nn.Linear(c.d_model, (c.num_heads + 2 * c.num_kv_heads) * c.d_head, bias=False)
-        self.out = nn.Linear(c.num_heads * c.d_head, c.d_model, bias=False)
+        self.window = c.window(layer)
+        self.qkv = nn.Linear(c.d_model, (c.num_heads + 2 * c.num_kv_heads) * c.d_head, bias=c.qkv_bias)
+        self.out = nn.Linear(c.num_heads * c.d_head, c.d_model, bias=c.out_bias)
         if c.qk_norm != "none":
-            self.q_norm = RMSNorm(c.d_head, c.norm_eps, c.qk_norm_gain)
-            self.k_norm = RMSNorm(c.d_head, c.norm_eps, c.qk_norm_gain)
+            full = c.qk_norm == "full_width"
+            self.q_norm = RMSNorm(c.d_head * (c.num_heads if full else 1), c.norm_eps, c.qk_norm_gain)
+            self.k_norm = RMSNorm(c.d_head * (c.num_kv_heads if full else 1), c.norm_eps, c.qk_norm_gain)
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
@@ -52,13 +61,16 @@ class Attention(nn.Module):
         else:
             if self.qk_norm == "before_rope":
                 qk = kernels.RMSNorm.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+            elif self.qk_norm == "full_width":
+                q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
+                qk = torch.cat((self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))), dim=-1).view_as(qk)
             qk = kernels.Rotate.apply(qk, *rope)
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
-            self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, start_BT=start_BT))
+            self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, self.window, start_BT=start_BT))
         # v alone: as a view it would keep all of qkv for the backward pass.
-        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds)
+        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))
@@ -74,8 +86,13 @@ def first_keys(bounds: Tensor, B: int, T: int) -> Tensor:
     return (bounds[:-1] % T).repeat_interleave(bounds.diff()).view(B, T)
 
 
-def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor) -> Tensor:
-    """[B, T, N, H]: causal attention inside each document; `bounds` [documents + 1] int64 on the CPU."""
+def attend(
+    q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
+) -> Tensor:
+    """[B, T, N, H]: causal attention inside each document, to the last `window` tokens where one is given.
+
+    `bounds` [documents + 1] int64 on the CPU.
+    """
     B, T, N, H = q_BTNH.shape
     gqa = N != k_BTMH.shape[2]
     flat = [x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH)]
@@ -87,8 +104,29 @@ def attend(q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds:
     for length, count in zip(values.tolist(), counts.tolist(), strict=True):
         stop = start + length * count
         q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in flat)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+        if window is None or length <= window:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+        else:
+            y = banded(q, k, v, scale, window)
         pieces.append(y.transpose(1, 2).reshape(length * count, N, H))
         start = stop
     y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return y_RNH.view(B, T, N, H)
+
+
+def banded(q_BNTH: Tensor, k_BMTH: Tensor, v_BMTH: Tensor, scale: float, window: int) -> Tensor:
+    """[B, N, T, H]: causal attention to the last `window` < T tokens; time and memory grow with T x window."""
+    (B, N, T, _), M = q_BNTH.shape, k_BMTH.shape[1]
+    # The window binds no query before it is full.
+    q, k, v = (x[:, :, :window] for x in (q_BNTH, k_BMTH, v_BMTH))
+    first_BNTH = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=N != M)
+    size = max(SMALLEST_BLOCK, window // 2)
+    # Rows at the end fill the last block up: no real query sees them, and what they see is cut off again.
+    q, k, v = (F.pad(x, (0, 0, 0, -(T - window) % size)) for x in (q_BNTH[:, :, window:], k_BMTH, v_BMTH))
+    q = q.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+    k, v = (x.unfold(2, window + size, size).permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (k, v))
+    key, query = torch.arange(window + size, device=q.device), torch.arange(size, device=q.device)[:, None]
+    seen = (key > query) & (key <= query + window)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=N != M)
+    y_BNTH = y.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, : T - window]
+    return torch.cat((first_BNTH, y_BNTH), dim=2)

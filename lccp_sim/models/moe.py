@@ -1,8 +1,9 @@
 """Mixture of experts: an fp32 router, routed SwiGLU experts and a shared one.
 
-Softmax over all experts, top-k, weights renormalised to sum 1 (Hunyuan-A13B, Qwen3-MoE, Mixtral); nothing is dropped.
-The balance loss is taken per sequence and then averaged, so that one micro-batch equals four; losses and counts are
-returned, never stored.
+Four routers in one: softmax over all experts with renormalised weights (Hunyuan-A13B, Qwen3-MoE, Mixtral) or raw ones
+(OLMoE), softmax over the chosen (gpt-oss), sigmoid with a group limit (DeepSeek-V3). No token is dropped. The balance
+loss is taken per sequence and then averaged, so that one micro-batch equals four; losses and counts are returned, never
+stored.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lccp_sim.config import ModelConfig
 from lccp_sim.models import experts, kernels
+
+TINY = 1e-20  # what a sum of scores is at least: all of them may underflow
 
 
 class Routing(NamedTuple):
@@ -47,15 +51,16 @@ class MoE(nn.Module):
 
     bias_E: Tensor
 
-    def __init__(self, d_model: int, d_expert: int, num_experts: int, top_k: int, num_shared: int, backend: str):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.num_experts, self.top_k, self.backend = num_experts, top_k, backend
-        self.router = nn.Linear(d_model, num_experts, bias=False)
-        shape = (num_experts, d_expert, d_model)
+        c, self.rule = config, config.router
+        self.num_experts, self.top_k, self.backend = c.num_experts, c.num_experts_per_token, c.experts
+        self.router = nn.Linear(c.d_model, c.num_experts, bias=False)
+        shape = (c.num_experts, c.d_expert, c.d_model)
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
-        self.shared = SwiGLU(d_model, num_shared * d_expert) if num_shared else None
+        self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
         # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
-        self.register_buffer("bias_E", torch.zeros(num_experts))
+        self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """[B, T, D] and the routing."""
@@ -79,15 +84,26 @@ class MoE(nn.Module):
     def route(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """Weights and experts of each token, both [B*T, K], and the routing; all of it in fp32.
 
-        The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced
-        (arXiv 2101.03961, equation 4); the z loss is the mean of logsumexp squared (arXiv 2202.08906, equation 5).
+        The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced, and P_e the mean
+        score, scaled to sum 1 over the experts (arXiv 2101.03961, equation 4; for sigmoids 2412.19437, equations 17 to
+        20); the z loss is the mean of logsumexp squared (arXiv 2202.08906, equation 5).
         """
+        rule = self.rule
         with torch.autocast(x_BTD.device.type, enabled=False):
             logits_BTE = F.linear(x_BTD.float(), self.router.weight.float())
-            prob_BTE = logits_BTE.softmax(-1)
-            expert_BTK = (prob_BTE.detach() + self.bias_E).topk(self.top_k, dim=-1).indices
-            weight_BTK = prob_BTE.gather(-1, expert_BTK)
-            weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True)
+            if rule.scores == "sigmoid":
+                score_BTE = logits_BTE.sigmoid()
+                prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True).clamp_min(TINY)
+            else:
+                prob_BTE = logits_BTE.softmax(-1)
+                score_BTE = logits_BTE if rule.scores == "topk_softmax" else prob_BTE
+            expert_BTK = self.choose(score_BTE.detach())
+            weight_BTK = score_BTE.gather(-1, expert_BTK)
+            if rule.scores == "topk_softmax":
+                weight_BTK = weight_BTK.softmax(-1)
+            elif rule.renormalise:
+                weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(TINY)
+            weight_BTK = weight_BTK * rule.scale
             B, T, E = prob_BTE.shape
             place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * E
             count_BE = torch.bincount(place.flatten(), minlength=B * E).view(B, E)
@@ -95,3 +111,17 @@ class MoE(nn.Module):
             z_loss = logits_BTE.logsumexp(-1).square().mean()
         routing = Routing(balance_loss, z_loss, count_BE.sum(0))
         return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing
+
+    def choose(self, score_BTE: Tensor) -> Tensor:
+        """The experts of each token by score and bias, [B, T, K]; of the groups that are kept, where there are groups.
+
+        A group's rank is the sum of its best two. Source: arXiv 2412.19437, section 2.1.2, and the code beside it.
+        """
+        choice_BTE = score_BTE + self.bias_E
+        if self.rule.num_groups > 1:
+            choice_BTGE = choice_BTE.unflatten(-1, (self.rule.num_groups, -1))
+            rank_BTG = choice_BTGE.topk(2, dim=-1).values.sum(-1)
+            kept = rank_BTG.topk(self.rule.num_groups_kept, dim=-1).indices
+            out_BTG = torch.ones_like(rank_BTG, dtype=torch.bool).scatter(-1, kept, False)
+            choice_BTE = choice_BTGE.masked_fill(out_BTG[..., None], float("-inf")).flatten(-2)
+        return choice_BTE.topk(self.top_k, dim=-1).indices

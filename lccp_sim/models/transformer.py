@@ -1,4 +1,4 @@
-"""The decoder: embeddings, pre-norm blocks of attention and mixture of experts, a final norm.
+"""The decoder: embeddings, pre-norm blocks of attention and mixture of experts (or one SwiGLU), a final norm.
 
 It returns hidden states; the head is applied by models/loss.py in chunks. `initialise` is the only place where weights
 get their first values, warm start of previous-token heads included.
@@ -7,17 +7,21 @@ get their first values, warm start of previous-token heads included.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm
 from lccp_sim.models.language_model import LanguageModel, Tap
-from lccp_sim.models.moe import MoE
+from lccp_sim.models.moe import MoE, Routing, SwiGLU
 from lccp_sim.models.positions import rotation
 
 
 class Output(NamedTuple):
-    """Hidden states after the final norm, the router losses (means over layers), and rows per expert [L, E]."""
+    """Hidden states after the final norm, the router losses, and rows per expert [L, E] int64.
+
+    The losses are means over the layers with experts; a dense layer has no rows, a dense model no losses (0).
+    """
 
     hidden_BTD: Tensor
     balance_loss: Tensor
@@ -26,7 +30,7 @@ class Output(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + moe(norm x)."""
+    """x + attention(norm x), then x + moe(norm x), or x + dense(norm x) in the first layers of some models."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -34,11 +38,23 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
         self.attention = Attention(c, layer)
         self.moe_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.moe = MoE(c.d_model, c.d_expert, c.num_experts, c.num_experts_per_token, c.num_shared_experts, c.experts)
+        dense = c.d_dense if layer < c.num_dense_layers else None
+        self.moe = MoE(c) if dense is None else None
+        self.dense = None if dense is None else SwiGLU(c.d_model, dense)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> tuple[Tensor, Routing | None]:
+        """[B, T, D], and the routing of a layer with experts."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds)
+        z_BTD = self.moe_norm(x_BTD)
+        if self.moe is None:
+            assert self.dense is not None
+            return x_BTD + self.dense(z_BTD), None
+        y_BTD, routing = self.moe(z_BTD)
+        return x_BTD + y_BTD, routing
 
 
 class Transformer(LanguageModel):
-    """A decoder-only MoE language model of the Hunyuan-A13B family (shared and routed SwiGLU experts, GQA, QK-norm)."""
+    """A decoder in the family of Hunyuan-A13B: routed and shared SwiGLU experts, or one SwiGLU a layer."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
@@ -87,12 +103,14 @@ class Transformer(LanguageModel):
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
         routings = []
         for block in self.layers:
-            x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
-            y_BTD, routing = block.moe(block.moe_norm(x_BTD))
-            x_BTD = x_BTD + y_BTD
-            routings.append(routing)
+            x_BTD, routing = block(x_BTD, rope, bounds)
+            routings += [routing] if routing is not None else []
+        hidden_BTD, c = self.norm(x_BTD), self.config
+        if not routings:
+            none_LE = torch.zeros(c.num_layers, c.num_experts, dtype=torch.int64, device=x_BTD.device)
+            return Output(hidden_BTD, none_LE.sum().float(), none_LE.sum().float(), none_LE)
         balance, z, counts = (torch.stack(column) for column in zip(*routings, strict=True))
-        return Output(self.norm(x_BTD), balance.mean(), z.mean(), counts)
+        return Output(hidden_BTD, balance.mean(), z.mean(), F.pad(counts, (0, 0, c.num_dense_layers, 0)))
 
 
 @torch.no_grad()
@@ -100,7 +118,7 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     """The model with fresh weights, the same for the same seed whatever ran before.
 
     Matrices are normal with std 1/sqrt(fan in), or `init_std`; what writes into the residual stream is smaller by
-    sqrt(2 L) (GPT-2). Norm weights start at their gain. Then `previous_token_heads` are planted.
+    sqrt(2 L) (GPT-2). Norm weights start at their gain, biases at 0. Then `previous_token_heads` are planted.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
@@ -114,13 +132,19 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     for block in model.layers:
         normal(block.attention.qkv.weight, config.d_model)
         normal(block.attention.out.weight, config.num_heads * config.d_head, shrink)
-        normal(block.moe.router.weight, config.d_model)
-        normal(block.moe.gate_EFD, config.d_model)
-        normal(block.moe.up_EFD, config.d_model)
-        normal(block.moe.down_EFD, config.d_expert, shrink)
-        if block.moe.shared is not None:
-            normal(block.moe.shared.gate_up.weight, config.d_model)
-            normal(block.moe.shared.down.weight, block.moe.shared.down.in_features, shrink)
+        for linear in (block.attention.qkv, block.attention.out):
+            if linear.bias is not None:
+                linear.bias.zero_()
+        shared = None if block.moe is None else block.moe.shared
+        if block.moe is not None:
+            normal(block.moe.router.weight, config.d_model)
+            normal(block.moe.gate_EFD, config.d_model)
+            normal(block.moe.up_EFD, config.d_model)
+            normal(block.moe.down_EFD, config.d_expert, shrink)
+        for layer in (block.dense, shared):
+            if layer is not None:
+                normal(layer.gate_up.weight, config.d_model)
+                normal(layer.down.weight, layer.down.in_features, shrink)
     if model.lm_head is not None:
         normal(model.lm_head.weight, config.d_model)
     if config.previous_token_heads:

@@ -42,6 +42,8 @@ class Routing(Monitor):
         """Rows per layer and expert, [L, E]."""
         if not isinstance(model, Transformer):
             raise ConfigError("monitors.routing: counts the experts of our own models alone; set monitors.routing=null")
+        if model.config.num_dense_layers == model.num_layers:
+            raise ConfigError("monitors.routing: a dense model has no experts to count; set monitors.routing=null")
         tokens_BT = torch.from_numpy(items).to(model.device)
         parts = tokens_BT.split(max(1, self.tokens_per_forward // self.context_tokens))
         return np.sum([model(part).count_LE.cpu().numpy() for part in parts], axis=0)
@@ -49,22 +51,26 @@ class Routing(Monitor):
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
         """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.
 
-        `n` counts routed rows (tokens x top-k) of a layer, not independent items: there is no standard error.
+        A dense layer routes nothing and has no record. `n` counts routed rows (tokens x top-k) of a layer, not
+        independent items: there is no standard error.
         """
-        n = int(count_LE[0].sum())
-        layers = []
+        n = int(count_LE[-1].sum())
+        layers = {}
         records = []
         for layer, count_E in enumerate(count_LE):
+            if not count_E.any():
+                continue
             share_E = (count_E / count_E.sum()).tolist()
             entropy = -sum(s * math.log(s) for s in share_E if s > 0)
-            layers.append((max(share_E), entropy, float((count_E == 0).sum())))
+            layers[layer] = (max(share_E), entropy, float((count_E == 0).sum()))
             for expert, share in enumerate(share_E):
                 tags: Tags = {"layer": layer, "expert": expert}
                 records.append(Record(*moment, self.tier, "routing", "load_frac", share, n, None, tags))
         names = ("load_max_frac", "load_entropy_nats", "dead_experts_count")
-        whole = (max(x[0] for x in layers), sum(x[1] for x in layers) / len(layers), sum(x[2] for x in layers))
+        largest, entropies, dead = zip(*layers.values(), strict=True)
+        whole = (max(largest), sum(entropies) / len(layers), sum(dead))
         records += [Record(*moment, self.tier, "routing", m, v, n) for m, v in zip(names, whole, strict=True)]
-        for layer, row in enumerate(layers):
+        for layer, row in layers.items():
             records += [
                 Record(*moment, self.tier, "routing", m, v, n, None, {"layer": layer})
                 for m, v in zip(names, row, strict=True)

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, OptimConfig, flatten, parse, refuse
+from lccp_sim.config import Config, ConfigError, OptimConfig, flatten, refuse
+from lccp_sim.parsing import parse
 from lccp_sim.train.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.directory import CORPUS, FREE
 from lccp_sim.train.journal import DECISIONS, RECORDS, REFERENCE, TIMING

@@ -12,8 +12,6 @@ from lccp_sim.config import (
     RunConfig,
     StoppingConfig,
     nearest,
-    parse,
-    parse_kind,
     refuse,
 )
 from lccp_sim.data.pools import DataConfig
@@ -21,6 +19,7 @@ from lccp_sim.data.sources import SOURCES
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
+from lccp_sim.parsing import parse, parse_kind
 from lccp_sim.train.windows import window_steps
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
-from lccp_sim.models.transformer import Block, Transformer
+from lccp_sim.models.transformer import Transformer
 
 
 class NotFinite(RuntimeError):
@@ -76,8 +76,8 @@ class LccpModule(L.LightningModule):
         if rate:
             count_LE = self.trainer.strategy.reduce(self.step_counts, reduce_op="sum").float()
             for block, count_E in zip(self.model.layers, count_LE, strict=True):
-                assert isinstance(block, Block)
-                block.moe.bias_E += rate * (count_E.mean() - count_E).sign()
+                if block.moe is not None:
+                    block.moe.bias_E += rate * (count_E.mean() - count_E).sign()
 
     def configure_optimizers(self) -> Any:
         """AdamW; weight decay on matrices only, embeddings and the router included."""

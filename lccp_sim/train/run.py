@@ -59,7 +59,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
-    model = Transformer(config.model, corpus.vocab_size)
+    model = Transformer(config.model, config.model.vocabulary(corpus.vocab_size))
     if start.content is not None:
         load_weights(model, start)
     else:
@@ -89,7 +89,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         journal.write(first)
     facts = {
         "config": plain_config(config),
-        "vocab_size": corpus.vocab_size,
+        "vocab_size": model.vocab_size,
         "tokenizer": tokenizer_hash(corpus.tokenizer),
         "tokens_before": start.tokens,
     }

@@ -53,16 +53,20 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-def plain_attention(q_BTNH: Tensor, k_BTMH: Tensor, scale: float, document_BT: Tensor) -> Tensor:
-    """[B, N, T, T]: softmax over a full matrix, masked by order and by document."""
+def plain_attention(
+    q_BTNH: Tensor, k_BTMH: Tensor, scale: float, document_BT: Tensor, window: int | None = None
+) -> Tensor:
+    """[B, N, T, T]: softmax over a full matrix, masked by order, by document and by distance."""
     k_BTNH = k_BTMH.repeat_interleave(q_BTNH.shape[2] // k_BTMH.shape[2], dim=2)
     logits = torch.einsum("btnh,bsnh->bnts", q_BTNH, k_BTNH) * scale
     T = q_BTNH.shape[1]
     seen = torch.ones(T, T, dtype=torch.bool).tril() & (document_BT[:, :, None] == document_BT[:, None, :])
+    if window is not None:
+        seen = seen & (torch.arange(T)[:, None] - torch.arange(T) < window)
     return F.softmax(logits.masked_fill(~seen[:, None], float("-inf")), dim=-1)
 
 
 @pytest.fixture
 def full_softmax() -> Callable[..., Tensor]:
-    """The plain reference of attention, `(q_BTNH, k_BTMH, scale, document_BT) -> [B, N, T, T]`."""
+    """The plain reference of attention, `(q_BTNH, k_BTMH, scale, document_BT, window) -> [B, N, T, T]`."""
     return plain_attention

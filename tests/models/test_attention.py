@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.models import attention
 from lccp_sim.models.attention import Attention, RMSNorm, attend
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.positions import BaseRope, rotate, rotation
@@ -18,6 +20,8 @@ B, T, D, N, M, H = 2, 24, 32, 4, 2, 8
 # Lengths of the documents of both rows in turn: equal neighbours, a single token, one that fills its row.
 PACKINGS = {"one a row": [24, 24], "several": [5, 5, 14, 1, 8, 15], "tokens": [1] * 48}
 
+WINDOWS = [{}, {"window_tokens": 4}, {"window_tokens": 4, "full_attention_every": 2}]
+
 
 def bounds_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
     """The bounds of the documents, and the number of the document of every token [B, T]."""
@@ -26,13 +30,14 @@ def bounds_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
-@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope"])
+@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope", "full_width"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("more", [{}, {"qkv_bias": True, "out_bias": True, "window_tokens": 5}], ids=["", "biased"])
 def test_attention_is_a_masked_softmax(
-    full_softmax: Callable[..., Tensor], lengths: list[int], qk_norm: str, kv_heads: int
+    full_softmax: Callable[..., Tensor], lengths: list[int], qk_norm: Any, kv_heads: int, more: dict[str, Any]
 ) -> None:
     config = ModelConfig(
-        rope=None, d_model=D, num_heads=N, num_kv_heads=kv_heads, d_head=H, qk_norm=qk_norm, qk_norm_gain=1.5
+        rope=None, d_model=D, num_heads=N, num_kv_heads=kv_heads, d_head=H, qk_norm=qk_norm, qk_norm_gain=1.5, **more
     )
     layer = Attention(config, 0)
     for weight in layer.parameters():
@@ -42,20 +47,23 @@ def test_attention_is_a_masked_softmax(
     rope = rotation(torch.arange(T).expand(B, T), *BaseRope(100.0).frequencies(H), torch.float32)
     ours = layer(x_BTD, rope, bounds)
 
-    q, k, v = F.linear(x_BTD, layer.qkv.weight).split((N * H, kv_heads * H, kv_heads * H), dim=-1)
-    q, k, v = (x.unflatten(-1, (-1, H)) for x in (q, k, v))
+    q, k, v = F.linear(x_BTD, layer.qkv.weight, layer.qkv.bias).split((N * H, kv_heads * H, kv_heads * H), dim=-1)
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
 
+    if qk_norm == "full_width":
+        assert layer.q_norm.weight.shape == (N * H,) and layer.k_norm.weight.shape == (kv_heads * H,)
+        q, k = norm(q, layer.q_norm.weight), norm(k, layer.k_norm.weight)
+    q, k, v = (x.unflatten(-1, (-1, H)) for x in (q, k, v))
     if qk_norm == "before_rope":
         q, k = norm(q, layer.q_norm.weight), norm(k, layer.k_norm.weight)
     q, k = rotate(q, *rope), rotate(k, *rope)
     if qk_norm == "after_rope":
         q, k = norm(q, layer.q_norm.weight), norm(k, layer.k_norm.weight)
-    prob_BNTS = full_softmax(q, k, H**-0.5, document_BT)
+    prob_BNTS = full_softmax(q, k, H**-0.5, document_BT, config.window_tokens)
     y_BTNH = torch.einsum("bnts,bsnh->btnh", prob_BNTS, v.repeat_interleave(N // kv_heads, dim=2))
-    truth = F.linear(y_BTNH.flatten(2), layer.out.weight)
+    truth = F.linear(y_BTNH.flatten(2), layer.out.weight, layer.out.bias)
     torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
     leaves = (x_BTD, *layer.parameters())
     for got, want in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (ours, truth)), strict=True):
@@ -69,6 +77,46 @@ def test_gradients_do_not_cross_documents_in_attention() -> None:
     grads = torch.autograd.grad(y_BTNH[document_BT == 1].square().sum(), (q, k, v))
     for grad in grads:
         assert grad[document_BT != 1].eq(0).all() and grad[document_BT == 1].ne(0).any()
+
+
+def test_full_layers_stand_between_windows() -> None:
+    config = ModelConfig(rope=None, num_layers=4, window_tokens=4, full_attention_every=2)
+    assert [config.window(layer) for layer in range(4)] == [4, None, 4, None], "as in gpt-oss"
+    assert ModelConfig(rope=None, window_tokens=4).window(1) == 4 and ModelConfig(rope=None).window(0) is None
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 9, 23, 24])
+@pytest.mark.parametrize("block", [1, 4, 64])
+@pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
+def test_a_window_is_a_band_of_the_whole_matrix(
+    full_softmax: Callable[..., Tensor], lengths: list[int], block: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks: narrower and wider than the window, rows of them and one that all fit in."""
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", block)
+    bounds, document_BT = bounds_of(lengths)
+    q, k, v = (torch.randn(B, T, heads, H, requires_grad=True) for heads in (N, M, M))
+    got = attend(q, k, v, 0.3, bounds, window)
+    prob_BNTS = full_softmax(q, k, 0.3, document_BT, window)
+    want = torch.einsum("bnts,bsnh->btnh", prob_BNTS, v.repeat_interleave(N // M, dim=2))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    cotangent = torch.randn(got.shape)
+    for mine, truth in zip(*(torch.autograd.grad(y, (q, k, v), cotangent) for y in (got, want)), strict=True):
+        torch.testing.assert_close(mine, truth, atol=1e-5, rtol=1e-4)
+
+
+def test_a_narrow_window_needs_no_square_of_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time and memory grow with rows x window: what a query is compared with is its window and a block more."""
+    calls = []
+    real = F.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+        calls.append((len(q), q.shape[2], k.shape[2], None if attn_mask is None else tuple(attn_mask.shape)))
+        return real(q, k, v, attn_mask, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    q, k, v = (torch.randn(1, 5000, 1, 4) for _ in range(3))
+    attend(q, k, v, 0.5, torch.tensor([0, 5000]), 200)
+    assert calls == [(1, 200, 200, None), (48, 100, 300, (100, 300))]
 
 
 def test_rms_norm_is_the_formula() -> None:
@@ -86,25 +134,28 @@ def test_rms_norm_is_the_formula() -> None:
     assert got[3] != 0 and layer.float()(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., Tensor], model) -> None:
-    transformer = model().eval()
+@pytest.mark.parametrize("changes", WINDOWS, ids=str)
+def test_rows_of_a_tap_are_rows_of_the_whole_matrix(full_softmax: Callable[..., Tensor], model, changes: dict) -> None:
+    transformer = model(**changes).eval()
     seen = {}
     with torch.no_grad(), tapping(transformer, lambda layer, attended: seen.update({layer: attended})):
         transformer(torch.randint(50, (B, T)))
     assert sorted(seen) == [0, 1, 2], "one call a layer"
+    assert [seen[layer].window for layer in range(3)] == [transformer.config.window(layer) for layer in range(3)]
     for attended in seen.values():
-        whole_BNTS = full_softmax(attended.q_BTNH, attended.k_BSMH, attended.scale, torch.zeros(B, T))
+        whole_BNTS = full_softmax(*attended[:3], torch.zeros(B, T), attended.window)
         for b, (start, stop) in itertools.product(range(B), ((0, 1), (3, 9), (0, T))):
             rows_NAS = attended.rows(b, start, stop)
             torch.testing.assert_close(rows_NAS, whole_BNTS[b][:, start:stop], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("changes", WINDOWS, ids=str)
 @pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
 def test_rows_of_a_packed_document_are_those_of_the_document_alone(
-    full_softmax: Callable[..., Tensor], model, lengths: list[int]
+    full_softmax: Callable[..., Tensor], model, lengths: list[int], changes: dict
 ) -> None:
     """Against a forward of the document alone, and against the whole matrix masked by document."""
-    transformer, tokens_BT = model().eval(), torch.randint(50, (B, T))
+    transformer, tokens_BT = model(**changes).eval(), torch.randint(50, (B, T))
     bounds, document_BT = bounds_of(lengths)
     starts = torch.repeat_interleave(bounds[:-1], bounds.diff()).view(B, T)
     positions_BT = torch.arange(B * T).view(B, T) - starts
@@ -121,7 +172,7 @@ def test_rows_of_a_packed_document_are_those_of_the_document_alone(
                 rows_NAS = attended.rows(row, begin, end)
                 torch.testing.assert_close(rows_NAS[..., begin:end], alone[layer].rows(0, 0, end - begin))
                 assert not rows_NAS[..., :begin].any() and not rows_NAS[..., end:].any()
-                whole_NTS = full_softmax(*attended[:3], document_BT)[row]
+                whole_NTS = full_softmax(*attended[:3], document_BT, attended.window)[row]
                 torch.testing.assert_close(rows_NAS, whole_NTS[:, begin:end], atol=1e-6, rtol=0)
     assert (packed[0].start_BT is None) == (lengths == PACKINGS["one a row"])
 

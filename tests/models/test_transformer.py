@@ -1,15 +1,25 @@
 """The whole decoder: documents do not see each other, a seed is its bytes, transformers gives the same logits."""
 
 import hashlib
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lccp_sim.config import RouterConfig
+from lccp_sim.models.positions import rotation
 from lccp_sim.models.taps import tapping
 from lccp_sim.models.transformer import Transformer, initialise
 
 LENGTHS = (6, 7, 9)  # documents A, B, C of one row
+# Everything that a Hunyuan does not have, in one model.
+OTHER: dict[str, Any] = {
+    "num_dense_layers": 1, "d_dense": 24, "qk_norm": "full_width", "qkv_bias": True, "out_bias": True,
+    "window_tokens": 4, "full_attention_every": 3, "tie_embeddings": False,
+    "router": RouterConfig(scores="sigmoid", scale=2.5, num_groups=2, num_groups_kept=1),
+}  # fmt: skip
 
 
 def leak(model: Transformer, bounds: Tensor, layer: int) -> Tensor:
@@ -34,9 +44,10 @@ def leak(model: Transformer, bounds: Tensor, layer: int) -> Tensor:
     return kept["x"].grad[0].norm(dim=-1)
 
 
+@pytest.mark.parametrize("changes", [{}, OTHER], ids=["", "other"])
 @pytest.mark.parametrize("layer", range(3))
-def test_documents_do_not_see_each_other(model, backend: str, layer: int) -> None:
-    grad_T = leak(model(experts=backend), torch.tensor([0, *LENGTHS]).cumsum(0), layer)
+def test_documents_do_not_see_each_other(model, backend: str, layer: int, changes: dict) -> None:
+    grad_T = leak(model(experts=backend, **changes), torch.tensor([0, *LENGTHS]).cumsum(0), layer)
     own = slice(LENGTHS[0], LENGTHS[0] + LENGTHS[1])
     assert grad_T[own].gt(0).all()
     assert grad_T[: own.start].eq(0).all() and grad_T[own.stop :].eq(0).all()
@@ -50,13 +61,90 @@ def test_a_planted_leak_is_seen(model, backend: str, layer: int) -> None:
     assert grad_T[LENGTHS[0] + LENGTHS[1] :].eq(0).all()
 
 
-def test_a_packed_document_is_the_document_alone(model) -> None:
-    transformer = model().eval()
+@pytest.mark.parametrize("changes", [{}, OTHER], ids=["", "other"])
+def test_a_packed_document_is_the_document_alone(model, changes: dict) -> None:
+    transformer = model(**changes).eval()
     tokens_BT = torch.randint(50, (1, sum(LENGTHS)))
     position_BT = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     packed = transformer(tokens_BT, position_BT, torch.tensor([0, *LENGTHS]).cumsum(0)).hidden_BTD
     alone = [transformer(piece).hidden_BTD for piece in tokens_BT.split(LENGTHS, dim=1)]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), atol=2e-5, rtol=1e-5)
+
+
+def test_a_dense_layer_is_one_swiglu_and_counts_for_nothing(model) -> None:
+    transformer, tokens_BT = model(**OTHER), torch.randint(50, (2, 9))
+    block, seen = transformer.blocks[0], []
+    block.register_forward_hook(lambda _, inputs, out: seen.append((inputs, out[0])))
+    for later in transformer.blocks[1:]:
+        later.moe.register_forward_hook(lambda _, __, out: seen.append(out[1]))
+    out = transformer(tokens_BT)
+    (x_BTD, rope, bounds), y_BTD = seen[0]
+    x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
+    gate, up = F.linear(block.moe_norm(x_BTD), block.dense.gate_up.weight).chunk(2, dim=-1)
+    assert gate.shape[-1] == 24 and block.moe is None
+    torch.testing.assert_close(y_BTD, x_BTD + F.linear(F.silu(gate) * up, block.dense.down.weight))
+    assert out.count_LE[0].eq(0).all() and torch.equal(out.count_LE[1:], torch.stack([r.count_E for r in seen[1:]]))
+    torch.testing.assert_close(out.balance_loss, (seen[1].balance_loss + seen[2].balance_loss) / 2)
+    torch.testing.assert_close(out.z_loss, (seen[1].z_loss + seen[2].z_loss) / 2)
+
+
+def test_a_dense_model_has_no_router_losses(model) -> None:
+    transformer = model(num_dense_layers=3, d_dense=24)
+    out = transformer(torch.randint(50, (2, 9)))
+    assert not any(".moe." in name or "bias" in name for name in transformer.state_dict())
+    assert out.balance_loss == out.z_loss == 0 and out.count_LE.shape == (3, 4) and not out.count_LE.any()
+    (out.hidden_BTD.square().sum() + out.balance_loss).backward()
+    assert all(p.grad is not None for p in transformer.parameters())
+
+
+def test_a_fresh_model_has_the_scale_that_is_promised(model) -> None:
+    """Standard deviation of every matrix and value of every vector, of a model that has every part."""
+    transformer = model(**OTHER, d_model=64, num_shared_experts=1)
+    for name, weight in transformer.named_parameters():
+        part = name.split(".", 2)[-1]
+        if weight.ndim == 1:
+            assert weight.eq(0.0 if name.endswith("bias") else 1.0).all(), name
+            continue
+        fan_in = {"attention.out": 32, "moe.down_EFD": 16, "shared.down": 16, "dense.down": 24}
+        found = [n for key, n in fan_in.items() if key in part]
+        want = (found[0] * 2 * 3) ** -0.5 if found else 64**-0.5
+        assert weight.std().item() == pytest.approx(want, rel=0.15), name
+
+
+def test_a_model_of_the_first_kind_is_what_it_was_to_the_last_bit(model) -> None:
+    """The draws of its weights in their order, and its blocks in their plain form."""
+    transformer, generator = model(seed=5, tie_embeddings=False), torch.Generator().manual_seed(5)
+    shrink = (2 * 3) ** -0.5
+    parts = ("attention.qkv", 32, 1), ("attention.out", 32, shrink), ("moe.router", 32, 1), ("moe.gate_EFD", 32, 1)
+    parts += ("moe.up_EFD", 32, 1), ("moe.down_EFD", 16, shrink), ("moe.shared.gate_up", 32, 1)
+    parts += (("moe.shared.down", 16, shrink),)
+    drawn = [("embedding", 32, 1.0), *((f"blocks.{n}.{name}", *x) for n in range(3) for name, *x in parts)]
+    state = transformer.state_dict()
+    for name, fan_in, factor in [*drawn, ("lm_head", 32, 1.0)]:
+        weight = state[name] if name in state else state[f"{name}.weight"]
+        assert torch.equal(weight, torch.randn(weight.shape, generator=generator) * (fan_in**-0.5 * factor)), name
+    tokens_BT, bounds = torch.randint(50, (2, 9)), torch.tensor([0, 9, 18])
+    rope = rotation(torch.arange(9).expand(2, 9), transformer.frequencies, transformer.rope_scale, torch.float32)
+    x_BTD, routings = transformer.embedding(tokens_BT), []
+    for block in transformer.layers:
+        x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
+        y_BTD, routing = block.moe(block.moe_norm(x_BTD))
+        x_BTD = x_BTD + y_BTD
+        routings.append(routing)
+    out = transformer(tokens_BT)
+    assert torch.equal(out.hidden_BTD, transformer.norm(x_BTD))
+    balance, z, counts = (torch.stack(column) for column in zip(*routings, strict=True))
+    assert out.balance_loss == balance.mean() and out.z_loss == z.mean() and torch.equal(out.count_LE, counts)
+
+
+def test_the_names_of_the_weights_are_those_that_others_read(model) -> None:
+    names = {name.replace("blocks.0.", "").replace("blocks.1.", "") for name in model(**OTHER).state_dict()}
+    names = {name for name in names if not name.startswith("blocks.2")}
+    attention = {f"attention.{part}.{what}" for part in ("qkv", "out") for what in ("weight", "bias")}
+    attention |= {"attention.q_norm.weight", "attention.k_norm.weight", "attention_norm.weight", "moe_norm.weight"}
+    moe = {"moe.router.weight", "moe.gate_EFD", "moe.up_EFD", "moe.down_EFD", "moe.bias_E"}
+    mlps = {"moe.shared.gate_up.weight", "moe.shared.down.weight", "dense.gate_up.weight", "dense.down.weight"}
+    assert names == attention | moe | mlps | {"embedding.weight", "norm.weight", "lm_head.weight"}
 
 
 def digest(model: Transformer) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Routing
@@ -73,3 +74,12 @@ def test_small_forwards_count_the_same(corpus: Corpus) -> None:
     with observing(model := tiny_model(corpus.vocab_size)):
         items = MONITOR.prepare(corpus)
         assert (small.score(model, items) == MONITOR.score(model, items)).all()
+
+
+def test_dense_layers_have_no_record_and_a_dense_model_is_refused(corpus: Corpus) -> None:
+    got = measure(tiny_model(corpus.vocab_size, num_dense_layers=1, d_dense=16), corpus)
+    assert {layer for _, layer, _ in got} == {None, 1}
+    for metric in ("load_max_frac", "load_entropy_nats", "dead_experts_count"):
+        assert got[metric, None, None] == got[metric, 1, None]
+    with pytest.raises(ConfigError, match="a dense model has no experts to count; set monitors.routing=null"):
+        measure(tiny_model(corpus.vocab_size, num_dense_layers=2, d_dense=16), corpus)

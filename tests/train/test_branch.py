@@ -89,7 +89,7 @@ def test_a_trunk_that_is_another_run_is_refused(
 def test_a_run_too_short_for_its_decay_is_refused(make: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="optim.decay_steps=4: with optim.warmup_steps=3 more than the run's 6 steps"):
         make({**WSD, "run.tokens": 6 * BATCH})
-    with pytest.raises(ConfigError, match="optim.decay_steps=None: schedule wsd needs it.*give the steps"):
+    with pytest.raises(ConfigError, match="optim.decay_steps=None: goes with optim.schedule=wsd alone, which needs it"):
         make({"optim.schedule": "wsd"})
-    with pytest.raises(ConfigError, match="optim.decay_steps=4: .*remove it"):
+    with pytest.raises(ConfigError, match="optim.decay_steps=4: goes with optim.schedule=wsd alone"):
         make({"optim.decay_steps": 4})

@@ -120,10 +120,10 @@ def final(directory: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
     return weights(directory / "checkpoints" / f"window-{step:08d}.ckpt")
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, step: int = STEPS) -> None:
     """Fails unless two runs wrote the same bytes of records and samples and ended in the same weights."""
     assert records(one) == records(other)
     assert samples(one) == samples(other)
-    mine, theirs = final(one), final(other)
+    mine, theirs = final(one, step), final(other, step)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
