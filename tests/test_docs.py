@@ -18,6 +18,7 @@ MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 MEASURING = (ROOT / "docs" / "measuring.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -66,7 +67,7 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-@pytest.mark.parametrize("words", commands(README) + commands(MEASURING), ids=" ".join)
+@pytest.mark.parametrize("words", commands(README) + commands(MEASURING) + commands(DATA), ids=" ".join)
 def test_a_command_of_the_documents_runs(words: list[str]) -> None:
     run_dry(words)
 
