@@ -1,7 +1,7 @@
 """Pools: rows of T + 1 tokens, packed from documents of one source and one length bucket, on disk.
 
 `placement.py` says what stands where. What best-fit packing leaves empty becomes BOS tokens that are never learned, a
-segment of their own at the end of the row: no document sees them, and they count as no target.
+segment of their own at the end of the row: no document sees them, no target and no expert's load counts them.
 """
 
 import json
@@ -17,7 +17,7 @@ from lccp_sim.data.placement import PACKINGS, Packed, packed
 from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.tokens import Tokens, id_dtype
 
-START, SKIP = 1, 2  # bits of a flag: a document or piece starts here; not learned as a target
+START, SKIP, PAD = 1, 2, 4  # bits of a flag: a piece starts here; not learned as a target; holds no text
 HELD_OUT_DOCUMENTS = 100  # of a synthetic source, at most: as many as the perplexity monitor asks for
 
 
@@ -69,7 +69,7 @@ def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: Lay
         sizes = (tokens.stops - tokens.starts)[order].tolist()
         parts, rows = PACKINGS[layout.packing](sizes, width)
         ids = np.full((rows, width), layout.bos, dtype=tokens.ids.dtype)
-        flags = np.full((rows, width), SKIP, dtype=np.uint8)
+        flags = np.full((rows, width), SKIP | PAD, dtype=np.uint8)
         end = np.zeros(rows, dtype=np.int64)
         for row, column, size, document, at in parts:
             start, end[row] = int(tokens.starts[order[document]]) + at, column + 1 + size

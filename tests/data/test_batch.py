@@ -5,7 +5,7 @@ import pytest
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.batch import Batch, Feed
-from lccp_sim.data.packing import SKIP, START
+from lccp_sim.data.packing import PAD, SKIP, START
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.synthetic import Synthetic
 
@@ -35,6 +35,7 @@ def joined(parts: list[Batch]) -> Batch:
         np.concatenate([part.positions_BT for part in parts]),
         np.unique(np.concatenate([part.bounds + at for part, at in zip(parts, offsets, strict=False)])),
         [name for part in parts for name in part.names],
+        None if parts[0].text_BT is None else np.concatenate([part.text_BT for part in parts]),
     )
 
 
@@ -96,12 +97,13 @@ def test_padding_is_the_end_of_a_row_and_nothing_learns_it_or_sees_it(make) -> N
     corpus = open_corpus(make(packing="best_fit"), 64, seed=0)
     learned = 0
     for pool in corpus.pools:
-        padded = 0
+        padded, at = 0, (np.array(pool.flags) & PAD) > 0
         for row in range(len(pool)):
             ids, flags = np.array(pool.rows_ids[row]), np.array(pool.flags[row])
             text = np.flatnonzero(ids != corpus.bos).max() + 1  # a document has a token after its BOS
             assert (ids[text:] == corpus.bos).all() and (flags[text:] & SKIP).all() and not (flags[:text] & SKIP).any()
             assert np.flatnonzero(flags[text:] & START).tolist() == [0] * bool(text < 65)
+            assert np.flatnonzero(at[row]).tolist() == list(range(text, 65))
             padded += 65 - text
             learned += int((flags[1:text] & START == 0).sum())
         assert padded == pool.packed.padding_tokens
@@ -110,8 +112,13 @@ def test_padding_is_the_end_of_a_row_and_nothing_learns_it_or_sees_it(make) -> N
     for mask in (True, False):
         of = feed(corpus, mask, rows=16)
         batch = of.batch(0)
-        assert of.target_count(0) == batch.learn_BT.sum()
+        assert of.target_count(0) == batch.learn_BT.sum() and batch.text_BT is not None
+        assert not (batch.learn_BT & ~batch.text_BT).any() and (batch.tokens_BT[~batch.text_BT] == corpus.bos).all()
         assert not batch.learn_BT[(batch.targets_BT == corpus.bos) & (batch.tokens_BT == corpus.bos)].any()
+
+
+def test_a_corpus_without_padding_says_so(corpus: Corpus) -> None:
+    assert feed(corpus).batch(0).text_BT is None
 
 
 def test_best_fit_keeps_every_document_whole_that_fits(make, folder) -> None:
