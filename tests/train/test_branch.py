@@ -10,6 +10,7 @@ import torch
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.train import branch as branching
+from lccp_sim.train.checkpoint import read_checkpoint
 from lccp_sim.train.module import LccpModule
 from tests.train.tiny import BATCH, final, records, samples
 
@@ -84,6 +85,19 @@ def test_a_trunk_that_is_another_run_is_refused(
     with pytest.raises(ConfigError, match=message):
         run({**WSD, "run.branch_from": window(finished, 6), **changes})
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_trunk_that_run_stopping_ended_or_decayed_is_refused(make: Callable[..., Config], finished: Path) -> None:
+    path = Path(window(finished, 6))
+    content = read_checkpoint(path)
+    branching._check_same(make(WSD), content, path)
+    content["callbacks"]["Stopping"] = {"action": "stop", "since": 6, "ends": 6, "rates": []}
+    branching._check_same(make(WSD), content, path)
+    with pytest.raises(ConfigError, match="run.stopping='stop': is what ended .*set run.stopping=null for the branch"):
+        branching._check_same(make({**WSD, "run.stopping": {"action": "stop"}}), content, path)
+    content["callbacks"]["Stopping"]["rates"] = [3e-3]
+    with pytest.raises(ConfigError, match="run.branch_from=.*had another learning rate"):
+        branching._check_same(make(WSD), content, path)
 
 
 def test_a_run_too_short_for_its_decay_is_refused(make: Callable[..., Config]) -> None:

@@ -103,9 +103,13 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     assert watch.look(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
 
 
-def test_four_micro_batches_equal_one(run: Callable[..., Path]) -> None:
-    whole = run({**UNWATCHED, "run.name": "whole"})
-    parts = run({**UNWATCHED, "run.name": "parts", "run.micro_batch_tokens": BATCH // 4})
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_four_micro_batches_equal_one(packing: str, run: Callable[..., Path]) -> None:
+    keys = {**UNWATCHED, "data.packing": packing}
+    whole = run({**keys, "run.name": "whole"})
+    parts = run({**keys, "run.name": "parts", "run.micro_batch_tokens": BATCH // 4})
+    [prose] = [each for each in json.loads((whole / "corpus.json").read_text())["sources"] if each["source"] == "prose"]
+    assert (prose["padding_frac"] > 0) == (packing == "best_fit")
     for metric, values in losses(whole).items():
         assert losses(parts)[metric] == pytest.approx(values, rel=1e-5, abs=1e-7)
     one, four = final(whole), final(parts)
