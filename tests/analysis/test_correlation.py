@@ -1,7 +1,6 @@
 """Monitors against the probe: planted relations are found, shared trends are not taken for one, and nothing raises."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,11 +242,9 @@ def test_a_run_without_the_probe_does_not_count(make_run):
     assert {row.runs for row in correlations(runs) if row.kind == "level" and row.reason is None} == {1}
 
 
-def test_rows_of_simulated_runs_are_json_and_come_soon(make_run):
+def test_rows_of_simulated_runs_are_json(make_run):
     runs = [load_run(make_run(seed=seed, windows=16)[0]) for seed in range(3)]
-    start = time.perf_counter()
     rows = [row.row() for made in (correlations, comparisons, predictions) for row in made(runs)]
-    assert time.perf_counter() - start < 10, "about one second on an idle machine"
     assert json.loads(json.dumps(rows, allow_nan=False))
     level = next(row for row in rows if row.get("kind") == "level")
     assert level["interval"] == "runs (3), windows in blocks of 3, paired items"
