@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, data, doctor.
+"""The command `lccp`: train, measure, report, plan, data, import, export, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 from lccp_sim.config import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lccp_sim.config import Config
 
 VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
+    "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is built or read",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
+    "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
 
@@ -32,11 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
-        if verb in ("train", "data"):
+        if verb in ("train", "data", "plan"):
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, run=NAME first")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
             if verb == "data":
                 sub.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
+            if verb == "plan":
+                sub.add_argument(
+                    "--hardware", default="cpu", help="cpu (this machine, the default), h100, h200 or a100"
+                )
+                sub.add_argument("--layout", default="", metavar="dp=8,ep=8,cp=1", help="shards; default: one device")
+                sub.add_argument("--mfu", type=float, help="the assumed share of the peak, 0 to 1")
+                sub.add_argument(
+                    "--counted", metavar="SHAPE", help="count another model: gpt_oss_120b, deepseek_v3, ..."
+                )
+                sub.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
+                sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
@@ -45,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+        elif verb in ("import", "export"):
+            known = "a Hugging Face folder, or a GGUF file" if verb == "import" else "a finished run, or a checkpoint"
+            sub.add_argument("path", type=Path, metavar="PATH", help=known)
+            sub.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+            sub.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
         else:
             sub.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
     arguments, rest = parser.parse_known_args(argv)
@@ -80,6 +101,15 @@ def _run(arguments: argparse.Namespace) -> int:
         runs, out = arguments.runs, arguments.out
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
         return 0
+    if arguments.verb in ("import", "export"):
+        from lccp_sim.train.exchange import export_checkpoint, import_checkpoint
+
+        path, out, dtype = arguments.path, arguments.out, arguments.dtype
+        if arguments.verb == "import":
+            print(f"{out}: imported; to train it on:\n{import_checkpoint(path, out, dtype, check(['run=measure']))}")
+        else:
+            print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
+        return 0
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -101,6 +131,9 @@ def _run(arguments: argparse.Namespace) -> int:
             for path, out in zip(paths, outs, strict=True)
         )
     config = check(arguments.overrides, arguments.config_dir)
+    if arguments.verb == "plan":
+        _plan(arguments, config, console)
+        return 0
     if arguments.verb == "data":
         from lccp_sim.train.corpus import show_data
 
@@ -110,6 +143,34 @@ def _run(arguments: argparse.Namespace) -> int:
 
     train(config, console)
     return 0
+
+
+def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -> None:
+    """Prints the plan, writes it where asked, and ends with ConfigError where a device has too little memory."""
+    import json
+
+    from lccp_sim.data.tokenizer import read_tokenizer
+    from lccp_sim.plan.hardware import hardware, parse_layout
+    from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
+    from lccp_sim.plan.show import show_plan
+    from lccp_sim.records import write_atomic
+    from lccp_sim.train.load import windows_of
+
+    layout = parse_layout(arguments.layout)
+    device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
+    tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
+    if arguments.counted:
+        plan = plan_counted(config, arguments.counted, device, layout)
+    else:
+        if not vocabulary and tokenizer.kind == "file":
+            vocabulary = read_tokenizer(Path(tokenizer.path).expanduser()).get_vocab_size()
+        vocabulary = vocabulary or tokenizer.vocab_size
+        plan = plan_run(config, vocabulary, windows_of(config), device, layout)
+    show_plan(plan, console, arguments.claim)
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps(plan, indent=1) + "\n")
+    if not arguments.counted:
+        check_fits(config, vocabulary, device, layout)
 
 
 GROUPS = ("model", "data", "optim", "monitors", "run")

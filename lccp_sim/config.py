@@ -123,12 +123,6 @@ class ModelConfig:
         refuse(self.vocab_size is not None and self.vocab_size < tokens, "model.vocab_size", self.vocab_size, rule)
         return self.vocab_size or tokens
 
-    def shapes(self) -> dict[str, Any]:
-        """The keys that decide the shape of a weight: a run can only start from weights that agree in them."""
-        free = {"rope", "router", "experts", "init_std", "previous_token_heads", "qk_norm_gain", "norm_eps"}
-        free |= {"vocab_size", "window_tokens", "full_attention_every"}  # the embedding itself is compared, too
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
-
 
 @dataclass(frozen=True)
 class OptimConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.cli import check, compose
+from lccp_sim.cli import check, compose, main
 from lccp_sim.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +19,8 @@ RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 DATA = (ROOT / "docs" / "data.md").read_text()
+PLAN = (ROOT / "docs" / "plan.md").read_text()
+EXCHANGING = (ROOT / "docs" / "huggingface.md").read_text()
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -45,7 +47,8 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    return {verb for verb in ("train", "measure", "report", "data", "doctor") if re.search(rf"\b{verb}\b", shown)}
+    names = "train measure report plan data import export doctor".split()
+    return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 
 def run_dry(words: list[str]) -> None:
@@ -59,6 +62,8 @@ def run_dry(words: list[str]) -> None:
     if rest[0] in ("train", "data"):
         for overrides in arms(rest[1:]):
             check(overrides)
+    if rest[0] == "plan":
+        assert main(rest) == 0
     if rest[0] == "measure" and "runs/" not in rest[1]:
         check(["run=measure", *(word for word in rest[1:] if "=" in word)])
 
@@ -67,7 +72,10 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-@pytest.mark.parametrize("words", commands(README) + commands(MEASURING) + commands(DATA), ids=" ".join)
+EVERY = commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING) + commands(DATA)
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_a_command_of_the_documents_runs(words: list[str]) -> None:
     run_dry(words)
 

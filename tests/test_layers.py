@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
 LEAVES = {"config", "parsing", "records"}
 OURS = {"config": set(), "parsing": {"config"}, "records": set()}
-OURS |= {name: {name, *LEAVES} for name in ("models", "data", "analysis")}
+OURS |= {name: {name, *LEAVES} for name in ("models", "data", "analysis", "plan")}
 OURS["monitors"] = {"monitors"} | OURS["models"] | OURS["data"]
-OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"]
+OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"] | OURS["plan"]
 HOMES = {  # package -> the places that may name it
     **dict.fromkeys(("lightning", "pytorch_lightning", "torch.distributed"), ("train/",)),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),

@@ -4,6 +4,7 @@ Nothing is fetched, no foreign code is run, and pickled weights are refused: wha
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.weights import stream_folder
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 
@@ -22,24 +24,42 @@ def is_checkpoint(path: Path) -> bool:
 
 def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
     """The model at `path`, in eval mode. Raises ConfigError in one line where it is not a usable causal LM."""
+    return Adapter(torch.nn.Module.to(_load(path, dtype), device).eval())
+
+
+def open_weights(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]]]:
+    """config.json and a stream of (name, tensor) of the checkpoint at `path`.
+
+    We read a folder ourselves, a tensor at a time; a GGUF file is loaded by transformers, whole and in `dtype`.
+    """
+    source = source_of(path)
+    if "gguf_file" not in source:
+        return json.loads((path / "config.json").read_text(encoding="utf-8")), stream_folder(path)
+    model = _load(path, dtype)
+    settings = model.config.to_dict() | {"quantization_config": None}  # the weights are numbers again
+    # The file holds 1e-5 as the nearest fp32.
+    settings |= {key: float(f"{value:.6g}") for key, value in settings.items() if isinstance(value, float)}
+    return settings, iter(model.state_dict().items())
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM, logging
 
-    source = _source(path)
+    source = source_of(path)
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             **source, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
         raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({_line(error)})") from error
-    return Adapter(torch.nn.Module.to(model, device).eval())
 
 
 def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
     """The text of a tokenizer.json for the checkpoint at `path`, and the name of its BOS token where it states one."""
     from transformers import AutoTokenizer
 
-    source = _source(path)
+    source = source_of(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -52,8 +72,8 @@ def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
     return backend.to_str(), tokenizer.bos_token
 
 
-def _source(path: Path) -> dict[str, Any]:
-    """The arguments that name the weights to `from_pretrained`."""
+def source_of(path: Path) -> dict[str, Any]:
+    """The arguments that name the weights to `from_pretrained`. Raises ConfigError where none can be read."""
     if path.suffix == ".gguf" and path.is_file():
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if not path.is_dir():
@@ -69,7 +89,8 @@ def _source(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{config}: damaged ({error})") from None
     if "auto_map" in settings:
         raise ConfigError(
-            f"{path}: needs code of its own (auto_map in config.json), which is refused; convert it first"
+            f"{path}: needs code of its own (auto_map in config.json), which is refused; convert it first, or take the "
+            "key out where transformers knows the model_type itself"
         )
     if not list(path.glob("*.safetensors")):
         pickled = [found.name for pattern in PICKLES for found in path.glob(pattern)]

@@ -74,8 +74,11 @@ class RotateNorm(Function):
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
         x = x_BTNH.to(cos.dtype)
-        # Turning keeps the norm, so it is known before.
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        # Turning keeps the norm, so it is known before; YaRN's factor on cos and sin stretches it (1 stays 1).
+        stretch = cos[:1, :1, :, :1].square() + sin[:1, :1, :, :1].square()
+        stretch = torch.where((stretch - 1).abs() < 1e-5, 1.0, stretch)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(stretch)
+        inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         y = turn(x, cos, sin, 1).mul_(inverse).mul_(weight_NH).to(x_BTNH.dtype)
         ctx.keeps_y = x.device.type == "cpu" and bool(weight_NH.all())
         ctx.save_for_backward(y if ctx.keeps_y else x_BTNH, cos, sin, weight_NH, inverse)

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lccp_sim.config import ConfigError
+from lccp_sim.models import hf
 from lccp_sim.records import write_atomic
 
 
@@ -121,7 +122,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(name: str, key: str = "run.init_from") -> Path:
-    """The checkpoint file that a key's value names: a checkpoint, or a finished run (its last one); globs may be used.
+    """What a key's value names: a checkpoint, a finished run (its last one), or one of Hugging Face; globs may be used.
 
     Raises ConfigError where nothing, or more than one thing, is meant.
     """
@@ -131,7 +132,7 @@ def resolve(name: str, key: str = "run.init_from") -> Path:
         remedy = "train that run first, or name another" if not found else "name one of them"
         raise ConfigError(f"{key}={name!r}: {what}; {remedy}")
     path = found[0]
-    if path.is_file():
+    if path.is_file() or hf.is_checkpoint(path):
         return path
     if not (path / "DONE").exists():
         raise ConfigError(f"{key}={name!r}: {path} is not finished; finish it, or name one of its checkpoints")
@@ -150,4 +151,6 @@ def _expand(name: str) -> Iterator[Path]:
     elif any(letter in name for letter in "*?["):
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         hits = sorted(anchor.glob(str(path.relative_to(anchor))))
-        yield from (hit for hit in hits if hit.suffix == ".ckpt" or (hit / "config.yaml").exists())
+        yield from (
+            hit for hit in hits if hit.suffix == ".ckpt" or (hit / "config.yaml").exists() or hf.is_checkpoint(hit)
+        )

@@ -65,6 +65,7 @@ def show_data(config: Config, console: Console, compare: bool = False) -> None:
     `compare`: both packings side by side, too.
     """
     start = Start.of(config)
+    config = start.complete(config)
     corpora = {}
     for packing in get_args(get_type_hints(DataConfig)["packing"]):
         if compare or packing == config.data.packing:

@@ -17,6 +17,7 @@ from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
 from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.records import write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.branch import branch
@@ -31,7 +32,7 @@ from lccp_sim.train.observe import Observe
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
-from lccp_sim.train.start import Start, load_weights, tokenizer_for
+from lccp_sim.train.start import Start, tokenizer_for, transformer_of
 from lccp_sim.train.stopping import Stopping
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
@@ -43,6 +44,7 @@ def train(config: Config, console: Console) -> Path:
     refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
     set_threads(config)
     start = Start.of(config)
+    config = start.complete(config)
     directory = run_directory(config, start.hash)
     with claim(directory):
         return _train(config, start, directory, console)
@@ -59,11 +61,13 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
-    model = Transformer(config.model, config.model.vocabulary(corpus.vocab_size))
+    if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
+        _say(console, f"warning: {note}", style="yellow")
     if start.content is not None:
-        load_weights(model, start)
+        model = transformer_of(config.model, start)
     else:
-        initialise(model, config.seed)
+        vocabulary = config.model.vocabulary(corpus.vocab_size)
+        model = initialise(Transformer(config.model, vocabulary), config.seed)
     watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
@@ -92,6 +96,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         "vocab_size": model.vocab_size,
         "tokenizer": tokenizer_hash(corpus.tokenizer),
         "tokens_before": start.tokens,
+        **start.facts,
     }
     module = LccpModule(config, model, facts)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps

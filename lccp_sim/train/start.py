@@ -1,15 +1,23 @@
-"""What a run starts from: fresh weights, or a checkpoint that `init_from` names."""
+"""What a run starts from: fresh weights, or a checkpoint that `init_from` names, ours or one of Hugging Face."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, ModelConfig
+import torch
+
+from lccp_sim.config import Config, ConfigError, ModelConfig, flatten
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+from lccp_sim.models import hf
+from lccp_sim.models.architectures import function_of
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
+from lccp_sim.train.exchange import PREFIX, read_foreign
 from lccp_sim.train.load import load_model
+
+MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,16 @@ class Start:
 
     @staticmethod
     def of(config: Config) -> "Start":
-        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another shape."""
+        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another model."""
         if config.run.init_from is None:
             return Start()
         path = resolve(config.run.init_from)
-        content = read_checkpoint(path)
+        if hf.is_checkpoint(path):
+            content = read_foreign(path, accept=lambda base, rows: _check_same(base, rows, config.model, path))
+        else:
+            content = read_checkpoint(path)
+            _check_same(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"], config.model, path)
         facts = content["lccp"]
-        _check_shapes(load_model(facts["config"]), config.model, path)
         return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
 
     @property
@@ -37,6 +48,21 @@ class Start:
         """The model config of the checkpoint, RoPE included."""
         assert self.content is not None
         return load_model(self.content["lccp"]["config"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the checkpoints of a run take over from its start: what an imported model brought with it."""
+        source = self.content["lccp"].get("source") if self.content else None
+        return {"source": source} if source else {}
+
+    def complete(self, config: Config) -> Config:
+        """The config with the token that begins a document of the base, where only the base names one."""
+        tokenizer = config.data.tokenizer
+        base = self.content["lccp"]["config"]["data"]["tokenizer"].get("bos_token") if self.content else None
+        if base is None or tokenizer.bos_token or tokenizer.kind == "file":
+            return config
+        tokenizer = dataclasses.replace(tokenizer, bos_token=base)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
     def check_tokenizer(self, corpus: Corpus) -> None:
         """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""
@@ -47,19 +73,25 @@ class Start:
             )
 
 
-def _check_shapes(base: ModelConfig, new: ModelConfig, path: Path) -> None:
-    old, now = base.shapes(), new.shapes()
-    differ = [f"model.{key} ({old[key]!r} there, {now[key]!r} here)" for key in old if old[key] != now[key]]
+def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> None:
+    """None, or ConfigError with the keys in which the two models differ, RoPE and windows apart."""
+    old, now = function_of(base), flatten(dataclasses.asdict(new)) | function_of(new)
+    old["vocab_size"], now["vocab_size"] = rows, new.vocab_size or rows
+    differ = [key for key in old if old[key] != now[key] and key not in MAY_CHANGE]
     if differ:
-        raise ConfigError(f"run.init_from: {path} has another shape: {', '.join(differ)}")
+        shown = ", ".join(f"model.{key} ({old[key]!r} there, {now[key]!r} here)" for key in differ)
+        values = " ".join(f"model.{key}={'null' if old[key] is None else old[key]}" for key in differ)
+        raise ConfigError(f"run.init_from: {path} has another shape: {shown}; set {values}")
 
 
-def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path | None:
-    """The tokenizer.json to use instead of training one: the run's own, or its base's."""
+def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Any:
+    """The tokenizer to use instead of training one, or its path: the run's own, or its base's. None: the config's."""
     if directory is not None and (own := directory / "tokenizer.json").exists():
         return own
-    if start.path is None or config.data.tokenizer.kind == "file":
+    if start.path is None or start.content is None or config.data.tokenizer.kind == "file":
         return None
+    if "tokenizer.json" in start.content:
+        return parse_tokenizer(start.content["tokenizer.json"])
     base = start.path.parent.parent / "tokenizer.json"
     if not base.exists():
         raise ConfigError(
@@ -70,16 +102,18 @@ def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Path 
 
 def load_transformer(path: Path, content: dict[str, Any]) -> Transformer:
     """The model of a checkpoint of ours, by its own config, RoPE included."""
-    model = Transformer(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"])
-    load_weights(model, Start(path, content))
-    return model
+    return transformer_of(load_model(content["lccp"]["config"]), Start(path, content))
 
 
-def load_weights(model: Transformer, start: Start) -> None:
-    """None, once the model holds the weights of the start. ConfigError where they are of another architecture."""
+def transformer_of(config: ModelConfig, start: Start) -> Transformer:
+    """A model in fp32 that takes over the weights of the start, so that none is held twice.
+
+    Raises ConfigError where they are of another architecture.
+    """
     assert start.content is not None
-    prefix = "model."
-    state = {k.removeprefix(prefix): v for k, v in start.content["state_dict"].items() if k.startswith(prefix)}
+    with torch.device("meta"):
+        model = Transformer(config, start.content["lccp"]["vocab_size"])
+    state = {k.removeprefix(PREFIX): v for k, v in start.content["state_dict"].items() if k.startswith(PREFIX)}
     mine = {key: value.shape for key, value in model.state_dict().items()}
     theirs = {key: value.shape for key, value in state.items()}
     differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
@@ -89,4 +123,5 @@ def load_weights(model: Transformer, start: Start) -> None:
             f"{start.path}: weights of another architecture: {differ[0]} is {shapes[0]} there and {shapes[1]} here"
             f"{f', and {len(differ) - 1} more differ' if differ[1:] else ''}"
         )
-    model.load_state_dict(state)
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return model

@@ -16,8 +16,8 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
-def angles() -> tuple[Tensor, Tensor]:
-    return rotation(torch.tensor([[0, 5, 9], [2, 1, 7]]), *BaseRope(50.0).frequencies(H), torch.float64)
+def angles(scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    return rotation(torch.tensor([[0, 5, 9], [2, 1, 7]]), BaseRope(50.0).frequencies(H)[0], scale, torch.float64)
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -30,9 +30,10 @@ def test_rms_norm(zero: bool) -> None:
     torch.testing.assert_close(kernels.RMSNorm.apply(x, weight, 1e-5), plain)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.3])
 @pytest.mark.parametrize("zero", [False, True])
-def test_rotation_and_the_norm_after_it(zero: bool) -> None:
-    x, weight, (cos, sin) = leaf(B, T, N, H), leaf(N, H), angles()
+def test_rotation_and_the_norm_after_it(zero: bool, scale: float) -> None:
+    x, weight, (cos, sin) = leaf(B, T, N, H), leaf(N, H), angles(scale)
     if zero:
         weight = weight.detach().index_fill(1, torch.tensor([2]), 0).requires_grad_()
     torch.testing.assert_close(kernels.Rotate.apply(x, cos, sin), rotate(x, cos, sin), rtol=0, atol=1e-14)

@@ -1,0 +1,178 @@
+"""Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
+
+Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
+bench/plan_accuracy.py. Questionable: several devices are a simulation, as is checkpointing of blocks: training has
+neither. Weights, gradients and moments are then cut evenly over all devices (ZeRO-3, arXiv 1910.02054), the weights of
+a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
+"""
+
+from typing import NamedTuple
+
+from lccp_sim.config import ModelConfig
+from lccp_sim.plan.shapes import Layer, Shape
+
+CHUNK_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, kernels.py and attention.py
+
+
+class Layout(NamedTuple):
+    """Devices = dp x ep x cp: groups that train on other rows, that hold other experts, that share a row's tokens.
+
+    Devices that differ in their experts have other rows, too; only `cp` of them share one.
+    """
+
+    dp: int = 1
+    ep: int = 1
+    cp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.dp * self.ep * self.cp
+
+
+class Place(NamedTuple):
+    """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU)."""
+
+    bf16: bool
+    gpu: bool
+
+
+class Memory(NamedTuple):
+    """Bytes of one device. `step` is the most that the loss or one layer's backward needs beside what is kept."""
+
+    weights: float
+    gradients: float
+    moments: float
+    copies: float
+    activations: float
+    step: float
+    copies_checkpointed: float
+    activations_checkpointed: float
+    step_checkpointed: float
+    logits: float  # part of `step`
+
+    @property
+    def state(self) -> float:
+        """What is there between two micro-batches."""
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def total(self) -> float:
+        """The peak without checkpointing."""
+        return self.state + self.copies + self.activations + self.step
+
+    @property
+    def total_checkpointed(self) -> float:
+        """The peak where each block keeps its input alone and runs forward again in the backward pass."""
+        return self.state + self.copies_checkpointed + self.activations_checkpointed + self.step_checkpointed
+
+
+def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place) -> Memory:
+    """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows."""
+    total = sum(part.total for part in shape.parts().values())
+    mine, size = total / layout.devices, 2 if place.bf16 else 4
+    local = [_matrices(layer, layout.ep) for layer in shape.layers]
+    copies, copies_checkpointed = 2.0 * sum(local) * place.bf16, 2.0 * max(local) * place.bf16
+    if layout.devices > 1:
+        copies = copies_checkpointed = 2.0 * size * max(local)  # this layer's and the next one's, gathered
+    D, V = shape.d_model, shape.vocab_size
+    angles, norm = tokens * 4.0 * config.d_head, tokens * D * (8.0 if place.gpu else 4.0)  # the norm is the last one
+    logits = CHUNK_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
+    # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
+    forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
+    loss = max(forward, tokens * D * 8.0 + V * D * 8)
+    waits = V * D * 4.0 if config.tie_embeddings else 0.0  # the head's gradient, for the embedding's
+    inputs = tokens * D * 4
+    kept, backward = 0.0, []
+    for layer in range(config.num_layers):
+        # In the backward pass of a layer, what later ones kept is gone; and the feed-forward part comes first in it.
+        attention = tokens * kept_attention(config, layer, layout.cp, place)
+        mixture = tokens * kept_feed_forward(config, layer, place)
+        kept += attention + mixture
+        first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
+        needs = waits + max(first, _attention_backward(config, tokens, place) - mixture)
+        backward.append((kept + needs, (layer + 1) * inputs + attention + mixture + needs))
+    peak, peak_checkpointed = (max(each) for each in zip(*backward, strict=True))
+    again = config.num_layers * inputs
+    return Memory(
+        4 * mine, 4 * mine, 8 * mine,
+        copies, angles + norm + kept, max(loss, peak - kept - norm),
+        copies_checkpointed, angles + norm + again, max(loss, peak_checkpointed - again - norm), logits,
+    )  # fmt: skip
+
+
+def _matrices(layer: Layer, ep: int) -> float:
+    """Weights of a layer that are cast or gathered, with one group's experts; the router stays in fp32."""
+    return sum(part.total / (ep if name == "experts" else 1) for name, part in layer.parts.items() if name != "router")
+
+
+def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> float:
+    """Bytes that attention and its norm keep for one token of a device; `cp` devices share each row.
+
+    The residual stream, norms and the router are fp32; matrix products are in the precision of `place`. Norms keep
+    their output on a CPU, which the next product shares if it is fp32, and their input on a GPU.
+    """
+    c, s = config, 2 if place.bf16 else 4
+    q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head
+    turned, inverse = s * (q + k), 4 * (c.num_heads + c.num_kv_heads)
+    window, blocks = c.window(layer), 0.0
+    if window:  # queries in blocks, keys and values for each, the output once more
+        blocks = s * (2 * q + 2 * k * (1 + window / max(WINDOW_BLOCK, window // 2)))
+    if c.qk_norm == "none":
+        rope = turned
+    elif place.gpu:  # the norm keeps q and k, views of all of qkv
+        rope = turned + s * (q + 2 * k) + inverse
+    else:
+        rope = turned * (1 if c.qk_norm == "after_rope" else 2) + inverse
+    others = (cp - 1) * s * 2 * k  # keys and values of the row's other devices
+    return _norm(config, place) + rope + s * k + s * q + 4 * c.num_heads + others + blocks
+
+
+def kept_feed_forward(config: ModelConfig, layer: int, place: Place) -> float:
+    """Bytes that a mixture, or a dense layer, and its norm keep for one token."""
+    c, s = config, 2 if place.bf16 else 4
+    if layer < c.num_dense_layers:
+        return _norm(config, place) + 2 * s * (c.d_dense or 0)
+    K, F = c.num_experts_per_token, c.d_expert
+    router = 8 * c.num_experts + K * (4 + s + 3 * 8) + 12 + (4 * c.d_model if place.gpu and place.bf16 else 0)
+    routed = K * s * (2 * F if _fused(c, place) else 4 * F + 3 * c.d_model)
+    return _norm(config, place) + router + routed + 2 * s * c.num_shared_experts * F
+
+
+def _norm(config: ModelConfig, place: Place) -> float:
+    """A norm over the width, and the input of the product after it, where that is not the norm's own tensor."""
+    return 4 * config.d_model + 4 + ((2 if place.bf16 else 4) * config.d_model if place.gpu or place.bf16 else 0)
+
+
+def _fused(config: ModelConfig, place: Place) -> bool:
+    """Whether experts run in kernels.Mixture, as models/experts.py chooses."""
+    size, c = 2 if place.bf16 else 4, config
+    aligned = c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
+    return c.experts == "auto" and not (aligned and (place.gpu or c.d_model >= 512))
+
+
+def _stream(config: ModelConfig, tokens: int, place: Place) -> float:
+    """Gradients of the residual stream and of a norm's output."""
+    return tokens * config.d_model * (4 * 2 + (2 if place.bf16 else 4) * 2)
+
+
+def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int, place: Place) -> float:
+    """Bytes that the backward pass of a mixture or a dense layer needs for a moment: its weights' gradients, mostly."""
+    c, s, D = config, 2 if place.bf16 else 4, config.d_model
+    if layer < c.num_dense_layers:
+        width, slices = c.d_dense or 0, 4 + 2 * (tokens > SLICE_ROWS)  # the gradient of the slice before lives on
+        return _stream(c, tokens, place) + 3 * width * D * s + slices * width * s * min(tokens, SLICE_ROWS)
+    rows, F = tokens * c.num_experts_per_token, c.d_expert
+    one = c.num_experts / ep * F * D * s
+    if _fused(c, place):  # expert by expert; all gradients stay until the last
+        return _stream(c, tokens, place) + 3 * one + rows / c.num_experts * (4 * F + 2 * D) * s
+    # One product after the other, each freeing what it kept: first the rows' gradient, then the weights' and others.
+    later = max(F - D, 0) * rows * s + one * (3 if place.bf16 else 1)
+    return _stream(c, tokens, place) + max(rows * D * s, later)
+
+
+def _attention_backward(config: ModelConfig, tokens: int, place: Place) -> float:
+    """The same for attention: the norm and the rotation of q and k work in fp32."""
+    c = config
+    width = (22 if place.bf16 else 12) if c.qk_norm == "after_rope" else (10 if place.bf16 else 8)
+    return _stream(c, tokens, place) + tokens * (c.num_heads + c.num_kv_heads) * c.d_head * width

@@ -1,0 +1,157 @@
+"""The plan of a run, as one tree of plain numbers: what `lccp plan` prints and writes.
+
+A simulation: the tree carries the assumptions that it stands on. Questionable: times stand on one assumed utilisation,
+because what communication costs depends on a network that a config does not know; `--mfu` sets it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
+from lccp_sim.plan.memory import Layout, Memory, Place, memory
+from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
+from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, training_flops
+from lccp_sim.plan.watching import monitor_costs
+
+
+def plan_run(
+    config: Config, vocab_size: int, windows: Sequence[int], device: Hardware, layout: Layout
+) -> dict[str, Any]:
+    """The plan of a run whose monitors look at the steps `windows`. Raises ConfigError where it cannot be laid out."""
+    run, shape, bf16 = config.run, shape_of(config.model, vocab_size), config.run.precision == "bf16"
+    at_once = rows_at_once(config, layout)
+    place = Place(bf16, device.name != "cpu")
+    needs = memory(config.model, shape, at_once // layout.cp, layout, place)
+    costs = monitor_costs(config.monitors.watch, windows, shape)
+    tokens = run.steps * run.batch_tokens
+    training = training_flops(shape, run.context_tokens) * tokens
+    frequencies = np.asarray(config.model.rope.frequencies(config.model.d_head)[0], dtype=float)
+    monitors = {
+        name: {"looks": c.looks, "tokens": c.looks * c.tokens_a_look + c.tokens_once, "flops": c.flops,
+               "share": c.flops / training}
+        for name, c in costs.items()
+    }  # fmt: skip
+    return {
+        "run": run.name,
+        "context_tokens": run.context_tokens,
+        "old_context_tokens": config.data.old_context_tokens,
+        "tokens": tokens,
+        "steps": run.steps,
+        **plan_shape(shape, run.context_tokens, tokens, device, layout, bf16, sum(c.flops for c in costs.values())),
+        "memory": _memory(needs, device),
+        "tokens_at_once": at_once // layout.cp,
+        "monitors": monitors,
+        "rope": plan_rope(frequencies, config.model.rope, run.context_tokens, config.data.old_context_tokens),
+        "assumptions": assumptions(config, device, layout, needs.state),
+    }
+
+
+def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) -> dict[str, Any]:
+    """The plan of a model that is counted only, at a run's context and tokens. Raises ConfigError for another."""
+    run, shape = config.run, counted(name)
+    tokens = run.steps * run.batch_tokens
+    return {
+        "run": f"{name} (counted only)",
+        "context_tokens": run.context_tokens,
+        "tokens": tokens,
+        **plan_shape(shape, run.context_tokens, tokens, device, layout, run.precision == "bf16"),
+        "assumptions": assumptions(config, device, layout, 0)[:2],
+    }
+
+
+def plan_shape(
+    shape: Shape, context_tokens: int, tokens: int, device: Hardware, layout: Layout, bf16: bool, monitors: float = 0.0
+) -> dict[str, Any]:
+    """Weights, FLOPs and time of a shape alone. `monitors`: FLOPs of theirs, which take time too."""
+    number, forward = counts(shape), forward_flops(shape, context_tokens)
+    training = training_flops(shape, context_tokens)
+    again = sum(forward.values()) - forward["head"]  # checkpointing runs the blocks once more, the head is none
+    speed = layout.devices * device.flops(bf16) * device.mfu
+    day = 86400.0
+    return {
+        "parameters": {**number._asdict(), "parts": {k: p.total for k, p in shape.parts().items() if p.total}},
+        "flops_per_token": {"forward": forward, "training": training, "checkpointed": training + again},
+        "flops": training * tokens,
+        "layout": {**layout._asdict(), "devices": layout.devices},
+        "hardware": {**device._asdict(), "precision": "bf16" if bf16 else "fp32", "flops": device.flops(bf16)},
+        "time": {
+            "tokens_per_second": speed / training,
+            "days": training * tokens / speed / day,
+            "tokens_per_second_checkpointed": speed / (training + again),
+            "days_checkpointed": (training + again) * tokens / speed / day,
+            "days_of_monitors": monitors / speed / day,
+        },
+    }
+
+
+def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout) -> None:
+    """None, or ConfigError with a remedy where a device has too little memory even with checkpointing."""
+    shape, place = shape_of(config.model, vocab_size), Place(config.run.precision == "bf16", device.name != "cpu")
+
+    def needed(at_once: int, layout: Layout) -> float:
+        return memory(config.model, shape, at_once // layout.cp, layout, place).total_checkpointed
+
+    at_once = rows_at_once(config, layout)
+    row = config.run.context_tokens
+    tries = [(row, layout, f"run.micro_batch_tokens={row} is enough")] if at_once > row else []
+    for key in ("dp", "cp"):
+        for doublings in range(1, 13):
+            wider = layout._replace(**{key: getattr(layout, key) << doublings})
+            try:
+                smaller = min(at_once, rows_at_once(config, wider))
+            except ConfigError:
+                break
+            words = ",".join(f"{name}={size}" for name, size in wider._asdict().items())
+            tries.append((smaller, wider, f"--layout {words} is enough ({wider.devices} devices)"))
+    fits(needed(at_once, layout), device, [(words, needed(tokens, wide)) for tokens, wide, words in tries])
+
+
+def _memory(needs: Memory, device: Hardware) -> dict[str, Any]:
+    """The memory of a device in bytes, and whether it fits."""
+    sums = {"total": needs.total, "total_checkpointed": needs.total_checkpointed}
+    fitting = {"fits": needs.total <= device.usable, "fits_checkpointed": needs.total_checkpointed <= device.usable}
+    return {**needs._asdict(), **sums, "usable": device.usable, **fitting}
+
+
+def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_context_tokens: int) -> dict[str, Any]:
+    """What RoPE is set to, the bound of the base, and what models with like heads use."""
+    d_head = 2 * len(frequencies)
+    return {
+        "setting": {key: value for key, value in vars(rope).items() if value is not None},
+        "d_head": d_head,
+        "plain_base": plain_base(frequencies),
+        "base_bound": base_bound(d_head, context_tokens),
+        "base_bound_old": base_bound(d_head, old_context_tokens),
+        "first_negative": first_negative(frequencies, context_tokens),
+        "critical_dimension": critical_dimension(frequencies, context_tokens),
+        "critical_dimension_old": critical_dimension(frequencies, old_context_tokens),
+        "known": [known._asdict() for known in KNOWN],
+    }
+
+
+def assumptions(config: Config, device: Hardware, layout: Layout, state: float) -> list[str]:
+    """What the numbers stand on, a line each; `state`: bytes of weights, gradients and moments on a device."""
+    lines = [
+        "FLOPs: matrix products, a multiply-add as two; backward is twice forward; attention is causal, windows "
+        "counted; each row is one document (packed ones attend less, and cost less)",
+        f"time: {device.mfu:.0%} of {device.name}'s peak ({device.source}), the same on every device and with monitors",
+        "memory: what this code's autograd keeps; weights, gradients and AdamW's moments in fp32"
+        + (", and copies of the weights in bf16" if config.run.precision == "bf16" else "")
+        + f"; experts get equal rows; {RESERVE:.0%} of a device stay free",
+        "checkpointing: each block keeps its input alone; training has no such switch yet",
+        "monitors: forward passes of texts as long as their settings allow; the probe's tuning counts three times",
+    ]
+    if "probe" in config.monitors.watch:
+        lines.append(
+            f"the probe tunes a copy of the model: {state / 2**30:.1f} GiB more while it does, not counted above"
+        )
+    if layout.devices > 1:
+        lines.append(
+            "layout: training runs on one device so far. Weights and their states are cut over all devices and "
+            "gathered by layer, experts lie on ep groups, a row's keys and values are gathered by its cp devices; "
+            "communication takes no time beyond what the assumed share of the peak leaves"
+        )
+    return lines

@@ -1,0 +1,184 @@
+"""Weights and matrix products of a decoder, part by part: exact counts, from a config or for models that are known.
+
+An active weight is one that a token uses: a token's own experts, and of everything else all, the embedding included; a
+tied head counts once. Questionable: published counts often leave the embedding out, so `Counts` has both.
+"""
+
+from typing import NamedTuple
+
+from lccp_sim.config import ConfigError, ModelConfig, nearest
+
+
+class Part(NamedTuple):
+    """Weights, those that one token uses, and the multiply-adds of its matrix products for one token."""
+
+    total: int
+    active: int
+    products: int
+
+
+class Layer(NamedTuple):
+    """Parts by name; multiply-adds for each pair of a query and a key (all heads); keys that a query sees, or None."""
+
+    parts: dict[str, Part]
+    pair_products: int
+    window: int | None
+
+
+class Shape(NamedTuple):
+    """A whole model. `ends` are the parts outside the layers."""
+
+    d_model: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    ends: dict[str, Part]
+
+    def parts(self) -> dict[str, Part]:
+        """The parts by name, summed over the layers."""
+        sums = dict(self.ends)
+        for layer in self.layers:
+            for name, part in layer.parts.items():
+                before = sums.get(name, Part(0, 0, 0))
+                sums[name] = Part(*(a + b for a, b in zip(before, part, strict=True)))
+        return sums
+
+
+class Counts(NamedTuple):
+    """Weights; those that one token uses; and these without an embedding that only looks up (an untied one)."""
+
+    total: int
+    active: int
+    active_without_lookup: int
+
+
+def counts(shape: Shape) -> Counts:
+    """Exact numbers of weights; selection biases of routers, which no gradient moves, are no weights."""
+    parts = shape.parts()
+    total, active = sum(p.total for p in parts.values()), sum(p.active for p in parts.values())
+    untied = parts["head"].total > 0
+    return Counts(total, active, active - untied * parts["embedding"].total)
+
+
+def mean_keys(context_tokens: int, window: int | None = None) -> float:
+    """The keys that a query sees on average in causal attention over one text: (T + 1) / 2, fewer with a window."""
+    w = min(window or context_tokens, context_tokens)
+    return (w * (w + 1) / 2 + (context_tokens - w) * w) / context_tokens
+
+
+def forward_flops(shape: Shape, context_tokens: int) -> dict[str, float]:
+    """FLOPs of a forward pass for one token, by part, averaged over one text of `context_tokens`.
+
+    Matrix products only, a multiply-add as two. Attention is causal: of each query only the pairs that it sees, about
+    half of what the square of the context would give. Norms, softmax and RoPE are left out (below 1 % at real widths).
+    """
+    flops = {name: 2.0 * part.products for name, part in shape.parts().items() if part.products}
+    pairs = sum(layer.pair_products * mean_keys(context_tokens, layer.window) for layer in shape.layers)
+    return flops | {"attention scores": 2.0 * pairs}
+
+
+def training_flops(shape: Shape, context_tokens: int) -> float:
+    """FLOPs of training for one token: forward, and twice that for the backward pass. Nothing recomputed counts."""
+    return 3.0 * sum(forward_flops(shape, context_tokens).values())
+
+
+def matrix(rows: int, columns: int, bias: bool = False) -> Part:
+    """A dense layer that every token passes."""
+    weights = rows * columns + rows * bias
+    return Part(weights, weights, rows * columns)
+
+
+def vector(width: int) -> Part:
+    """Weights that multiply or add elementwise."""
+    return Part(width, width, 0)
+
+
+def added(*parts: Part) -> Part:
+    """The parts as one."""
+    return Part(*(sum(column) for column in zip(*parts, strict=True)))
+
+
+def experts(number: int, per_token: int, d_model: int, d_expert: int, bias: bool = False) -> Part:
+    """SwiGLU experts of which each token passes `per_token`."""
+    one = 3 * d_model * d_expert + bias * (2 * d_expert + d_model)
+    return Part(number * one, per_token * one, per_token * 3 * d_model * d_expert)
+
+
+def ends(d_model: int, vocab_size: int, tied: bool) -> dict[str, Part]:
+    """The embedding, the head and the last norm."""
+    weights = vocab_size * d_model
+    head = 0 if tied else weights
+    return {"embedding": Part(weights, weights, 0), "head": Part(head, head, weights), "norms": vector(d_model)}
+
+
+def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
+    """The shape of one of our own models."""
+    c = config
+    q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head
+    norms = {"none": 0, "full_width": q + k}.get(c.qk_norm, 2 * c.d_head)
+    attention = added(matrix(q + 2 * k, c.d_model, c.qkv_bias), matrix(c.d_model, q, c.out_bias), vector(norms))
+    mixture = {
+        "router": matrix(c.num_experts, c.d_model),
+        "experts": experts(c.num_experts, c.num_experts_per_token, c.d_model, c.d_expert),
+        "shared experts": matrix(3 * c.num_shared_experts * c.d_expert, c.d_model),
+    }
+    dense = {"dense layers": matrix(3 * (c.d_dense or 0), c.d_model)}
+    layers = tuple(
+        Layer(
+            {"attention": attention, "norms": vector(2 * c.d_model)}
+            | (dense if layer < c.num_dense_layers else mixture),
+            2 * q,
+            c.window(layer),
+        )
+        for layer in range(c.num_layers)
+    )
+    return Shape(c.d_model, vocab_size, layers, ends(c.d_model, vocab_size, c.tie_embeddings))
+
+
+def gpt_oss(num_layers: int, num_experts: int) -> Shape:
+    """gpt-oss: biases everywhere, a sink weight a head, windows of 128 in every other layer (arXiv 2508.10925)."""
+    d, heads, kv, width = 2880, 64, 8, 64
+    attention = added(matrix((heads + 2 * kv) * width, d, True), matrix(d, heads * width, True), vector(heads))
+    parts = {
+        "attention": attention,
+        "norms": vector(2 * d),
+        "router": matrix(num_experts, d, True),
+        "experts": experts(num_experts, 4, d, d, bias=True),
+    }
+    layers = tuple(Layer(parts, 2 * heads * width, None if layer % 2 else 128) for layer in range(num_layers))
+    return Shape(d, 201088, layers, ends(d, 201088, tied=False))
+
+
+def deepseek_v3() -> Shape:
+    """DeepSeek-V3 without its multi-token prediction: MLA, three dense layers (arXiv 2412.19437)."""
+    d, heads, content, rope, value, q_rank, kv_rank = 7168, 128, 128, 64, 128, 1536, 512
+    attention = added(
+        matrix(q_rank, d), vector(q_rank), matrix(heads * (content + rope), q_rank),
+        matrix(kv_rank + rope, d), vector(kv_rank), matrix(heads * (content + value), kv_rank),
+        matrix(d, heads * value),
+    )  # fmt: skip
+    mixture = {"router": matrix(256, d), "experts": experts(256, 8, d, 2048), "shared experts": matrix(3 * 2048, d)}
+    dense = {"dense layers": matrix(3 * 18432, d)}
+    layers = tuple(
+        Layer(
+            {"attention": attention, "norms": vector(2 * d)} | (dense if layer < 3 else mixture),
+            heads * (content + rope + value),
+            None,
+        )
+        for layer in range(61)
+    )
+    return Shape(d, 129280, layers, ends(d, 129280, tied=False))
+
+
+# Counted only: no code here builds or trains them.
+COUNTED = {
+    "gpt_oss_20b": lambda: gpt_oss(24, 32),
+    "gpt_oss_120b": lambda: gpt_oss(36, 128),
+    "deepseek_v3": deepseek_v3,
+}
+
+
+def counted(name: str) -> Shape:
+    """The shape of a model that is counted only. Raises ConfigError with the nearest name."""
+    if name not in COUNTED:
+        raise ConfigError(f"--counted {name}: no such shape; there are {', '.join(COUNTED)}{nearest(name, COUNTED)}")
+    return COUNTED[name]()

@@ -1,0 +1,76 @@
+"""Memory that the plan foretells is what a pass allocates at its peak, and layouts share it out."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.plan_accuracy import SHAPES, memory_line, model_config
+from lccp_sim.models import attention, experts, kernels, loss
+from lccp_sim.plan import memory as planned
+from lccp_sim.plan.memory import Layout, Memory, Place, memory
+from lccp_sim.plan.shapes import counts, shape_of
+
+CONFIG, VOCABULARY, _ = SHAPES["16 experts"]
+SHAPE = shape_of(CONFIG, VOCABULARY)
+
+
+def of(layout: Layout, tokens: int = 1024, bf16: bool = True) -> Memory:
+    return memory(CONFIG, SHAPE, tokens, layout, Place(bf16, gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "checkpointed", "gpu"),
+    [
+        ("tiny", False, False, False),
+        ("16 experts", True, False, False),
+        ("grouped products", False, False, False),
+        ("no shared, no norm", False, False, True),
+        ("16 experts", True, False, True),
+        ("grouped products", False, True, False),
+    ],
+)
+def test_the_peak_is_foretold_within_15_percent(name: str, bf16: bool, checkpointed: bool, gpu: bool) -> None:
+    config, vocab_size, _ = SHAPES[name]
+    small = dataclasses.replace(config, num_layers=2), vocab_size, 512
+    assert memory_line(small, bf16, checkpointed, gpu)["ratio"] == pytest.approx(1, abs=0.15)
+
+
+def test_constants_are_those_of_the_code_that_is_planned() -> None:
+    assert planned.CHUNK_ROWS == loss.CHUNK_ROWS and planned.SLICE_ROWS == kernels.ROWS
+    assert planned.WINDOW_BLOCK == attention.SMALLEST_BLOCK
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("width", [256, 512, 516, 514])
+@pytest.mark.parametrize("name", ["auto", "loop"])
+def test_experts_run_where_the_model_lets_them(name: str, width: int, bf16: bool, gpu: bool) -> None:
+    config = model_config(d_model=width, experts=name)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    chosen = experts.choose(name, width, config.d_expert, torch.device("cuda" if gpu else "cpu"), dtype)
+    fused = planned._fused(config, Place(bf16, gpu))
+    assert fused == (name == "auto" and chosen is experts.loop)
+
+
+def test_state_is_what_adamw_holds_and_is_cut_over_all_devices() -> None:
+    weights = counts(SHAPE).total
+    assert of(Layout()).state == 16 * weights  # weights, gradients and two moments, all fp32
+    for layout in (Layout(dp=4), Layout(ep=4), Layout(cp=4), Layout(2, 2, 1)):
+        assert of(layout).state == 4 * weights
+
+
+def test_what_each_kind_of_shard_saves() -> None:
+    one, both = of(Layout(dp=8)), of(Layout(dp=4, ep=2))
+    assert both.copies < 0.6 * one.copies  # half of the experts are gathered
+    assert both.activations == one.activations
+    shared = of(Layout(dp=4, cp=2), tokens=512)
+    assert one.activations / 2 < shared.activations < 0.6 * one.activations  # keys and values of the whole row stay
+
+
+def test_checkpointing_keeps_a_block_and_inputs() -> None:
+    needs = of(Layout(), tokens=4096)
+    kept, again = needs.activations + needs.step, needs.activations_checkpointed + needs.step_checkpointed
+    assert again < 0.5 * kept and needs.total_checkpointed < needs.total
+    assert needs.activations_checkpointed > CONFIG.num_layers * 4096 * CONFIG.d_model * 4
+    assert of(Layout(), bf16=False).copies == 0

@@ -1,0 +1,43 @@
+"""What the monitors would send is what they were counted to send."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lccp_sim.cli import check
+from lccp_sim.monitors import MONITORS
+from lccp_sim.plan.shapes import forward_flops, shape_of
+from lccp_sim.plan.watching import ONCE, PASSES, monitor_costs
+from lccp_sim.train.load import windows_of
+
+COUNTED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "monitor_shares.json").read_text())
+
+
+def test_every_monitor_has_a_cost() -> None:
+    assert PASSES.keys() == MONITORS.keys() and ONCE.keys() <= PASSES.keys()
+
+
+@pytest.mark.parametrize("run", COUNTED)
+def test_tokens_and_looks_are_those_of_the_bench(run: str) -> None:
+    config = check([f"run={run}"])
+    watch = dict(config.monitors.watch)
+    if run == "small_lccp":  # its sources have 161 stretches of the 300 that it asks for
+        watch["perplexity"] = dataclasses.replace(watch["perplexity"], sources=("code",), items=161)
+    costs = monitor_costs(watch, windows_of(config), shape_of(config.model, 1024))
+    for name, counted in COUNTED[run]["monitors"].items():
+        found = costs[name]
+        assert found.looks == counted["looks"]
+        # The probe's texts are of random lengths, padded to the longest of a batch.
+        assert found.tokens_a_look == pytest.approx(counted["tokens_a_look"], rel=0.08 if name == "probe" else 0.003)
+        assert found.tokens_once == pytest.approx(counted["tokens_once"])
+
+
+def test_flops_are_those_of_the_texts_at_their_own_length() -> None:
+    config = check(["run=smoke"])
+    shape, routing = shape_of(config.model, 512), config.monitors.watch["routing"]
+    [cost] = monitor_costs({"routing": routing}, [0, 4, 8], shape).values()
+    each = forward_flops(shape, 256)
+    assert cost.looks == 3
+    assert cost.flops == 3 * routing.items * 256 * (sum(each.values()) - each["head"])  # it asks for no logits
