@@ -89,25 +89,29 @@ def main() -> None:
         sizes = np.maximum(1, rng.lognormal(np.log(600), 1.2, count)).astype(int).tolist()
         drawn += [measure(sizes, 8192, packing) for packing in PACKINGS]
     machine = f"{platform.machine()}, one thread, Python {platform.python_version()}"
-    write_atomic(out, json.dumps({"machine": machine, "corpus": corpus, "drawn": drawn}, indent=1) + "\n")
-    print_tables(corpus, drawn)
+    results = {"machine": machine, "corpus": corpus, "drawn": drawn}
+    write_atomic(out, json.dumps(results, indent=1) + "\n")
+    print(tables(results))
 
 
-def print_tables(corpus: list[dict[str, Any]], drawn: list[dict[str, Any]]) -> None:
-    """None; prints the tables of docs/data.md."""
-    print("| documents of | row | longer than a row | needlessly cut: concatenate | best fit ", end="")
-    print("| tokens in cut documents: concatenate | best fit | padding: best fit |\n|---|---|---|---|---|---|---|---|")
-    for one, other in zip(corpus[::2], corpus[1::2], strict=True):
+def tables(results: dict[str, Any]) -> str:
+    """The two tables of docs/data.md."""
+    head = ["documents of", "row", "longer than a row", "needlessly cut: concatenate", "best fit"]
+    rows = [[*head, "tokens in cut documents: concatenate", "best fit", "padding: best fit"], ["---"] * 8]
+    for one, other in zip(results["corpus"][::2], results["corpus"][1::2], strict=True):
         cells = [one["source"], f"{one['context_tokens']:,}", f"{one['longer_than_a_row_frac']:.1%}"]
         cells += [f"{each['needlessly_cut_documents_frac']:.1%}" for each in (one, other)]
-        cells += [f"{each['cut_tokens_frac']:.1%}" for each in (one, other)] + [f"{other['padding_frac']:.2%}"]
-        print(f"| {' | '.join(cells)} |")
-    print("\n| documents | cut: concatenate | best fit | padding: best fit | seconds: concatenate | best fit |")
-    print("|---|---|---|---|---|---|")
-    for one, other in zip(drawn[::2], drawn[1::2], strict=True):
+        rows.append(
+            [*cells, *(f"{each['cut_tokens_frac']:.1%}" for each in (one, other)), f"{other['padding_frac']:.2%}"]
+        )
+    rows.append([])
+    head = ["documents", "cut: concatenate", "best fit", "padding: best fit", "seconds: concatenate", "best fit"]
+    rows += [head, ["---"] * 6]
+    for one, other in zip(results["drawn"][::2], results["drawn"][1::2], strict=True):
         cells = [f"{one['documents']:,}", *(f"{each['cut_documents_frac']:.1%}" for each in (one, other))]
-        cells += [f"{other['padding_frac']:.3%}", *(f"{each['seconds']:.2f}" for each in (one, other))]
-        print(f"| {' | '.join(cells)} |")
+        rows.append([*cells, f"{other['padding_frac']:.3%}", *(f"{each['seconds']:.2f}" for each in (one, other))])
+    lines = ["|".join(["", *(f" {cell} " for cell in row), ""]).replace(" --- ", "---") if row else "" for row in rows]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
     """The parts of documents of `sizes` tokens, in rows of best-fit-decreasing packing, and the count of rows.
 
     A document longer than a row is cut into parts that fill one, and a rest. In a row, documents keep their order.
-    Source: arXiv 2404.10830, section 3.
+    Source: arXiv 2404.10830.
     """
     full = width - 1  # the BOS takes a place
     cut = [(document, at, min(full, size - at)) for document, size in enumerate(sizes) for at in range(0, size, full)]

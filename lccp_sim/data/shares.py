@@ -171,7 +171,7 @@ def pool_shares(
     """The share of each (source, bucket) at a point that `MixtureConfig.points` filled in; they sum to 1.
 
     Raises ConfigError, with the key at `where`, where what is asked for has no rows.
-    Source: arXiv 2402.10171, section 3, for `bucket_shares_of=source`: long documents, and the source shares as before.
+    Source: arXiv 2402.10171 for `bucket_shares_of=source`: long documents, and the source shares as before.
     """
     power = 0.0 if config.temperature is None else 1 / config.temperature
     weight = {name: share * tokens[name] ** power for name, share in (point.shares or {}).items() if share > 0}

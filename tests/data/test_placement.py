@@ -1,8 +1,12 @@
 """Packing against plain references: what stands where, what is cut, and what stays empty."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from bench import packing as bench
 from lccp_sim.data.placement import PACKINGS, Packed, best_fit, concatenate, fit, packed
 
 
@@ -96,3 +100,10 @@ def test_concatenation_goes_on_in_the_next_row_and_drops_the_last() -> None:
         (2, 0, 5, 2, 2),
     ]
     assert rows == 3 and packed([5, 2, 9], parts, rows, 6) == Packed(3, 19, 1, 10, 2, 0)
+
+
+def test_the_page_shows_the_tables_of_the_raw_figures() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    for table in bench.tables(json.loads((root / "bench" / "results" / "packing.json").read_text())).split("\n\n"):
+        assert table in page
