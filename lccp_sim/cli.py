@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if verb == "train":
                 sub.add_argument("-m", "--multirun", action="store_true", help="a run for each value of key=a,b,c")
                 sub.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
+            if verb == "data":
+                sub.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
             if verb == "plan":
                 sub.add_argument(
                     "--hardware", default="cpu", help="cpu (this machine, the default), h100, h200 or a100"
@@ -157,9 +159,9 @@ def _run(arguments: argparse.Namespace) -> int:
         _plan(arguments, config, console)
         return 0
     if arguments.verb == "data":
-        from lccp_sim.train.run import show_data
+        from lccp_sim.train.corpus import show_data
 
-        show_data(config, console)
+        show_data(config, console, arguments.compare_packings)
         return 0
     from lccp_sim.train.run import train
 

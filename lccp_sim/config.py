@@ -126,16 +126,24 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up, then constant, cosine (to final_lr_frac) or linear to zero."""
+    """AdamW and its schedule: linear warm-up, then constant, cosine (to final_lr_frac) or linear to zero.
+
+    wsd (warm-up, stable, decay) is constant up to its last `decay_steps`, then linear to final_lr_frac.
+    """
 
     lr: Annotated[float, Gt(0)]
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
     warmup_steps: Count = 0
+    decay_steps: Size | None = None
     final_lr_frac: Fraction = 0.1
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: Coefficient = 0.1
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
+
+    def __post_init__(self) -> None:
+        given, rule = self.decay_steps is not None, "goes with optim.schedule=wsd alone, which needs it"
+        refuse(given != (self.schedule == "wsd"), "optim.decay_steps", self.decay_steps, rule)
 
     def factor(self, step: int, steps: int) -> float:
         """The factor on the peak learning rate for the update that takes `step` to `step + 1`, of `steps` in all."""
@@ -143,9 +151,12 @@ class OptimConfig:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return 1.0
-        done = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        first = self.warmup_steps if self.decay_steps is None else steps - self.decay_steps
+        done = min(1.0, max(0, step - first) / max(1, steps - first))
         if self.schedule == "linear":
             return 1.0 - done
+        if self.schedule == "wsd":
+            return 1.0 - (1 - self.final_lr_frac) * done
         return self.final_lr_frac + (1 - self.final_lr_frac) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -179,7 +190,10 @@ class StoppingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch."""
+    """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
+
+    `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
+    """
 
     name: str
     context_tokens: Size
@@ -187,6 +201,7 @@ class RunConfig:
     tokens: Size
     micro_batch_tokens: Size | None = None
     init_from: str | None = None
+    branch_from: str | None = None
     precondition: bool = False
     root: str = "runs"
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,21 @@ def test_data_shows_the_corpus_and_starts_no_run(home: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "prose" in said and "copies" in said and "documents of batch 0: " in said and ".txt" in said
     assert set((home / "runs").iterdir()) == before
+
+
+def test_data_compares_the_packings_within_100_columns(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    points = "[{tokens: 0, shares: {copies: 0}, long_frac: 0.2}, {tokens: 2000, long_frac: 0.8}]"
+    words = ["run=tiny", "data.bucket_tokens=[500]", f"data.schedule={points}", "run.tokens=99840"]
+    assert main(["data", *words, "--compare-packings", "--config-dir", f"{home}/configs"]) == 0
+    table, _, _ = capsys.readouterr().out.partition("documents of batch 0")
+    assert "99,840 tokens in rows of 64, concatenate" in table and "at end" in table
+    assert re.search(r"prose +<=500 +\d+ +[\d.]+k +80.0% +14.0% +\d+ +[\d.]+ +[\d.]+% +[\d.]+% +0.0%", table)
+    assert re.search(r"prose +<=500 +best_fit +\d+ +100.0% +100.0% +\d+.\d%", table)
+    assert re.search("warning: .* epochs over the run", table)
+    assert max(len(line) for line in table.splitlines() if "warning" not in line) <= 100
 
 
 def test_doctor_says_what_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

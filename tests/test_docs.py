@@ -19,6 +19,7 @@ MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 MEASURING = (ROOT / "docs" / "measuring.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
 PLAN = (ROOT / "docs" / "plan.md").read_text()
 EXCHANGING = (ROOT / "docs" / "huggingface.md").read_text()
 
@@ -72,7 +73,7 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-EVERY = commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING)
+EVERY = commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING) + commands(DATA)
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)

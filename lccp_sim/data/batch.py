@@ -10,7 +10,7 @@ import numpy as np
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.mixture import rows_of
-from lccp_sim.data.packing import SKIP, START
+from lccp_sim.data.packing import PAD, SKIP, START
 from lccp_sim.data.pools import Corpus
 
 
@@ -19,7 +19,8 @@ class Batch:
     """Rows of a batch. int64 [B, T]: tokens, their targets one ahead, positions; bool [B, T]: targets to learn.
 
     `bounds`, int64 [segments + 1], are offsets of attention segments over the flattened B * T tokens, from 0 to B * T;
-    a segment never crosses a row. `names` are the documents, for messages.
+    a segment never crosses a row. `names` are the documents, for messages. `text_BT`, bool [B, T], is false where a row
+    is padded; None where no row of the corpus is.
     """
 
     tokens_BT: np.ndarray
@@ -28,6 +29,7 @@ class Batch:
     positions_BT: np.ndarray
     bounds: np.ndarray
     names: list[str]
+    text_BT: np.ndarray | None = None
 
 
 class Feed:
@@ -41,6 +43,7 @@ class Feed:
         self.corpus, self.context_tokens, self.rows, self.seed = corpus, context_tokens, rows, seed
         self.document_mask, self.reset_positions = document_mask, reset_positions
         self._sizes = [len(pool) for pool in corpus.pools]
+        self._padded = any(pool.packed.padding_tokens for pool in corpus.pools)
 
     def batch(self, index: int) -> Batch:
         """The whole global batch: rows [index * R, (index + 1) * R)."""
@@ -55,14 +58,14 @@ class Feed:
         return self._rows(first, first + size)
 
     def target_count(self, index: int) -> int:
-        """Learned targets of the whole global batch, which its loss is divided by."""
+        """Learned targets of the whole global batch, which its loss is divided by; padding is none."""
         pools, items = self._where(index * self.rows, (index + 1) * self.rows)
         return sum(
             int(self._learn(self.corpus.pools[pool].flags[item]).sum()) for pool, item in zip(pools, items, strict=True)
         )
 
     def _where(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        return rows_of(first, last, self.corpus.shares, self._sizes, self.seed)
+        return rows_of(first, last, self.corpus.mixture, self._sizes, self.seed)
 
     def _learn(self, flags: np.ndarray) -> np.ndarray:
         """A target is learned unless marked, or the start of another document that this one cannot see."""
@@ -89,4 +92,5 @@ class Feed:
             positions_BT=along - since if self.reset_positions else along.copy(),
             bounds=bounds,
             names=[name for pool, item in chosen for name in pool.names(item)],
+            text_BT=(flags[:, :-1] & PAD) == 0 if self._padded else None,
         )

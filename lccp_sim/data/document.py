@@ -26,11 +26,13 @@ class Document(NamedTuple):
 class TextSource:
     """What every text source has: its token share, a cap on its text (10^6 bytes) and on the length of a document.
 
-    `max_document_tokens` cuts documents into pieces of at most that many tokens, their BOS included (for example: the
-    replay of pre-training at the old context). `max_megabytes` takes documents in hash order.
+    `bucket_shares` are shares of its documents by length (`data.bucket_shares_of=source`). `max_document_tokens` cuts
+    documents into pieces of at most that many tokens, their BOS included (for example: the replay of pre-training at
+    the old context). `max_megabytes` takes documents in hash order.
     """
 
     share: float = 1.0
+    bucket_shares: tuple[float, ...] | None = None
     max_megabytes: float | None = None
     max_document_tokens: int | None = None
 
@@ -60,8 +62,11 @@ def text_hash(text: str) -> str:
 
 
 def collect(name: str, source: TextSource) -> list[Document]:
-    """The documents of a source after its cap. Raises ConfigError where none is left."""
-    documents = [document for document in source.documents() if document.text.strip()]
+    """The documents of a source after its cap. Raises ConfigError where none is left, or one cannot be read."""
+    try:
+        documents = [document for document in source.documents() if document.text.strip()]
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"data.sources.{name}: {error}") from error
     if source.max_megabytes is not None:
         left, kept = source.max_megabytes * 1e6, []
         for document in sorted(documents, key=lambda document: text_hash(document.text)):

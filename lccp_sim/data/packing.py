@@ -1,7 +1,7 @@
 """Pools: rows of T + 1 tokens, packed from documents of one source and one length bucket, on disk.
 
-Documents are joined end to end; each starts with BOS, and one that does not fit goes on in the next row as a piece of
-its own, with a BOS of its own, so every row starts like the documents that monitors read. Nothing is padded.
+`placement.py` says what stands where. What best-fit packing leaves empty becomes BOS tokens that are never learned, a
+segment of their own at the end of the row: no document sees them, no target and no expert's load counts them.
 """
 
 import json
@@ -13,10 +13,11 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
+from lccp_sim.data.placement import PACKINGS, Packed, packed
 from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.tokens import Tokens, id_dtype
 
-START, SKIP = 1, 2  # bits of a flag: a document or piece starts here; not learned as a target
+START, SKIP, PAD = 1, 2, 4  # bits of a flag: a piece starts here; not learned as a target; holds no text
 HELD_OUT_DOCUMENTS = 100  # of a synthetic source, at most: as many as the perplexity monitor asks for
 
 
@@ -31,6 +32,7 @@ class Pool:
     first_piece: np.ndarray
     piece_name: np.ndarray
     documents: list[str]
+    packed: Packed
 
     def __len__(self) -> int:
         return len(self.rows_ids)
@@ -43,13 +45,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Layout:
-    """What all pools of a corpus share: tokenizer, width of a row, where a long document begins, seed, cache."""
+    """What all pools of a corpus share: tokenizer, width of a row, how rows are filled, seed, cache."""
 
     tokenizer: tokenizers.Tokenizer
     tokenizer_key: str
     bos: int
     context_tokens: int
-    old_context_tokens: int
+    packing: str
     seed: int
     root: Path
 
@@ -63,35 +65,33 @@ def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: Lay
 
     def build(directory: Path) -> None:
         width = layout.context_tokens + 1
-        runs: list[tuple[int, int, int, int, int]] = []  # row, column, length without BOS, where in ids, document
-        row = column = 0
-        for piece in np.random.default_rng(layout.seed).permutation(chosen).tolist():
-            at, stop = int(tokens.starts[piece]), int(tokens.stops[piece])
-            while at < stop:
-                size = min(stop - at, width - column - 1)
-                runs.append((row, column, size, at, int(tokens.document[piece])))
-                at, column = at + size, column + size + 1
-                if column == width:
-                    row, column = row + 1, 0
-        runs = [run for run in runs if run[0] < row]  # the last, partial row goes
-        ids = np.full((row, width), layout.bos, dtype=tokens.ids.dtype)
-        flags = np.zeros((row, width), dtype=np.uint8)
-        for on, start, size, at, _ in runs:
-            ids[on, start + 1 : start + 1 + size] = tokens.ids[at : at + size]
-            flags[on, start] = START
-        _save(directory, ids, flags, [run[0] for run in runs], [run[4] for run in runs], tokens.names)
+        order = np.random.default_rng(layout.seed).permutation(chosen)
+        sizes = (tokens.stops - tokens.starts)[order].tolist()
+        parts, rows = PACKINGS[layout.packing](sizes, width)
+        ids = np.full((rows, width), layout.bos, dtype=tokens.ids.dtype)
+        flags = np.full((rows, width), SKIP | PAD, dtype=np.uint8)
+        end = np.zeros(rows, dtype=np.int64)
+        for row, column, size, document, at in parts:
+            start, end[row] = int(tokens.starts[order[document]]) + at, column + 1 + size
+            ids[row, column + 1 : end[row]] = tokens.ids[start : start + size]
+            flags[row, column : end[row]] = 0
+            flags[row, column] = START
+        padded = np.flatnonzero(end < width)
+        flags[padded, end[padded]] |= START
+        names = [int(tokens.document[order[part.document]]) for part in parts]
+        counts = packed(sizes, parts, rows, width)
+        _save(directory, ids, flags, [part.row for part in parts], names, tokens.names, counts)
 
-    entry = build_once(layout.root, f"pool-{digest(tokens.key, chosen.tobytes().hex(), layout.key)}", build)
-    return _open(name, bucket, entry)
+    key = digest(tokens.key, chosen.tobytes().hex(), layout.key, layout.packing)
+    return _open(name, bucket, build_once(layout.root, f"pool-{key}", build))
 
 
 def _open(source: str, bucket: str, entry: Path) -> Pool:
-    ids, flags, first, names = (
+    ids, flags, first, piece = (
         np.load(entry / f"{part}.npy", mmap_mode="r") for part in ("ids", "flags", "first_piece", "piece_name")
     )
-    return Pool(
-        source, bucket, ids, flags, first, names, json.loads((entry / "names.json").read_text(encoding="utf-8"))
-    )
+    names, counts = (json.loads((entry / f"{part}.json").read_text(encoding="utf-8")) for part in ("names", "packed"))
+    return Pool(source, bucket, ids, flags, first, piece, names, Packed(**counts))
 
 
 def _save(
@@ -101,12 +101,14 @@ def _save(
     row_of_piece: list[int],
     piece_name: list[int],
     names: list[str],
+    counts: Packed,
 ) -> None:
     np.save(directory / "ids.npy", ids)
     np.save(directory / "flags.npy", flags)
     np.save(directory / "first_piece.npy", np.searchsorted(row_of_piece, np.arange(len(ids) + 1)).astype(np.int64))
     np.save(directory / "piece_name.npy", np.array(piece_name, dtype=np.int64))
     (directory / "names.json").write_text(json.dumps(names), encoding="utf-8")
+    (directory / "packed.json").write_text(json.dumps(counts._asdict()), encoding="utf-8")
 
 
 def filler(tokens: Tokens, chosen: np.ndarray) -> Callable[[np.random.Generator, int], np.ndarray] | None:
@@ -130,7 +132,7 @@ def filler(tokens: Tokens, chosen: np.ndarray) -> Callable[[np.random.Generator,
 
 
 def synthesize(
-    name: str, source: Synthetic, text: Tokens | None, without: frozenset[str], layout: Layout
+    name: str, bucket: str, source: Synthetic, text: Tokens | None, without: frozenset[str], layout: Layout
 ) -> tuple[Pool, list[np.ndarray]]:
     """The pool of a synthetic source, and its held-out documents of `context_tokens` ids without BOS.
 
@@ -159,13 +161,13 @@ def synthesize(
         held = [compose(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0] for rng in rngs]
         pieces = np.repeat(np.arange(rows), len(lengths)).tolist()
         names = [f"{source.task}:{index}" for index in range(len(pieces))]
-        _save(directory, ids, flags, pieces, list(range(len(pieces))), names)
+        counts = Packed(len(pieces), ids.size, 0, 0, 0, 0)
+        _save(directory, ids, flags, pieces, list(range(len(pieces))), names, counts)
         np.save(directory / "held.npy", np.array(held, dtype=np.int64).reshape(-1, width - 1))
 
     fields = {key: value for key, value in vars(source).items() if key not in ("share", "text_from")}
     origin = [text.key, sorted(without)] if text else None
     entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key, HELD_OUT_DOCUMENTS)}", build)
-    bucket = "long" if lengths[0] > layout.old_context_tokens else "short"
     return _open(name, bucket, entry), list(np.load(entry / "held.npy"))
 
 

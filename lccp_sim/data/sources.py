@@ -1,13 +1,11 @@
-"""Where documents come from: code and prose that an installation carries, local files, the Hugging Face hub.
+"""Where documents come from: code and prose that an installation carries; files and the hub are in files.py.
 
 No source imports what it reads, and none runs foreign code. A document of code is a whole (sub-)package, because long
 documents are what the new context is for; single files are mostly shorter than it.
 """
 
 import ast
-import glob
 import importlib.metadata
-import json
 import os
 import sys
 import sysconfig
@@ -15,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from lccp_sim.config import ConfigError, refuse
+from lccp_sim.config import refuse
 from lccp_sim.data.document import Document, TextSource, text_hash
+from lccp_sim.data.files import Hub, TextFiles, names, stat
 from lccp_sim.data.synthetic import Synthetic
 
 PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "lightning", "mpmath", "networkx", "numpy")
@@ -26,11 +24,6 @@ PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "light
 # and pydoc_data is prose that `package_text` reads.
 SKIPPED = {"test", "tests", "testing", "idle_test", "turtledemo", "site-packages", "lib-dynload", "__pycache__"}
 SKIPPED |= {"_vendor", "vendor", "vendored", "externals", "encodings", "pydoc_data", "lccp_sim"}
-
-
-def _stat(path: Path) -> str:
-    status = path.stat()
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +36,7 @@ class PythonCode(TextSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "packages", _names("packages", self.packages))
+        object.__setattr__(self, "packages", names("packages", self.packages))
         for name in self.packages:
             bad = not name.isidentifier() or name == "lccp_sim"
             refuse(bad, "packages", name, "must be the name of a top-level package, and not lccp_sim; take it out")
@@ -70,7 +63,7 @@ class PythonCode(TextSource):
                         yield document, group, Path(directory, file)
 
     def fingerprint(self) -> list[str]:
-        return [_stat(path) for _, _, path in self._files()]
+        return [stat(path) for _, _, path in self._files()]
 
     def documents(self) -> Iterator[Document]:
         seen: set[str] = set()
@@ -114,12 +107,6 @@ def _roots(package: str) -> list[Path]:
     return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
 
 
-def _names(key: str, value: Any) -> tuple[str, ...]:
-    bad = isinstance(value, str) or not all(isinstance(name, str) for name in value)
-    refuse(bad, key, value, "must be a list of strings")
-    return tuple(value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PackageText(TextSource):
     """Prose that every installation carries: descriptions of packages, and the pages of pydoc's topics."""
@@ -146,109 +133,6 @@ class PackageText(TextSource):
             if text_hash(text) not in seen:
                 seen.add(text_hash(text))
                 yield Document(text, name, text_hash(text))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFiles(TextSource):
-    """Local files, directories or globs: txt and md are a document each, jsonl one a line under `text_key`."""
-
-    kind: str = "text_files"
-    paths: tuple[str, ...]
-    text_key: str = "text"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "paths", _names("paths", self.paths))
-        bad = not self.paths or not all(path.strip() for path in self.paths)
-        refuse(bad, "paths", list(self.paths), "is empty; name at least one file, directory or glob (txt, md, jsonl)")
-        self._files()
-
-    def _files(self) -> list[Path]:
-        files: dict[Path, None] = {}
-        for name in self.paths:
-            path = Path(name).expanduser()
-            found = [path] if path.exists() else [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]
-            refuse(not found, "paths", name, "does not exist; correct it or take it out")
-            usable = [
-                inner
-                for hit in found
-                for inner in ([hit] if hit.is_file() else sorted(hit.rglob("*")))
-                if inner.is_file() and inner.suffix.lower() in (".txt", ".md", ".jsonl")
-            ]
-            refuse(not usable, "paths", name, "holds no txt, md or jsonl file; convert the text, or name another path")
-            files.update(dict.fromkeys(usable))
-        return list(files)
-
-    def fingerprint(self) -> list[str]:
-        return [_stat(path) for path in self._files()]
-
-    def documents(self) -> Iterator[Document]:
-        for path in self._files():
-            data = path.read_bytes()
-            try:
-                text = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ConfigError(
-                    f"{path} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it (iconv -t UTF-8)"
-                ) from None
-            if path.suffix.lower() != ".jsonl":
-                yield Document(text, str(path), text_hash(text))
-                continue
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    text = self._field(line, f"{path}:{number}")
-                    yield Document(text, f"{path}:{number}", text_hash(text))
-
-    def _field(self, line: str, name: str) -> str:
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{name} is not JSON ({error}); a jsonl file holds one object a line") from None
-        if not isinstance(entry, dict) or not isinstance(entry.get(self.text_key), str):
-            raise ConfigError(f"{name} has no string under the key {self.text_key!r}; set text_key to the right one")
-        return entry[self.text_key]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hub(TextSource):
-    """Any data set that `datasets.load_dataset` opens without running its code; pin `revision` for a true cache."""
-
-    kind: str = "hub"
-    name: str
-    subset: str | None = None
-    split: str = "train"
-    text_key: str = "text"
-    revision: str | None = None
-    streaming: bool = False
-    max_documents: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        bad = self.max_documents is not None and self.max_documents < 1
-        refuse(bad, "max_documents", self.max_documents, "must be at least 1, or null for all")
-        endless = self.streaming and self.max_documents is None
-        refuse(endless, "max_documents", None, "streaming needs it: a stream is read until that many documents")
-
-    def fingerprint(self) -> list[str]:
-        local = Path(self.name).expanduser()
-        return [_stat(path) for path in [local, *sorted(local.rglob("*"))] if path.is_file()] if local.exists() else []
-
-    def documents(self) -> Iterator[Document]:
-        import datasets  # late: it takes a second, and most runs need none of it
-
-        where = f"data set {self.name!r} (subset {self.subset}, split {self.split})"
-        try:
-            rows = datasets.load_dataset(
-                self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
-            )
-        except Exception as error:
-            raise ConfigError(f"{where} cannot be opened: {' '.join(str(error).split())[:300]}") from error
-        for number, row in enumerate(rows):
-            if number == self.max_documents:
-                return
-            if not isinstance(row.get(self.text_key), str):
-                raise ConfigError(f"{where} has no text under {self.text_key!r}; its keys are {', '.join(row)}")
-            yield Document(row[self.text_key], f"{self.name}:{number}", text_hash(row[self.text_key]))
 
 
 SOURCES: dict[str, type] = {

@@ -62,11 +62,13 @@ class MoE(nn.Module):
         # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        """[B, T, D] and the routing."""
+    def forward(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """[B, T, D] and the routing. What is not of `text_BT` (bool; None: all is) is padding, and has no expert."""
         x_TD = x_BTD.flatten(0, 1)
-        weight_TK, expert_TK, routing = self.route(x_BTD)
+        weight_TK, expert_TK, routing = self.route(x_BTD, text_BT)
         order_R = expert_TK.flatten().argsort(stable=True)
+        if text_BT is not None:
+            order_R = order_R[: int(routing.count_E.sum())]  # padding stands behind the last expert
         row_R = order_R // self.top_k
         x_TD = x_TD.to(compute_dtype(x_TD))
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
@@ -81,8 +83,8 @@ class MoE(nn.Module):
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing
 
-    def route(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        """Weights and experts of each token, both [B*T, K], and the routing; all of it in fp32.
+    def route(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Routing]:
+        """Weights and experts of each token, both [B*T, K], and the routing; all of it in fp32. Of padding: expert E.
 
         The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced, and P_e the mean
         score, scaled to sum 1 over the experts (arXiv 2101.03961, equation 4; for sigmoids 2412.19437, equations 17 to
@@ -105,10 +107,19 @@ class MoE(nn.Module):
                 weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(TINY)
             weight_BTK = weight_BTK * rule.scale
             B, T, E = prob_BTE.shape
-            place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * E
-            count_BE = torch.bincount(place.flatten(), minlength=B * E).view(B, E)
-            balance_loss = E * (count_BE / (T * self.top_k) * prob_BTE.mean(1)).sum(-1).mean()
-            z_loss = logits_BTE.logsumexp(-1).square().mean()
+            if text_BT is not None:
+                expert_BTK = expert_BTK.masked_fill(~text_BT[..., None], E)
+            place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * (E + 1)
+            count_BE = torch.bincount(place.flatten(), minlength=B * (E + 1)).view(B, E + 1)[:, :E]
+            square_BT = logits_BTE.logsumexp(-1).square()
+            if text_BT is None:
+                balance_loss = E * (count_BE / (T * self.top_k) * prob_BTE.mean(1)).sum(-1).mean()
+                z_loss = square_BT.mean()
+            else:
+                part_BT = text_BT / text_BT.sum(1, keepdim=True).clamp_min(1)  # of the mean over a sequence's text
+                share_BE = count_BE / count_BE.sum(1, keepdim=True).clamp_min(1)
+                balance_loss = E * (share_BE * (part_BT[..., None] * prob_BTE).sum(1)).sum(-1).mean()
+                z_loss = (part_BT * square_BT).sum(1).mean()
         routing = Routing(balance_loss, z_loss, count_BE.sum(0))
         return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing
 

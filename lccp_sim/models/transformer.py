@@ -42,14 +42,16 @@ class Block(nn.Module):
         self.moe = MoE(c) if dense is None else None
         self.dense = None if dense is None else SwiGLU(c.d_model, dense)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, text_BT: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
         """[B, T, D], and the routing of a layer with experts."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds)
         z_BTD = self.moe_norm(x_BTD)
         if self.moe is None:
             assert self.dense is not None
             return x_BTD + self.dense(z_BTD), None
-        y_BTD, routing = self.moe(z_BTD)
+        y_BTD, routing = self.moe(z_BTD, text_BT)
         return x_BTD + y_BTD, routing
 
 
@@ -90,8 +92,17 @@ class Transformer(LanguageModel):
         for layer, block in enumerate(self.layers):
             block.attention.gate_N = None if gate_LN is None else gate_LN[layer]
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, bounds: Tensor | None = None) -> Output:
-        """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row."""
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        bounds: Tensor | None = None,
+        text_BT: Tensor | None = None,
+    ) -> Output:
+        """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row.
+
+        What is not of `text_BT` (bool; None: all is) is padding: it has no part in the router's losses and counts.
+        """
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
@@ -103,7 +114,7 @@ class Transformer(LanguageModel):
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
         routings = []
         for block in self.layers:
-            x_BTD, routing = block(x_BTD, rope, bounds)
+            x_BTD, routing = block(x_BTD, rope, bounds, text_BT)
             routings += [routing] if routing is not None else []
         hidden_BTD, c = self.norm(x_BTD), self.config
         if not routings:

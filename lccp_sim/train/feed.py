@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,7 +25,7 @@ class _MicroBatches(IterableDataset):
             target_count = self.feed.target_count(step)
             for part in range(self.micro):
                 batch = self.feed.slice(step, self.rank, self.world, part, self.micro)
-                arrays = {key: torch.from_numpy(value) for key, value in vars(batch).items() if key != "names"}
+                arrays = {k: torch.from_numpy(v) for k, v in vars(batch).items() if isinstance(v, np.ndarray)}
                 yield arrays | {"names": batch.names, "target_count": target_count}
 
 

@@ -58,6 +58,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
         monitors=attempt(_monitors, monitors, sources),
     )
+    attempt(_check_decay, config.run, config.optim)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -124,6 +125,13 @@ def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | Non
             unknown = sources is not None and source not in sources
             rule = f"no such source; data.sources has {', '.join(sources or ())}{nearest(source, sources or ())}"
             refuse(unknown, f"monitors.{name}.{key}", source, rule)
+
+
+def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
+    """None, or ConfigError where a run is too short for its warm-up and decay."""
+    if run is not None and optim is not None and optim.decay_steps is not None:
+        rule = f"with optim.warmup_steps={optim.warmup_steps} more than the run's {run.steps} steps; lower it"
+        refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
 
 
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:

@@ -34,7 +34,7 @@ class LccpModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"])
+        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"))
         learn_BT = batch["learn_BT"]
         targets_R = batch["targets_BT"][learn_BT]
         loss = cross_entropy(out.hidden_BTD[learn_BT], self.model.head_weight, targets_R, batch["target_count"])

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the corpus before step 1, the progress bar, the loggers."""
+"""What a person sees of a run while it trains: the progress bar, the loggers."""
 
 import csv
 import io
@@ -8,11 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from rich.console import Console
-from rich.table import Table
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.data.pools import Corpus
 from lccp_sim.records import write_atomic
 
 
@@ -35,24 +32,6 @@ class Progress(RichProgressBar):
         loss = float(getattr(pl_module, "step_loss", float("nan")))
         total = self.steps * self.batch_tokens
         return {"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}", "tokens": f"{done:,}/{total:,}"}
-
-
-def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
-    """The corpus table, a line per source, then its warnings and its hash."""
-    old = config.data.old_context_tokens
-    table = Table(title=f"corpus {corpus.hash[:12]}, rows of {config.run.context_tokens:,} tokens")
-    for column in ("source", "documents", "tokens", f"in documents > {old}", "held out", "share", "epochs"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    planned = config.run.steps * config.run.batch_tokens
-    for line in corpus.table:
-        epochs = line["share"] * planned / line["tokens"] if line["tokens"] else 0.0
-        table.add_row(
-            line["source"], f"{line['documents']:,}", f"{line['tokens']:,}", f"{line['long_token_frac']:.0%}",
-            f"{line['held_out_frac']:.1%}", f"{line['share']:.0%}", f"{epochs:.2f}",
-        )  # fmt: skip
-    console.print(table)
-    for warning in corpus.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 def loggers(config: Config, directory: Path, first: int) -> list[Logger]:

@@ -13,13 +13,16 @@ from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError, refuse
 from lccp_sim.data.batch import Feed
-from lccp_sim.data.pools import Corpus, open_corpus
+from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.data.usage import repetition
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.records import write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
+from lccp_sim.train.branch import branch
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
+from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.directory import (
     CONFIG,
     DONE,
@@ -37,7 +40,7 @@ from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
 from lccp_sim.train.precondition import check_precondition
-from lccp_sim.train.progress import Progress, loggers, print_corpus
+from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
 from lccp_sim.train.start import Start, tokenizer_for, transformer_of
 from lccp_sim.train.stopping import Stopping
@@ -58,6 +61,7 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     config = start.complete(config)
     directory = run_directory(config, start.hash)
     with claim(directory):
+        check_same(directory, config)
         failed = directory / FAILED
         if failed.exists() and not again:
             error = ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
@@ -74,11 +78,11 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
 
 
 def _train(config: Config, start: Start, directory: Path, console: Console) -> Path:
-    check_same(directory, config)
     done = _done(config, directory)
     if done is not None:
         _say(console, f"{directory}: {done}")
         return directory
+    branch(config, directory)
     checkpoint = _checkpoint(directory, console)
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
     start.check_tokenizer(corpus)
@@ -101,7 +105,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition
     first = check_precondition(model, corpus, watch, start, console) if begins else []
-    table = {"hash": corpus.hash, "warnings": [*corpus.warnings, *watch.notes], "sources": corpus.table}
+    warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *watch.notes]
+    table = {"hash": corpus.hash, "warnings": warned, "sources": corpus.table}
     write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str())
     (directory / DONE).unlink(missing_ok=True)
     journal = Journal(directory)
@@ -127,7 +132,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         observe.lr_factor = stopping.factor
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
-    _fit(config, module, [observe, *([stopping] if stopping else [])], directory, _feed(corpus, config), checkpoint)
+    _fit(config, module, [observe, *([stopping] if stopping else [])], directory, feed_of(corpus, config), checkpoint)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
@@ -202,20 +207,3 @@ def _fit(
         good, _ = newest(directory)
         remedy = "lower optim.lr or look at these documents"
         raise NotFinite(f"{error}; the last good checkpoint is {good}; {remedy}") from None
-
-
-def _feed(corpus: Corpus, config: Config) -> Feed:
-    rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
-    return Feed(corpus, config.run.context_tokens, rows, config.seed, d.document_mask, d.reset_positions)
-
-
-def show_data(config: Config, console: Console) -> None:
-    """None; prepares the corpus of a run and prints it, its warnings and an example row, without training."""
-    start = Start.of(config)
-    config = start.complete(config)
-    corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, None))
-    start.check_tokenizer(corpus)
-    print_corpus(console, corpus, config)
-    batch = _feed(corpus, config).batch(0)
-    _say(console, f"documents of batch 0: {', '.join(batch.names)}")
-    _say(console, corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600])

@@ -5,15 +5,21 @@ import pytest
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.batch import Batch, Feed
-from lccp_sim.data.packing import SKIP, START
+from lccp_sim.data.packing import PAD, SKIP, START
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.synthetic import Synthetic
+
+FACTS = Synthetic(task="facts", text_from="prose", documents=20, skip_unpredictable=True)
 
 
 @pytest.fixture
 def corpus(make) -> Corpus:
-    facts = Synthetic(task="facts", text_from="prose", documents=20, skip_unpredictable=True)
-    return open_corpus(make({"facts": facts}), 64, seed=0)
+    return open_corpus(make({"facts": FACTS}), 64, seed=0)
+
+
+@pytest.fixture
+def padded(make) -> Corpus:
+    return open_corpus(make({"facts": FACTS}, packing="best_fit"), 64, seed=0)
 
 
 def feed(
@@ -29,6 +35,7 @@ def joined(parts: list[Batch]) -> Batch:
         np.concatenate([part.positions_BT for part in parts]),
         np.unique(np.concatenate([part.bounds + at for part, at in zip(parts, offsets, strict=False)])),
         [name for part in parts for name in part.names],
+        None if parts[0].text_BT is None else np.concatenate([part.text_BT for part in parts]),
     )
 
 
@@ -38,8 +45,8 @@ def equal(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("world, num_micro", [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2), (8, 1)])
 @pytest.mark.parametrize("document_mask", [True, False])
-def test_parts_join_to_the_whole_batch(corpus: Corpus, world: int, num_micro: int, document_mask: bool) -> None:
-    of = feed(corpus, document_mask)
+def test_parts_join_to_the_whole_batch(padded: Corpus, world: int, num_micro: int, document_mask: bool) -> None:
+    of = feed(padded, document_mask)
     for index in (0, 7):
         parts = [of.slice(index, rank, world, micro, num_micro) for rank in range(world) for micro in range(num_micro)]
         assert equal(joined(parts), of.batch(index))
@@ -84,6 +91,53 @@ def test_segments_and_positions_begin_at_each_document(corpus: Corpus) -> None:
     assert set(range(0, flat.size, 64)) <= set(batch.bounds.tolist()) and len(batch.bounds) > 65
     expected = np.concatenate([np.arange(length) for length in np.diff(batch.bounds)])
     assert (batch.positions_BT.ravel() == expected).all()
+
+
+def test_padding_is_the_end_of_a_row_and_nothing_learns_it_or_sees_it(make) -> None:
+    corpus = open_corpus(make(packing="best_fit"), 64, seed=0)
+    learned = 0
+    for pool in corpus.pools:
+        padded, at = 0, (np.array(pool.flags) & PAD) > 0
+        for row in range(len(pool)):
+            ids, flags = np.array(pool.rows_ids[row]), np.array(pool.flags[row])
+            text = np.flatnonzero(ids != corpus.bos).max() + 1  # a document has a token after its BOS
+            assert (ids[text:] == corpus.bos).all() and (flags[text:] & SKIP).all() and not (flags[:text] & SKIP).any()
+            assert np.flatnonzero(flags[text:] & START).tolist() == [0] * bool(text < 65)
+            assert np.flatnonzero(at[row]).tolist() == list(range(text, 65))
+            padded += 65 - text
+            learned += int((flags[1:text] & START == 0).sum())
+        assert padded == pool.packed.padding_tokens
+    assert sum(pool.packed.padding_tokens for pool in corpus.pools) > 0
+    assert sum(feed(corpus)._learn(np.array(pool.flags)).sum() for pool in corpus.pools) == learned
+    for mask in (True, False):
+        of = feed(corpus, mask, rows=16)
+        batch = of.batch(0)
+        assert of.target_count(0) == batch.learn_BT.sum() and batch.text_BT is not None
+        assert not (batch.learn_BT & ~batch.text_BT).any() and (batch.tokens_BT[~batch.text_BT] == corpus.bos).all()
+        assert not batch.learn_BT[(batch.targets_BT == corpus.bos) & (batch.tokens_BT == corpus.bos)].any()
+
+
+def test_a_corpus_without_padding_says_so(corpus: Corpus) -> None:
+    assert feed(corpus).batch(0).text_BT is None
+
+
+def test_best_fit_keeps_every_document_whole_that_fits(make, folder) -> None:
+    corpus = open_corpus(make(packing="best_fit", bucket_tokens=(64, 129)), 128, seed=0)
+    whole = {
+        bytes(piece.astype(np.int64))
+        for pool in corpus.pools
+        for row in range(len(pool))
+        for piece in np.split(pool.rows_ids[row], np.flatnonzero(pool.flags[row] & START)[1:])
+    }
+    held = {bytes(ids) for ids in corpus.held_out("prose")}
+    checked = 0
+    for path in folder.iterdir():
+        ids = np.array(corpus.tokenizer.encode(path.read_text(), add_special_tokens=False).ids, dtype=np.int64)
+        if len(ids) < 129 and bytes(ids) not in held:
+            checked += 1
+            assert bytes(np.append(corpus.bos, ids)) in whole
+    assert checked > 5 and all(pool.packed.cut_documents == 0 for pool in corpus.pools if pool.bucket != ">129")
+    assert all(pool.packed.lost_tokens == 0 for pool in corpus.pools)
 
 
 def test_the_switches_join_documents_and_let_positions_run(corpus: Corpus) -> None:

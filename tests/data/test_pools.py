@@ -27,6 +27,13 @@ def pieces(pool):
         yield from zip(pool.names(row), np.split(pool.rows_ids[row], starts[1:]), strict=True)
 
 
+def shares(corpus, row: int = 0) -> dict[tuple[str, str], float]:
+    """The share of each pool at a row."""
+    return {
+        (pool.source, pool.bucket): float(part) for pool, part in zip(corpus.pools, corpus.mixture.at(row), strict=True)
+    }
+
+
 def test_packing_loses_no_token_but_the_last_partial_row(make, folder: Path) -> None:
     corpus = open_corpus(make(), 64, seed=0)
     assert {pool.bucket for pool in corpus.pools} == {"short", "long"}
@@ -61,7 +68,7 @@ def test_the_table_counts_what_is_there(make) -> None:
         (name, bucket): count for name, each in line.items() for bucket, count in each["rows"].items() if count
     }
     json.dumps(corpus.table)
-    assert corpus.shares.sum() == pytest.approx(1) and corpus.vocab_size <= 400
+    assert corpus.mixture.at(0).sum() == pytest.approx(1) and corpus.vocab_size <= 400
 
 
 def test_held_out_packages_share_no_file_with_training(tmp_path, monkeypatch, make) -> None:
@@ -127,7 +134,7 @@ def test_synthetic_rows_are_one_document_each(make) -> None:
 def test_the_portion_of_long_rows_is_what_was_asked_for(make, long_frac: float) -> None:
     sources = {"facts": Synthetic(task="facts", text_from="prose", documents=20, share=3.0)}
     corpus = open_corpus(make(sources, long_frac=long_frac), 128, seed=0)
-    share = {(pool.source, pool.bucket): float(part) for pool, part in zip(corpus.pools, corpus.shares, strict=True)}
+    share = shares(corpus)
     expected = {
         ("prose", "short"): 1 - long_frac,  # facts have no short rows
         ("prose", "long"): long_frac / 4,
@@ -139,7 +146,7 @@ def test_the_portion_of_long_rows_is_what_was_asked_for(make, long_frac: float) 
 def test_natural_shares_follow_the_rows_of_a_source(make) -> None:
     corpus = open_corpus(make({"facts": Synthetic(task="facts", text_from="prose", share=3.0)}), 128, seed=0)
     rows = {(pool.source, pool.bucket): len(pool) for pool in corpus.pools}
-    share = {(pool.source, pool.bucket): float(part) for pool, part in zip(corpus.pools, corpus.shares, strict=True)}
+    share = shares(corpus)
     assert share["facts", "long"] == pytest.approx(0.75)
     prose = rows["prose", "long"] + rows["prose", "short"]
     assert share["prose", "long"] == pytest.approx(0.25 * rows["prose", "long"] / prose)
@@ -225,7 +232,9 @@ def test_what_cannot_be_prepared_is_refused(make, folder: Path) -> None:
     ):
         open_corpus(make(), 100_000, seed=0)
     short = {"prose": TextFiles(paths=(str(folder),), max_document_tokens=32)}
-    with pytest.raises(ConfigError, match="data.long_frac=0.5: no source has a row of long .*the longest document"):
+    with pytest.raises(
+        ConfigError, match="data.long_frac=0.5: no source has a row of long .*end at 64 tokens.*; add some"
+    ):
         open_corpus(make(short, long_frac=0.5), 64, seed=0)
     with pytest.raises(ConfigError, match="data.sources.prose='text_files': has no text for one row of 100000"):
         open_corpus(make(old_context_tokens=100_000), 100_000, seed=0)

@@ -1,9 +1,13 @@
 """Sources: what becomes a document, in which order, and every refusal."""
 
 import json
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.config import ConfigError
@@ -95,7 +99,7 @@ def test_what_is_no_local_text_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="paths='here.txt': must be a list"):
         TextFiles(paths="here.txt")  # type: ignore[arg-type]
     (tmp_path / "bare").mkdir()
-    with pytest.raises(ConfigError, match="bare': holds no txt, md or jsonl"):
+    with pytest.raises(ConfigError, match="bare': holds no txt, md, jsonl or parquet"):
         TextFiles(paths=(str(tmp_path / "bare"),))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match="latin.txt is not UTF-8: byte 3 is 0xe9"):
@@ -110,6 +114,86 @@ def test_a_bad_line_is_refused_by_number(tmp_path: Path, line: str, message: str
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(ConfigError, match=message):
         list(TextFiles(paths=(str(tmp_path / "x.jsonl"),)).documents())
+
+
+def test_parquet_has_a_document_a_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(5), "body": [f"text {i}" for i in range(5)]}), tmp_path / "x.parquet", 2)
+    documents = list(TextFiles(paths=(str(tmp_path),), text_key="body").documents())
+    assert [each.text for each in documents] == [f"text {i}" for i in range(5)]
+    assert [each.name.rpartition("/")[2] for each in documents] == [f"x.parquet:{i}" for i in range(1, 6)]
+    with pytest.raises(ConfigError, match="x.parquet has no column 'text', its columns are id, body; set text_key"):
+        list(TextFiles(paths=(str(tmp_path),)).documents())
+
+
+def test_parquet_and_lines_of_the_same_texts_are_the_same_documents(tmp_path: Path) -> None:
+    texts = ["one", "zwei\n\u2028", "", "3"]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet")
+    lines, rows = (
+        [(each.text, each.group) for each in TextFiles(paths=(str(tmp_path / f"x.{end}"),)).documents()]
+        for end in ("jsonl", "parquet")
+    )
+    assert lines == rows and [text for text, _ in rows] == texts
+
+
+def half(tmp_path: Path, kind: str) -> TextFiles:
+    """A source whose second half cannot be read."""
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        texts = [f"{i} " + "".join(random.Random(i).choices("abcdef ", k=4000)) for i in range(60)]
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=20, use_dictionary=False, compression="none")
+        data = bytearray(path.read_bytes())
+        at = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+        data[at : at + 40] = b"\xff" * 40
+        path.write_bytes(data)
+    else:
+        path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    return TextFiles(paths=(str(path),))
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("parquet", "data.sources.mine: .*x.parquet: cannot be read as parquet after row 20 "),
+        ("jsonl", "data.sources.mine: .*x.jsonl:2 is not UTF-8: byte 13 is 0xe9"),
+    ],
+)
+def test_a_file_that_fails_half_way_is_named_with_its_source_and_row(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        collect("mine", half(tmp_path, kind))
+
+
+def test_a_row_without_text_a_torn_file_and_one_that_vanished_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match="x.parquet:2 has no string under the key 'text'"):
+        list(TextFiles(paths=(str(tmp_path),)).documents())
+    whole = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
+    source = TextFiles(paths=(str(tmp_path),))
+    with pytest.raises(ConfigError, match="data.sources.mine: .*x.parquet: cannot be read as parquet after row 0"):
+        collect("mine", source)
+    file = tmp_path / "y.txt"
+    file.write_text("here")
+    source = TextFiles(paths=(str(file),))
+    file.unlink()
+    with pytest.raises(ConfigError, match="data.sources.mine: .*y.txt"):
+        collect("mine", source)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_that_fails_half_way_says_after_which_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def rows(*a: object, **k: object) -> Iterator[dict[str, str]]:
+        yield from ({"text": "a"}, {"text": "b"})
+        raise ConnectionError("the line\nis dead")
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    source = Hub(name="far", streaming=streaming, max_documents=9)
+    with pytest.raises(ConfigError, match="data.sources.mine: data set 'far' .* failed after row 1: the line is dead"):
+        collect("mine", source)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

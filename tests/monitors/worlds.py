@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lccp_sim.config import ModelConfig
+from lccp_sim.data.mixture import Mixture
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import bos_id, encode, train_tokenizer
 from lccp_sim.data.tokens import vocab_size
@@ -41,7 +42,7 @@ def make_corpus() -> Corpus:
         bos=bos_id(tokenizer),
         vocab_size=vocab_size(tokenizer),
         pools=[],
-        shares=np.zeros(0),
+        mixture=Mixture((0,), ((),)),
         table=[],
         warnings=[],
         hash="",

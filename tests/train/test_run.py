@@ -103,9 +103,13 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     assert watch.look(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
 
 
-def test_four_micro_batches_equal_one(run: Callable[..., Path]) -> None:
-    whole = run({**UNWATCHED, "run.name": "whole"})
-    parts = run({**UNWATCHED, "run.name": "parts", "run.micro_batch_tokens": BATCH // 4})
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_four_micro_batches_equal_one(packing: str, run: Callable[..., Path]) -> None:
+    keys = {**UNWATCHED, "data.packing": packing}
+    whole = run({**keys, "run.name": "whole"})
+    parts = run({**keys, "run.name": "parts", "run.micro_batch_tokens": BATCH // 4})
+    [prose] = [each for each in json.loads((whole / "corpus.json").read_text())["sources"] if each["source"] == "prose"]
+    assert (prose["padding_frac"] > 0) == (packing == "best_fit")
     for metric, values in losses(whole).items():
         assert losses(parts)[metric] == pytest.approx(values, rel=1e-5, abs=1e-7)
     one, four = final(whole), final(parts)
@@ -248,10 +252,12 @@ def test_the_learning_rate_follows_its_schedule(run: Callable[..., Path]) -> Non
         ("constant", {0: 0.25, 3: 1.0, 4: 1.0, 19: 1.0}),
         ("linear", {0: 0.25, 3: 1.0, 4: 1.0, 12: 0.5, 19: 1 / 16, 20: 0.0}),
         ("cosine", {0: 0.25, 4: 1.0, 12: 0.6, 20: 0.2, 25: 0.2}),
+        ("wsd", {0: 0.25, 4: 1.0, 11: 1.0, 12: 1.0, 16: 0.6, 19: 0.3, 20: 0.2, 25: 0.2}),
     ],
 )
 def test_schedules_at_the_steps_that_matter(schedule: Any, expected: dict[int, float]) -> None:
-    optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4, final_lr_frac=0.2)
+    decay = 8 if schedule == "wsd" else None
+    optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4, final_lr_frac=0.2, decay_steps=decay)
     assert {step: optim.factor(step, 20) for step in expected} == pytest.approx(expected)
 
 

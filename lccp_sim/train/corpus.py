@@ -1,0 +1,91 @@
+"""What a person sees of a corpus: a line for each pool, before any training, and what to beware of."""
+
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lccp_sim.analysis.words import tokens
+from lccp_sim.config import Config
+from lccp_sim.data.batch import Feed
+from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
+from lccp_sim.data.usage import Usage, repetition, usage
+from lccp_sim.train.start import Start, tokenizer_for
+
+CUTS = ("cut docs", "cut tokens", "pad")
+
+
+def feed_of(corpus: Corpus, config: Config) -> Feed:
+    """The batches of a run."""
+    rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
+    return Feed(corpus, config.run.context_tokens, rows, config.seed, d.document_mask, d.reset_positions)
+
+
+def usage_of(corpus: Corpus, config: Config) -> list[Usage]:
+    """What the whole run takes from each pool."""
+    return usage(corpus, config.run.steps * config.run.batch_tokens // config.run.context_tokens)
+
+
+def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
+    """The corpus, a line for each pool; then what is held out, and the warnings."""
+    used, run = usage_of(corpus, config), config.run
+    title = f"corpus {corpus.hash[:12]}: {run.tokens:,} tokens in rows of {run.context_tokens:,}, {config.data.packing}"
+    changes = ["at end"] if config.data.schedule else []
+    table = _table(title, "docs", "tokens", "share", *changes, "rows", "epochs", *CUTS)
+    for each in used:
+        ends = [f"{each.share_end:.1%}"] if changes else []
+        table.add_row(
+            each.source, each.bucket, f"{each.packed.documents:,}", tokens(each.packed.tokens),
+            f"{each.share_start:.1%}", *ends, f"{each.size:,}", f"{each.epochs:.2f}", *_cuts(each),
+        )  # fmt: skip
+    console.print(table)
+    held = ", ".join(f"{line['source']} {line['held_out_frac']:.1%}" for line in corpus.table)
+    console.print(f"held out: {held}", markup=False)
+    for warning in [*corpus.warnings, *repetition(used)]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table of pools, without lines between columns: eleven of them fit into 100 characters."""
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in ("source", "bucket", *columns):
+        table.add_column(column, justify="left" if column in ("source", "bucket", "packing") else "right")
+    return table
+
+
+def _cuts(each: Usage) -> tuple[str, str, str]:
+    return f"{each.cut_documents_frac:.1%}", f"{each.cut_tokens_frac:.1%}", f"{each.padding_frac:.1%}"
+
+
+def show_data(config: Config, console: Console, compare: bool = False) -> None:
+    """None; prepares the corpus of a run and prints it and an example row, without training.
+
+    `compare`: both packings side by side, too.
+    """
+    start = Start.of(config)
+    config = start.complete(config)
+    corpora = {}
+    for packing in get_args(get_type_hints(DataConfig)["packing"]):
+        if compare or packing == config.data.packing:
+            data, tokenizer = replace(config.data, packing=packing), tokenizer_for(config, start, None)
+            corpora[packing] = open_corpus(data, config.run.context_tokens, config.seed, tokenizer)
+    corpus = corpora[config.data.packing]
+    start.check_tokenizer(corpus)
+    print_corpus(console, corpus, config)
+    if compare:
+        _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
+    batch = feed_of(corpus, config).batch(0)
+    console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)
+    console.print(corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600], markup=False)
+
+
+def _print_packings(console: Console, used: dict[str, list[Usage]]) -> None:
+    """A line for each pool and packing."""
+    table = _table("the same documents, packed both ways", "packing", "rows", *CUTS)
+    found = {(each.source, each.bucket, packing): each for packing, pools in used.items() for each in pools}
+    for source, bucket, packing in sorted(found, key=lambda key: key[:2]):
+        each = found[source, bucket, packing]
+        table.add_row(source, bucket, packing, f"{each.size:,}", *_cuts(each))
+    console.print(table)
