@@ -26,10 +26,10 @@ Places = dict[tuple[int, str], str]
 class Study:
     """One of configs/study/*.yaml. An arm, as all that is trained, is a list of overrides, as `lccp train` takes them.
 
-    `run` is trained for each arm and seed, with `common` and the arm's overrides, from the last of the chain `base`
-    (whose runs get the arm's model, but not its RoPE), and where `between` has the arm, through a run with these
-    overrides first. `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the
-    study. `paper`: whether the reference arm answers the findings of arXiv 2604.02650.
+    `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
+    its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
+    `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
+    whether the reference arm answers the findings of arXiv 2604.02650.
     """
 
     question: str
@@ -145,7 +145,8 @@ class Stages:
         """The directory of the finished run of each arm and seed; an arm has only the seeds that finished."""
         plan, start = self.study, Places()
         for base in plan.base:
-            start = self.stage({arm: [f"run={base}", *shape_of(words)] for arm, words in plan.arms.items()}, start)
+            jobs = {arm: [f"run={base}", *plan.common, *shape_of(words)] for arm, words in plan.arms.items()}
+            start = self.stage(jobs, start)
             if not start:
                 return {}
         run = [f"run={plan.run}", *plan.common]

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from lccp_sim.records import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lccp_sim.config import Config
 
 JOBS, OUTCOME = "jobs.json", "outcome.json"
 LAUNCHERS = {"sequential": "basic", "joblib": "joblib", "submitit_slurm": "submitit_slurm", "ray": "ray"}
@@ -89,8 +92,8 @@ def sweep(
 
     seen: dict[Path, Sequence[str]] = {}
     plain = [compose(job, config_dir) for job in jobs]
-    for job, each in zip(jobs, plain, strict=True):
-        config = load_config(each)
+    configs = [load_config(each) for each in plain]
+    for job, config in zip(jobs, configs, strict=True):
         name = run_directory(config, config.run.init_from)
         if name in seen:
             raise ConfigError(f"{' '.join(seen[name])} and {' '.join(job)} are one run; leave one out")
@@ -100,6 +103,7 @@ def sweep(
     write_atomic(folder / JOBS, json.dumps(settings) + "\n")
     for old in folder.glob(f"*/{OUTCOME}"):
         old.unlink()
+    print(expected(configs), flush=True)
     numbers = ",".join(map(str, range(len(jobs))))
     _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
     return [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
@@ -136,6 +140,26 @@ def _arguments(words: list[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
 
 
+def expected(configs: Sequence["Config"]) -> str:
+    """What the runs take, in words: their number, training tokens, and training FLOPs as `lccp plan` counts them."""
+    from lccp_sim.plan.shapes import shape_of, training_flops
+
+    tokens = flops = 0.0
+    for config in configs:
+        shape = shape_of(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
+        trained = config.run.steps * config.run.batch_tokens
+        tokens, flops = tokens + trained, flops + training_flops(shape, config.run.context_tokens) * trained
+    return f"{len(configs)} runs, {tokens:,.0f} training tokens, {flops:.2e} FLOPs of training; monitors come on top"
+
+
+def _progress(folder: Path, jobs: int, number: int) -> str:
+    """Where a sweep stands as a run begins, and how long the rest may take, by the runs that have ended."""
+    ended = len(list(folder.glob(f"*/{OUTCOME}")))
+    passed = time.time() - (folder / JOBS).stat().st_mtime
+    left = f"; about {passed / ended * (jobs - ended) / 3600:.2g} h left" if ended else ""
+    return f"run {number + 1} of {jobs}: {ended} ended{left}"
+
+
 def run_job(settings: Any) -> None:
     """None, once one job has ended and its outcome is on disk; it is what launchers run, here or elsewhere."""
     from hydra.core.hydra_config import HydraConfig
@@ -148,6 +172,7 @@ def run_job(settings: Any) -> None:
     job = plan["jobs"][settings.job]
     out = Path(HydraConfig.get().runtime.output_dir) / OUTCOME
     console = Console(highlight=False, soft_wrap=True)
+    console.print(_progress(out.parents[1], len(plan["jobs"]), settings.job), style="bold")
     try:
         from lccp_sim.train.run import train
 

@@ -17,6 +17,7 @@ from lccp_sim.train.directory import run_directory
 
 NAMES = "balance context masking mixture replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
+RATES = {"low": 1e-3, "high": 2e-3}
 FEW = ["run.tokens=2048", "monitors.perplexity=null"]
 
 
@@ -53,7 +54,7 @@ def write(folder: Path, **keys: object) -> Path:
     """A config directory with one study, `mine`, of two arms and two seeds on bases of seconds."""
     plain = {
         "question": "Does the rate matter?", "run": "smoke_study", "base": ["smoke_study"], "reference": "low",
-        "common": ["run.name=lccp", *FEW], "arms": {"low": ["optim.lr=1e-3"], "high": ["optim.lr=2e-3"]},
+        "common": FEW, "arms": {arm: ["run.name=lccp", f"optim.lr={lr}"] for arm, lr in RATES.items()},
         "seeds": [0, 1], "metrics": ["needle/hit_frac", "needle/answer_nll_nats"],
     }  # fmt: skip
     (folder / "study").mkdir(parents=True)
@@ -129,7 +130,7 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
     done = work.train()
     assert {arm: sorted(seeds) for arm, seeds in done.items()} == {"low": [0, 1], "high": [0]}
     (line,) = work.failed
-    assert "optim.lr=2e-3" in line and "No space left on device" in line
+    assert "optim.lr=0.002" in line and "No space left on device" in line
 
 
 @pytest.mark.parametrize(
