@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.sweep import print_outcomes, sweep
 
@@ -89,10 +90,15 @@ def list_studies(config_dir: Path | None, console: "Console") -> int:
     """0, after a table of all studies: their questions, arms, seeds and runs."""
     from rich.table import Table
 
-    table = Table("study", "question", "arms", "seeds")
+    table = Table()
+    table.add_column("study", no_wrap=True)
+    table.add_column("question", ratio=2)
+    table.add_column("arms, the reference first", ratio=1)
+    table.add_column("seeds")
     for name in studies(config_dir):
         found = read_study(name, config_dir)
-        table.add_row(name, found.question, ", ".join(found.arms), str(len(found.seeds)))
+        arms = [found.reference, *(arm for arm in found.arms if arm != found.reference)]
+        table.add_row(name, found.question, ", ".join(arms), str(len(found.seeds)))
     console.print(table)
     return 0
 
@@ -143,6 +149,7 @@ class Stages:
 
     def train(self) -> dict[str, dict[int, str]]:
         """The directory of the finished run of each arm and seed; an arm has only the seeds that finished."""
+        self.check()
         plan, start = self.study, Places()
         for base in plan.base:
             jobs = {arm: [f"run={base}", *plan.common, *shape_of(words)] for arm, words in plan.arms.items()}
@@ -154,6 +161,14 @@ class Stages:
             start |= self.stage({arm: [*run, *words] for arm, words in plan.between.items()}, start)
         done = self.stage({arm: [*run, *words] for arm, words in plan.arms.items()}, start)
         return {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
+
+    def check(self) -> None:
+        """None, or ConfigError where a run of any stage is wrong: before the first one starts."""
+        plan = self.study
+        run = [f"run={plan.run}", *plan.common]
+        bases = [[f"run={base}", *plan.common, *shape_of(words)] for base in plan.base for words in plan.arms.values()]
+        for job in (*bases, *([*run, *words] for words in (*plan.between.values(), *plan.arms.values()))):
+            check(job, self.config_dir)
 
     def stage(self, jobs: dict[str, Job], start: Places) -> Places:
         """The directories of the finished runs by seed and arm.

@@ -198,7 +198,9 @@ def print_outcomes(outcomes: Sequence[Outcome], console: "Console") -> int:
     from rich.table import Table
 
     constant = set.intersection(*(set(each.job) for each in outcomes))
-    table = Table("run", "state", "where, or why not")
+    table = Table("run")
+    table.add_column("state", no_wrap=True)
+    table.add_column("where, or why not", overflow="fold")
     for each in outcomes:
         own = " ".join(word for word in each.job if word not in constant)
         why = each.directory if each.state == "finished" else " ".join(filter(None, (each.directory, each.reason)))

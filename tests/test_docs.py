@@ -13,6 +13,8 @@ import pytest
 from lccp_sim.cli import main
 from lccp_sim.composing import check, compose
 from lccp_sim.config import ConfigError
+from lccp_sim.study import read_study
+from lccp_sim.sweep import jobs_of, launching
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
@@ -22,6 +24,7 @@ MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 DATA = (ROOT / "docs" / "data.md").read_text()
 PLAN = (ROOT / "docs" / "plan.md").read_text()
 EXCHANGING = (ROOT / "docs" / "huggingface.md").read_text()
+STUDIES = (ROOT / "docs" / "studies" / "README.md").read_text()
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -35,20 +38,15 @@ def commands(markdown: str) -> list[list[str]]:
 
 
 def arms(words: list[str]) -> list[list[str]]:
-    """The overrides of each run of a command: one, or with -m one for each choice of the values that commas part."""
+    """The overrides of each run of a command: one, or with -m those of a sweep."""
     overrides = [word for word in words if "=" in word]
-    if not {"-m", "--multirun"} & set(words):
-        return [overrides]
-    choices = [
-        [f"{key}={value}" for value in values.split(",")] for key, _, values in (o.partition("=") for o in overrides)
-    ]
-    return [list(arm) for arm in itertools.product(*choices)]
+    return jobs_of(launching(overrides)[0]) if {"-m", "--multirun"} & set(words) else [overrides]
 
 
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    names = "train measure report plan data import export doctor".split()
+    names = "train measure report study plan data import export doctor".split()
     return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 
@@ -63,6 +61,10 @@ def run_dry(words: list[str]) -> None:
     if rest[0] in ("train", "data"):
         for overrides in arms(rest[1:]):
             check(overrides)
+    if rest[0] == "study":
+        launching([word for word in rest[1:] if "=" in word])
+        for name in (word for word in rest[1:] if "=" not in word and not word.startswith("-")):
+            read_study(name)
     if rest[0] == "plan":
         assert main(rest) == 0
     if rest[0] == "measure" and "runs/" not in rest[1]:
@@ -73,7 +75,9 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-EVERY = commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING) + commands(DATA)
+EVERY = (
+    commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING) + commands(DATA) + commands(STUDIES)
+)
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)

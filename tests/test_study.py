@@ -159,7 +159,8 @@ def test_an_unknown_study_is_answered_with_those_there_are(capsys):
     error = capsys.readouterr().err
     assert "did you mean 'replicate'" in error and "mixture" in error
     assert main(["study"]) == 0
-    assert all(name in capsys.readouterr().out for name in NAMES)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in NAMES)
 
 
 def test_the_shape_of_an_arm_goes_to_its_base_and_its_rope_does_not():

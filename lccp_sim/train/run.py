@@ -18,7 +18,7 @@ from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.rope import warning as rope_warning
-from lccp_sim.records import write_atomic
+from lccp_sim.records import DamagedRecords, write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.branch import branch
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
@@ -51,8 +51,8 @@ from lccp_sim.train.watch import Watch
 def train(config: Config, console: Console, again: bool = True) -> Path:
     """The run directory, finished; or saved and unfinished after a signal. Raises ConfigError and NotFinite.
 
-    What fails once its directory is there leaves the reason in FAILED, and notes the directory on the error; with
-    `again` false, such a run is refused.
+    What fails in training leaves the reason in FAILED, and with `again` false such a run is refused. Every error has a
+    note that names the directory.
     """
     gpu = config.run.accelerator == "gpu" and not torch.cuda.is_available()
     refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
@@ -71,7 +71,8 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
         try:
             return _train(config, start, directory, console)
         except Exception as error:
-            if (directory / CONFIG).exists():
+            # What is refused is as it was, and is refused again without any training.
+            if (directory / CONFIG).exists() and not isinstance(error, ConfigError | DamagedRecords):
                 write_atomic(failed, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
             error.add_note(str(directory))
             raise
