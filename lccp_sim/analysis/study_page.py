@@ -18,6 +18,7 @@ from lccp_sim.analysis.answers import table as answer_table
 from lccp_sim.analysis.arms import Agreement, Result, Runs, agreements, curves_of, leverage, results
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.precondition import precondition
 from lccp_sim.analysis.report import write_page
 from lccp_sim.analysis.rule import decide
 from lccp_sim.analysis.saturation import progress
@@ -57,18 +58,25 @@ def write_study(
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)]),
         Section("Runs", [], [_runs(runs), _shared(runs)]),
     ]
+    unmet = [
+        f"{arm}, seed {seed}: the precondition is not met ({'; '.join(missing)})."
+        for arm, each in runs.items()
+        for seed, run in each.items()
+        if (missing := [f"{check.question}: {check.answer}" for check in precondition(run) if check.met is False])
+    ]
     seeds = sorted({seed for each in runs.values() for seed in each})
     page = {
         "name": name,
         "meta": [f"{len(runs)} arms", f"seeds {', '.join(map(str, seeds))}", f"reference {reference}"],
         "summary": [texts[0], *_says(rows, reference)],
-        "caution": " ".join(failed),
+        "caution": " ".join([*failed, *unmet]),
         "main": figure,
         "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],
         "warnings": [text for text in texts[1:] if text],
     }
     data = {
-        "study": name, "texts": list(texts), "reference": reference, "failed": list(failed),
+        "study": name, "texts": list(texts), "reference": reference,
+        "failed": list(failed), "precondition_not_met": unmet,
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
         "answers": [answer.row() for answer in found],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},

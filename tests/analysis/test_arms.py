@@ -85,6 +85,10 @@ def test_the_page_shows_what_was_computed(tmp_path):
             object.__setattr__(run, "path", tmp_path / f"{arm}{seed}")
             run.path.mkdir()
             (run.path / "corpus.json").write_text(f'{{"hash": "{seed}"}}')
+    weak = runs["a"][0]
+    row = {**weak.records.iloc[0], "monitor": "precondition", "value": 0.65, "names": "length", "length": 128}
+    object.__setattr__(weak, "records", pd.concat([weak.records, pd.DataFrame([row])], ignore_index=True))
+    weak.config.update(run={"context_tokens": 1024}, data={"old_context_tokens": 128})
     page = write_study("s", ["Why?", "Not this."], "a", [HIT, NLL], runs, tmp_path / "out", ["c: failed, disk full."])
     text, markdown = page.read_text(), (page.parent / "report.md").read_text()
     (row,) = [row for row in results(runs, [HIT], "a") if row.arm == "b"]
@@ -93,4 +97,5 @@ def test_the_page_shows_what_was_computed(tmp_path):
     table = pd.read_csv(page.parent / "results.csv")
     assert list(table["mean"]) == pytest.approx([0.15, 0.55]) and "difference.value" in table
     assert set(FIELDS) <= set(pd.read_parquet(page.parent / "records.parquet").columns)
-    assert "| 0 | yes | a, b |" in markdown, "arms of a seed read the same batches"
+    assert "| 0 | no | a; b |" in markdown and "| 1 | yes | a, b |" in markdown, "another context is another batch"
+    assert "a, seed 0: the precondition is not met (The base retrieves" in text and "b, seed 0" not in text
