@@ -69,7 +69,7 @@ def table(found: Sequence[Answer], seeds: int) -> Table:
     rows = [[each.where, each.finding, each.answer, each.numbers, each.rule] for each in found]
     note = f"Over {seeds} seed{'s' * (seeds != 1)}; in brackets 95 % intervals. Of this model and these data alone."
     head = ["arXiv 2604.02650", "finding", "here", "numbers", "by the rule"]
-    return Table("The paper's findings, one by one", head, rows, note)
+    return Table("The paper's findings, one by one", head, rows, note, words=True)
 
 
 def _levels(over: Findings) -> Answer | None:

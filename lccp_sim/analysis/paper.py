@@ -93,7 +93,7 @@ def claims(found: Findings) -> Table:
         "The paper extends an 80 B model from 32 K to 64 K over 200 B tokens and measures six checkpoints. Its own "
         "figures are not read off; shares are of the run's tokens."
     )
-    return Table("The paper's statements, and this run", ["where", "quantity", PAPER, "this run"], rows, note)
+    return Table("The paper's statements, and this run", ["where", "quantity", PAPER, "this run"], rows, note, True)
 
 
 def _share(found: Findings, count: float) -> str:

@@ -55,7 +55,7 @@ def write_study(
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(runs, metrics)]),
-        Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)]),
+        Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
         Section("Runs", [], [_runs(runs), _shared(runs)]),
     ]
     unmet = [
@@ -67,8 +67,12 @@ def write_study(
     seeds = sorted({seed for each in runs.values() for seed in each})
     page = {
         "name": name,
-        "meta": [f"{len(runs)} arms", f"seeds {', '.join(map(str, seeds))}", f"reference {reference}"],
-        "summary": [texts[0], *_says(rows, reference)],
+        "meta": [
+            f"{len(runs)} arm{'s' * (len(runs) > 1)}",
+            f"seeds {', '.join(map(str, seeds))}",
+            f"reference {reference}" if len(runs) > 1 else "",
+        ],
+        "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else [])],
         "caution": " ".join([*failed, *unmet]),
         "main": figure,
         "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],

@@ -32,12 +32,13 @@ FIRST = ("needle", "probe", "heads", "perplexity", "induction", "intervention")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings; `note` says what a reader must know to read it."""
+    """A table of strings; `note` says what a reader must know to read it. `words`: of words, not of numbers."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
     note: str = ""
+    words: bool = False
 
 
 def whole(found: Findings) -> Table:
