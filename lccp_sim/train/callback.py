@@ -19,15 +19,17 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.logs import headline, log_images, log_scalars
+from lccp_sim.train.parallel import ALONE, Ranks
 from lccp_sim.train.watch import HeadHistory, Seen, Watch
 
 
 class Monitors(L.Callback):
     """Lets `watch` look at `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
 
-    `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. Under DDP rank 0
-    looks and the others wait. Its state is in every checkpoint, so that a resumed run writes no record twice. What is
-    in `then` is called once a window is written, before it is logged and saved, and gives the records that it wrote.
+    `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
+    another's Trainer rank 0 looks and the others wait; our own runs share the monitors out over `ranks`. Its state is
+    in every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
+    window is written, before it is logged and saved, and gives the records that it wrote.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Monitors(L.Callback):
         tokens_per_step: int,
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         say: Callable[[str], None] = print,
+        ranks: Ranks = ALONE,
     ):
         self.watch, self.journal, self.tokens_per_step = watch, journal, tokens_per_step
-        self.model, self.say = model, say
+        self.model, self.say, self.ranks = model, say, ranks
         self.history = HeadHistory([], watch.windows)
         self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
@@ -107,14 +110,15 @@ class Monitors(L.Callback):
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         with adapted(self.model(module)) as model:
-            seen = self.watch.look(model, moment, self.history)
+            seen = self.watch.look(model, moment, self.history, self.ranks)
         self.journal.write([*first, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        more = [record for follow in self.then for record in follow(trainer, moment)]
-        log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
-        log_images(trainer.loggers, seen.records, step)
+        if self.ranks.rank == 0:
+            more = [record for follow in self.then for record in follow(trainer, moment)]
+            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
+            log_images(trainer.loggers, seen.records, step)
         self.seen_step = step
         return seen

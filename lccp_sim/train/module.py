@@ -13,6 +13,7 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.parallel import ALONE, Ranks
 
 
 class NotFinite(RuntimeError):
@@ -22,9 +23,9 @@ class NotFinite(RuntimeError):
 class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`."""
 
-    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any]):
+    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any], ranks: Ranks = ALONE):
         super().__init__()
-        self.config, self.model, self.facts = config, model, facts
+        self.config, self.model, self.facts, self.ranks = config, model, facts, ranks
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
@@ -41,7 +42,8 @@ class LccpModule(L.LightningModule):
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
         self.step_names += batch["names"]
-        self._check_finite("loss", loss + aux)
+        if self.ranks.world == 1:  # of several, one alone must not leave: the gradients of all will not be finite
+            self._check_finite("loss", loss + aux)
         self.step_loss += loss.detach()
         self.step_aux += aux.detach()
         self.step_counts = self.step_counts + out.count_LE
@@ -67,7 +69,10 @@ class LccpModule(L.LightningModule):
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
-            names = ", ".join(self.step_names[:8]) + (", ..." if len(self.step_names) > 8 else "")
+            whole = bool(torch.isfinite(self.step_loss + self.step_aux))
+            shares = self.ranks.gather(lambda: (whole, self.step_names))
+            found = [name for whole, names in sorted(shares, key=lambda share: share[0]) for name in names]
+            names = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             raise NotFinite(f"the {what} is {value.item()} at step {self.global_step + 1}, on documents {names}")
 
     def update_router_bias(self) -> None:
