@@ -92,7 +92,7 @@ ALONE = Ranks()
 def joined(config: Config) -> Iterator[Ranks]:
     """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
 
-    Raises ConfigError where the ranks do not divide the batch. RuntimeErrors of a broken connection become LostRank.
+    Raises ConfigError where the ranks do not divide the batch.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
@@ -106,21 +106,24 @@ def joined(config: Config) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     try:
         yield Ranks(dist.get_rank(), world, dist.new_group(backend="gloo", timeout=PATIENT))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """While it is open, an error of the connection to the other ranks becomes a LostRank."""
+    try:
+        yield
     except RuntimeError as error:
-        if not _is_lost(error):
+        # gloo raises plain RuntimeErrors that name its source files.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise LostRank(
             "another process of the run is gone, or did not answer within run.timeout_minutes="
             f"{config.run.timeout_minutes:g} (its own message says why); the same command goes on from the last "
             f"checkpoint ({' '.join(str(error).split())[:200]})"
         ) from error
-    finally:
-        dist.destroy_process_group()
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether it comes from a connection: gloo raises plain RuntimeErrors that name its sources."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def placement(ranks: Ranks) -> dict[str, Any]:

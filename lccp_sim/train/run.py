@@ -40,7 +40,7 @@ from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
-from lccp_sim.train.parallel import Ranks, joined, micro_batches, placement
+from lccp_sim.train.parallel import Ranks, connected, joined, micro_batches, placement
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
@@ -77,7 +77,8 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     with ExitStack() as held, joined(config) as ranks:
         ranks.first(begin)
         try:
-            return _train(config, start, directory, console if ranks.rank == 0 else Console(quiet=True), ranks)
+            with connected(config):
+                return _train(config, start, directory, console if ranks.rank == 0 else Console(quiet=True), ranks)
         except Exception as error:
             # What is refused is as it was, and is refused again without any training.
             refused = isinstance(error, ConfigError | DamagedRecords)

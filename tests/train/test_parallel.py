@@ -2,19 +2,23 @@
 
 import io
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from lccp_sim.config import Config
+from lccp_sim.config import Config, ConfigError
 from lccp_sim.records import read_records
+from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
+from tests.train.test_resume import at_step
 
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 
@@ -71,3 +75,73 @@ def test_ddp_is_one_process(world: int, make: Callable[..., Config], say: Consol
     several = next(one.parent.glob("several-*"))
     assert (several / "DONE").exists()
     assert_close(one, several)
+
+
+def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
+    make: Callable[..., Config], say: Console, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = {"run.checkpoint_every_steps": 2, "run.timeout_minutes": 0.2} | FEW
+    few |= {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")}
+    one = train(make(few | {"run.name": "one"}), say)
+    config = make(few | {"run.name": "several"})
+
+    def die(rank: int) -> None:
+        if rank == 1:
+            at_step(5)
+
+    assert ended(start(config, 2, die)) == [1, -signal.SIGKILL]
+    assert "another process of the run is gone" in capfd.readouterr().err
+    several = next(one.parent.glob("several-*"))
+    assert (several / "FAILED").read_text().startswith("LostRank: another process")
+    assert ended(start(config, 2)) == [0, 0]
+    assert not (several / "FAILED").exists()
+    assert_close(one, several)
+
+
+def test_a_signal_to_one_rank_saves_on_all(make: Callable[..., Config], say: Console) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
+    config = make(few)
+
+    def interrupt(rank: int) -> None:
+        plain = LccpModule.training_step
+
+        def step(self: LccpModule, *a: Any) -> Any:
+            if rank == 1 and self.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, *a)
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert ended(start(config, 2, interrupt)) == [0, 0]
+    directory = train(config, say)  # at another number of ranks
+    assert "resuming last-00000005.ckpt" in say.file.getvalue()  # type: ignore[attr-defined]
+    assert (directory / "DONE").exists()
+
+
+def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
+    make: Callable[..., Config], capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
+
+    def spoil(rank: int) -> None:
+        plain = LccpModule.training_step
+
+        def step(self: LccpModule, batch: dict[str, Any], index: int) -> Any:
+            loss = plain(self, batch, index)
+            if rank == 1 and self.global_step == 4:
+                self.step_loss, self.step_names = self.step_loss * float("nan"), ["prose/the-one"]
+                return loss * float("nan")
+            return loss
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert ended(start(make(few), 2, spoil)) == [1, 1]
+    assert "at step 5, on documents prose/the-one, " in capfd.readouterr().err
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, say: Console
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"):
+        train(make(), say)
