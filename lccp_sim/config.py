@@ -193,7 +193,8 @@ class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
     `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
-    Of several processes, one that waits longer than `timeout_minutes` for the others' part of a sum ends.
+    Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; one
+    that waits longer than `timeout_minutes` for the others' part of a sum ends.
     """
 
     name: str
@@ -209,6 +210,7 @@ class RunConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     deterministic: bool = False
     threads: Size | None = None
+    shard: bool = False
     timeout_minutes: Annotated[float, Gt(0)] = 30.0
     log_every_steps: Size = 10
     checkpoint_every_steps: Size = 100

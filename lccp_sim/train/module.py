@@ -13,7 +13,7 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.parallel import ALONE, Ranks
+from lccp_sim.train.parallel import ALONE, Ranks, clip, shard
 
 
 class NotFinite(RuntimeError):
@@ -31,6 +31,10 @@ class LccpModule(L.LightningModule):
         self.step_counts: Tensor | int = 0
         self.step_names: list[str] = []
         self.grad_norm = torch.zeros(())
+
+    def configure_model(self) -> None:
+        """None; the weights are cut over the ranks, where Lightning has a mesh for it."""
+        shard(self.model, self.device_mesh)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
@@ -64,7 +68,7 @@ class LccpModule(L.LightningModule):
         """None; clips, keeps the norm from before, and stops while the weights are still whole."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.config.optim.clip_norm or float("inf")
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self.grad_norm = clip(parameters, limit)
         self._check_finite("gradient norm", self.grad_norm)
 
     def _check_finite(self, what: str, value: Tensor) -> None:

@@ -17,7 +17,7 @@ from lccp_sim.train.callback import Monitors
 from lccp_sim.train.journal import Journal
 from lccp_sim.train.logs import log_scalars
 from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel import ALONE, Ranks
+from lccp_sim.train.parallel import ALONE, Ranks, whole
 from lccp_sim.train.watch import Watch
 
 
@@ -36,7 +36,7 @@ class Observe(Monitors):
         say: Callable[[str], None],
         ranks: Ranks = ALONE,
     ):
-        super().__init__(watch, journal, batch_tokens, say=say, ranks=ranks)
+        super().__init__(watch, journal, batch_tokens, lambda module: whole(module.model), say, ranks)
         self.log_every = log_every
         self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled = 0

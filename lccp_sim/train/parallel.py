@@ -4,10 +4,14 @@
 reader would question: beside the group that training reduces over there is a second one, of gloo and patient, for what
 one rank does while the others wait (reading a corpus, looking on). It never times out, and a rank that died still ends
 it at once, because its connections close.
+
+Weights that are cut over the ranks (FSDP2) are DTensors. Checkpoints hold whole tensors in one file all the same, and
+the monitors look at a copy with whole weights: any layout goes on from any other, and every monitor runs, as long as
+one device can hold the model.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,10 +19,17 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning import LightningModule
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 
 from lccp_sim.config import Config
+from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.hardware import rows_at_once
 from lccp_sim.plan.memory import Layout
 
@@ -126,15 +137,102 @@ def connected(config: Config) -> Iterator[None]:
         ) from error
 
 
-def placement(ranks: Ranks) -> dict[str, Any]:
+def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
     """What Lightning's Trainer has to know: devices of this node, nodes, strategy."""
     if ranks.world == 1:
         return {"devices": 1}
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment())
+    strategy: Strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment())
+    if config.run.shard:
+        strategy = Sharded(data_parallel_size=ranks.world, tensor_parallel_size=1)
+        strategy.cluster_environment = TorchElasticEnvironment()
     return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy}
 
 
 def micro_batches(config: Config, ranks: Ranks) -> int:
     """Micro-batches of an optimizer step on each rank."""
     return config.run.batch_tokens // (rows_at_once(config, Layout(dp=ranks.world), where="torchrun") * ranks.world)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: whole tensors, in the one file that `checkpoint_io` writes."""
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning restores optimizers through `load_optimizer_state_dict`."""
+        return True
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The state of the module with whole tensors, on every rank."""
+        return _whole(self._module.state_dict())
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """None; each rank takes its part."""
+        mine = self._module.state_dict()
+        state = {key: _cut(value, mine.get(key)) for key, value in checkpoint["state_dict"].items()}
+        self._module.load_state_dict(state, strict=strict)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The state of an optimizer with whole tensors, on every rank."""
+        return _whole(Strategy.optimizer_state(self, optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """None; each rank takes its part."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                index: {key: _cut(value, parameters[index]) for key, value in each.items()}
+                for index, each in saved["state"].items()
+            }
+            optimizer.load_state_dict(saved | {"state": state})
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """None, once rank 0 has written the file."""
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The content of a file that any layout has written."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def _whole(state: Any) -> Any:
+    """The same tree with whole tensors, on the CPU. Every rank must call it."""
+    return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, state)
+
+
+def _cut(value: Any, like: Any) -> Any:
+    """A whole tensor cut as `like` is; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def shard(model: Transformer, mesh: DeviceMesh | None) -> None:
+    """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole)."""
+    if mesh is None or isinstance(model, FSDPModule):
+        return
+    for block in model.layers:
+        fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(model, mesh=mesh["data_parallel"])
+
+
+def whole(model: Transformer) -> Transformer:
+    """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
+    if not isinstance(model, FSDPModule):
+        return model
+    device = model.device
+    with torch.device("meta"):
+        copy = Transformer(model.config, model.vocab_size)
+    copy.load_state_dict(_whole(model.state_dict()), assign=True)
+    return copy.to(device)
+
+
+def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """The norm of all gradients before they are clipped to `limit`, over all ranks."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

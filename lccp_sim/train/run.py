@@ -214,7 +214,8 @@ def _fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     trainer = L.Trainer(
-        **placement(ranks), accelerator=r.accelerator, max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
+        **placement(config, ranks), accelerator=r.accelerator,
+        max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
         precision="bf16-mixed" if r.precision == "bf16" else "32-true", deterministic=r.deterministic,
         logger=ranks.in_turn(lambda: loggers(config, directory, first)), plugins=[VerifiedIO()],
         callbacks=[*ours, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from lccp_sim.records import read_records
 from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
 from tests.train.test_resume import at_step
+from tests.train.tiny import final
 
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 
@@ -68,10 +70,10 @@ def assert_close(one: Path, other: Path) -> None:
     assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ddp_is_one_process(world: int, make: Callable[..., Config], say: Console) -> None:
+@pytest.mark.parametrize(("world", "shard"), [(2, False), (4, False), (2, True), (4, True)])
+def test_several_processes_are_one(world: int, shard: bool, make: Callable[..., Config], say: Console) -> None:
     one = train(make(FEW | {"run.name": "one"}), say)
-    assert ended(start(make(FEW | {"run.name": "several"}), world)) == [0] * world
+    assert ended(start(make(FEW | {"run.name": "several", "run.shard": shard}), world)) == [0] * world
     several = next(one.parent.glob("several-*"))
     assert (several / "DONE").exists()
     assert_close(one, several)
@@ -98,24 +100,51 @@ def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     assert_close(one, several)
 
 
-def test_a_signal_to_one_rank_saves_on_all(make: Callable[..., Config], say: Console) -> None:
-    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
-    config = make(few)
+LAYOUTS = {"one": (1, False), "ddp": (2, False), "fsdp": (2, True)}
+
+
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "fsdp"), ("fsdp", "ddp")])
+def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_at_another_layout(
+    before: str, after: str, make: Callable[..., Config], say: Console
+) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")}
+    uninterrupted = train(make(few | {"run.name": "one"}), say)
+    configs = [make(few | {"run.name": "several", "run.shard": LAYOUTS[name][1]}) for name in (before, after)]
 
     def interrupt(rank: int) -> None:
         plain = LccpModule.training_step
 
         def step(self: LccpModule, *a: Any) -> Any:
-            if rank == 1 and self.global_step == 4:
+            if rank == LAYOUTS[before][0] - 1 and self.global_step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(self, *a)
 
         LccpModule.training_step = step  # type: ignore[method-assign]
 
-    assert ended(start(config, 2, interrupt)) == [0, 0]
-    directory = train(config, say)  # at another number of ranks
-    assert "resuming last-00000005.ckpt" in say.file.getvalue()  # type: ignore[attr-defined]
+    assert set(ended(start(configs[0], LAYOUTS[before][0], interrupt))) == {0}
+    directory = next(uninterrupted.parent.glob("several-*"))
+    assert sorted(path.name for path in directory.glob("checkpoints/last-*.ckpt")) == ["last-00000005.ckpt"]
+    assert set(ended(start(configs[1], LAYOUTS[after][0]))) == {0}
     assert (directory / "DONE").exists()
+    assert_close(uninterrupted, directory)
+    mine, theirs = final(uninterrupted), final(directory)
+    assert list(mine) == list(theirs)
+    assert all(torch.allclose(mine[key], theirs[key], rtol=1e-4, atol=1e-6) for key in mine)
+
+
+def test_sharded_weights_are_cut(make: Callable[..., Config], say: Console) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
+
+    def check(rank: int) -> None:
+        def step(self: LccpModule, *a: Any) -> Any:
+            parameters = list(self.model.parameters())
+            held = sum(p.to_local().numel() for p in parameters)
+            whole = sum(p.numel() for p in parameters)
+            os._exit(7 if held < 0.51 * whole else 8)
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert ended(start(make(few | {"run.shard": True}), 2, check)) == [7, 7]
 
 
 def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
