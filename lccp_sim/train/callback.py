@@ -19,7 +19,6 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.logs import headline, log_images, log_scalars
-from lccp_sim.train.parallel import ALONE, Ranks
 from lccp_sim.train.watch import HeadHistory, Seen, Watch
 
 
@@ -27,8 +26,8 @@ class Monitors(L.Callback):
     """Lets `watch` look at `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
 
     `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
-    another's Trainer rank 0 looks and the others wait; our own runs share the monitors out over `ranks`. Its state is
-    in every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
+    another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `Watch`. Its state is in
+    every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
     window is written, before it is logged and saved, and gives the records that it wrote.
     """
 
@@ -39,10 +38,9 @@ class Monitors(L.Callback):
         tokens_per_step: int,
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         say: Callable[[str], None] = print,
-        ranks: Ranks = ALONE,
     ):
         self.watch, self.journal, self.tokens_per_step = watch, journal, tokens_per_step
-        self.model, self.say, self.ranks = model, say, ranks
+        self.model, self.say = model, say
         self.history = HeadHistory([], watch.windows)
         self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
@@ -110,13 +108,13 @@ class Monitors(L.Callback):
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         with adapted(self.model(module)) as model:
-            seen = self.watch.look(model, moment, self.history, self.ranks)
+            seen = self.watch.look(model, moment, self.history)
         self.journal.write([*first, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        if self.ranks.rank == 0:
+        if trainer.is_global_zero:
             more = [record for follow in self.then for record in follow(trainer, moment)]
             log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
             log_images(trainer.loggers, seen.records, step)

@@ -17,7 +17,7 @@ from lccp_sim.train.callback import Monitors
 from lccp_sim.train.journal import Journal
 from lccp_sim.train.logs import log_scalars
 from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel import ALONE, Ranks, whole
+from lccp_sim.train.parallel import whole
 from lccp_sim.train.watch import Watch
 
 
@@ -27,16 +27,8 @@ class Observe(Monitors):
     `say(line)` prints a line for a person.
     """
 
-    def __init__(
-        self,
-        watch: Watch,
-        journal: Journal,
-        batch_tokens: int,
-        log_every: int,
-        say: Callable[[str], None],
-        ranks: Ranks = ALONE,
-    ):
-        super().__init__(watch, journal, batch_tokens, lambda module: whole(module.model), say, ranks)
+    def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
+        super().__init__(watch, journal, batch_tokens, lambda module: whole(module.model), say)
         self.log_every = log_every
         self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled = 0
@@ -75,7 +67,7 @@ class Observe(Monitors):
         elif records:
             self.journal.write(records)
             log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step))
-        number = self.ranks.agree(self.signalled) if step < trainer.max_steps else 0
+        number = pl_module.ranks.agree(self.signalled) if step < trainer.max_steps else 0
         if number:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))
             self.say(f"{signal.Signals(number).name}: saved step {step}; the same command goes on from here")

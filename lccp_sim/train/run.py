@@ -106,7 +106,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     else:
         vocabulary = config.model.vocabulary(corpus.vocab_size)
         model = initialise(Transformer(config.model, vocabulary), config.seed)
-    watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE)
+    watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
@@ -138,7 +138,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     }
     module = LccpModule(config, model, facts, ranks)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
-    observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line), ranks)
+    observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
     if stopping is not None:
         observe.lr_factor = stopping.factor

@@ -41,8 +41,15 @@ class Watch:
     `notes`: what a person should know about the items, a line each.
     """
 
-    def __init__(self, monitors: Mapping[str, Monitor], corpus: Corpus, windows: list[int], store: Path | None = None):
-        self.monitors, self.windows = monitors, windows
+    def __init__(
+        self,
+        monitors: Mapping[str, Monitor],
+        corpus: Corpus,
+        windows: list[int],
+        store: Path | None = None,
+        ranks: Ranks = ALONE,
+    ):
+        self.monitors, self.windows, self.ranks = monitors, windows, ranks
         self.items = {name: monitor.prepare(corpus) for name, monitor in monitors.items()}
         self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
         self.corpus, self.store = corpus, store
@@ -61,7 +68,7 @@ class Watch:
         index = self.windows.index(step)
         return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
 
-    def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory", ranks: Ranks = ALONE) -> Seen:
+    def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory") -> Seen:
         """Everything that is due; at a step that is no window, everything.
 
         The model is as before afterwards, to the bit, and so is the random state. Each of several ranks looks with its
@@ -69,17 +76,18 @@ class Watch:
         same on one rank and on many.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
-        mine = [name for name in due if self._rank(name, ranks.world) == ranks.rank]
-        shares = ranks.gather(lambda: {name: self._look(name, model, moment) for name in mine})
+        mine = [name for name in due if self._rank(name) == self.ranks.rank]
+        shares = self.ranks.gather(lambda: {name: self._look(name, model, moment) for name in mine})
         seen = [share[name] for name in due for share in shares if name in share]
         records = [record for each in seen for record in each.records]
         values = [value for each in seen for value in each.values]
         timing = [row for each in seen for row in each.timing]
         return Seen(records + history.compare(records, moment), values, timing)
 
-    def _rank(self, name: str, world: int) -> int:
+    def _rank(self, name: str) -> int:
         """The rank that a monitor looks on; what is written at the first look is for rank 0 to write."""
-        return 0 if self.monitors[name].reference_from is not None else list(self.monitors).index(name) % world
+        fixes = self.monitors[name].reference_from is not None
+        return 0 if fixes else list(self.monitors).index(name) % self.ranks.world
 
     def _look(self, name: str, model: LanguageModel, moment: Moment) -> Seen:
         monitor, start = self.monitors[name], time.perf_counter()
