@@ -34,7 +34,7 @@ class LccpModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """None; the weights are cut over the ranks, where Lightning has a mesh for it."""
-        shard(self.model, self.device_mesh)
+        shard(self.model, self.device_mesh, self.config.run.ep)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
@@ -94,7 +94,9 @@ class LccpModule(L.LightningModule):
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
+        # Weights on two meshes cannot be updated by one call.
+        foreach = None if self.config.run.ep == 1 else False
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), foreach=foreach)
         steps = self.config.run.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

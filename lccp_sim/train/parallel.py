@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,18 +23,22 @@ import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from lccp_sim.config import Config
+from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.models.experts import Experts
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.hardware import rows_at_once
 from lccp_sim.plan.memory import Layout
 
 PATIENT = timedelta(days=30)
+AXES = ("rows", "columns")  # of the mesh of the experts
+EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
 Given = TypeVar("Given")
 
 
@@ -106,10 +111,10 @@ def joined(config: Config) -> Iterator[Ranks]:
     Raises ConfigError where the ranks do not divide the batch.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
+    _layout(config, world)
     if world == 1:
         yield ALONE
         return
-    rows_at_once(config, Layout(dp=world), where="torchrun")
     cuda = config.run.accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -151,7 +156,17 @@ def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 def micro_batches(config: Config, ranks: Ranks) -> int:
     """Micro-batches of an optimizer step on each rank."""
-    return config.run.batch_tokens // (rows_at_once(config, Layout(dp=ranks.world), where="torchrun") * ranks.world)
+    return config.run.batch_tokens // (_layout(config, ranks.world) * ranks.world)
+
+
+def _layout(config: Config, world: int) -> int:
+    """Tokens of a micro-batch on each rank. Raises ConfigError where `world` ranks cannot be laid out so."""
+    ep = config.run.ep
+    refuse(world % ep, "run.ep", ep, f"must divide the {world} processes; start others with torchrun --nproc-per-node")
+    dp, width = world // ep, config.model.d_expert
+    rule = f"leaves {dp} ranks to cut each expert's width, which model.d_expert={width} does not divide by"
+    refuse(ep > 1 and width % dp, "run.ep", ep, rule)
+    return rows_at_once(config, Layout(dp=dp, ep=ep), where="torchrun")
 
 
 class Sharded(ModelParallelStrategy):
@@ -212,13 +227,64 @@ def _cut(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shard(model: Transformer, mesh: DeviceMesh | None) -> None:
-    """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole)."""
+def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1) -> None:
+    """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
+
+    With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
+    """
     if mesh is None or isinstance(model, FSDPModule):
         return
+    ranks = mesh["data_parallel"]
+    place = None
+    if ep > 1:
+        shape = ranks.size() // ep, ep
+        place = _place_experts(model, init_device_mesh(ranks.device_type, shape, mesh_dim_names=AXES))
     for block in model.layers:
-        fully_shard(block, mesh=mesh["data_parallel"])
-    fully_shard(model, mesh=mesh["data_parallel"])
+        cut = fully_shard(block, mesh=ranks, shard_placement_fn=place)
+        if ep > 1:
+            # The exchange sums an expert's gradients over its row of ranks, FSDP over the rows: the mean is over both.
+            cut.set_gradient_divide_factor(ranks.size())
+            # gloo cannot scale while it sums; with one row there is no sum, and torch would scale twice.
+            cut.set_force_sum_reduction_for_comms(ranks.size() > ep)
+    fully_shard(model, mesh=ranks)
+
+
+def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
+    """Which mesh and dimension FSDP cuts a parameter on, once the experts are cut over the second axis of `mesh`."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+    except ImportError:
+        raise ConfigError(f"run.ep: torch {torch.__version__} cannot shard over two meshes; 2.13 can") from None
+    rows, columns = (mesh[axis] for axis in AXES)
+    for block in model.layers:
+        if block.moe is not None:
+            for name in EXPERTS:
+                weight = distribute_tensor(getattr(block.moe, name).data, columns, [Shard(0)], src_data_rank=None)
+                setattr(block.moe, name, nn.Parameter(weight))
+            block.moe.dispatch = partial(exchange, columns.get_group())
+    across = ShardPlacementResult(Shard(1), FSDPMeshInfo(rows, shard_mesh_dim=0))
+    return lambda parameter: across if isinstance(parameter, DTensor) else None
+
+
+def exchange(
+    group: Any, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
+) -> Tensor:
+    """[R, D]: what `run` gives, each row computed by the rank of `group` that holds its expert.
+
+    `x_RD` is sorted by expert, the weights are DTensors cut by expert. Two all-to-alls there and back (Source: arXiv
+    2006.16668, section 3.2, without a capacity: no row is dropped), and a small one before them for the counts.
+    """
+    sent_PE = count_E.view(dist.get_world_size(group), -1)
+    got_PE = torch.empty_like(sent_PE)
+    dist.all_to_all_single(got_PE, sent_PE, group=group)
+    here, there = got_PE.sum(1).tolist(), sent_PE.sum(1).tolist()
+    x_SD = all_to_all_single_autograd(x_RD, here, there, group)
+    # From each rank the rows come sorted by expert; a backend wants them sorted over all ranks.
+    expert_S = torch.arange(got_PE.shape[1], device=x_RD.device).repeat(len(got_PE)).repeat_interleave(got_PE.flatten())
+    order_S = expert_S.argsort(stable=True)
+    gate, up, down = (w.to_local() if isinstance(w, DTensor) else w for w in (gate_EFD, up_EFD, down_EFD))
+    y_SD = run(x_SD[order_S], gate, up, down, got_PE.sum(0))
+    return all_to_all_single_autograd(y_SD[order_S.argsort()], there, here, group)
 
 
 def whole(model: Transformer) -> Transformer:
@@ -233,6 +299,12 @@ def whole(model: Transformer) -> Transformer:
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """The norm of all gradients before they are clipped to `limit`, over all ranks."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """The norm of all gradients before they are clipped to `limit`, over all ranks and meshes."""
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    norms = [nn.utils.get_total_norm([p.grad for p in each if p.grad is not None]) for each in by_mesh.values()]
+    norm = nn.utils.get_total_norm([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    for each in by_mesh.values():
+        nn.utils.clip_grads_with_norm_(each, limit, norm)
+    return norm

@@ -23,6 +23,7 @@ from tests.train.test_resume import at_step
 from tests.train.tiny import final
 
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
+SHARD = {"run.shard": True}
 
 
 def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
@@ -70,10 +71,14 @@ def assert_close(one: Path, other: Path) -> None:
     assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("world", "shard"), [(2, False), (4, False), (2, True), (4, True)])
-def test_several_processes_are_one(world: int, shard: bool, make: Callable[..., Config], say: Console) -> None:
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [(2, {}), (4, {}), (2, SHARD), (4, SHARD), (2, SHARD | {"run.ep": 2}), (4, SHARD | {"run.ep": 2})],
+    ids=["ddp-2", "ddp-4", "fsdp-2", "fsdp-4", "ep-2", "ep-2-fsdp-2"],
+)
+def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
     one = train(make(FEW | {"run.name": "one"}), say)
-    assert ended(start(make(FEW | {"run.name": "several", "run.shard": shard}), world)) == [0] * world
+    assert ended(start(make(FEW | changes | {"run.name": "several"}), world)) == [0] * world
     several = next(one.parent.glob("several-*"))
     assert (several / "DONE").exists()
     assert_close(one, several)
@@ -100,16 +105,16 @@ def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     assert_close(one, several)
 
 
-LAYOUTS = {"one": (1, False), "ddp": (2, False), "fsdp": (2, True)}
+LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, SHARD | {"run.ep": 2})}
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "fsdp"), ("fsdp", "ddp")])
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "ep"), ("ep", "fsdp")])
 def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_at_another_layout(
     before: str, after: str, make: Callable[..., Config], say: Console
 ) -> None:
     few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")}
     uninterrupted = train(make(few | {"run.name": "one"}), say)
-    configs = [make(few | {"run.name": "several", "run.shard": LAYOUTS[name][1]}) for name in (before, after)]
+    configs = [make(few | {"run.name": "several"} | LAYOUTS[name][1]) for name in (before, after)]
 
     def interrupt(rank: int) -> None:
         plain = LccpModule.training_step
