@@ -24,6 +24,8 @@ from tests.train.tiny import final
 
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 SHARD = {"run.shard": True}
+EP = {"run.shard": True, "run.ep": 2}
+MICRO = {"run.micro_batch_tokens": 64}
 
 
 def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
@@ -73,8 +75,8 @@ def assert_close(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("world", "changes"),
-    [(2, {}), (4, {}), (2, SHARD), (4, SHARD), (2, SHARD | {"run.ep": 2}), (4, SHARD | {"run.ep": 2})],
-    ids=["ddp-2", "ddp-4", "fsdp-2", "fsdp-4", "ep-2", "ep-2-fsdp-2"],
+    [(2, MICRO), (4, {}), (2, SHARD | MICRO), (4, SHARD), (2, EP | MICRO), (4, EP)],
+    ids=["ddp-2-micro", "ddp-4", "fsdp-2-micro", "fsdp-4", "ep-2-micro", "ep-2-fsdp-2"],
 )
 def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
     one = train(make(FEW | {"run.name": "one"}), say)
@@ -105,7 +107,7 @@ def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     assert_close(one, several)
 
 
-LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, SHARD | {"run.ep": 2})}
+LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, EP)}
 
 
 @pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "ep"), ("ep", "fsdp")])
@@ -134,7 +136,8 @@ def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_at_another_layout
     assert_close(uninterrupted, directory)
     mine, theirs = final(uninterrupted), final(directory)
     assert list(mine) == list(theirs)
-    assert all(torch.allclose(mine[key], theirs[key], rtol=1e-4, atol=1e-6) for key in mine)
+    # Adam makes a step of full size of a gradient that is nothing but rounding.
+    assert all(torch.allclose(mine[key], theirs[key], rtol=1e-4, atol=3e-5) for key in mine)
 
 
 def test_sharded_weights_are_cut(make: Callable[..., Config], say: Console) -> None:
@@ -173,9 +176,29 @@ def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
     assert "at step 5, on documents prose/the-one, " in capfd.readouterr().err
 
 
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(
-    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, say: Console
+@pytest.mark.parametrize(
+    ("world", "changes", "message"),
+    [
+        (3, {}, r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"),
+        (2, {"run.micro_batch_tokens": 256}, r"run.micro_batch_tokens=256: .* = 2 groups of so many must divide"),
+        (1, EP, r"run.ep=2: must divide the 1 processes; start others with torchrun"),
+        (4, EP | {"model.num_experts": 5}, r"torchrun ep=2: must divide model.num_experts=5"),
+        (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which model.d_expert=15 does not divide by"),
+    ],
+)
+def test_what_the_ranks_do_not_divide_is_refused(
+    world: int,
+    changes: dict,
+    message: str,
+    make: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    say: Console,
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"):
-        train(make(), say)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    with pytest.raises(ConfigError, match=message):
+        train(make(changes), say)
+
+
+def test_experts_are_cut_with_the_weights_alone(make: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"run.ep=2: cuts the experts' weights; set run.shard=true"):
+        make({"run.ep": 2})
