@@ -172,10 +172,8 @@ def _layout(config: Config, world: int) -> int:
 class Sharded(ModelParallelStrategy):
     """FSDP2 whose checkpoints are those of one process: whole tensors, in the one file that `checkpoint_io` writes."""
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning restores optimizers through `load_optimizer_state_dict`."""
-        return True
+    lightning_restore_optimizer = True
+    save_checkpoint, load_checkpoint = Strategy.save_checkpoint, Strategy.load_checkpoint
 
     @property
     def _module(self) -> LightningModule:
@@ -205,14 +203,6 @@ class Sharded(ModelParallelStrategy):
                 for index, each in saved["state"].items()
             }
             optimizer.load_state_dict(saved | {"state": state})
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """None, once rank 0 has written the file."""
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The content of a file that any layout has written."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
 
 def _whole(state: Any) -> Any:
