@@ -193,6 +193,9 @@ class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
     `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
+    Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
+    each of `ep` neighbours may compute its own experts alone. One that waits longer than `timeout_minutes` for the
+    others' part of a sum ends.
     """
 
     name: str
@@ -208,6 +211,9 @@ class RunConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     deterministic: bool = False
     threads: Size | None = None
+    shard: bool = False
+    ep: Size = 1
+    timeout_minutes: Annotated[float, Gt(0)] = 30.0
     log_every_steps: Size = 10
     checkpoint_every_steps: Size = 100
     loggers: dict[str, Any] = field(default_factory=dict)
@@ -231,6 +237,7 @@ class RunConfig:
             path = logger.get("class") if isinstance(logger, Mapping) else None
             known = isinstance(path, str) and "." in path
             refuse(not known, f"run.loggers.{name}.class", path, "must be the dotted path of a Lightning logger")
+        refuse(self.ep > 1 and not self.shard, "run.ep", self.ep, "cuts the experts' weights; set run.shard=true")
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
     @property

@@ -14,7 +14,8 @@ OURS |= {name: {name, *LEAVES} for name in ("models", "data", "analysis", "plan"
 OURS["monitors"] = {"monitors"} | OURS["models"] | OURS["data"]
 OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"] | OURS["plan"]
 HOMES = {  # package -> the places that may name it
-    **dict.fromkeys(("lightning", "pytorch_lightning", "torch.distributed"), ("train/",)),
+    **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/",)),
+    "torch.distributed": ("train/parallel.py",),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),
     **dict.fromkeys(("megablocks", "grouped_gemm"), ("models/experts.py",)),
     "transformers": ("models/adapter.py", "models/hf.py"),

@@ -59,6 +59,7 @@ class MoE(nn.Module):
         shape = (c.num_experts, c.d_expert, c.d_model)
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
+        self.dispatch: experts.Dispatch | None = None  # None: all experts are here
         # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
@@ -74,7 +75,10 @@ class MoE(nn.Module):
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
         gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
         run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
-        if self.backend == "auto" and run is experts.loop:
+        if self.dispatch is not None:
+            y_RD = self.dispatch(run, x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
+            y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
+        elif self.backend == "auto" and run is experts.loop:
             y_TD = kernels.mixture(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
         else:
             y_RD = run(x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]

@@ -71,22 +71,22 @@ def parse_layout(text: str) -> Layout:
     return Layout(**sizes)
 
 
-def rows_at_once(config: Config, layout: Layout) -> int:
+def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int:
     """Tokens that `cp` devices send through together: run.micro_batch_tokens, or their part of the batch.
 
-    Raises ConfigError where the layout does not divide the experts, the batch or the context.
+    Raises ConfigError, naming `where` the layout stands, if it does not divide the experts, the batch or the context.
     """
     model, run = config.model, config.run
     dense = model.num_dense_layers == model.num_layers
     rule = "needs experts, and every layer of this model is dense; use dp"
-    refuse(layout.ep > 1 and dense, "--layout ep", layout.ep, rule)
+    refuse(layout.ep > 1 and dense, f"{where} ep", layout.ep, rule)
     rule = f"must divide model.num_experts={model.num_experts}"
-    refuse(model.num_experts % layout.ep and not dense, "--layout ep", layout.ep, rule)
+    refuse(model.num_experts % layout.ep and not dense, f"{where} ep", layout.ep, rule)
     rule = f"2 x cp must divide run.context_tokens={run.context_tokens}: each device takes an early and a late piece"
-    refuse(layout.cp > 1 and run.context_tokens % (2 * layout.cp), "--layout cp", layout.cp, rule)
+    refuse(layout.cp > 1 and run.context_tokens % (2 * layout.cp), f"{where} cp", layout.cp, rule)
     groups, rows = layout.dp * layout.ep, run.batch_tokens // run.context_tokens
     rule = f"dp x ep = {groups} must divide the {rows} rows of run.batch_tokens={run.batch_tokens}"
-    refuse(rows % groups, "--layout", ",".join(f"{k}={v}" for k, v in layout._asdict().items()), rule)
+    refuse(rows % groups, where, ",".join(f"{k}={v}" for k, v in layout._asdict().items()), rule)
     micro = run.micro_batch_tokens or run.batch_tokens // groups
     rule = f"dp x ep = {groups} groups of so many must divide run.batch_tokens={run.batch_tokens}; lower it"
     refuse(run.batch_tokens % (micro * groups), "run.micro_batch_tokens", micro, rule)

@@ -25,9 +25,10 @@ from lccp_sim.train.watch import HeadHistory, Seen, Watch
 class Monitors(L.Callback):
     """Lets `watch` look at `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
 
-    `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. Under DDP rank 0
-    looks and the others wait. Its state is in every checkpoint, so that a resumed run writes no record twice. What is
-    in `then` is called once a window is written, before it is logged and saved, and gives the records that it wrote.
+    `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
+    another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `Watch`. Its state is in
+    every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
+    window is written, before it is logged and saved, and gives the records that it wrote.
     """
 
     def __init__(
@@ -113,8 +114,9 @@ class Monitors(L.Callback):
             self.journal.write_samples(step, seen.values)
         self.journal.write_timing(seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        more = [record for follow in self.then for record in follow(trainer, moment)]
-        log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
-        log_images(trainer.loggers, seen.records, step)
+        if trainer.is_global_zero:
+            more = [record for follow in self.then for record in follow(trainer, moment)]
+            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
+            log_images(trainer.loggers, seen.records, step)
         self.seen_step = step
         return seen

@@ -22,17 +22,19 @@ RECORDS, TIMING, DECISIONS, REFERENCE = "records.jsonl", "timing.jsonl", "decisi
 
 
 class Journal:
-    """Appends to the files of one directory."""
+    """Appends to the files of one directory; a `silent` one, of a rank that others write for, changes nothing."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, silent: bool = False):
+        self.directory, self.silent = directory, silent
 
     def write(self, records: Sequence[Record]) -> None:
         """None, once the records are on disk."""
-        append_lines(self.directory / RECORDS, (record.line() for record in records))
+        self._append(RECORDS, (record.line() for record in records))
 
     def write_samples(self, step: int, values: Sequence[Value]) -> None:
         """None, once `samples/<step>.parquet` holds one row per value."""
+        if self.silent:
+            return
         columns = {
             "monitor": [v.monitor for v in values],
             "metric": [v.metric for v in values],
@@ -46,11 +48,11 @@ class Journal:
 
     def write_timing(self, rows: Iterable[dict[str, Any]]) -> None:
         """None, once the rows {step, tokens, what, seconds, forward_tokens} are on disk."""
-        append_lines(self.directory / TIMING, (json.dumps(row) + "\n" for row in rows))
+        self._append(TIMING, (json.dumps(row) + "\n" for row in rows))
 
     def write_decisions(self, rows: Iterable[dict[str, Any]]) -> None:
         """None, once the rows {step, tokens, watch, verdict, reasons, action, ...} are on disk."""
-        append_lines(self.directory / DECISIONS, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._append(DECISIONS, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def records(self) -> list[Record]:
         """All records so far. Raises DamagedRecords where a line is none."""
@@ -66,6 +68,8 @@ class Journal:
 
         Raises ConfigError where records are missing that were written before.
         """
+        if self.silent:
+            return
         path, known = self.directory / RECORDS, lengths.get(RECORDS, 0)
         size = path.stat().st_size if path.exists() else 0
         if size < known:
@@ -76,6 +80,10 @@ class Journal:
         for path in (self.directory / "samples").glob("*.parquet"):
             if int(path.stem) > step:
                 path.unlink()
+
+    def _append(self, name: str, lines: Iterable[str]) -> None:
+        if not self.silent:
+            append_lines(self.directory / name, lines)
 
     def _growing(self) -> list[Path]:
         return [path for name in (RECORDS, TIMING, DECISIONS) if (path := self.directory / name).exists()]

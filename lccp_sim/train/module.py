@@ -13,6 +13,7 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.parallel import ALONE, Ranks, clip, shard
 
 
 class NotFinite(RuntimeError):
@@ -22,14 +23,18 @@ class NotFinite(RuntimeError):
 class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`."""
 
-    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any]):
+    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any], ranks: Ranks = ALONE):
         super().__init__()
-        self.config, self.model, self.facts = config, model, facts
+        self.config, self.model, self.facts, self.ranks = config, model, facts, ranks
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
         self.step_names: list[str] = []
         self.grad_norm = torch.zeros(())
+
+    def configure_model(self) -> None:
+        """None; the weights are cut over the ranks, where Lightning has a mesh for it."""
+        shard(self.model, self.device_mesh, self.config.run.ep)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
@@ -41,7 +46,8 @@ class LccpModule(L.LightningModule):
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
         self.step_names += batch["names"]
-        self._check_finite("loss", loss + aux)
+        if self.ranks.world == 1:  # of several, one alone must not leave: the gradients of all will not be finite
+            self._check_finite("loss", loss + aux)
         self.step_loss += loss.detach()
         self.step_aux += aux.detach()
         self.step_counts = self.step_counts + out.count_LE
@@ -62,12 +68,15 @@ class LccpModule(L.LightningModule):
         """None; clips, keeps the norm from before, and stops while the weights are still whole."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.config.optim.clip_norm or float("inf")
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self.grad_norm = clip(parameters, limit)
         self._check_finite("gradient norm", self.grad_norm)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
-            names = ", ".join(self.step_names[:8]) + (", ..." if len(self.step_names) > 8 else "")
+            whole = bool(torch.isfinite(self.step_loss + self.step_aux))
+            shares = self.ranks.gather(lambda: (whole, self.step_names))
+            found = [name for whole, names in sorted(shares, key=lambda share: share[0]) for name in names]
+            names = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             raise NotFinite(f"the {what} is {value.item()} at step {self.global_step + 1}, on documents {names}")
 
     def update_router_bias(self) -> None:
@@ -85,7 +94,9 @@ class LccpModule(L.LightningModule):
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
+        # Weights on two meshes cannot be updated by one call.
+        foreach = None if self.config.run.ep == 1 else False
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), foreach=foreach)
         steps = self.config.run.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

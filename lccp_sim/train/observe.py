@@ -17,6 +17,7 @@ from lccp_sim.train.callback import Monitors
 from lccp_sim.train.journal import Journal
 from lccp_sim.train.logs import log_scalars
 from lccp_sim.train.module import LccpModule
+from lccp_sim.train.parallel import whole
 from lccp_sim.train.watch import Watch
 
 
@@ -27,10 +28,10 @@ class Observe(Monitors):
     """
 
     def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
-        super().__init__(watch, journal, batch_tokens, say=say)
+        super().__init__(watch, journal, batch_tokens, lambda module: whole(module.model), say)
         self.log_every = log_every
         self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
-        self.signalled: int | None = None
+        self.signalled = 0
         self.clock = (0, time.perf_counter())
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -66,9 +67,10 @@ class Observe(Monitors):
         elif records:
             self.journal.write(records)
             log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step))
-        if self.signalled is not None and step < trainer.max_steps:
+        number = pl_module.ranks.agree(self.signalled) if step < trainer.max_steps else 0
+        if number:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))
-            self.say(f"{signal.Signals(self.signalled).name}: saved step {step}; the same command goes on from here")
+            self.say(f"{signal.Signals(number).name}: saved step {step}; the same command goes on from here")
             trainer.should_stop = True
 
     def _path(self, name: str) -> Any:

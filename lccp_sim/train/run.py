@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import lightning as L
@@ -39,6 +40,7 @@ from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
+from lccp_sim.train.parallel import Ranks, connected, joined, micro_batches, placement
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
@@ -60,32 +62,41 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     start = Start.of(config)
     config = start.complete(config)
     directory = run_directory(config, start.hash)
-    with claim(directory):
+    failed = directory / FAILED
+
+    def begin() -> None:
+        held.enter_context(claim(directory))
         check_same(directory, config)
-        failed = directory / FAILED
         if failed.exists() and not again:
             error = ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
             error.add_note(str(directory))
             raise error
         failed.unlink(missing_ok=True)
+
+    # The directory is let go last, after the ranks: none of them may still write.
+    with ExitStack() as held, joined(config) as ranks:
+        ranks.first(begin)
         try:
-            return _train(config, start, directory, console)
+            with connected(config):
+                return _train(config, start, directory, console if ranks.rank == 0 else Console(quiet=True), ranks)
         except Exception as error:
             # What is refused is as it was, and is refused again without any training.
-            if (directory / CONFIG).exists() and not isinstance(error, ConfigError | DamagedRecords):
+            refused = isinstance(error, ConfigError | DamagedRecords)
+            if ranks.rank == 0 and (directory / CONFIG).exists() and not refused:
                 write_atomic(failed, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
             error.add_note(str(directory))
             raise
 
 
-def _train(config: Config, start: Start, directory: Path, console: Console) -> Path:
-    done = _done(config, directory)
+def _train(config: Config, start: Start, directory: Path, console: Console, ranks: Ranks) -> Path:
+    done = ranks.first(lambda: _done(config, directory))
     if done is not None:
         _say(console, f"{directory}: {done}")
         return directory
-    branch(config, directory)
-    checkpoint = _checkpoint(directory, console)
-    corpus = open_corpus(config.data, config.run.context_tokens, config.seed, tokenizer_for(config, start, directory))
+    ranks.first(lambda: branch(config, directory))
+    checkpoint = ranks.first(lambda: _checkpoint(directory, console))
+    tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
+    corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer))
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
@@ -95,7 +106,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     else:
         vocabulary = config.model.vocabulary(corpus.vocab_size)
         model = initialise(Transformer(config.model, vocabulary), config.seed)
-    watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE)
+    watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
@@ -105,12 +116,12 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
     else:
         check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition
-    first = check_precondition(model, corpus, watch, start, console) if begins else []
+    first = ranks.first(lambda: check_precondition(model, corpus, watch, start, console)) if begins else []
     warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *watch.notes]
     table = {"hash": corpus.hash, "warnings": warned, "sources": corpus.table}
-    write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str())
-    (directory / DONE).unlink(missing_ok=True)
-    journal = Journal(directory)
+    ranks.first(lambda: write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str()))
+    ranks.first(lambda: (directory / DONE).unlink(missing_ok=True))
+    journal = Journal(directory, silent=ranks.rank > 0)
     _say(
         console,
         f"{directory}: {f'resuming {checkpoint.name}' if checkpoint else 'starting'}, {config.run.steps:,} steps",
@@ -125,7 +136,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         "tokens_before": start.tokens,
         **start.facts,
     }
-    module = LccpModule(config, model, facts)
+    module = LccpModule(config, model, facts, ranks)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
@@ -133,12 +144,13 @@ def _train(config: Config, start: Start, directory: Path, console: Console) -> P
         observe.lr_factor = stopping.factor
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
-    _fit(config, module, [observe, *([stopping] if stopping else [])], directory, feed_of(corpus, config), checkpoint)
+    ours = [observe, *([stopping] if stopping else [])]
+    _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
         by = {"stopped_by": stopping.settings.action} if stopping is not None and early else {}
-        write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n")
+        ranks.first(lambda: write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n"))
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
     return directory
 
@@ -184,10 +196,16 @@ def _say(console: Console, line: str, style: str | None = None) -> None:
 
 
 def _fit(
-    config: Config, module: LccpModule, ours: list[L.Callback], directory: Path, feed: Feed, checkpoint: Path | None
+    config: Config,
+    module: LccpModule,
+    ours: list[L.Callback],
+    directory: Path,
+    feed: Feed,
+    checkpoint: Path | None,
+    ranks: Ranks,
 ) -> None:
     r = config.run
-    micro = r.batch_tokens // (r.micro_batch_tokens or r.batch_tokens)
+    micro = micro_batches(config, ranks)
     first = step_of(checkpoint) + 1 if checkpoint else 0
     periodic = ModelCheckpoint(
         directory / "checkpoints", "last-{step:08d}", monitor="step", mode="max", save_top_k=2,
@@ -196,9 +214,10 @@ def _fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     trainer = L.Trainer(
-        accelerator=r.accelerator, devices=1, max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
+        **placement(config, ranks), accelerator=r.accelerator,
+        max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
         precision="bf16-mixed" if r.precision == "bf16" else "32-true", deterministic=r.deterministic,
-        logger=loggers(config, directory, first), plugins=[VerifiedIO()],
+        logger=ranks.in_turn(lambda: loggers(config, directory, first)), plugins=[VerifiedIO()],
         callbacks=[*ours, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=directory, log_every_n_steps=r.log_every_steps,
     )  # fmt: skip

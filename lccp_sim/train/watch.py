@@ -21,6 +21,7 @@ from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, Tag
 from lccp_sim.train.module import NotFinite
+from lccp_sim.train.parallel import ALONE, Ranks
 from lccp_sim.train.reference import find_reference, read_reference
 
 
@@ -40,8 +41,15 @@ class Watch:
     `notes`: what a person should know about the items, a line each.
     """
 
-    def __init__(self, monitors: Mapping[str, Monitor], corpus: Corpus, windows: list[int], store: Path | None = None):
-        self.monitors, self.windows = monitors, windows
+    def __init__(
+        self,
+        monitors: Mapping[str, Monitor],
+        corpus: Corpus,
+        windows: list[int],
+        store: Path | None = None,
+        ranks: Ranks = ALONE,
+    ):
+        self.monitors, self.windows, self.ranks = monitors, windows, ranks
         self.items = {name: monitor.prepare(corpus) for name, monitor in monitors.items()}
         self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
         self.corpus, self.store = corpus, store
@@ -63,31 +71,38 @@ class Watch:
     def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory") -> Seen:
         """Everything that is due; at a step that is no window, everything.
 
-        The model is as before afterwards, to the bit, and so is the random state.
+        The model is as before afterwards, to the bit, and so is the random state. Each of several ranks looks with its
+        share of the monitors, and all get everything: a monitor sees all its items on one rank, so the numbers are the
+        same on one rank and on many.
         """
-        records: list[Record] = []
-        values: list[Value] = []
-        timing = []
-        with observing(model):
-            for name in self.due(moment.step) if moment.step in self.windows else self.monitors:
-                monitor, start = self.monitors[name], time.perf_counter()
-                with counting(model) as tokens:
-                    if name in self.open:
-                        self.items[name] = find_reference(
-                            self.store, name, monitor, self.items[name], model, self.corpus
-                        )
-                        self.open.remove(name)
-                    measured = monitor.score(model, self.items[name])
-                try:
-                    records += monitor.aggregate(measured, moment)
-                except ValueError as error:  # a Record refuses what is not finite
-                    raise NotFinite(str(error)) from error
-                values += monitor.samples(measured)
-                seconds = time.perf_counter() - start
-                cost = {"seconds": round(seconds, 4), "forward_tokens": tokens[0]}
-                timing.append(moment._asdict() | {"what": f"monitor:{name}"} | cost)
-        records += history.compare(records, moment)
-        return Seen(records, values, timing)
+        due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
+        mine = [name for name in due if self._rank(name) == self.ranks.rank]
+        shares = self.ranks.gather(lambda: {name: self._look(name, model, moment) for name in mine})
+        seen = [share[name] for name in due for share in shares if name in share]
+        records = [record for each in seen for record in each.records]
+        values = [value for each in seen for value in each.values]
+        timing = [row for each in seen for row in each.timing]
+        return Seen(records + history.compare(records, moment), values, timing)
+
+    def _rank(self, name: str) -> int:
+        """The rank that a monitor looks on; what is written at the first look is for rank 0 to write."""
+        fixes = self.monitors[name].reference_from is not None
+        return 0 if fixes else list(self.monitors).index(name) % self.ranks.world
+
+    def _look(self, name: str, model: LanguageModel, moment: Moment) -> Seen:
+        monitor, start = self.monitors[name], time.perf_counter()
+        with observing(model), counting(model) as tokens:
+            if name in self.open:
+                self.items[name] = find_reference(self.store, name, monitor, self.items[name], model, self.corpus)
+                self.open.remove(name)
+            measured = monitor.score(model, self.items[name])
+        try:
+            records = monitor.aggregate(measured, moment)
+        except ValueError as error:  # a Record refuses what is not finite
+            raise NotFinite(str(error)) from error
+        values = list(monitor.samples(measured))
+        cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": tokens[0]}
+        return Seen(records, values, [moment._asdict() | {"what": f"monitor:{name}"} | cost])
 
 
 class HeadHistory:

@@ -1,0 +1,204 @@
+"""A run on several processes is the run on one: the same losses, gradient norms and records, to rounding."""
+
+import io
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.records import read_records
+from lccp_sim.train.module import LccpModule
+from lccp_sim.train.run import train
+from tests.train.test_resume import at_step
+from tests.train.tiny import final
+
+FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
+SHARD = {"run.shard": True}
+EP = {"run.shard": True, "run.ep": 2}
+MICRO = {"run.micro_batch_tokens": 64}
+
+
+def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
+    """Trains `config` on `world` forked processes, as torchrun would; the process ids. `plant(rank)` comes first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sys.stdout.flush(), sys.stderr.flush()
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
+                rank_zero_only.rank = rank
+                plant(rank)
+                train(config, Console(file=io.StringIO()))
+                status = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def ended(children: list[int]) -> list[int]:
+    """The exit statuses of these processes, once all have ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def table(directory: Path) -> dict[tuple, float]:
+    """Values of a run's records by step, monitor, metric and tags. Fails where one comes twice."""
+    records = read_records(directory / "records.jsonl")[0]
+    found = {(r.step, r.monitor, r.metric, *sorted(r.tags.items())): r.value for r in records}
+    assert len(found) == len(records)
+    return found
+
+
+def assert_close(one: Path, other: Path) -> None:
+    mine, theirs = table(one), table(other)
+    assert list(mine) == list(theirs)
+    assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [(2, MICRO), (4, {}), (2, SHARD | MICRO), (4, SHARD), (2, EP | MICRO), (4, EP)],
+    ids=["ddp-2-micro", "ddp-4", "fsdp-2-micro", "fsdp-4", "ep-2-micro", "ep-2-fsdp-2"],
+)
+def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
+    one = train(make(FEW | {"run.name": "one"}), say)
+    assert ended(start(make(FEW | changes | {"run.name": "several"}), world)) == [0] * world
+    several = next(one.parent.glob("several-*"))
+    assert (several / "DONE").exists()
+    assert_close(one, several)
+
+
+def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
+    make: Callable[..., Config], say: Console, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = {"run.checkpoint_every_steps": 2, "run.timeout_minutes": 0.2} | FEW
+    few |= {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")}
+    one = train(make(few | {"run.name": "one"}), say)
+    config = make(few | {"run.name": "several"})
+
+    def die(rank: int) -> None:
+        if rank == 1:
+            at_step(5)
+
+    assert ended(start(config, 2, die)) == [1, -signal.SIGKILL]
+    assert "another process of the run is gone" in capfd.readouterr().err
+    several = next(one.parent.glob("several-*"))
+    assert (several / "FAILED").read_text().startswith("LostRank: another process")
+    assert ended(start(config, 2)) == [0, 0]
+    assert not (several / "FAILED").exists()
+    assert_close(one, several)
+
+
+LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, EP)}
+
+
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "ep"), ("ep", "fsdp")])
+def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_at_another_layout(
+    before: str, after: str, make: Callable[..., Config], say: Console
+) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")}
+    uninterrupted = train(make(few | {"run.name": "one"}), say)
+    configs = [make(few | {"run.name": "several"} | LAYOUTS[name][1]) for name in (before, after)]
+
+    def interrupt(rank: int) -> None:
+        plain = LccpModule.training_step
+
+        def step(self: LccpModule, *a: Any) -> Any:
+            if rank == LAYOUTS[before][0] - 1 and self.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, *a)
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert set(ended(start(configs[0], LAYOUTS[before][0], interrupt))) == {0}
+    directory = next(uninterrupted.parent.glob("several-*"))
+    assert sorted(path.name for path in directory.glob("checkpoints/last-*.ckpt")) == ["last-00000005.ckpt"]
+    assert set(ended(start(configs[1], LAYOUTS[after][0]))) == {0}
+    assert (directory / "DONE").exists()
+    assert_close(uninterrupted, directory)
+    mine, theirs = final(uninterrupted), final(directory)
+    assert list(mine) == list(theirs)
+    # Adam makes a step of full size of a gradient that is nothing but rounding.
+    assert all(torch.allclose(mine[key], theirs[key], rtol=1e-4, atol=3e-5) for key in mine)
+
+
+def test_sharded_weights_are_cut(make: Callable[..., Config], say: Console) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
+
+    def check(rank: int) -> None:
+        def step(self: LccpModule, *a: Any) -> Any:
+            parameters = list(self.model.parameters())
+            held = sum(p.to_local().numel() for p in parameters)
+            whole = sum(p.numel() for p in parameters)
+            os._exit(7 if held < 0.51 * whole else 8)
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert ended(start(make(few | {"run.shard": True}), 2, check)) == [7, 7]
+
+
+def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
+    make: Callable[..., Config], capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity", "needle")}
+
+    def spoil(rank: int) -> None:
+        plain = LccpModule.training_step
+
+        def step(self: LccpModule, batch: dict[str, Any], index: int) -> Any:
+            loss = plain(self, batch, index)
+            if rank == 1 and self.global_step == 4:
+                self.step_loss, self.step_names = self.step_loss * float("nan"), ["prose/the-one"]
+                return loss * float("nan")
+            return loss
+
+        LccpModule.training_step = step  # type: ignore[method-assign]
+
+    assert ended(start(make(few), 2, spoil)) == [1, 1]
+    assert "at step 5, on documents prose/the-one, " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("world", "changes", "message"),
+    [
+        (3, {}, r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"),
+        (2, {"run.micro_batch_tokens": 256}, r"run.micro_batch_tokens=256: .* = 2 groups of so many must divide"),
+        (1, EP, r"run.ep=2: must divide the 1 processes; start others with torchrun"),
+        (4, EP | {"model.num_experts": 5}, r"torchrun ep=2: must divide model.num_experts=5"),
+        (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which model.d_expert=15 does not divide by"),
+    ],
+)
+def test_what_the_ranks_do_not_divide_is_refused(
+    world: int,
+    changes: dict,
+    message: str,
+    make: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    say: Console,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    with pytest.raises(ConfigError, match=message):
+        train(make(changes), say)
+
+
+def test_experts_are_cut_with_the_weights_alone(make: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"run.ep=2: cuts the experts' weights; set run.shard=true"):
+        make({"run.ep": 2})
