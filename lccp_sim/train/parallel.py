@@ -20,24 +20,24 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.models.attention import attend_pieces
 from lccp_sim.models.experts import Experts
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.plan.hardware import rows_at_once
-from lccp_sim.plan.memory import Layout
+from lccp_sim.train.layout import starts, tokens_at_once
 
 PATIENT = timedelta(days=30)
-AXES = ("rows", "columns")  # of the mesh of the experts
+AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
 EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
 Given = TypeVar("Given")
 
@@ -111,7 +111,7 @@ def joined(config: Config) -> Iterator[Ranks]:
     Raises ConfigError where the ranks do not divide the batch.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
-    _layout(config, world)
+    tokens_at_once(config, world)
     if world == 1:
         yield ALONE
         return
@@ -154,41 +154,21 @@ def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
     return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy}
 
 
-def micro_batches(config: Config, ranks: Ranks) -> int:
-    """Micro-batches of an optimizer step on each rank."""
-    return config.run.batch_tokens // (_layout(config, ranks.world) * ranks.world)
-
-
-def _layout(config: Config, world: int) -> int:
-    """Tokens of a micro-batch on each rank. Raises ConfigError where `world` ranks cannot be laid out so."""
-    ep = config.run.ep
-    refuse(world % ep, "run.ep", ep, f"must divide the {world} processes; start others with torchrun --nproc-per-node")
-    dp, width = world // ep, config.model.d_expert
-    rule = f"leaves {dp} ranks to cut each expert's width, which model.d_expert={width} does not divide by"
-    refuse(ep > 1 and width % dp, "run.ep", ep, rule)
-    return rows_at_once(config, Layout(dp=dp, ep=ep), where="torchrun")
-
-
 class Sharded(ModelParallelStrategy):
     """FSDP2 whose checkpoints are those of one process: whole tensors, in the one file that `checkpoint_io` writes."""
 
     lightning_restore_optimizer = True
     save_checkpoint, load_checkpoint = Strategy.save_checkpoint, Strategy.load_checkpoint
 
-    @property
-    def _module(self) -> LightningModule:
-        assert self.lightning_module is not None
-        return self.lightning_module
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The state of the module with whole tensors, on every rank."""
-        return _whole(self._module.state_dict())
+        return _whole(Strategy.lightning_module_state_dict(self))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """None; each rank takes its part."""
-        mine = self._module.state_dict()
+        mine = Strategy.lightning_module_state_dict(self)
         state = {key: _cut(value, mine.get(key)) for key, value in checkpoint["state_dict"].items()}
-        self._module.load_state_dict(state, strict=strict)
+        Strategy.load_model_state_dict(self, {"state_dict": state}, strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The state of an optimizer with whole tensors, on every rank."""
@@ -217,18 +197,23 @@ def _cut(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1) -> None:
+def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1) -> None:
     """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
 
     With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
+    With `cp`, that many neighbours attend to each other's tokens, and average what a router's losses ask of a sequence.
     """
     if mesh is None or isinstance(model, FSDPModule):
         return
     ranks = mesh["data_parallel"]
-    place = None
-    if ep > 1:
-        shape = ranks.size() // ep, ep
-        place = _place_experts(model, init_device_mesh(ranks.device_type, shape, mesh_dim_names=AXES))
+
+    def mesh_of(neighbours: int) -> DeviceMesh:
+        shape = ranks.size() // neighbours, neighbours
+        return init_device_mesh(ranks.device_type, shape, mesh_dim_names=AXES)
+
+    place = _place_experts(model, mesh_of(ep)) if ep > 1 else None
+    if cp > 1:
+        _share_rows(model, mesh_of(cp)["columns"].get_group())
     for block in model.layers:
         cut = fully_shard(block, mesh=ranks, shard_placement_fn=place)
         if ep > 1:
@@ -254,6 +239,26 @@ def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Paramet
             block.moe.dispatch = partial(exchange, columns.get_group())
     across = ShardPlacementResult(Shard(1), FSDPMeshInfo(rows, shard_mesh_dim=0))
     return lambda parameter: across if isinstance(parameter, DTensor) else None
+
+
+def _share_rows(model: Transformer, group: Any) -> None:
+    for block in model.layers:
+        block.attention.attend = partial(attend_across, group)
+        if block.moe is not None:
+            block.moe.average = lambda x: all_reduce(x.float(), group=group) / dist.get_world_size(group)
+
+
+def attend_across(
+    group: Any, q_BSNH: Tensor, k_BSMH: Tensor, v_BSMH: Tensor, scale: float, bounds: Tensor, window: int | None
+) -> Tensor:
+    """[B, S, N, H]: `attend` of this rank's two pieces of each row, to the keys of all ranks of `group`."""
+    kv_BSMH, ranks = torch.cat((k_BSMH, v_BSMH), dim=-1), dist.get_world_size(group)
+    # An all-gather whose backward pass, a reduce-scatter, gloo can do, too.
+    every = all_to_all_single_autograd(torch.cat([kv_BSMH] * ranks), None, None, group)
+    pieces = [part.chunk(2, dim=1) for part in every.chunk(ranks)]
+    kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
+    first = starts(kv_BTMH.shape[1], dist.get_rank(group), ranks)
+    return attend_pieces(q_BSNH, *kv_BTMH.chunk(2, dim=-1), scale, bounds, window, first)
 
 
 def exchange(

@@ -25,6 +25,7 @@ from tests.train.tiny import final
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 SHARD = {"run.shard": True}
 EP = {"run.shard": True, "run.ep": 2}
+CP = {"run.shard": True, "run.cp": 2}
 MICRO = {"run.micro_batch_tokens": 64}
 
 
@@ -75,8 +76,18 @@ def assert_close(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("world", "changes"),
-    [(2, MICRO), (4, {}), (2, SHARD | MICRO), (4, SHARD), (2, EP | MICRO), (4, EP)],
-    ids=["ddp-2-micro", "ddp-4", "fsdp-2-micro", "fsdp-4", "ep-2-micro", "ep-2-fsdp-2"],
+    [(2, MICRO), (4, {}), (2, SHARD | MICRO), (4, SHARD), (2, EP | MICRO), (4, EP), (2, CP), (4, CP), (4, EP | CP)],
+    ids=[
+        "ddp-2-micro",
+        "ddp-4",
+        "fsdp-2-micro",
+        "fsdp-4",
+        "ep-2-micro",
+        "ep-2-fsdp-2",
+        "cp-2",
+        "cp-2-fsdp-2",
+        "cp-2-ep-2",
+    ],
 )
 def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
     one = train(make(FEW | {"run.name": "one"}), say)
@@ -181,7 +192,7 @@ def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
     [
         (3, {}, r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"),
         (2, {"run.micro_batch_tokens": 256}, r"run.micro_batch_tokens=256: .* = 2 groups of so many must divide"),
-        (1, EP, r"run.ep=2: must divide the 1 processes; start others with torchrun"),
+        (1, EP, r"run.ep=2: .* must divide the 1 processes; start others with torchrun"),
         (4, EP | {"model.num_experts": 5}, r"torchrun ep=2: must divide model.num_experts=5"),
         (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which model.d_expert=15 does not divide by"),
     ],
