@@ -26,14 +26,11 @@ class _MicroBatches(IterableDataset):
             target_count = self.feed.target_count(step)
             for part in range(self.micro):
                 batch = self.feed.slice(step, self.rank // self.cp, self.world // self.cp, part, self.micro)
-                arrays = {
-                    key: torch.from_numpy(
-                        value if self.cp == 1 or key == "bounds" else piece(value, self.rank % self.cp, self.cp)
-                    )
-                    for key, value in vars(batch).items()
-                    if isinstance(value, np.ndarray)
-                }
-                yield arrays | {"names": batch.names, "target_count": target_count}
+                arrays = {key: value for key, value in vars(batch).items() if isinstance(value, np.ndarray)}
+                bounds, mine = arrays.pop("bounds"), self.rank % self.cp
+                pieces = {key: piece(value, mine, self.cp) for key, value in arrays.items()} | {"bounds": bounds}
+                tensors = {key: torch.from_numpy(value) for key, value in pieces.items()}
+                yield tensors | {"names": batch.names, "target_count": target_count}
 
 
 class LccpData(L.LightningDataModule):
@@ -47,7 +44,6 @@ class LccpData(L.LightningDataModule):
         """A loader without workers: a batch is a few memory-mapped rows."""
         assert self.trainer is not None
         t = self.trainer
-        stream = _MicroBatches(
-            self.feed, t.global_step, self.last_step, self.micro, t.global_rank, t.world_size, self.cp
-        )
+        place = t.global_rank, t.world_size, self.cp
+        stream = _MicroBatches(self.feed, t.global_step, self.last_step, self.micro, *place)
         return DataLoader(stream, batch_size=None)

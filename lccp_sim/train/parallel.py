@@ -258,7 +258,8 @@ def attend_across(
     pieces = [part.chunk(2, dim=1) for part in every.chunk(ranks)]
     kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
     first = starts(kv_BTMH.shape[1], dist.get_rank(group), ranks)
-    return attend_pieces(q_BSNH, *kv_BTMH.chunk(2, dim=-1), scale, bounds, window, first)
+    k_BTMH, v_BTMH = kv_BTMH.chunk(2, dim=-1)
+    return attend_pieces(q_BSNH, k_BTMH, v_BTMH, scale, bounds, window, first)
 
 
 def exchange(
