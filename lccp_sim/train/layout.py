@@ -28,6 +28,8 @@ def micro_batches(config: Config, world: int) -> int:
 
 def piece(row_BT: np.ndarray, rank: int, cp: int) -> np.ndarray:
     """What the `rank`-th of `cp` neighbours takes of each row: an early and a late piece, so that all attend alike."""
+    if cp == 1:
+        return row_BT
     size = row_BT.shape[1] // (2 * cp)
     return np.concatenate([row_BT[:, first : first + size] for first in starts(row_BT.shape[1], rank, cp)], axis=1)
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -108,7 +107,7 @@ ALONE = Ranks()
 def joined(config: Config) -> Iterator[Ranks]:
     """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
 
-    Raises ConfigError where the ranks do not divide the batch.
+    Raises ConfigError where the ranks cannot be laid out as the config says.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     tokens_at_once(config, world)
@@ -118,8 +117,7 @@ def joined(config: Config) -> Iterator[Ranks]:
     cuda = config.run.accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    timeout = timedelta(minutes=config.run.timeout_minutes)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=config.run.timeout_minutes))
     try:
         yield Ranks(dist.get_rank(), world, dist.new_group(backend="gloo", timeout=PATIENT))
     finally:
@@ -147,10 +145,8 @@ def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
     if ranks.world == 1:
         return {"devices": 1}
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy: Strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment())
-    if config.run.shard:
-        strategy = Sharded(data_parallel_size=ranks.world, tensor_parallel_size=1)
-        strategy.cluster_environment = TorchElasticEnvironment()
+    strategy = Sharded(ranks.world, tensor_parallel_size=1) if config.run.shard else DDPStrategy()
+    strategy.cluster_environment = TorchElasticEnvironment()
     return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy}
 
 
@@ -178,10 +174,7 @@ class Sharded(ModelParallelStrategy):
         """None; each rank takes its part."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {
-                index: {key: _cut(value, parameters[index]) for key, value in each.items()}
-                for index, each in saved["state"].items()
-            }
+            state = {i: {k: _cut(v, parameters[i]) for k, v in each.items()} for i, each in saved["state"].items()}
             optimizer.load_state_dict(saved | {"state": state})
 
 
@@ -208,8 +201,7 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1)
     ranks = mesh["data_parallel"]
 
     def mesh_of(neighbours: int) -> DeviceMesh:
-        shape = ranks.size() // neighbours, neighbours
-        return init_device_mesh(ranks.device_type, shape, mesh_dim_names=AXES)
+        return init_device_mesh(ranks.device_type, (ranks.size() // neighbours, neighbours), mesh_dim_names=AXES)
 
     place = _place_experts(model, mesh_of(ep)) if ep > 1 else None
     if cp > 1:
@@ -245,19 +237,21 @@ def _share_rows(model: Transformer, group: Any) -> None:
     for block in model.layers:
         block.attention.attend = partial(attend_across, group)
         if block.moe is not None:
-            block.moe.average = lambda x: all_reduce(x.float(), group=group) / dist.get_world_size(group)
+            block.moe.average = lambda x: gathered(group, x.float()).mean(0)
+
+
+def gathered(group: Any, x: Tensor) -> Tensor:
+    """[ranks, *x.shape]: `x` of every rank of `group`. Its backward pass is the reduce-scatter that gloo lacks."""
+    return all_to_all_single_autograd(torch.stack([x] * dist.get_world_size(group)), None, None, group)
 
 
 def attend_across(
     group: Any, q_BSNH: Tensor, k_BSMH: Tensor, v_BSMH: Tensor, scale: float, bounds: Tensor, window: int | None
 ) -> Tensor:
     """[B, S, N, H]: `attend` of this rank's two pieces of each row, to the keys of all ranks of `group`."""
-    kv_BSMH, ranks = torch.cat((k_BSMH, v_BSMH), dim=-1), dist.get_world_size(group)
-    # An all-gather whose backward pass, a reduce-scatter, gloo can do, too.
-    every = all_to_all_single_autograd(torch.cat([kv_BSMH] * ranks), None, None, group)
-    pieces = [part.chunk(2, dim=1) for part in every.chunk(ranks)]
+    pieces = [part.chunk(2, dim=1) for part in gathered(group, torch.cat((k_BSMH, v_BSMH), dim=-1))]
     kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
-    first = starts(kv_BTMH.shape[1], dist.get_rank(group), ranks)
+    first = starts(kv_BTMH.shape[1], dist.get_rank(group), len(pieces))
     k_BTMH, v_BTMH = kv_BTMH.chunk(2, dim=-1)
     return attend_pieces(q_BSNH, k_BTMH, v_BTMH, scale, bounds, window, first)
 
@@ -287,11 +281,10 @@ def whole(model: Transformer) -> Transformer:
     """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
     if not isinstance(model, FSDPModule):
         return model
-    device = model.device
     with torch.device("meta"):
         copy = Transformer(model.config, model.vocab_size)
     copy.load_state_dict(_whole(model.state_dict()), assign=True)
-    return copy.to(device)
+    return copy.to(model.device)
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
@@ -300,7 +293,8 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     for parameter in parameters:
         by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
     norms = [nn.utils.get_total_norm([p.grad for p in each if p.grad is not None]) for each in by_mesh.values()]
-    norm = nn.utils.get_total_norm([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
     for each in by_mesh.values():
         nn.utils.clip_grads_with_norm_(each, limit, norm)
     return norm
