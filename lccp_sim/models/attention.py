@@ -6,9 +6,12 @@ a document fits the window. Longer ones are cut into blocks of queries: each see
 band mask that all of them share.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
@@ -49,6 +52,7 @@ class Attention(nn.Module):
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
+        self.attend: Callable[..., Tensor] = attend  # across devices, where they share the tokens of a row
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
@@ -70,7 +74,7 @@ class Attention(nn.Module):
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
             self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, self.window, start_BT=start_BT))
         # v alone: as a view it would keep all of qkv for the backward pass.
-        y_BTNH = attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
+        y_BTNH = self.attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))
@@ -112,6 +116,41 @@ def attend(
         start = stop
     y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return y_RNH.view(B, T, N, H)
+
+
+def attend_pieces(
+    q_BSNH: Tensor,
+    k_BTMH: Tensor,
+    v_BTMH: Tensor,
+    scale: float,
+    bounds: Tensor,
+    window: int | None,
+    starts: Sequence[int],
+) -> Tensor:
+    """[B, S, N, H]: what `attend` gives for S of the T tokens of each row, pieces of one length that begin at `starts`.
+
+    Keys and values are those of whole rows, and `bounds` of all their tokens.
+    """
+    (B, S, N, _), T = q_BSNH.shape, k_BTMH.shape[1]
+    size, rows = S // len(starts), []
+    for row in range(B):
+        for index, first in enumerate(starts):
+            low, high = row * T + first, row * T + first + size
+            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                begin, end = max(start, low) - row * T, min(stop, high) - row * T
+                if begin >= end:
+                    continue
+                shift = index * size - first
+                q = q_BSNH[row, begin + shift : end + shift].transpose(0, 1)[None]
+                k, v = (x[row, start - row * T : end].transpose(0, 1)[None] for x in (k_BTMH, v_BTMH))
+                seen: Tensor = causal_lower_right(end - begin, k.shape[2])
+                if window is not None and k.shape[2] > window:
+                    place = torch.arange(k.shape[2], device=q.device)
+                    query = place[-(end - begin) :, None]
+                    seen = (place <= query) & (place > query - window)
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=N != k.shape[1])
+                rows.append(y[0].transpose(0, 1))
+    return torch.cat(rows).view_as(q_BSNH)
 
 
 def banded(q_BNTH: Tensor, k_BMTH: Tensor, v_BMTH: Tensor, scale: float, window: int) -> Tensor:

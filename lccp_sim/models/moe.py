@@ -6,6 +6,7 @@ loss is taken per sequence and then averaged, so that one micro-batch equals fou
 stored.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ class Routing(NamedTuple):
     balance_loss: Tensor
     z_loss: Tensor
     count_E: Tensor
+
+
+def here(x: Tensor) -> Tensor:
+    """The average over the devices that hold a sequence: one."""
+    return x
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -60,6 +66,7 @@ class MoE(nn.Module):
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
         self.dispatch: experts.Dispatch | None = None  # None: all experts are here
+        self.average: Callable[[Tensor], Tensor] = here  # of a sequence whose tokens others hold, too
         # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
@@ -117,12 +124,15 @@ class MoE(nn.Module):
             count_BE = torch.bincount(place.flatten(), minlength=B * (E + 1)).view(B, E + 1)[:, :E]
             square_BT = logits_BTE.logsumexp(-1).square()
             if text_BT is None:
-                balance_loss = E * (count_BE / (T * self.top_k) * prob_BTE.mean(1)).sum(-1).mean()
+                share_BE, mean_BE = self.average(count_BE / (T * self.top_k)), self.average(prob_BTE.mean(1))
+                balance_loss = E * (share_BE * mean_BE).sum(-1).mean()
                 z_loss = square_BT.mean()
             else:
-                part_BT = text_BT / text_BT.sum(1, keepdim=True).clamp_min(1)  # of the mean over a sequence's text
-                share_BE = count_BE / count_BE.sum(1, keepdim=True).clamp_min(1)
-                balance_loss = E * (share_BE * (part_BT[..., None] * prob_BTE).sum(1)).sum(-1).mean()
+                text_B1, share_BE = self.average(text_BT.sum(1, keepdim=True)), self.average(count_BE)
+                part_BT = text_BT / text_B1.clamp_min(TINY)  # of the mean over a sequence's text
+                share_BE = share_BE / share_BE.sum(1, keepdim=True).clamp_min(TINY)
+                mean_BE = self.average((part_BT[..., None] * prob_BTE).sum(1))
+                balance_loss = E * (share_BE * mean_BE).sum(-1).mean()
                 z_loss = (part_BT * square_BT).sum(1).mean()
         routing = Routing(balance_loss, z_loss, count_BE.sum(0))
         return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing

@@ -34,7 +34,7 @@ class LccpModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """None; the weights are cut over the ranks, where Lightning has a mesh for it."""
-        shard(self.model, self.device_mesh, self.config.run.ep)
+        shard(self.model, self.device_mesh, self.config.run.ep, self.config.run.cp)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""

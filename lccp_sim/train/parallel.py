@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -30,14 +29,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.models.attention import attend_pieces
 from lccp_sim.models.experts import Experts
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.plan.hardware import rows_at_once
-from lccp_sim.plan.memory import Layout
+from lccp_sim.train.layout import starts, tokens_at_once
 
 PATIENT = timedelta(days=30)
-AXES = ("rows", "columns")  # of the mesh of the experts
+AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
 EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
 Given = TypeVar("Given")
 
@@ -108,18 +107,17 @@ ALONE = Ranks()
 def joined(config: Config) -> Iterator[Ranks]:
     """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
 
-    Raises ConfigError where the ranks do not divide the batch.
+    Raises ConfigError where the ranks cannot be laid out as the config says.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
-    _layout(config, world)
+    tokens_at_once(config, world)
     if world == 1:
         yield ALONE
         return
     cuda = config.run.accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    timeout = timedelta(minutes=config.run.timeout_minutes)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=config.run.timeout_minutes))
     try:
         yield Ranks(dist.get_rank(), world, dist.new_group(backend="gloo", timeout=PATIENT))
     finally:
@@ -147,26 +145,9 @@ def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
     if ranks.world == 1:
         return {"devices": 1}
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy: Strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment())
-    if config.run.shard:
-        strategy = Sharded(data_parallel_size=ranks.world, tensor_parallel_size=1)
-        strategy.cluster_environment = TorchElasticEnvironment()
+    strategy = Sharded(ranks.world, tensor_parallel_size=1) if config.run.shard else DDPStrategy()
+    strategy.cluster_environment = TorchElasticEnvironment()
     return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy}
-
-
-def micro_batches(config: Config, ranks: Ranks) -> int:
-    """Micro-batches of an optimizer step on each rank."""
-    return config.run.batch_tokens // (_layout(config, ranks.world) * ranks.world)
-
-
-def _layout(config: Config, world: int) -> int:
-    """Tokens of a micro-batch on each rank. Raises ConfigError where `world` ranks cannot be laid out so."""
-    ep = config.run.ep
-    refuse(world % ep, "run.ep", ep, f"must divide the {world} processes; start others with torchrun --nproc-per-node")
-    dp, width = world // ep, config.model.d_expert
-    rule = f"leaves {dp} ranks to cut each expert's width, which model.d_expert={width} does not divide by"
-    refuse(ep > 1 and width % dp, "run.ep", ep, rule)
-    return rows_at_once(config, Layout(dp=dp, ep=ep), where="torchrun")
 
 
 class Sharded(ModelParallelStrategy):
@@ -175,20 +156,15 @@ class Sharded(ModelParallelStrategy):
     lightning_restore_optimizer = True
     save_checkpoint, load_checkpoint = Strategy.save_checkpoint, Strategy.load_checkpoint
 
-    @property
-    def _module(self) -> LightningModule:
-        assert self.lightning_module is not None
-        return self.lightning_module
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The state of the module with whole tensors, on every rank."""
-        return _whole(self._module.state_dict())
+        return _whole(Strategy.lightning_module_state_dict(self))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """None; each rank takes its part."""
-        mine = self._module.state_dict()
+        mine = Strategy.lightning_module_state_dict(self)
         state = {key: _cut(value, mine.get(key)) for key, value in checkpoint["state_dict"].items()}
-        self._module.load_state_dict(state, strict=strict)
+        Strategy.load_model_state_dict(self, {"state_dict": state}, strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The state of an optimizer with whole tensors, on every rank."""
@@ -198,10 +174,7 @@ class Sharded(ModelParallelStrategy):
         """None; each rank takes its part."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {
-                index: {key: _cut(value, parameters[index]) for key, value in each.items()}
-                for index, each in saved["state"].items()
-            }
+            state = {i: {k: _cut(v, parameters[i]) for k, v in each.items()} for i, each in saved["state"].items()}
             optimizer.load_state_dict(saved | {"state": state})
 
 
@@ -217,18 +190,22 @@ def _cut(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1) -> None:
+def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1) -> None:
     """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
 
     With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
+    With `cp`, that many neighbours attend to each other's tokens, and average what a router's losses ask of a sequence.
     """
     if mesh is None or isinstance(model, FSDPModule):
         return
     ranks = mesh["data_parallel"]
-    place = None
-    if ep > 1:
-        shape = ranks.size() // ep, ep
-        place = _place_experts(model, init_device_mesh(ranks.device_type, shape, mesh_dim_names=AXES))
+
+    def mesh_of(neighbours: int) -> DeviceMesh:
+        return init_device_mesh(ranks.device_type, (ranks.size() // neighbours, neighbours), mesh_dim_names=AXES)
+
+    place = _place_experts(model, mesh_of(ep)) if ep > 1 else None
+    if cp > 1:
+        _share_rows(model, mesh_of(cp)["columns"].get_group())
     for block in model.layers:
         cut = fully_shard(block, mesh=ranks, shard_placement_fn=place)
         if ep > 1:
@@ -256,6 +233,29 @@ def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Paramet
     return lambda parameter: across if isinstance(parameter, DTensor) else None
 
 
+def _share_rows(model: Transformer, group: Any) -> None:
+    for block in model.layers:
+        block.attention.attend = partial(attend_across, group)
+        if block.moe is not None:
+            block.moe.average = lambda x: gathered(group, x.float()).mean(0)
+
+
+def gathered(group: Any, x: Tensor) -> Tensor:
+    """[ranks, *x.shape]: `x` of every rank of `group`. Its backward pass is the reduce-scatter that gloo lacks."""
+    return all_to_all_single_autograd(torch.stack([x] * dist.get_world_size(group)), None, None, group)
+
+
+def attend_across(
+    group: Any, q_BSNH: Tensor, k_BSMH: Tensor, v_BSMH: Tensor, scale: float, bounds: Tensor, window: int | None
+) -> Tensor:
+    """[B, S, N, H]: `attend` of this rank's two pieces of each row, to the keys of all ranks of `group`."""
+    pieces = [part.chunk(2, dim=1) for part in gathered(group, torch.cat((k_BSMH, v_BSMH), dim=-1))]
+    kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
+    first = starts(kv_BTMH.shape[1], dist.get_rank(group), len(pieces))
+    k_BTMH, v_BTMH = kv_BTMH.chunk(2, dim=-1)
+    return attend_pieces(q_BSNH, k_BTMH, v_BTMH, scale, bounds, window, first)
+
+
 def exchange(
     group: Any, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
 ) -> Tensor:
@@ -281,11 +281,10 @@ def whole(model: Transformer) -> Transformer:
     """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
     if not isinstance(model, FSDPModule):
         return model
-    device = model.device
     with torch.device("meta"):
         copy = Transformer(model.config, model.vocab_size)
     copy.load_state_dict(_whole(model.state_dict()), assign=True)
-    return copy.to(device)
+    return copy.to(model.device)
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
@@ -294,7 +293,8 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     for parameter in parameters:
         by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
     norms = [nn.utils.get_total_norm([p.grad for p in each if p.grad is not None]) for each in by_mesh.values()]
-    norm = nn.utils.get_total_norm([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
     for each in by_mesh.values():
         nn.utils.clip_grads_with_norm_(each, limit, norm)
     return norm

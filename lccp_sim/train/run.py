@@ -37,10 +37,11 @@ from lccp_sim.train.directory import (
 )
 from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
+from lccp_sim.train.layout import micro_batches
 from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
-from lccp_sim.train.parallel import Ranks, connected, joined, micro_batches, placement
+from lccp_sim.train.parallel import Ranks, connected, joined, placement
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
@@ -205,7 +206,7 @@ def _fit(
     ranks: Ranks,
 ) -> None:
     r = config.run
-    micro = micro_batches(config, ranks)
+    micro = micro_batches(config, ranks.world)
     first = step_of(checkpoint) + 1 if checkpoint else 0
     periodic = ModelCheckpoint(
         directory / "checkpoints", "last-{step:08d}", monitor="step", mode="max", save_top_k=2,
@@ -222,7 +223,7 @@ def _fit(
         use_distributed_sampler=False, default_root_dir=directory, log_every_n_steps=r.log_every_steps,
     )  # fmt: skip
     try:
-        trainer.fit(module, LccpData(feed, micro, r.steps), ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, LccpData(feed, micro, r.steps, r.cp), ckpt_path=checkpoint, weights_only=True)
     except NotFinite as error:
         good, _ = newest(directory)
         remedy = "lower optim.lr or look at these documents"

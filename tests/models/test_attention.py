@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lccp_sim.config import ConfigError, ModelConfig
 from lccp_sim.models import attention
-from lccp_sim.models.attention import Attention, RMSNorm, attend
+from lccp_sim.models.attention import Attention, RMSNorm, attend, attend_pieces
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.positions import BaseRope, rotate, rotation
 from lccp_sim.models.taps import gating, tapping
@@ -238,3 +238,15 @@ def test_tapping_forces_eager_and_leaves_nothing_behind(model, monkeypatch: pyte
         transformer(torch.randint(50, (1, 4)))
     assert stances == ["force_eager"]
     assert all(block.attention.tap is None for block in transformer.blocks)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_pieces_of_rows_attend_as_whole_rows_do(window: int | None) -> None:
+    B, T, N, M, H = 2, 32, 4, 2, 8
+    q, k, v = torch.randn(B, T, N, H), torch.randn(B, T, M, H), torch.randn(B, T, M, H)
+    bounds = torch.tensor([0, 3, 20, 32, 33, 64])
+    wanted = attend(q, k, v, 0.3, bounds, window)
+    for starts in ((0, 24), (8, 16)):
+        places = torch.cat([torch.arange(start, start + 8) for start in starts])
+        got = attend_pieces(q[:, places], k, v, 0.3, bounds, window, starts)
+        assert torch.allclose(got, wanted[:, places], atol=1e-6)

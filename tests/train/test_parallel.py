@@ -25,6 +25,7 @@ from tests.train.tiny import final
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 SHARD = {"run.shard": True}
 EP = {"run.shard": True, "run.ep": 2}
+CP = {"run.shard": True, "run.cp": 2}
 MICRO = {"run.micro_batch_tokens": 64}
 
 
@@ -73,11 +74,20 @@ def assert_close(one: Path, other: Path) -> None:
     assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("world", "changes"),
-    [(2, MICRO), (4, {}), (2, SHARD | MICRO), (4, SHARD), (2, EP | MICRO), (4, EP)],
-    ids=["ddp-2-micro", "ddp-4", "fsdp-2-micro", "fsdp-4", "ep-2-micro", "ep-2-fsdp-2"],
-)
+MANY = {
+    "ddp-2-micro": (2, MICRO),
+    "ddp-4": (4, {}),
+    "fsdp-2-micro": (2, SHARD | MICRO),
+    "fsdp-4": (4, SHARD),
+    "ep-2-micro": (2, EP | MICRO),
+    "ep-2-fsdp-2": (4, EP),
+    "cp-2-micro": (2, CP | MICRO),
+    "cp-2-fsdp-2": (4, CP),
+    "cp-2-ep-2": (4, CP | EP),
+}
+
+
+@pytest.mark.parametrize(("world", "changes"), MANY.values(), ids=MANY)
 def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
     one = train(make(FEW | {"run.name": "one"}), say)
     assert ended(start(make(FEW | changes | {"run.name": "several"}), world)) == [0] * world
@@ -107,10 +117,10 @@ def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     assert_close(one, several)
 
 
-LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, EP)}
+LAYOUTS = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, SHARD), "ep": (2, EP), "cp": (2, CP)}
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "ep"), ("ep", "fsdp")])
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("ddp", "fsdp"), ("one", "ep"), ("ep", "cp")])
 def test_a_signal_to_one_rank_saves_on_all_and_the_run_goes_on_at_another_layout(
     before: str, after: str, make: Callable[..., Config], say: Console
 ) -> None:
@@ -181,7 +191,12 @@ def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
     [
         (3, {}, r"torchrun='dp=3,ep=1,cp=1': .* must divide the 4 rows of run.batch_tokens"),
         (2, {"run.micro_batch_tokens": 256}, r"run.micro_batch_tokens=256: .* = 2 groups of so many must divide"),
-        (1, EP, r"run.ep=2: must divide the 1 processes; start others with torchrun"),
+        (
+            4,
+            CP | {"run.context_tokens": 66, "run.batch_tokens": 264},
+            r"torchrun cp=2: .* must divide run.context_tokens=66",
+        ),
+        (1, EP, r"run.ep=2: .* must divide the 1 processes; start others with torchrun"),
         (4, EP | {"model.num_experts": 5}, r"torchrun ep=2: must divide model.num_experts=5"),
         (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which model.d_expert=15 does not divide by"),
     ],
@@ -199,6 +214,7 @@ def test_what_the_ranks_do_not_divide_is_refused(
         train(make(changes), say)
 
 
-def test_experts_are_cut_with_the_weights_alone(make: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"run.ep=2: cuts the experts' weights; set run.shard=true"):
-        make({"run.ep": 2})
+@pytest.mark.parametrize("key", ["run.ep", "run.cp"])
+def test_experts_and_rows_are_shared_with_the_weights_alone(key: str, make: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}=2: .*; set run.shard=true"):
+        make({key: 2})
