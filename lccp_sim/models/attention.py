@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
-        self.attend: Callable[..., Tensor] = attend  # across devices, where they share the tokens of a row
+        self.attend: Callable[..., Tensor] | None = None  # of rows whose tokens other devices hold, too
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
@@ -74,7 +74,7 @@ class Attention(nn.Module):
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
             self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, self.window, start_BT=start_BT))
         # v alone: as a view it would keep all of qkv for the backward pass.
-        y_BTNH = self.attend(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
+        y_BTNH = (self.attend or attend)(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.records import read_records
+from lccp_sim.train.load import load_config
 from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
 from tests.train.test_resume import at_step
-from tests.train.tiny import final
+from tests.train.tiny import final, plain
 
 FEW = {"monitors.intervention": None, "monitors.probe": None, "run.log_every_steps": 1}
 SHARD = {"run.shard": True}
@@ -87,11 +88,23 @@ MANY = {
 }
 
 
+@pytest.fixture(scope="module")
+def one(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on one process. Only to be read."""
+    tree = plain(tmp_path_factory.mktemp("one"), shared)
+    for key, value in FEW.items():
+        group, name = key.split(".")
+        tree[group][name] = value
+    return train(load_config(tree), Console(file=io.StringIO()))
+
+
 @pytest.mark.parametrize(("world", "changes"), MANY.values(), ids=MANY)
-def test_several_processes_are_one(world: int, changes: dict, make: Callable[..., Config], say: Console) -> None:
-    one = train(make(FEW | {"run.name": "one"}), say)
-    assert ended(start(make(FEW | changes | {"run.name": "several"}), world)) == [0] * world
-    several = next(one.parent.glob("several-*"))
+def test_several_processes_are_one(
+    world: int, changes: dict, one: Path, make: Callable[..., Config], tmp_path: Path
+) -> None:
+    assert ended(start(make(FEW | changes), world)) == [0] * world
+    several = next(tmp_path.glob("runs/tiny-*"))
+    assert several.name == one.name
     assert (several / "DONE").exists()
     assert_close(one, several)
 
