@@ -33,7 +33,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
             composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -49,7 +49,7 @@ def _marked(overrides: Sequence[str]) -> Iterator[str]:
         yield override if key in GROUPS or key.startswith("~") or "@" in key else f"++{override.lstrip('+')}"
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Hydra's message in one line, without what only concerns Hydra."""
     message = " ".join(str(error).split())
     if override := getattr(error, "override", None):

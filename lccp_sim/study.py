@@ -152,23 +152,30 @@ class Stages:
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
-            jobs = {arm: [f"run={base}", *plan.common, *shape_of(words)] for arm, words in plan.arms.items()}
-            start = self.stage(jobs, start)
+            start = self.stage(self.jobs(base, self.shapes), start)
             if not start:
                 return {}
-        run = [f"run={plan.run}", *plan.common]
         if plan.between:
-            start |= self.stage({arm: [*run, *words] for arm, words in plan.between.items()}, start)
-        done = self.stage({arm: [*run, *words] for arm, words in plan.arms.items()}, start)
+            start |= self.stage(self.jobs(plan.run, plan.between), start)
+        done = self.stage(self.jobs(plan.run, plan.arms), start)
         return {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
 
     def check(self) -> None:
         """None, or ConfigError where a run of any stage is wrong: before the first one starts."""
         plan = self.study
-        run = [f"run={plan.run}", *plan.common]
-        bases = [[f"run={base}", *plan.common, *shape_of(words)] for base in plan.base for words in plan.arms.values()]
-        for job in (*bases, *([*run, *words] for words in (*plan.between.values(), *plan.arms.values()))):
+        stages = [self.jobs(base, self.shapes) for base in plan.base]
+        stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
+        for job in dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values()):
             check(job, self.config_dir)
+
+    @property
+    def shapes(self) -> dict[str, Job]:
+        """What each arm asks of its base."""
+        return {arm: shape_of(words) for arm, words in self.study.arms.items()}
+
+    def jobs(self, run: str, arms: dict[str, Job]) -> dict[str, Job]:
+        """The overrides of a run for each arm, without seed and start."""
+        return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
     def stage(self, jobs: dict[str, Job], start: Places) -> Places:
         """The directories of the finished runs by seed and arm.

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.composing import compose
+from lccp_sim.composing import compose, explain
 from lccp_sim.config import ConfigError, nearest, short_hash
 from lccp_sim.records import write_atomic
 
@@ -54,8 +54,7 @@ def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
         try:
             (parsed,) = OverridesParser.create().parse_overrides([text])
         except HydraException as error:
-            why = " ".join(str(error).split()).partition(" See https")[0]
-            raise ConfigError(f"{text}: cannot be read ({why})") from None
+            raise ConfigError(explain(error)) from None
         values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else None
         if values is not None and len(set(values)) < max(1, len(values)):
             raise ConfigError(f"{text}: {'names a value twice' if values else 'is an axis without values'}")

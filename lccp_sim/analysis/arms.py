@@ -18,6 +18,7 @@ from lccp_sim.analysis.dependent import holm
 from lccp_sim.analysis.table import RunData
 
 Runs = Mapping[str, Mapping[int, RunData]]
+Curves = dict[str, dict[str, dict[int, Curve]]]
 PROBE = ("probe/exact_match_frac", "probe/answer_nll_nats")
 
 
@@ -69,17 +70,21 @@ class Agreement:
         return asdict(self)
 
 
-def curves_of(runs: Runs, metric: str) -> dict[str, dict[int, Curve]]:
-    """The curve of a metric by arm and seed; what a run has not measured is left out."""
-    found = {arm: {seed: whole_curve(run, metric) for seed, run in seeds.items()} for arm, seeds in runs.items()}
-    return {arm: {seed: c for seed, c in seeds.items() if c is not None} for arm, seeds in found.items()}
+def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
+    """The curves by metric, arm and seed; what a run has not measured is left out."""
+    return {
+        metric: {
+            arm: {seed: curve for seed, run in seeds.items() if (curve := whole_curve(run, metric)) is not None}
+            for arm, seeds in runs.items()
+        }
+        for metric in metrics
+    }
 
 
-def results(runs: Runs, metrics: Sequence[str], reference: str) -> list[Result]:
+def results(curves: Curves, reference: str) -> list[Result]:
     """One row for each metric and arm that has it, the reference first."""
     rows = []
-    for metric in metrics:
-        found = curves_of(runs, metric)
+    for metric, found in curves.items():
         rising = next((c.rising for seeds in found.values() for c in seeds.values()), True)
         ends = {arm: {seed: float(c.value_W[-1]) for seed, c in seeds.items()} for arm, seeds in found.items() if seeds}
         order = sorted(ends, key=lambda arm: arm != reference)

@@ -5,7 +5,7 @@ can carry is a paired test that it did *not* change. What a reader would questio
 of exact match, and a probe of few questions cannot show so little whatever the model does; the result says so.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,10 @@ def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
     none = Equivalence(None, None, 0, None, margin, False, None)
     early = windows[windows <= windows.iloc[-1] / 2]
     if early.empty:
-        return _without(none, "no window of the probe lies at half its last window's tokens or before")
+        return replace(none, reason="no window of the probe lies at half its last window's tokens or before")
     found = item_values(run, "probe", [METRIC], [int(early.index[-1]), int(windows.index[-1])], tags)
     if found is None or len(found[1]) < 2:
-        return _without(none, "no samples of the probe at these windows")
+        return replace(none, reason="no samples of the probe at these windows")
     before_I, after_I = found[0][METRIC].T
     holds, change = equivalent(before_I, after_I, margin)
     return Equivalence(int(early.iloc[-1]), int(windows.iloc[-1]), len(before_I), change, margin, holds, None)
@@ -91,7 +91,3 @@ def equivalent(before_I: Array, after_I: Array, margin: float) -> tuple[bool, Es
         half = 1 - 0.05 ** (1 / n)
     estimate = Estimate(float(change_I.mean()), float(change_I.mean() - half), float(change_I.mean() + half))
     return bool(estimate.above(-margin) and estimate.below(margin)), estimate
-
-
-def _without(none: Equivalence, reason: str) -> Equivalence:
-    return Equivalence(**(vars(none) | {"reason": reason}))

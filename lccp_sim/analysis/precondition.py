@@ -3,6 +3,7 @@
 Without it, training would measure how retrieval heads form, not how a long context is learned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,11 @@ class Check:
     question: str
     answer: str
     met: bool | None
+
+
+def unmet(checks: Sequence[Check]) -> str:
+    """The conditions that are not met, with what was measured; "" where none is."""
+    return "; ".join(f"{check.question}: {check.answer}" for check in checks if check.met is False)
 
 
 def precondition(run: RunData) -> list[Check]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, seed_weights
+from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
 from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.table import differing
@@ -36,6 +36,12 @@ def pooled(found: Sequence[Findings]) -> Findings:
     return over
 
 
+def at_shared_windows(curves: Sequence[Curve]) -> tuple[Array, Array]:
+    """Tokens [W] of the windows that all curves have, and the values [S, W] there."""
+    tokens_W = np.array(sorted(set.intersection(*(set(curve.tokens_W) for curve in curves))))
+    return tokens_W, np.stack([curve.value_W[np.isin(curve.tokens_W, tokens_W)] for curve in curves])
+
+
 def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
     """The mean curve [W] of one metric over seeds, at the windows that all share, and its resamples [R, W].
 
@@ -44,11 +50,10 @@ def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
     """
     if len(curves) < 2:
         return None
-    tokens_W = np.array(sorted(set.intersection(*(set(curve.tokens_W) for curve in curves))))
+    tokens_W, value_SW = at_shared_windows(curves)
     if len(tokens_W) < 2:
         return None
     kept = [np.isin(curve.tokens_W, tokens_W) for curve in curves]
-    value_SW = np.stack([curve.value_W[kept_W] for curve, kept_W in zip(curves, kept, strict=True)])
     draws_SRW = np.stack([
         np.broadcast_to(value_W, (RESAMPLES, len(tokens_W))) if curve.draws_RW is None else curve.draws_RW[:, kept_W]
         for curve, value_W, kept_W in zip(curves, value_SW, kept, strict=True)

@@ -27,7 +27,7 @@ from lccp_sim.analysis.seeds import arms, pooled
 from lccp_sim.analysis.table import RunData, differing, load_run, tidy
 from lccp_sim.analysis.tables import Table, whole
 from lccp_sim.analysis.verdict import deceptive_here, verdict
-from lccp_sim.analysis.words import change, interval, number, tagged, tokens
+from lccp_sim.analysis.words import change, interval, number, setting, tagged, tokens
 from lccp_sim.config import ConfigError
 
 SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),
@@ -51,7 +51,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     with matplotlib.rc_context(STYLE):
         overlay = overlaid(found)
     over_runs, panels = deceptive(runs), gather(runs)
-    groups = [arm for arm in arms(found) if len(arm) > 1]
+    groups = [(arm, pooled(arm)) for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
     claims = [
         deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
@@ -60,7 +60,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     made = [
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
-        Section("Over seeds", [], [_over_seeds(arm) for arm in groups]),
+        Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
         Section("With the probe", [], [coefficients(together), foretold(ahead)]),
         Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
         Section("Every correlation", [], [compared(closer), by_task(together)], folded=True),
@@ -77,7 +77,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     data = {
         "runs": [numbers(each, verdict_) for each, verdict_ in zip(found, said, strict=True)],
         "over_seeds": [
-            {"runs": [each.run.name for each in arm], "saturation": saturation(pooled(arm))} for arm in groups
+            {"runs": [each.run.name for each in arm], "saturation": saturation(over)} for arm, over in groups
         ],
         "correlations": [row.row() for row in together],
         "comparisons": [row.row() for row in closer],
@@ -129,7 +129,7 @@ def _runs(runs: list[RunData]) -> Table:
     for run, (_, settings) in zip(runs, keys.iterrows(), strict=True):
         state = "measured" if run.measured else "finished" if run.finished else "unfinished"
         windows = run.records[run.records.monitor != "train"].step.nunique()
-        rows.append([run.name, state, tokens(run.tokens), str(windows), *(_setting(value) for value in settings)])
+        rows.append([run.name, state, tokens(run.tokens), str(windows), *map(setting, settings)])
     head = ["run", "state", "tokens", "windows", *map(str, keys.columns)]
     return Table("What differs between them", head, rows, "Config keys that all runs share are left out.")
 
@@ -155,14 +155,14 @@ def _metrics(found: Sequence[Findings]) -> Table:
     return Table("How each metric moved", head, rows, note)
 
 
-def _over_seeds(arm: Sequence[Findings]) -> Table:
+def _over_seeds(arm: Sequence[Findings], over: Findings) -> Table:
     """The means of runs that differ in their seed alone, with what the rule says of them."""
     names = ", ".join(each.run.name for each in arm)
     note = (
         f"Means of {names}. In brackets: 95 % intervals over seeds, items within them, and what windows scatter. Of "
         "two or three seeds no resampling knows what another would do."
     )
-    return replace(whole(pooled(arm)), title=f"Over {len(arm)} seeds", note=note)
+    return replace(whole(over), title=f"Over {len(arm)} seeds", note=note)
 
 
 def _lags(found: Sequence[Findings]) -> Table:
@@ -188,7 +188,3 @@ def _predictions(deceptive_row: dict[str, Any]) -> Table:
     head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
     note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
     return Table("Does the NLL after the hit foretell the probe?", head, rows, note)
-
-
-def _setting(value: Any) -> str:
-    return "" if value is None or value != value else str(value)

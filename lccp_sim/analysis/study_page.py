@@ -15,18 +15,18 @@ from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.answers import answers
 from lccp_sim.analysis.answers import table as answer_table
-from lccp_sim.analysis.arms import Agreement, Result, Runs, agreements, curves_of, leverage, results
+from lccp_sim.analysis.arms import Agreement, Curves, Result, Runs, agreements, curves_of, leverage, results
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
-from lccp_sim.analysis.precondition import precondition
+from lccp_sim.analysis.precondition import precondition, unmet
 from lccp_sim.analysis.report import write_page
 from lccp_sim.analysis.rule import decide
 from lccp_sim.analysis.saturation import progress
 from lccp_sim.analysis.sections import Section
-from lccp_sim.analysis.seeds import over_seeds
+from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
 from lccp_sim.analysis.table import RunData, differing, tidy
 from lccp_sim.analysis.tables import Table
-from lccp_sim.analysis.words import interval, number, tokens
+from lccp_sim.analysis.words import interval, number, setting, tokens
 from lccp_sim.records import write_atomic
 
 
@@ -45,24 +45,25 @@ def write_study(
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
     each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings.
     """
-    rows = results(runs, metrics, reference)
+    curves = curves_of(runs, metrics)
+    rows = results(curves, reference)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
     table = pd.json_normalize([row.row() for row in rows])
     found = answers([examine(run) for run in runs[reference].values()]) if paper and reference in runs else []
     with matplotlib.rc_context(STYLE):
-        figure = drawing(runs, metrics)
+        figure = drawing(curves, list(runs))
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
-        Section("Saturation by arm", [], [_saturation(runs, metrics)]),
+        Section("Saturation by arm", [], [_saturation(curves)]),
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
         Section("Runs", [], [_runs(runs), _shared(runs)]),
     ]
-    unmet = [
-        f"{arm}, seed {seed}: the precondition is not met ({'; '.join(missing)})."
+    weak = [
+        f"{arm}, seed {seed}: the precondition is not met ({missing})."
         for arm, each in runs.items()
         for seed, run in each.items()
-        if (missing := [f"{check.question}: {check.answer}" for check in precondition(run) if check.met is False])
+        if (missing := unmet(precondition(run)))
     ]
     seeds = sorted({seed for each in runs.values() for seed in each})
     page = {
@@ -73,14 +74,14 @@ def write_study(
             f"reference {reference}" if len(runs) > 1 else "",
         ],
         "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else [])],
-        "caution": " ".join([*failed, *unmet]),
+        "caution": " ".join([*failed, *weak]),
         "main": figure,
         "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],
         "warnings": [text for text in texts[1:] if text],
     }
     data = {
         "study": name, "texts": list(texts), "reference": reference,
-        "failed": list(failed), "precondition_not_met": unmet,
+        "failed": list(failed), "precondition_not_met": weak,
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
         "answers": [answer.row() for answer in found],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
@@ -90,9 +91,8 @@ def write_study(
     return write_page(folder, page, [figure] if figure else [], data, tidy(drawn))
 
 
-def drawing(runs: Runs, metrics: Sequence[str]) -> Drawing | None:
+def drawing(found: Curves, names: Sequence[str]) -> Drawing | None:
     """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve."""
-    found = {metric: curves_of(runs, metric) for metric in metrics}
     shown = [
         metric for metric, arms in found.items() if any(len(c.tokens_W) > 1 for s in arms.values() for c in s.values())
     ]
@@ -104,22 +104,21 @@ def drawing(runs: Runs, metrics: Sequence[str]) -> Drawing | None:
     for ax in axes.ravel()[len(shown) :]:
         ax.set_axis_off()
     for ax, metric in zip(axes.ravel(), shown, strict=False):
-        for place, arm in enumerate(runs):
+        for place, arm in enumerate(names):
             curves = list(found[metric][arm].values())
             if not curves:
                 continue
-            tokens_W = np.array(sorted(set.intersection(*(set(c.tokens_W) for c in curves))))
-            value_SW = np.stack([c.value_W[np.isin(c.tokens_W, tokens_W)] for c in curves])
+            tokens_W, value_SW = at_shared_windows(curves)
             stderr_W = value_SW.std(0, ddof=1) / len(curves) ** 0.5 if len(curves) > 1 else None
             line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
         ax.set_title(metric, fontsize=8.5, fontweight="normal")
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
         if metric.endswith("nats") and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
             log_values(ax)
-    handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(runs))]
-    figure.legend(handles, list(runs), loc="outside upper left", ncols=min(4, len(runs)))
+    handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
+    figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))
     caption = "Means over seeds; shaded: one standard error over seeds, where there are several."
-    return Drawing("arms", "Curves by arm", f"{len(shown)} metrics for arms {', '.join(runs)}", caption, png(figure))
+    return Drawing("arms", "Curves by arm", f"{len(shown)} metrics for arms {', '.join(names)}", caption, png(figure))
 
 
 def _says(rows: Sequence[Result], reference: str) -> list[str]:
@@ -159,10 +158,10 @@ def _leverages(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
     return Table("What the axis moves", ["metric", "arms over seeds"], cells, note)
 
 
-def _saturation(runs: Runs, metrics: Sequence[str]) -> Table:
+def _saturation(found: Curves) -> Table:
     cells = []
-    for metric in metrics:
-        for arm, seeds in curves_of(runs, metric).items():
+    for metric, arms in found.items():
+        for arm, seeds in arms.items():
             curves = list(seeds.values())
             curve = over_seeds(curves) or (curves[0] if curves else None)
             if curve is None:
@@ -197,8 +196,7 @@ def _runs(runs: Runs) -> Table:
     keys = keys.drop(columns="seed", errors="ignore")
     cells = []
     for (arm, seed, run), (_, settings) in zip(drawn, keys.iterrows(), strict=True):
-        own = ["" if value is None or value != value else str(value) for value in settings]
-        cells.append([arm, str(seed), run.name, tokens(run.tokens), *own])
+        cells.append([arm, str(seed), run.name, tokens(run.tokens), *map(setting, settings)])
     head = ["arm", "seed", "run", "tokens", *map(str, keys.columns)]
     return Table("Runs", head, cells, "Beside them the config keys in which they differ.")
 

@@ -11,7 +11,7 @@ from lccp_sim.analysis.absent import not_shown
 from lccp_sim.analysis.details import beyond, statements
 from lccp_sim.analysis.equivalence import Equivalence
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.precondition import Check, precondition
+from lccp_sim.analysis.precondition import Check, precondition, unmet
 from lccp_sim.analysis.rule import Decision, decided
 from lccp_sim.analysis.saturation import Progress
 from lccp_sim.analysis.words import change, percent, reached, tokens
@@ -36,8 +36,8 @@ def verdict(found: Findings) -> Verdict:
     hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
     summary = (_moved(found, hit, nll), _rule(found), _others(found))
     checks = precondition(found.run)
-    failed = [f"{check.question}: {check.answer}" for check in checks if check.met is False]
-    caution = f"The precondition is not met, so read the rest with care. {'; '.join(failed)}." if failed else ""
+    failed = unmet(checks)
+    caution = f"The precondition is not met, so read the rest with care. {failed}." if failed else ""
     return Verdict(summary, caution, statements(found), not_shown(found), checks)
 
 

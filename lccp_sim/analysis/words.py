@@ -1,6 +1,7 @@
 """Numbers as a person reads them. Every sentence, table and figure takes its numbers through here."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -58,3 +59,8 @@ def measured(value: float, stderr: float) -> str:
 def tagged(monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
     """A curve's name: "needle hit_frac length=512"."""
     return " ".join([f"{monitor} {metric}", *(f"{key}={value}" for key, value in sorted(tags.items()))])
+
+
+def setting(value: Any) -> str:
+    """A config value in a table; nothing where the config has none."""
+    return "" if value is None or value != value else str(value)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, t
 
-from lccp_sim.analysis.arms import agreements, leverage, results
+from lccp_sim.analysis.arms import Result, agreements, curves_of, leverage, results
 from lccp_sim.analysis.study_page import write_study
 from lccp_sim.analysis.table import FIELDS, RunData
 
@@ -27,12 +27,16 @@ def run_of(ends: dict[str, float], name: str = "run") -> RunData:
     return RunData(Path(name), pd.DataFrame(rows, columns=None), empty, pd.DataFrame(), {"seed": 0}, empty, [], True)
 
 
+def ended(runs: dict, metrics: list[str], reference: str) -> list[Result]:
+    return results(curves_of(runs, metrics), reference)
+
+
 def study(ends: dict[str, list[float]], metric: str = HIT) -> dict[str, dict[int, RunData]]:
     return {arm: {seed: run_of({metric: end}) for seed, end in enumerate(values)} for arm, values in ends.items()}
 
 
 def test_differences_are_paired_by_seed():
-    rows = results(study({"b": [0.5, 0.7, 0.6], "a": [0.3, 0.4, 0.2]}), [HIT], "a")
+    rows = ended(study({"b": [0.5, 0.7, 0.6], "a": [0.3, 0.4, 0.2]}), [HIT], "a")
     assert [row.arm for row in rows] == ["a", "b"], "the reference first"
     reference, other = rows
     assert reference.difference is None and reference.p is None
@@ -45,7 +49,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_holm_goes_over_the_arms_of_one_metric():
-    rows = results(study({"a": [0.1, 0.2, 0.15], "b": [0.2, 0.31, 0.24], "c": [0.5, 0.58, 0.57]}), [HIT], "a")
+    rows = ended(study({"a": [0.1, 0.2, 0.15], "b": [0.2, 0.31, 0.24], "c": [0.5, 0.58, 0.57]}), [HIT], "a")
     p = {row.arm: row.p for row in rows if row.p is not None}
     least = min(p, key=lambda arm: p[arm])
     found = {row.arm: row.p_holm for row in rows}
@@ -54,27 +58,27 @@ def test_holm_goes_over_the_arms_of_one_metric():
 
 def test_seeds_that_only_one_arm_has_make_no_pair():
     runs = study({"a": [0.1, 0.2, 0.3], "b": [0.4]})
-    (row,) = [row for row in results(runs, [HIT], "a") if row.arm == "b"]
+    (row,) = [row for row in ended(runs, [HIT], "a") if row.arm == "b"]
     assert row.pairs == 1 and row.difference is None and row.spread is None
-    same = results(study({"a": [0.1, 0.2], "b": [0.2, 0.3]}), [HIT], "a")[1]
+    same = ended(study({"a": [0.1, 0.2], "b": [0.2, 0.3]}), [HIT], "a")[1]
     assert same.difference.value == pytest.approx(0.1) and same.difference.low is None, "no spread, no interval"
 
 
 def test_leverage_is_the_spread_of_arms_over_that_of_seeds():
-    rows = results(study({"a": [0.1, 0.2, 0.3], "b": [0.5, 0.6, 0.7]}), [HIT], "a")
+    rows = ended(study({"a": [0.1, 0.2, 0.3], "b": [0.5, 0.6, 0.7]}), [HIT], "a")
     assert leverage(rows, HIT) == pytest.approx(np.std([0.2, 0.6], ddof=1) / 0.1)
-    assert leverage(results(study({"a": [0.1, 0.2]}), [HIT], "a"), HIT) is None
+    assert leverage(ended(study({"a": [0.1, 0.2]}), [HIT], "a"), HIT) is None
 
 
 def test_ranks_agree_where_better_is_better():
     """The NLL falls where the probe rises: turned so that up is better, both put the arms in one order."""
     ends = {"a": (1.0, 0.1, 0.2), "b": (0.8, 0.3, 0.1), "c": (0.5, 0.2, 0.4), "d": (0.1, 0.9, 0.6)}
     runs = {arm: {0: run_of({NLL: nll, HIT: hit, PROBE: probe})} for arm, (nll, hit, probe) in ends.items()}
-    found = {each.monitor: each for each in agreements(results(runs, [NLL, HIT, PROBE], "a"))}
+    found = {each.monitor: each for each in agreements(ended(runs, [NLL, HIT, PROBE], "a"))}
     nll, probe = [-value[0] for value in ends.values()], [value[2] for value in ends.values()]
     assert found[NLL].tau == pytest.approx(kendalltau(nll, probe).statistic) and found[NLL].arms == 4
     assert found[HIT].tau < found[NLL].tau
-    few = agreements(results({arm: runs[arm] for arm in "ab"}, [NLL, PROBE], "a"))
+    few = agreements(ended({arm: runs[arm] for arm in "ab"}, [NLL, PROBE], "a"))
     assert "at least 3 are needed" in few[0].reason and few[0].tau is None
 
 
@@ -91,7 +95,7 @@ def test_the_page_shows_what_was_computed(tmp_path):
     weak.config.update(run={"context_tokens": 1024}, data={"old_context_tokens": 128})
     page = write_study("s", ["Why?", "Not this."], "a", [HIT, NLL], runs, tmp_path / "out", ["c: failed, disk full."])
     text, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    (row,) = [row for row in results(runs, [HIT], "a") if row.arm == "b"]
+    (row,) = [row for row in ended(runs, [HIT], "a") if row.arm == "b"]
     assert f"{row.difference.value:.3g} ({row.difference.low:.3g} to {row.difference.high:.3g})" in markdown
     assert all(each in text for each in ("Why?", "Not this.", "c: failed, disk full.", "data:image/png"))
     table = pd.read_csv(page.parent / "results.csv")
