@@ -15,7 +15,7 @@ OURS["monitors"] = {"monitors"} | OURS["models"] | OURS["data"]
 OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"] | OURS["plan"]
 HOMES = {  # package -> the places that may name it
     **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/",)),
-    "torch.distributed": ("train/parallel.py",),
+    "torch.distributed": ("train/parallel/",),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),
     **dict.fromkeys(("megablocks", "grouped_gemm"), ("models/experts.py",)),
     "transformers": ("models/adapter.py", "models/hf.py"),

@@ -13,7 +13,8 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.parallel import ALONE, Ranks, clip, shard
+from lccp_sim.train.parallel.ranks import ALONE, Ranks
+from lccp_sim.train.parallel.sharding import clip, shard
 
 
 class NotFinite(RuntimeError):

@@ -17,7 +17,7 @@ from lccp_sim.train.callback import Monitors
 from lccp_sim.train.journal import Journal
 from lccp_sim.train.logs import log_scalars
 from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel import whole
+from lccp_sim.train.parallel.sharding import whole
 from lccp_sim.train.watch import Watch
 
 

@@ -41,7 +41,8 @@ from lccp_sim.train.layout import micro_batches
 from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
-from lccp_sim.train.parallel import Ranks, connected, joined, placement
+from lccp_sim.train.parallel.ranks import Ranks, connected, joined
+from lccp_sim.train.parallel.strategy import placement
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources

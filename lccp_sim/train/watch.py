@@ -21,7 +21,7 @@ from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, Tag
 from lccp_sim.train.module import NotFinite
-from lccp_sim.train.parallel import ALONE, Ranks
+from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.reference import find_reference, read_reference
 
 

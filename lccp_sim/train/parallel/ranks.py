@@ -1,0 +1,122 @@
+"""The processes of a run, and what one does while the others wait.
+
+`torchrun` starts the processes and says how many there are; a run takes what it is given, and no key repeats it. What a
+reader would question: beside the group that training reduces over there is a second one, of gloo and patient, for what
+one rank does while the others wait (reading a corpus, looking on). It never times out, and a rank that died still ends
+it at once, because its connections close.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lccp_sim.config import Config
+from lccp_sim.train.layout import tokens_at_once
+
+PATIENT = timedelta(days=30)
+Given = TypeVar("Given")
+
+
+class LostRank(RuntimeError):
+    """Another process of the run is gone, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` processes of a run. The one with rank 0 writes, and speaks."""
+
+    rank: int = 0
+    world: int = 1
+    waiting: Any = None
+
+    def first(self, work: Callable[[], Given]) -> Given:
+        """What `work()` gives on rank 0, on every rank; the others wait for it. It must be picklable.
+
+        An error is raised on rank 0; the others leave with exit status 1 and say nothing.
+        """
+        if self.world == 1:
+            return work()
+        told: list[Any] = [None, None]
+        try:
+            if self.rank == 0:
+                told = [True, work()]
+        finally:
+            dist.broadcast_object_list(told, src=0, group=self.waiting)
+            if not told[0] and self.rank:
+                raise SystemExit(1)
+        return told[1]
+
+    def in_turn(self, work: Callable[[], Given]) -> Given:
+        """What `work()` gives here, once it was done on rank 0: the others find what it left on disk."""
+        mine: list[Given] = []
+        self.first(lambda: mine.append(work()))
+        return mine[0] if mine else work()
+
+    def gather(self, work: Callable[[], Given]) -> list[Given]:
+        """What `work()` gives on each rank, on every rank. Raises on every rank what it raised on any."""
+        if self.world == 1:
+            return [work()]
+        try:
+            mine: tuple[Any, Exception | None] = (work(), None)
+        except Exception as error:  # noqa: BLE001
+            mine = (None, error)
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, mine, group=self.waiting)
+        for _, failure in every:
+            if failure is not None:
+                raise failure
+        return [given for given, _ in every]
+
+    def agree(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.world == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.waiting)
+        return int(largest)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[Ranks]:
+    """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
+
+    Raises ConfigError where the ranks cannot be laid out as the config says.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    tokens_at_once(config, world)
+    if world == 1:
+        yield ALONE
+        return
+    cuda = config.run.accelerator != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=config.run.timeout_minutes))
+    try:
+        yield Ranks(dist.get_rank(), world, dist.new_group(backend="gloo", timeout=PATIENT))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """While it is open, an error of the connection to the other ranks becomes a LostRank."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors that name its source files.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LostRank(
+            "another process of the run is gone, or did not answer within run.timeout_minutes="
+            f"{config.run.timeout_minutes:g} (its own message says why); the same command goes on from the last "
+            f"checkpoint ({' '.join(str(error).split())[:200]})"
+        ) from error

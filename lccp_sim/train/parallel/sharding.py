@@ -1,0 +1,107 @@
+"""Weights that are cut over the ranks (FSDP2): DTensors, on one mesh or, with experts apart, on two.
+
+The models know nothing of it: they are given functions that stand in for local ones (`collectives.py`).
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from lccp_sim.config import ConfigError
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered
+
+AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
+EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
+
+
+def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1) -> None:
+    """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
+
+    With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
+    With `cp`, that many neighbours attend to each other's tokens, and average what a router's losses ask of a sequence.
+    """
+    if mesh is None or isinstance(model, FSDPModule):
+        return
+    ranks = mesh["data_parallel"]
+
+    def mesh_of(neighbours: int) -> DeviceMesh:
+        return init_device_mesh(ranks.device_type, (ranks.size() // neighbours, neighbours), mesh_dim_names=AXES)
+
+    place = _place_experts(model, mesh_of(ep)) if ep > 1 else None
+    if cp > 1:
+        _share_rows(model, mesh_of(cp)["columns"].get_group())
+    for block in model.layers:
+        cut = fully_shard(block, mesh=ranks, shard_placement_fn=place)
+        if ep > 1:
+            # The exchange sums an expert's gradients over its row of ranks, FSDP over the rows: the mean is over both.
+            cut.set_gradient_divide_factor(ranks.size())
+            # gloo cannot scale while it sums; with one row there is no sum, and torch would scale twice.
+            cut.set_force_sum_reduction_for_comms(ranks.size() > ep)
+    fully_shard(model, mesh=ranks)
+
+
+def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
+    """Which mesh and dimension FSDP cuts a parameter on, once the experts are cut over the second axis of `mesh`."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+    except ImportError:
+        raise ConfigError(f"run.ep: torch {torch.__version__} cannot shard over two meshes; 2.13 can") from None
+    rows, columns = (mesh[axis] for axis in AXES)
+    for block in model.layers:
+        if block.moe is not None:
+            for name in EXPERTS:
+                weight = distribute_tensor(getattr(block.moe, name).data, columns, [Shard(0)], src_data_rank=None)
+                setattr(block.moe, name, nn.Parameter(weight))
+            block.moe.dispatch = partial(exchange, columns.get_group())
+    across = ShardPlacementResult(Shard(1), FSDPMeshInfo(rows, shard_mesh_dim=0))
+    return lambda parameter: across if isinstance(parameter, DTensor) else None
+
+
+def _share_rows(model: Transformer, group: Any) -> None:
+    for block in model.layers:
+        block.attention.attend = partial(attend_across, group)
+        if block.moe is not None:
+            block.moe.average = lambda x: gathered(group, x.float()).mean(0)
+
+
+def whole(model: Transformer) -> Transformer:
+    """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
+    if not isinstance(model, FSDPModule):
+        return model
+    with torch.device("meta"):
+        copy = Transformer(model.config, model.vocab_size)
+    copy.load_state_dict(whole_tensors(model.state_dict()), assign=True)
+    return copy.to(model.device)
+
+
+def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """The norm of all gradients before they are clipped to `limit`, over all ranks and meshes."""
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    norms = [nn.utils.get_total_norm([p.grad for p in each if p.grad is not None]) for each in by_mesh.values()]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
+    for each in by_mesh.values():
+        nn.utils.clip_grads_with_norm_(each, limit, norm)
+    return norm
+
+
+def whole_tensors(state: Any) -> Any:
+    """The same tree with whole tensors, on the CPU. Every rank must call it."""
+    return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, state)
+
+
+def cut_as(value: Any, like: Any) -> Any:
+    """A whole tensor cut as `like` is; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
