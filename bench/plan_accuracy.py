@@ -20,7 +20,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.utils.checkpoint
 from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
@@ -30,10 +29,11 @@ from lccp_sim.config import ModelConfig
 from lccp_sim.models import attention
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, Rope, YarnRope
-from lccp_sim.models.transformer import Block, Transformer, initialise
+from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.rope import KNOWN, base_bound, first_negative
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
+from lccp_sim.train.recompute import recompute
 
 RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 
@@ -103,11 +103,11 @@ def counted_flops(config: ModelConfig, vocab_size: int, tokens: int) -> int:
 
 
 def measured_peak(
-    config: ModelConfig, vocab_size: int, tokens: int, bf16: bool, checkpointed: bool = False, gpu: bool = False
+    config: ModelConfig, vocab_size: int, tokens: int, bf16: bool, every: int | None = None, gpu: bool = False
 ) -> int:
     """Bytes that a forward and backward pass allocates at its peak beside weights and gradients.
 
-    `gpu`: norms and experts keep what they keep on a GPU.
+    Of every `every` blocks one is checkpointed (None: none). `gpu`: norms and experts keep what they keep on a GPU.
     """
     model = initialise(Transformer(config, vocab_size), 0)
     if gpu:
@@ -117,15 +117,10 @@ def measured_peak(
             if block.moe is not None:
                 block.moe.backend = "grouped_mm"
     row = torch.randint(1, vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
-    plain = Block.forward
-
-    def again(block: Block, *inputs: Any) -> Any:
-        return torch.utils.checkpoint.checkpoint(plain, block, *inputs, use_reentrant=False)
-
-    with mock.patch.object(Block, "forward", again) if checkpointed else nullcontext():
-        one_pass(model, row, bf16)  # the gradients exist from here on
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            one_pass(model, row, bf16)
+    recompute(model, every)
+    one_pass(model, row, bf16)  # the gradients exist from here on
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        one_pass(model, row, bf16)
 
     def allocations(events: Any) -> Iterator[Any]:
         for event in events:
@@ -141,12 +136,12 @@ def measured_peak(
     return peak
 
 
-def memory_line(case: Case, bf16: bool, checkpointed: bool, gpu: bool) -> dict[str, Any]:
-    """Planned and measured peaks in bytes, and their ratio."""
+def memory_line(case: Case, bf16: bool, checkpointed: bool, gpu: bool, every: int = 1) -> dict[str, Any]:
+    """Planned and measured peaks in bytes, and their ratio. `every`: how many blocks have a checkpointed one."""
     config, vocab_size, tokens = case
-    needs = memory(config, shape_of(config, vocab_size), tokens, Layout(), Place(bf16, gpu))
+    needs = memory(config, shape_of(config, vocab_size), tokens, Layout(), Place(bf16, gpu), every)
     plan = (needs.total_checkpointed if checkpointed else needs.total) - needs.state
-    peak = measured_peak(*case, bf16, checkpointed, gpu)
+    peak = measured_peak(*case, bf16, every if checkpointed else None, gpu)
     where = {"precision": "bf16" if bf16 else "fp32", "checkpointed": checkpointed, "as_gpu": gpu}
     return {**where, "planned": plan, "measured": peak, "ratio": plan / peak}
 

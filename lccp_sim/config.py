@@ -195,7 +195,8 @@ class RunConfig:
     `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
-    waits longer than `timeout_minutes` for the others' part of a sum ends.
+    waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
+    input alone and runs again in the backward pass.
     """
 
     name: str
@@ -211,6 +212,7 @@ class RunConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     deterministic: bool = False
     threads: Size | None = None
+    recompute_every: Size | None = None
     shard: bool = False
     ep: Size = 1
     cp: Size = 1
@@ -222,18 +224,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         batch, micro = self.batch_tokens, self.micro_batch_tokens or self.batch_tokens
-        refuse(
-            self.batch_tokens % self.context_tokens,
-            "run.batch_tokens",
-            self.batch_tokens,
-            f"must be a multiple of run.context_tokens={self.context_tokens}",
-        )
-        refuse(
-            micro % self.context_tokens or self.batch_tokens % micro,
-            "run.micro_batch_tokens",
-            micro,
-            f"must be a multiple of run.context_tokens={self.context_tokens} and divide run.batch_tokens={batch}",
-        )
+        rule = f"must be a multiple of run.context_tokens={self.context_tokens}"
+        refuse(batch % self.context_tokens, "run.batch_tokens", batch, rule)
+        bad = micro % self.context_tokens or batch % micro
+        refuse(bad, "run.micro_batch_tokens", micro, f"{rule} and divide run.batch_tokens={batch}")
         for name, logger in self.loggers.items():
             path = logger.get("class") if isinstance(logger, Mapping) else None
             known = isinstance(path, str) and "." in path

@@ -93,12 +93,15 @@ def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int
     return micro
 
 
-def fits(needed: float, device: Hardware, remedies: list[tuple[str, float]]) -> None:
-    """None, or ConfigError: what a device needs and has, and the first of `remedies` (what, bytes then) that fits."""
+def fits(needed: float, device: Hardware, remedies: list[tuple[str, float]], how: str = "") -> None:
+    """None, or ConfigError: what a device needs and has, and the first of `remedies` (what, bytes then) that fits.
+
+    `how` says in the message under what condition so much is needed.
+    """
     if needed <= device.usable:
         return
     remedy = next((what for what, then in remedies if then <= device.usable), "nothing tried here is enough")
     raise ConfigError(
-        f"--hardware {device.name}: a device needs {needed / 2**30:,.1f} GiB even with checkpointing, and has "
+        f"--hardware {device.name}: a device needs {needed / 2**30:,.1f} GiB{how}, and has "
         f"{device.usable / 2**30:,.1f} of {device.bytes / 2**30:,.1f} to use; {remedy}"
     )

@@ -1,9 +1,9 @@
 """Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
 
 Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
-bench/plan_accuracy.py. Questionable: several devices are a simulation, as is checkpointing of blocks: training has
-neither. Weights, gradients and moments are then cut evenly over all devices (ZeRO-3, arXiv 1910.02054), the weights of
-a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
+bench/plan_accuracy.py. Questionable: several devices were never measured. Weights, gradients and moments are cut
+evenly over all of them (ZeRO-3, arXiv 1910.02054), the weights of a layer are gathered when its turn comes, and experts
+lie on `ep` groups of devices.
 """
 
 from typing import NamedTuple
@@ -63,16 +63,23 @@ class Memory(NamedTuple):
 
     @property
     def total_checkpointed(self) -> float:
-        """The peak where each block keeps its input alone and runs forward again in the backward pass."""
+        """The peak where blocks keep their input alone and run forward again in the backward pass."""
         return self.state + self.copies_checkpointed + self.activations_checkpointed + self.step_checkpointed
 
 
-def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place) -> Memory:
-    """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows."""
+def memory(
+    config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place, every: int | None = None
+) -> Memory:
+    """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows.
+
+    Checkpointed is the first of every `every` blocks, as in train/recompute.py (None: each block).
+    """
     total = sum(part.total for part in shape.parts().values())
     mine, size = total / layout.devices, 2 if place.bf16 else 4
     local = [_matrices(layer, layout.ep) for layer in shape.layers]
-    copies, copies_checkpointed = 2.0 * sum(local) * place.bf16, 2.0 * max(local) * place.bf16
+    again = range(0, config.num_layers, every or 1)
+    copies = 2.0 * sum(local) * place.bf16
+    copies_checkpointed = copies - 2.0 * (sum(local[i] for i in again) - max(local[i] for i in again)) * place.bf16
     if layout.devices > 1:
         copies = copies_checkpointed = 2.0 * size * max(local)  # this layer's and the next one's, gathered
     D, V = shape.d_model, shape.vocab_size
@@ -83,21 +90,23 @@ def memory(config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place
     loss = max(forward, tokens * D * 8.0 + V * D * 8)
     waits = V * D * 4.0 if config.tie_embeddings else 0.0  # the head's gradient, for the embedding's
     inputs = tokens * D * 4
-    kept, backward = 0.0, []
+    kept, kept_checkpointed, backward = 0.0, 0.0, []
     for layer in range(config.num_layers):
         # In the backward pass of a layer, what later ones kept is gone; and the feed-forward part comes first in it.
         attention = tokens * kept_attention(config, layer, layout.cp, place)
         mixture = tokens * kept_feed_forward(config, layer, place)
         kept += attention + mixture
+        kept_checkpointed += inputs if layer in again else attention + mixture
+        formed = attention + mixture if layer in again else 0.0
         first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
         needs = waits + max(first, _attention_backward(config, tokens, place) - mixture)
-        backward.append((kept + needs, (layer + 1) * inputs + attention + mixture + needs))
+        backward.append((kept + needs, kept_checkpointed + formed + needs))
     peak, peak_checkpointed = (max(each) for each in zip(*backward, strict=True))
-    again = config.num_layers * inputs
     return Memory(
         4 * mine, 4 * mine, 8 * mine,
         copies, angles + norm + kept, max(loss, peak - kept - norm),
-        copies_checkpointed, angles + norm + again, max(loss, peak_checkpointed - again - norm), logits,
+        copies_checkpointed, angles + norm + kept_checkpointed,
+        max(loss, peak_checkpointed - kept_checkpointed - norm), logits,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def plan_run(
     run, shape, bf16 = config.run, shape_of(config.model, vocab_size), config.run.precision == "bf16"
     at_once = rows_at_once(config, layout)
     place = Place(bf16, device.name != "cpu")
-    needs = memory(config.model, shape, at_once // layout.cp, layout, place)
+    needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every)
     costs = monitor_costs(config.monitors.watch, windows, shape)
     tokens = run.steps * run.batch_tokens
     training = training_flops(shape, run.context_tokens) * tokens
@@ -40,7 +40,17 @@ def plan_run(
         "old_context_tokens": config.data.old_context_tokens,
         "tokens": tokens,
         "steps": run.steps,
-        **plan_shape(shape, run.context_tokens, tokens, device, layout, bf16, sum(c.flops for c in costs.values())),
+        "recompute_every": run.recompute_every,
+        **plan_shape(
+            shape,
+            run.context_tokens,
+            tokens,
+            device,
+            layout,
+            bf16,
+            sum(c.flops for c in costs.values()),
+            run.recompute_every,
+        ),
         "memory": _memory(needs, device),
         "tokens_at_once": at_once // layout.cp,
         "monitors": monitors,
@@ -63,12 +73,17 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
 
 
 def plan_shape(
-    shape: Shape, context_tokens: int, tokens: int, device: Hardware, layout: Layout, bf16: bool, monitors: float = 0.0
-) -> dict[str, Any]:
-    """Weights, FLOPs and time of a shape alone. `monitors`: FLOPs of theirs, which take time too."""
+    shape: Shape, context_tokens: int, tokens: int, device: Hardware, layout: Layout, bf16: bool, monitors: float = 0.0,
+    every: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Weights, FLOPs and time of a shape alone. `monitors`: FLOPs of theirs, which take time too.
+
+    Checkpointing runs the first of every `every` blocks once more (None: each block).
+    """
     number, forward = counts(shape), forward_flops(shape, context_tokens)
     training = training_flops(shape, context_tokens)
-    again = sum(forward.values()) - forward["head"]  # checkpointing runs the blocks once more, the head is none
+    twice = forward_flops(shape._replace(layers=shape.layers[:: every or 1]), context_tokens)
+    again = sum(twice.values()) - forward["head"]  # which is in no block
     speed = layout.devices * device.flops(bf16) * device.mfu
     day = 86400.0
     return {
@@ -88,15 +103,21 @@ def plan_shape(
 
 
 def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout) -> None:
-    """None, or ConfigError with a remedy where a device has too little memory even with checkpointing."""
+    """None, or ConfigError with a remedy where a device has too little memory, with the run's own checkpointing."""
     shape, place = shape_of(config.model, vocab_size), Place(config.run.precision == "bf16", device.name != "cpu")
+    every = config.run.recompute_every
 
-    def needed(at_once: int, layout: Layout) -> float:
-        return memory(config.model, shape, at_once // layout.cp, layout, place).total_checkpointed
+    def needed(at_once: int, layout: Layout, every: int | None = 1) -> float:
+        needs = memory(config.model, shape, at_once // layout.cp, layout, place, every)
+        return needs.total_checkpointed if every else needs.total
 
     at_once = rows_at_once(config, layout)
     row = config.run.context_tokens
-    tries = [(row, layout, f"run.micro_batch_tokens={row} is enough")] if at_once > row else []
+    # Cheapest first: what costs a third of the time comes before what costs devices, and stays on with these.
+    tries = [(at_once, layout, "run.recompute_every=1 is enough")] if every != 1 else []
+    first = "" if every == 1 else "run.recompute_every=1 with "
+    if at_once > row:
+        tries.append((row, layout, f"{first}run.micro_batch_tokens={row} is enough"))
     for key in ("dp", "cp"):
         for doublings in range(1, 13):
             wider = layout._replace(**{key: getattr(layout, key) << doublings})
@@ -105,8 +126,9 @@ def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout
             except ConfigError:
                 break
             words = ",".join(f"{name}={size}" for name, size in wider._asdict().items())
-            tries.append((smaller, wider, f"--layout {words} is enough ({wider.devices} devices)"))
-    fits(needed(at_once, layout), device, [(words, needed(tokens, wide)) for tokens, wide, words in tries])
+            tries.append((smaller, wider, f"{first}--layout {words} is enough ({wider.devices} devices)"))
+    remedies = [(words, needed(tokens, wide)) for tokens, wide, words in tries]
+    fits(needed(at_once, layout, every), device, remedies, " even with checkpointing" if every else "")
 
 
 def _memory(needs: Memory, device: Hardware) -> dict[str, Any]:
@@ -134,6 +156,9 @@ def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_conte
 
 def assumptions(config: Config, device: Hardware, layout: Layout, state: float) -> list[str]:
     """What the numbers stand on, a line each; `state`: bytes of weights, gradients and moments on a device."""
+    every = config.run.recompute_every
+    blocks = "each block" if (every or 1) == 1 else f"one of every {every} blocks"
+    here = f"run.recompute_every={every} asks for it" if every else "this run has none (run.recompute_every=1 would)"
     lines = [
         "FLOPs: matrix products, a multiply-add as two; backward is twice forward; attention is causal, windows "
         "counted; each row is one document (packed ones attend less, and cost less)",
@@ -141,7 +166,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         "memory: what this code's autograd keeps; weights, gradients and AdamW's moments in fp32"
         + (", and copies of the weights in bf16" if config.run.precision == "bf16" else "")
         + f"; experts get equal rows; {RESERVE:.0%} of a device stay free",
-        "checkpointing: each block keeps its input alone; training has no such switch yet",
+        f"checkpointing: {blocks} keeps its input alone; {here}",
         "monitors: forward passes of texts as long as their settings allow; the probe's tuning counts three times",
     ]
     if "probe" in config.monitors.watch:
@@ -150,7 +175,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         )
     if layout.devices > 1:
         lines.append(
-            "layout: training runs on one device so far. Weights and their states are cut over all devices and "
+            "layout: weights and their states are cut over all devices and "
             "gathered by layer, experts lie on ep groups, a row's keys and values are gathered by its cp devices; "
             "communication takes no time beyond what the assumed share of the peak leaves"
         )

@@ -55,7 +55,13 @@ def _show_memory(plan: dict[str, Any], console: Console) -> None:
     rows.append(("fits", *("yes" if m[key] else "no" for key in ("fits", "fits_checkpointed"))))
     tokens, usable = plan["tokens_at_once"], m["usable"] / size
     title = f"{unit} of a device, {tokens:,} tokens at once; {usable:,.1f} to use (logits: {m['logits'] / size:.2f})"
-    _table(console, title, ("", "kept", "checkpointed"), rows)
+    _table(console, title, _columns(plan), rows)
+
+
+def _columns(plan: dict[str, Any]) -> tuple[str, ...]:
+    """Without checkpointing and with it; that of the run is marked."""
+    kept, again = ("", " (this run)") if plan.get("recompute_every") else (" (this run)", "")
+    return ("", f"kept{kept}", f"checkpointed{again}") if "memory" in plan else ("", "kept", "checkpointed")
 
 
 def _show_time(plan: dict[str, Any], console: Console, claim: float | None) -> None:
@@ -69,7 +75,7 @@ def _show_time(plan: dict[str, Any], console: Console, claim: float | None) -> N
     ]
     if "monitors" in plan:
         rows.append(("days of monitors", f"{time['days_of_monitors']:,.3g}", f"{time['days_of_monitors']:,.3g}"))
-    _table(console, title, ("", "kept", "checkpointed"), rows)
+    _table(console, title, _columns(plan), rows)
     if claim is not None:
         console.print(
             f"claimed: {_si(claim)} FLOPs, {claim / plan['flops']:.3g} times this plan's {_si(plan['flops'])}"

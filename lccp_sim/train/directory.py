@@ -21,7 +21,7 @@ CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAIL
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
 FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
 FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
-FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes"}
+FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every"}
 FREE |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
 

@@ -15,6 +15,7 @@ from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, shard
+from lccp_sim.train.recompute import recompute
 
 
 class NotFinite(RuntimeError):
@@ -34,7 +35,8 @@ class LccpModule(L.LightningModule):
         self.grad_norm = torch.zeros(())
 
     def configure_model(self) -> None:
-        """None; the weights are cut over the ranks, where Lightning has a mesh for it."""
+        """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
+        recompute(self.model, self.config.run.recompute_every)
         shard(self.model, self.device_mesh, self.config.run.ep, self.config.run.cp)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

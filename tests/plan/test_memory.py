@@ -36,6 +36,16 @@ def test_the_peak_is_foretold_within_15_percent(name: str, bf16: bool, checkpoin
     assert memory_line(small, bf16, checkpointed, gpu)["ratio"] == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize(("name", "bf16"), [("tiny", False), ("16 experts", True)])
+def test_every_other_block_checkpointed_is_foretold_as_well(name: str, bf16: bool) -> None:
+    config, vocab_size, _ = SHAPES[name]
+    one = dataclasses.replace(config, num_layers=4), vocab_size, 512
+    two = memory_line(one, bf16, True, False, every=2)
+    assert two["ratio"] == pytest.approx(1, abs=0.15)
+    all_, none = (memory_line(one, bf16, checkpointed, False) for checkpointed in (True, False))
+    assert all_["measured"] < two["measured"] < none["measured"]
+
+
 def test_constants_are_those_of_the_code_that_is_planned() -> None:
     assert planned.CHUNK_ROWS == loss.CHUNK_ROWS and planned.SLICE_ROWS == kernels.ROWS
     assert planned.WINDOW_BLOCK == attention.SMALLEST_BLOCK

@@ -28,6 +28,7 @@ SHARD = {"run.shard": True}
 EP = {"run.shard": True, "run.ep": 2}
 CP = {"run.shard": True, "run.cp": 2}
 MICRO = {"run.micro_batch_tokens": 64}
+AGAIN = {"run.recompute_every": 1}
 
 
 def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
@@ -77,14 +78,14 @@ def assert_close(one: Path, other: Path) -> None:
 
 MANY = {
     "ddp-2-micro": (2, MICRO),
-    "ddp-4": (4, {}),
+    "ddp-4-again": (4, AGAIN),
     "fsdp-2-micro": (2, SHARD | MICRO),
-    "fsdp-4": (4, SHARD),
+    "fsdp-4-again": (4, SHARD | AGAIN),
     "ep-2-micro": (2, EP | MICRO),
     "ep-2-fsdp-2": (4, EP),
     "cp-2-micro": (2, CP | MICRO),
     "cp-2-fsdp-2": (4, CP),
-    "cp-2-ep-2": (4, CP | EP),
+    "cp-2-ep-2-again": (4, CP | EP | AGAIN),
 }
 
 
