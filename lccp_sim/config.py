@@ -196,7 +196,7 @@ class RunConfig:
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
-    input alone and runs again in the backward pass.
+    input alone and runs again in the backward pass. Checkpoints (null) of cut weights are folders, else files.
     """
 
     name: str
@@ -216,6 +216,7 @@ class RunConfig:
     shard: bool = False
     ep: Size = 1
     cp: Size = 1
+    checkpoints: Literal["file", "sharded"] | None = None
     timeout_minutes: Annotated[float, Gt(0)] = 30.0
     log_every_steps: Size = 10
     checkpoint_every_steps: Size = 100
@@ -233,6 +234,10 @@ class RunConfig:
             known = isinstance(path, str) and "." in path
             refuse(not known, f"run.loggers.{name}.class", path, "must be the dotted path of a Lightning logger")
         refuse(self.ep > 1 and not self.shard, "run.ep", self.ep, "cuts the experts' weights; set run.shard=true")
+        cut = self.checkpoints == "sharded"
+        refuse(
+            cut and not self.shard, "run.checkpoints", "sharded", "goes with weights that are cut; set run.shard=true"
+        )
         refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, "goes with weights that are cut; set run.shard=true")
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 

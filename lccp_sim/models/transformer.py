@@ -1,9 +1,11 @@
 """The decoder: embeddings, pre-norm blocks of attention and mixture of experts (or one SwiGLU), a final norm.
 
-It returns hidden states; the head is applied by models/loss.py in chunks. `initialise` is the only place where weights
-get their first values, warm start of previous-token heads included.
+It returns hidden states; the head is applied by models/loss.py in chunks. `fresh` is the only place where weights get
+their first values, warm start of previous-token heads included; it gives one whole tensor after the other, so that a
+rank can keep its part of each.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -126,44 +128,44 @@ class Transformer(LanguageModel):
 
 @torch.no_grad()
 def initialise(model: Transformer, seed: int) -> Transformer:
-    """The model with fresh weights, the same for the same seed whatever ran before.
-
-    Matrices are normal with std 1/sqrt(fan in), or `init_std`; what writes into the residual stream is smaller by
-    sqrt(2 L) (GPT-2). Norm weights start at their gain, biases at 0. Then `previous_token_heads` are planted.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    config = model.config
-
-    def normal(weight: Tensor, fan_in: int, shrink: float = 1.0) -> None:
-        std = (config.init_std or fan_in**-0.5) * shrink
-        weight.copy_(torch.randn(weight.shape, generator=generator) * std)
-
-    shrink = (2 * config.num_layers) ** -0.5
-    normal(model.embedding.weight, config.d_model)
-    for block in model.layers:
-        normal(block.attention.qkv.weight, config.d_model)
-        normal(block.attention.out.weight, config.num_heads * config.d_head, shrink)
-        for linear in (block.attention.qkv, block.attention.out):
-            if linear.bias is not None:
-                linear.bias.zero_()
-        shared = None if block.moe is None else block.moe.shared
-        if block.moe is not None:
-            normal(block.moe.router.weight, config.d_model)
-            normal(block.moe.gate_EFD, config.d_model)
-            normal(block.moe.up_EFD, config.d_model)
-            normal(block.moe.down_EFD, config.d_expert, shrink)
-        for layer in (block.dense, shared):
-            if layer is not None:
-                normal(layer.gate_up.weight, config.d_model)
-                normal(layer.down.weight, layer.down.in_features, shrink)
-    if model.lm_head is not None:
-        normal(model.lm_head.weight, config.d_model)
-    if config.previous_token_heads:
-        _plant_previous_token_heads(model)
+    """The model with fresh weights (`fresh`), the same for the same seed whatever ran before."""
+    own = model.state_dict()
+    for name, weight in fresh(model, seed):
+        own[name].copy_(weight)
     return model
 
 
-def _plant_previous_token_heads(model: Transformer) -> None:
+def fresh(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole fresh value of each weight and buffer, one at a time: of the model only shapes are asked.
+
+    Matrices are normal with std 1/sqrt(fan in), or `init_std`; what writes into the residual stream is smaller by
+    sqrt(2 L) (GPT-2). Norm weights start at their gain, biases at 0. `previous_token_heads` are planted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config, shapes = model.config, {name: value.shape for name, value in model.state_dict().items()}
+    shrink = (2 * config.num_layers) ** -0.5
+    drawn = ["embedding.weight"]
+    for layer in range(config.num_layers):
+        parts = ["attention.qkv.weight", "attention.out.weight", "moe.router.weight", "moe.gate_EFD", "moe.up_EFD"]
+        parts += ["moe.down_EFD", "dense.gate_up.weight", "dense.down.weight"]
+        parts += ["moe.shared.gate_up.weight", "moe.shared.down.weight"]
+        drawn += [f"blocks.{layer}.{part}" for part in parts]
+    # The order is that of the draws, so a new part goes to the end of its layer.
+    for name in (name for name in [*drawn, "lm_head.weight"] if name in shapes):
+        # Experts write from their width F to D with rows of D: [E, F, D]; a linear layer from its columns.
+        fan_in = config.d_expert if name.endswith("down_EFD") else shapes[name][-1]
+        std = (config.init_std or fan_in**-0.5) * (shrink if ".down" in name or ".out." in name else 1.0)
+        weight = torch.randn(shapes.pop(name), generator=generator, device="cpu").mul_(std)
+        if config.previous_token_heads:
+            _plant_previous_token_heads(model, name, weight)
+        yield name, weight
+        del weight  # before the next one is drawn
+    gains = {f"{name}.weight": each.gain for name, each in model.named_modules() if isinstance(each, RMSNorm)}
+    for name, shape in shapes.items():
+        yield name, torch.full(shape, gains.get(name, 0.0), device="cpu")
+
+
+def _plant_previous_token_heads(model: Transformer, name: str, weight: Tensor) -> None:
     """Make the first heads of layers 0 and 1 attend to the previous token, and let training take it from there.
 
     Embedding channel 0 is constant, and q and k of those heads read it alone: q into the three fastest pairs, k rotated
@@ -172,15 +174,16 @@ def _plant_previous_token_heads(model: Transformer) -> None:
     """
     config = model.config
     H, half = config.d_head, config.d_head // 2
-    model.embedding.weight[:, 0] = 1.0 if not config.scale_embeddings else config.d_model**-0.5
+    if name == "embedding.weight":
+        weight[:, 0] = 1.0 if not config.scale_embeddings else config.d_model**-0.5
+    if name not in ("blocks.0.attention.qkv.weight", "blocks.1.attention.qkv.weight"):
+        return
     angles = model.frequencies[: min(3, half)].float()
     group = config.num_heads // config.num_kv_heads
-    for block in model.layers[:2]:
-        weight = block.attention.qkv.weight
-        for head in range(config.previous_token_heads):
-            q = weight[head * H : (head + 1) * H]
-            first_key = (config.num_heads + head // group) * H
-            k = weight[first_key : first_key + H]
-            q.zero_(), k.zero_()
-            q[: len(angles), 0] = 1.0
-            k[: len(angles), 0], k[half : half + len(angles), 0] = angles.cos(), angles.sin()
+    for head in range(config.previous_token_heads):
+        q = weight[head * H : (head + 1) * H]
+        first_key = (config.num_heads + head // group) * H
+        k = weight[first_key : first_key + H]
+        q.zero_(), k.zero_()
+        q[: len(angles), 0] = 1.0
+        k[: len(angles), 0], k[half : half + len(angles), 0] = angles.cos(), angles.sin()

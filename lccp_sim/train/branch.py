@@ -43,7 +43,7 @@ def branch(config: Config, directory: Path) -> None:
     kept.mkdir(exist_ok=True)
     shutil.copyfile(manifest_of(path), kept / manifest_of(path).name)
     temporary = kept / f".{path.name}.tmp"  # the checkpoint comes last: killed before, the copy is made again
-    shutil.copyfile(path, temporary)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary)
     os.replace(temporary, kept / path.name)
 
 

@@ -5,6 +5,7 @@ command finds its own unfinished or finished run.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAIL
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
 FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
 FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
-FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every"}
+FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
 FREE |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
 
@@ -53,7 +54,7 @@ def claim(directory: Path) -> Iterator[None]:
     try:
         for pattern in (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp"):
             for path in directory.glob(pattern):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
     finally:
         if all(path.name == LOCK for path in directory.iterdir()):

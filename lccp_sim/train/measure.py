@@ -85,13 +85,13 @@ def measure(
 
 def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
     """The series at a path, the config to measure it with, and where the records go unless `--out` says otherwise."""
-    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
-        config = read_config(path, overrides)
-        return of_run(path, config), config, path / "measured"
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt":  # a file or a folder
         run = path.parent.parent
         config = read_config(run, overrides)
         return of_checkpoint(path, config), config, run / f"measured-{path.stem}"
+    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
+        config = read_config(path, overrides)
+        return of_run(path, config), config, path / "measured"
     config = external()
     out = Path(config.run.root).expanduser() / f"{path.stem or path.resolve().name}-measured"
     if hf.is_checkpoint(path):

@@ -4,6 +4,7 @@ Every sum is divided by counts of the *global* batch that are known in advance, 
 rank equals many. The balance bias moves once an optimizer step, on the counts of that step alone.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
-from lccp_sim.train.parallel.sharding import clip, shard
+from lccp_sim.train.parallel.sharding import clip, fill, shard
 from lccp_sim.train.recompute import recompute
 
 
@@ -23,11 +24,21 @@ class NotFinite(RuntimeError):
 
 
 class LccpModule(L.LightningModule):
-    """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`."""
+    """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
-    def __init__(self, config: Config, model: Transformer, facts: dict[str, Any], ranks: Ranks = ALONE):
+    A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Transformer,
+        facts: dict[str, Any],
+        ranks: Ranks = ALONE,
+        weights: Iterable[tuple[str, Tensor]] = (),
+    ):
         super().__init__()
-        self.config, self.model, self.facts, self.ranks = config, model, facts, ranks
+        self.config, self.model, self.facts, self.ranks, self.weights = config, model, facts, ranks, weights
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
@@ -38,6 +49,7 @@ class LccpModule(L.LightningModule):
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
         recompute(self.model, self.config.run.recompute_every)
         shard(self.model, self.device_mesh, self.config.run.ep, self.config.run.cp)
+        fill(self.model, self.weights)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,15 +12,16 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
+from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
-from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
-from lccp_sim.records import DamagedRecords, write_atomic
+from lccp_sim.records import DamagedRecords, Record, write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.branch import branch
 from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
@@ -46,7 +48,7 @@ from lccp_sim.train.parallel.strategy import placement
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
-from lccp_sim.train.start import Start, tokenizer_for, transformer_of
+from lccp_sim.train.start import Start, empty, tokenizer_for, transformer_of, weights_of
 from lccp_sim.train.stopping import Stopping
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import Watch
@@ -103,11 +105,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     print_corpus(console, corpus, config)
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
-    if start.content is not None:
-        model = transformer_of(config.model, start)
-    else:
-        vocabulary = config.model.vocabulary(corpus.vocab_size)
-        model = initialise(Transformer(config.model, vocabulary), config.seed)
+    model, weights = _model(config, start, corpus.vocab_size, cut := config.run.shard and ranks.world > 1)
     watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
@@ -118,7 +116,12 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     else:
         check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition
-    first = ranks.first(lambda: check_precondition(model, corpus, watch, start, console)) if begins else []
+
+    def precondition() -> list[Record]:
+        base = transformer_of(config.model, start) if cut and start.content is not None else model
+        return check_precondition(base, corpus, watch, start, console)
+
+    first = ranks.first(precondition) if begins else []
     warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *watch.notes]
     table = {"hash": corpus.hash, "warnings": warned, "sources": corpus.table}
     ranks.first(lambda: write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str()))
@@ -138,7 +141,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         "tokens_before": start.tokens,
         **start.facts,
     }
-    module = LccpModule(config, model, facts, ranks)
+    # What a checkpoint holds is not drawn before.
+    module = LccpModule(config, model, facts, ranks, weights if checkpoint is None else ())
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
@@ -155,6 +159,18 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         ranks.first(lambda: write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n"))
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
     return directory
+
+
+def _model(config: Config, start: Start, tokens: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
+    """The model with its first weights; or where it will be `cut`, one on the meta device, and these weights."""
+    if start.content is not None:
+        return (empty(config.model, start), weights_of(start)) if cut else (transformer_of(config.model, start), ())
+    vocabulary = config.model.vocabulary(tokens)
+    if not cut:
+        return initialise(Transformer(config.model, vocabulary), config.seed), ()
+    with torch.device("meta"):
+        model = Transformer(config.model, vocabulary)
+    return model, fresh(model, config.seed)
 
 
 def _done(config: Config, directory: Path) -> str | None:
@@ -219,7 +235,7 @@ def _fit(
         **placement(config, ranks), accelerator=r.accelerator,
         max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
         precision="bf16-mixed" if r.precision == "bf16" else "32-true", deterministic=r.deterministic,
-        logger=ranks.in_turn(lambda: loggers(config, directory, first)), plugins=[VerifiedIO()],
+        logger=ranks.in_turn(lambda: loggers(config, directory, first)),
         callbacks=[*ours, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=directory, log_every_n_steps=r.log_every_steps,
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """What a run starts from: fresh weights, or a checkpoint that `init_from` names, ours or one of Hugging Face."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, ModelConfig, flatten
 from lccp_sim.data.pools import Corpus
@@ -16,6 +18,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
 from lccp_sim.train.exchange import PREFIX, read_foreign
 from lccp_sim.train.load import load_model
+from lccp_sim.train.parallel.folder import Tensors
 
 MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
 
@@ -110,12 +113,27 @@ def transformer_of(config: ModelConfig, start: Start) -> Transformer:
 
     Raises ConfigError where they are of another architecture.
     """
+    model = empty(config, start)
+    model.load_state_dict(dict(weights_of(start)), assign=True)
+    return model
+
+
+def weights_of(start: Start) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value, in fp32, of each weight of the start, read one at a time where they lie in a folder."""
+    assert start.content is not None
+    state = start.content["state_dict"]
+    return ((key.removeprefix(PREFIX), state[key].float()) for key in state if key.startswith(PREFIX))
+
+
+def empty(config: ModelConfig, start: Start) -> Transformer:
+    """A model on the meta device. Raises ConfigError where the weights of the start are of another architecture."""
     assert start.content is not None
     with torch.device("meta"):
         model = Transformer(config, start.content["lccp"]["vocab_size"])
-    state = {k.removeprefix(PREFIX): v for k, v in start.content["state_dict"].items() if k.startswith(PREFIX)}
+    state = start.content["state_dict"]
+    pieces = state.pieces if isinstance(state, Tensors) else state
     mine = {key: value.shape for key, value in model.state_dict().items()}
-    theirs = {key: value.shape for key, value in state.items()}
+    theirs = {key.removeprefix(PREFIX): value.shape for key, value in pieces.items() if key.startswith(PREFIX)}
     differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
     if differ:
         shapes = [None if each is None else tuple(each) for each in (theirs.get(differ[0]), mine.get(differ[0]))]
@@ -123,5 +141,4 @@ def transformer_of(config: ModelConfig, start: Start) -> Transformer:
             f"{start.path}: weights of another architecture: {differ[0]} is {shapes[0]} there and {shapes[1]} here"
             f"{f', and {len(differ) - 1} more differ' if differ[1:] else ''}"
         )
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     return model

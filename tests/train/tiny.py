@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from lccp_sim.train.checkpoint import read_checkpoint
+
 WORDS = (
     "the house river stone light under moves slowly while children gather around table where bread lies and nobody "
     "speaks because winter came early this year before harvest ended so people wait for letters from town about prices "
@@ -112,7 +114,7 @@ def samples(directory: Path) -> dict[str, bytes]:
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint."""
-    return torch.load(checkpoint, weights_only=True)["state_dict"]
+    return dict(read_checkpoint(checkpoint)["state_dict"])
 
 
 def final(directory: Path, step: int = STEPS) -> dict[str, torch.Tensor]:

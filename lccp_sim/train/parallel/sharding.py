@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._pytree import tree_map
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered
+from lccp_sim.train.parallel.folder import Piece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
 EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
@@ -82,6 +84,24 @@ def whole(model: Transformer) -> Transformer:
     return copy.to(model.device)
 
 
+@torch.no_grad()
+def fill(model: Transformer, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """None; a model on the meta device gets memory for what this rank holds of it, and its part of each of `weights`.
+
+    These are whole and come one at a time, so a rank never holds more than its share and one tensor. What they leave
+    out is undefined. A model that is somewhere already stays as it is.
+    """
+    if next(model.parameters()).device.type != "meta":
+        return
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    cuda = bool(meshes) and meshes[0].device_type == "cuda"
+    model.to_empty(device=torch.device("cuda", torch.cuda.current_device()) if cuda else "cpu")
+    own = model.state_dict()
+    for name, weight in weights:
+        own[name].copy_(cut_as(weight, own[name]))
+        del weight  # before the next one is made
+
+
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     """The norm of all gradients before they are clipped to `limit`, over all ranks and meshes."""
     by_mesh: dict[Any, list[Tensor]] = {}
@@ -101,7 +121,14 @@ def whole_tensors(state: Any) -> Any:
 
 
 def cut_as(value: Any, like: Any) -> Any:
-    """A whole tensor cut as `like` is; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    """A whole tensor cut as `like` is; anything else as it is. Of a Piece no more is read than this rank's part."""
+    alike = isinstance(like, DTensor) and isinstance(value, Tensor | Piece) and value.shape == like.shape
+    if not alike:
+        return value.whole() if isinstance(value, Piece) else value
+    if isinstance(value, Piece):
+        sizes, offsets = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+        local = value.read(offsets, sizes).to(like.device)
+        kind = {"shape": like.shape, "stride": like.stride()}
+        return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, **kind)
+    cut = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return cut.clone()  # else it may be a view that keeps the whole tensor

@@ -1,46 +1,67 @@
-"""The strategies of Lightning's Trainer: DDP, and FSDP2 whose checkpoints are those of one process."""
+"""The strategies of Lightning's Trainer: DDP, and FSDP2 with checkpoints that every other layout reads."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from lccp_sim.config import Config
+from lccp_sim.train.checkpoint import VerifiedIO, commit, fresh_folder, hashes_of, unwritten
+from lccp_sim.train.parallel.folder import Tensors, write_parts
 from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import cut_as, whole_tensors
 
 
 def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """What Lightning's Trainer has to know: devices of this node, nodes, strategy."""
+    """What Lightning's Trainer has to know: devices of this node, nodes, strategy, and who reads checkpoints."""
     if ranks.world == 1:
-        return {"devices": 1}
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy = Sharded(ranks.world, tensor_parallel_size=1) if config.run.shard else DDPStrategy()
+        return {"devices": 1, "plugins": [VerifiedIO()]}
+    local, cut = int(os.environ["LOCAL_WORLD_SIZE"]), config.run.shard
+    strategy = Sharded(ranks, config.run.checkpoints != "file") if cut else DDPStrategy()
     strategy.cluster_environment = TorchElasticEnvironment()
-    return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy}
+    plugins = [VerifiedIO(pieces=cut)]
+    return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy, "plugins": plugins}
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2 whose checkpoints are those of one process: whole tensors, in the one file that `checkpoint_io` writes."""
+    """FSDP2 whose checkpoints are folders of all ranks' parts, or files of one process, as `folders` says.
+
+    Either is read tensor by tensor, and each rank takes its part.
+    """
 
     lightning_restore_optimizer = True
-    save_checkpoint, load_checkpoint = Strategy.save_checkpoint, Strategy.load_checkpoint
+    lightning_module_state_dict, optimizer_state = Strategy.lightning_module_state_dict, Strategy.optimizer_state
+    load_checkpoint = Strategy.load_checkpoint
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The state of the module with whole tensors, on every rank."""
-        return whole_tensors(Strategy.lightning_module_state_dict(self))
+    def __init__(self, ranks: Ranks, folders: bool):
+        super().__init__(ranks.world, tensor_parallel_size=1)
+        self.ranks, self.folders = ranks, folders
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """None, once the checkpoint and its manifest are on disk. Every rank must call it."""
+        if not self.folders:
+            Strategy.save_checkpoint(self, whole_tensors(checkpoint), filepath)
+            return
+        path = Path(filepath)
+        temporary = path.with_name(f".{path.name}.tmp")
+        self.ranks.first(lambda: fresh_folder(temporary))
+        try:
+            names = write_parts(checkpoint, temporary, self.ranks.rank, self.ranks.waiting)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        hashes = self.ranks.gather(lambda: hashes_of(temporary, names))
+        every = {name: sha for each in hashes for name, sha in each.items()}
+        self.ranks.first(lambda: commit(temporary, path, every, checkpoint["global_step"]))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """None; each rank takes its part."""
-        mine = Strategy.lightning_module_state_dict(self)
-        state = {key: cut_as(value, mine.get(key)) for key, value in checkpoint["state_dict"].items()}
+        mine, theirs = Strategy.lightning_module_state_dict(self), checkpoint["state_dict"]
+        pieces = theirs.pieces if isinstance(theirs, Tensors) else theirs
+        state = {key: cut_as(value, mine.get(key)) for key, value in pieces.items()}
         Strategy.load_model_state_dict(self, {"state_dict": state}, strict)
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The state of an optimizer with whole tensors, on every rank."""
-        return whole_tensors(Strategy.optimizer_state(self, optimizer))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """None; each rank takes its part."""
