@@ -109,6 +109,13 @@ def test_several_processes_are_one(
     assert_close(one, several)
 
 
+def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., Config], say: Console) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")} | {"model.num_experts": 3}
+    one = train(make(few | {"run.name": "one"}), say)
+    assert ended(start(make(few | {"run.name": "several"} | SHARD), 2)) == [0, 0]
+    assert_close(one, next(one.parent.glob("several-*")))
+
+
 def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     make: Callable[..., Config], say: Console, capfd: pytest.CaptureFixture[str]
 ) -> None:
