@@ -30,8 +30,18 @@ CP = {"run.shard": True, "run.cp": 2}
 MICRO = {"run.micro_batch_tokens": 64}
 
 
-def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
-    """Trains `config` on `world` forked processes, as torchrun would; the process ids. `plant(rank)` comes first."""
+def run(config: Config) -> None:
+    """None; trains without a word."""
+    train(config, Console(file=io.StringIO()))
+
+
+def start(
+    config: Config,
+    world: int,
+    plant: Callable[[int], None] = lambda rank: None,
+    work: Callable[[Config], None] = run,
+) -> list[int]:
+    """Does `work` on `world` forked processes, as torchrun would; the process ids. `plant(rank)` comes first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +56,7 @@ def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank
                 os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
                 rank_zero_only.rank = rank
                 plant(rank)
-                train(config, Console(file=io.StringIO()))
+                work(config)
                 status = 0
             except Exception:
                 traceback.print_exc()

@@ -82,16 +82,6 @@ def _share_rows(model: Transformer, group: Any) -> None:
             block.moe.average = lambda x: gathered(group, x.float()).mean(0)
 
 
-def whole(model: Transformer) -> Transformer:
-    """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
-    if not isinstance(model, FSDPModule):
-        return model
-    with torch.device("meta"):
-        copy = Transformer(model.config, model.vocab_size)
-    copy.load_state_dict(whole_tensors(model.state_dict()), assign=True)
-    return copy.to(model.device)
-
-
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     """The norm of all gradients before they are clipped to `limit`, over all ranks and meshes."""
     by_mesh: dict[Any, list[Tensor]] = {}
