@@ -2,7 +2,7 @@
 
 It takes the `shard` and the optimizer that training takes, so that what it finds is what training would hold. What a
 reader would question: no forward pass is run. Gradients are cut as FSDP2 cuts them, like their weights; what layers
-gather and keep is plan's own, and checked elsewhere (bench/plan_accuracy.py).
+gather and keep is not looked at.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Held(NamedTuple):
 
 def laid_out(config: Config, layout: Layout) -> Config:
     """The config of a run with that layout. Raises ConfigError where training would refuse it, in the same words."""
-    cut = {"shard": layout.devices > 1, "ep": layout.ep, "cp": layout.cp}
+    cut: dict[str, Any] = {"shard": layout.devices > 1, "ep": layout.ep, "cp": layout.cp}
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **cut))
     tokens_at_once(config, layout.devices)
     return config
@@ -65,6 +65,7 @@ def held(config: Config, vocab_size: int, rank: int, world: int) -> tuple[list[H
         found = []
         for name, p in model.named_parameters():
             part = next((PARTS[word] for word in name.split(".") if word in PARTS), "norms")
+            assert p.grad is not None
             mine, moments = here(p), (optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq"))
             row = max(mine.numel() // size for size in mine.shape if size) if mine.numel() else 0
             sizes = mine.nbytes, here(p.grad).nbytes, sum(here(moment).nbytes for moment in moments)

@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -93,7 +93,7 @@ def remedies(config: Config, vocab_size: int, world: int, gpu: bool) -> list[tup
     """Changes of keys that lower the peak on the same ranks, the least first, and the bytes that plan expects then."""
     run, row = config.run, config.run.context_tokens
     at_once = tokens_at_once(config, world)
-    tries = [{"micro_batch_tokens": row}] if at_once > row else []
+    tries: list[dict[str, Any]] = [{"micro_batch_tokens": row}] if at_once > row else []
     tries += [{"shard": True}] if not run.shard and world > 1 else []
     tries += [{"shard": True, "cp": 2 * run.cp, "micro_batch_tokens": row}] if world > 1 else []
     before, found = expected(config, vocab_size, world, gpu).total, []
