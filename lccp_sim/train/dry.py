@@ -15,7 +15,8 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.memory import Layout
 from lccp_sim.train.layout import tokens_at_once
 from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel.pretend import cuts, here, pretended
+from lccp_sim.train.parallel.collectives import local_part
+from lccp_sim.train.parallel.pretend import cuts, pretended
 from lccp_sim.train.parallel.sharding import shard
 
 ROUNDING = 0.02  # of a rank's weights: what cuts that do not come out even may add up to
@@ -66,9 +67,9 @@ def held(config: Config, vocab_size: int, rank: int, world: int) -> tuple[list[H
         for name, p in model.named_parameters():
             part = next((PARTS[word] for word in name.split(".") if word in PARTS), "norms")
             assert p.grad is not None
-            mine, moments = here(p), (optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq"))
+            mine, moments = local_part(p), (optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq"))
             row = max(mine.numel() // size for size in mine.shape if size) if mine.numel() else 0
-            sizes = mine.nbytes, here(p.grad).nbytes, sum(here(moment).nbytes for moment in moments)
+            sizes = mine.nbytes, local_part(p.grad).nbytes, sum(local_part(moment).nbytes for moment in moments)
             found.append(Held(name, part, cuts(p), p.numel(), mine.numel(), row, *sizes))
         return found, sum(buffer.nbytes for buffer in model.buffers())
 

@@ -110,8 +110,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     if start.content is not None:
         model = transformer_of(config.model, start)
     else:
-        vocabulary = config.model.vocabulary(corpus.vocab_size)
-        model = initialise(Transformer(config.model, vocabulary), config.seed)
+        model = initialise(Transformer(config.model, rows), config.seed)
     watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")

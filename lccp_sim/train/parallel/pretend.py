@@ -33,11 +33,6 @@ def pretended(rank: int, world: int) -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def here(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor that may be cut."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def cuts(tensor: Tensor) -> str:
     """How a tensor is cut, in words: each dimension and the number of ranks that share it; `whole` where it is not."""
     if not isinstance(tensor, DTensor):

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.moe import here
 from lccp_sim.models.peers import Given, Peers, Piece
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.parallel.collectives import local_part
 from lccp_sim.train.parallel.ranks import Halfway, Ranks
 from lccp_sim.train.parallel.sharding import clip
 
@@ -120,7 +120,7 @@ def in_step(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
 def restored(model: Any) -> Iterator[None]:
     """While it is open, the weights of a model that is cut may change; then they are as before, to the bit."""
     model.reshard()
-    local = [_local(parameter) for parameter in model.parameters()]
+    local = [local_part(parameter).detach() for parameter in model.parameters()]
     before = [part.clone() for part in local]
     model.zero_grad()
     try:
@@ -131,10 +131,6 @@ def restored(model: Any) -> Iterator[None]:
             for part, old in zip(local, before, strict=True):
                 part.copy_(old)
         model.zero_grad()
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 @contextmanager
