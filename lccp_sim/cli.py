@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lccp_sim.composing import check
-from lccp_sim.config import ConfigError
+from lccp_sim.config import ConfigError, refuse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ VERBS = {
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "study": "train and compare the arms of a study; without a name, list the studies",
-    "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is built or read",
+    "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
     "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
     "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "--counted", metavar="SHAPE", help="count another model: gpt_oss_120b, deepseek_v3, ..."
                 )
                 sub.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
+                sub.add_argument("--dry-run", action="store_true", help="cut the model over the ranks, without memory")
                 sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
@@ -176,11 +177,16 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
     from lccp_sim.data.tokenizer import read_tokenizer
     from lccp_sim.plan.hardware import hardware, parse_layout
     from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
-    from lccp_sim.plan.show import show_plan
+    from lccp_sim.plan.show import show_dry, show_plan
     from lccp_sim.records import write_atomic
     from lccp_sim.train.load import windows_of
 
-    layout = parse_layout(arguments.layout)
+    layout, dry = parse_layout(arguments.layout), None
+    if arguments.dry_run:
+        from lccp_sim.train.dry import agrees, dry_run, laid_out
+
+        refuse(arguments.counted, "--dry-run", arguments.counted, "nothing here builds a model that is counted only")
+        laid_out(config, layout)  # in the words of training, before any of plan's
     device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
     if arguments.counted:
@@ -191,8 +197,13 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
         vocabulary = vocabulary or tokenizer.vocab_size
         plan = plan_run(config, vocabulary, windows_of(config), device, layout)
     show_plan(plan, console, arguments.claim)
+    if arguments.dry_run:
+        plan["dry_run"] = dry = dry_run(config, vocabulary, layout, plan)
+        show_dry(dry, console)
     if arguments.json:
         write_atomic(arguments.json, json.dumps(plan, indent=1) + "\n")
+    if dry:
+        agrees(dry)
     if not arguments.counted:
         check_fits(config, vocabulary, device, layout)
 

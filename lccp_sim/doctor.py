@@ -1,7 +1,8 @@
 """What this machine can run: versions, devices, memory, loggers, and each expert backend tried on a tiny input.
 
 A backend counts as usable only when its forward and backward agree with the plain loop here and now; that a package can
-be imported says too little, as its kernels may miss the device or the torch that they were built for.
+be imported says too little, as its kernels may miss the device or the torch that they were built for. Usable ones are
+timed, to be looked at: `experts: auto` stays a fixed rule, so that a config gives the same bytes whatever else runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,6 +32,11 @@ OPTIONAL = {
     "hydra-ray-launcher": "lccp-sim[ray]",
     "wandb": "wandb",
 }
+TIMED = {  # rows, experts, d_model, d_expert: a small layer, long enough to time
+    "cpu": (1024, 8, 512, 256),
+    "cuda": (16384, 16, 1024, 1024),
+}
+ROUNDS = 5
 AGREES = {"float32": 1e-4, "bfloat16": 5e-2}  # largest error over the largest value of the loop; bf16 keeps 8 bits
 
 
@@ -46,7 +54,8 @@ def doctor(cache: Path) -> list[Row]:
     """What was found, in the order in which it is shown; `cache` is the folder that corpora and probe sets go to."""
     from lccp_sim.models.experts import EXPERTS
 
-    return [*version_rows(), *machine_rows(), *disk_rows(cache), *expert_rows(EXPERTS)]
+    found = expert_rows(EXPERTS)
+    return [*version_rows(), *machine_rows(), *disk_rows(cache), *found, *speed_rows(EXPERTS, found)]
 
 
 def show(rows: list[Row]) -> int:
@@ -122,11 +131,8 @@ def expert_rows(experts: Mapping[str, Experts]) -> list[Row]:
     `experts` maps a name to `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD` and has "loop", which all are
     compared with. CUDA is tried in bfloat16, as fused kernels take nothing else; the CPU in float32.
     """
-    import torch
-
-    places = [("cpu", torch.float32)] + ([("cuda", torch.bfloat16)] if torch.cuda.is_available() else [])
     rows = []
-    for device, dtype in places:
+    for device, dtype in _places():
         for name, expert in experts.items():
             where = f"{device}, {str(dtype).removeprefix('torch.')}"
             try:
@@ -135,6 +141,64 @@ def expert_rows(experts: Mapping[str, Experts]) -> list[Row]:
                 line = next(iter(str(error).strip().splitlines()), "no message")
                 rows.append(Row("experts", name, f"{where}: {type(error).__name__}: {line}", ok=False))
     return rows
+
+
+def _places() -> list[tuple[str, torch.dtype]]:
+    import torch
+
+    return [("cpu", torch.float32)] + ([("cuda", torch.bfloat16)] if torch.cuda.is_available() else [])
+
+
+def speed_rows(experts: Mapping[str, Experts], found: list[Row]) -> list[Row]:
+    """For each device, the time of each backend that `found` (of expert_rows) calls usable there, forward and backward.
+
+    The last line of a device says which one `experts: auto` takes, and whether another was faster by more than noise:
+    the slower quartile of its times below the faster one of auto's.
+    """
+    import torch
+
+    from lccp_sim.models.experts import choose
+
+    rows = []
+    for device, dtype in _places():
+        usable = {row.name: experts[row.name] for row in found if row.ok and row.value.startswith(device)}
+        R, E, D, F = TIMED[device]
+        where = f"{device}, {str(dtype).removeprefix('torch.')}"
+        times = _times(usable, device, dtype)
+        for name, (low, middle, high) in times.items():
+            text = f"{where}: {1e3 * middle:.1f} ms, half of the times within {1e3 * low:.1f} to {1e3 * high:.1f}"
+            rows.append(Row("speed", name, text))
+        chosen = choose("auto", D, F, torch.device(device), dtype)
+        auto = next((name for name, expert in usable.items() if expert is chosen), None)
+        text = f"{where}: takes {auto} for {R:,} rows and {E} experts of {D} x {F}, whatever these times"
+        best = min(times, key=lambda name: times[name][1], default=None)
+        if auto is None:
+            text = f"{where}: takes what is not usable here" + (f"; set model.experts={best}" if best else "")
+        elif best and times[best][2] < times[auto][0]:
+            text += f"; {best} was faster by more than noise: set model.experts={best}"
+        rows.append(Row("speed", "auto", text, ok=auto is not None))
+    return rows
+
+
+def _times(experts: Mapping[str, Experts], device: str, dtype: torch.dtype) -> dict[str, list[float]]:
+    """The quartiles of each backend's seconds, forward and backward; rounds go through all backends in turn."""
+    import torch
+
+    R, E, D, F = TIMED[device]
+    shapes = ((R, D), (R, D), (E, F, D), (E, F, D), (E, F, D))
+    grad_RD, *inputs = [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
+    count_E = torch.full((E,), R // E, device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in experts}
+    for _ in range(1 + ROUNDS):
+        for name, expert in experts.items():
+            begin = time.perf_counter()
+            x_RD, gate_EFD, up_EFD, down_EFD = inputs
+            y_RD = expert(x_RD, gate_EFD, up_EFD, down_EFD, count_E)
+            torch.autograd.grad(y_RD, inputs, grad_RD)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.quantiles(each[1:], n=4) for name, each in seconds.items()}  # the first one warms up
 
 
 def _agreement(expert: Experts, loop: Experts, device: str, dtype: torch.dtype) -> str:

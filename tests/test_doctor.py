@@ -1,5 +1,7 @@
 """The doctor must tell a backend that works from one that is absent, or wrong in its forward or its backward."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lccp_sim import doctor
+from lccp_sim.models import experts
 from lccp_sim.models.experts import EXPERTS, loop
 
 
@@ -77,6 +80,48 @@ def test_the_whole_answer_names_versions_machine_and_disk(tmp_path: Path, capsys
 def test_the_exit_code_is_one_where_no_backend_works() -> None:
     assert doctor.show(doctor.expert_rows({"loop": no_backend})) == 1
     assert doctor.show(doctor.expert_rows({"loop": loop, "fancy": no_backend})) == 0
+
+
+def fake(seconds: float):
+    """A backend that takes its time, and gives what the loop gives."""
+
+    def run(*args: Tensor) -> Tensor:
+        time.sleep(seconds)
+        return loop(*args)
+
+    return run
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.TIMED, "cpu", (16, 2, 512, 16))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_usable_backends_are_timed_and_what_auto_takes_is_marked(brief: None) -> None:
+    rows = doctor.speed_rows(EXPERTS, doctor.expert_rows(EXPERTS))
+    usable = [row.name for row in doctor.expert_rows(EXPERTS) if row.ok]
+    assert [row.name for row in rows] == [*usable, "auto"] and {"loop", "grouped_mm"} <= set(usable)
+    assert all(re.match(r"cpu, float32: [\d.]+ ms, half of the times within", row.value) for row in rows[:-1])
+    assert "takes grouped_mm for 16 rows and 2 experts of 512 x 16" in rows[-1].value
+
+
+def test_a_backend_that_is_faster_than_auto_is_recommended(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = fake(0.1)
+    monkeypatch.setattr(experts, "choose", lambda *_: slow)
+    backends = {"loop": loop, "slow": slow}
+    found = [doctor.Row("experts", name, "cpu, float32: agrees") for name in backends]
+    auto = doctor.speed_rows(backends, found)[-1]
+    assert auto.ok and auto.value.endswith("; loop was faster by more than noise: set model.experts=loop")
+    # Nothing is said of one that is faster but not usable, nor of noise.
+    assert "faster" not in doctor.speed_rows(backends, found[1:])[-1].value
+    monkeypatch.setattr(experts, "choose", lambda *_: loop)
+    assert "faster" not in doctor.speed_rows(backends, found)[-1].value
+
+
+def test_auto_that_takes_what_is_not_usable_is_said(brief: None) -> None:
+    [row] = doctor.speed_rows({"loop": loop}, [])
+    assert not row.ok and row.value.endswith("takes what is not usable here")
 
 
 def test_an_optional_package_that_is_absent_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

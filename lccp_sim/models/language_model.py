@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lccp_sim.models.peers import Peers
+
 
 class Attended(NamedTuple):
     """What one layer's softmax sees: q after RoPE and norms, k likewise, and everything that shapes the rows.
@@ -68,6 +70,7 @@ class LanguageModel(nn.Module, ABC):
     num_layers: int
     num_heads: int
     vocab_size: int
+    peers: Peers = Peers()
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lccp_sim.data.tasks import Question, score_text
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.monitors.observing import Spans, score_spans
+from lccp_sim.monitors.observing import Spans, score_spans, spread
 
 Scores = dict[str, float]
 
@@ -90,6 +90,9 @@ def _scored(
     model: LanguageModel, texts: list[np.ndarray], questions: list[Question], tokens_per_forward: int
 ) -> Iterator[tuple[list[int], Spans]]:
     """Groups of indices, and the scores of what stands in `texts` where the questions have their answers."""
-    for group in alike([len(text) for text in texts], tokens_per_forward):
+
+    def look(group: list[int]) -> Spans:
         spans = [(questions[i].answer_start, len(questions[i].tokens)) for i in group]
-        yield group, score_spans(model, [texts[i] for i in group], spans)
+        return score_spans(model, [texts[i] for i in group], spans)
+
+    return spread(model, [len(text) for text in texts], tokens_per_forward, look, alike)

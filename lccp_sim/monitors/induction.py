@@ -22,7 +22,7 @@ from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import head_records
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import batches, score_places
+from lccp_sim.monitors.observing import Spans, score_places, spread
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -78,14 +78,18 @@ class Induction(Monitor):
         """NLL of the first and the second copy (without their first token, which nothing foretells), and the heads."""
         values: list[Value] = []
         scores = []
-        for group in batches([item.length for item in items], self.tokens_per_forward):
+
+        def look(group: list[int]) -> tuple[Spans, np.ndarray]:
             chosen = [items[i] for i in group]
             tap = _PrefixTap([item.first for item in chosen], [item.second for item in chosen])
             with tapping(model, tap):
                 spans = score_places(model, [c.tokens for c in chosen], [_places(c) for c in chosen])
-            scores.append(tap.scores)
-            n = self.span_tokens - 1
-            for i, item in enumerate(chosen):
+            return spans, tap.scores
+
+        n, lengths = self.span_tokens - 1, [item.length for item in items]
+        for group, (spans, of_heads) in spread(model, lengths, self.tokens_per_forward, look):
+            scores.append(of_heads)
+            for i, item in enumerate(items[which] for which in group):
                 numbers = {
                     "first_copy_nll_nats": spans.nll[i, :n].mean(),
                     "second_copy_nll_nats": spans.nll[i, n:].mean(),

@@ -19,7 +19,7 @@ from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records,
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle import score_answers
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import batches
+from lccp_sim.monitors.observing import Spans, spread
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -70,11 +70,15 @@ class LongBioHeads(Monitor):
         values: list[Value] = []
         names: list[str] = []
         scores, answer_tokens = [], 0
-        for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
-            chosen = [items[i] for i in group]
-            spans, of_heads = score_answers(model, chosen, list(range(len(chosen))))
+
+        def look(group: list[int]) -> tuple[Spans, np.ndarray]:
+            return score_answers(model, [items[i] for i in group], list(range(len(group))))
+
+        lengths = [len(item.tokens) for item in items]
+        for group, (spans, of_heads) in spread(model, lengths, self.tokens_per_forward, look):
             scores.append(of_heads)
             answer_tokens += int(spans.mask.sum())
+            chosen = [items[i] for i in group]
             for item, nll, hit, mask in zip(chosen, spans.nll, spans.hit, spans.mask, strict=True):
                 names.append(item.id)
                 values.append(Value("heads", "hit_frac", item.id, item.tags, float(hit[mask].all())))

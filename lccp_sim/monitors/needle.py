@@ -21,7 +21,7 @@ from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
-from lccp_sim.monitors.observing import Spans, batches, score_spans
+from lccp_sim.monitors.observing import Spans, score_spans, spread
 from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import Record
 
@@ -91,15 +91,21 @@ class Needle(Monitor):
         head_items: list[str] = []
         head_scores: list[np.ndarray] = []
         answer_tokens = 0
-        for group in batches([len(item.tokens) for item in items], self.tokens_per_forward):
-            chosen = [items[i] for i in group]
-            tapped = [i for i, item in enumerate(chosen) if self.heads and item.tags["variant"] == "single"]
-            spans, scores = score_answers(model, chosen, tapped)
-            head_items += [chosen[i].id for i in tapped]
+
+        def single(group: list[int]) -> list[int]:
+            return [i for i, which in enumerate(group) if self.heads and items[which].tags["variant"] == "single"]
+
+        def look(group: list[int]) -> tuple[Spans, np.ndarray]:
+            return score_answers(model, [items[i] for i in group], single(group))
+
+        lengths = [len(item.tokens) for item in items]
+        for group, (spans, scores) in spread(model, lengths, self.tokens_per_forward, look):
+            tapped = single(group)
+            head_items += [items[group[i]].id for i in tapped]
             head_scores += list(scores)
             answer_tokens += int(spans.mask[tapped].sum())
-            for i, item in enumerate(chosen):
-                values += _values(item, spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
+            for i, which in enumerate(group):
+                values += _values(items[which], spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
         values += self._controls(model, items, values)
         scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0))
         return NeedleValues(values, head_items, scores, answer_tokens)
@@ -107,10 +113,14 @@ class Needle(Monitor):
     def _controls(self, model: LanguageModel, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
         with_control = [item for item in items if item.control is not None]
         answered = {(v.item, v.tags["span"]): v.value for v in values if v.metric == "answer_nll_nats"}
-        for group in batches([len(item.tokens) for item in with_control], self.tokens_per_forward):
+
+        def look(group: list[int]) -> Spans:
             chosen = [with_control[i] for i in group]
-            spans = score_spans(model, [c.control for c in chosen if c.control is not None], [c.answer for c in chosen])
-            for i, item in enumerate(chosen):
+            return score_spans(model, [c.control for c in chosen if c.control is not None], [c.answer for c in chosen])
+
+        lengths = [len(item.tokens) for item in with_control]
+        for group, spans in spread(model, lengths, self.tokens_per_forward, look):
+            for i, item in enumerate(with_control[which] for which in group):
                 nll = spans.nll[i, spans.mask[i]]
                 for span, mask in (("full", np.ones_like(item.value_mask)), ("value", item.value_mask)):
                     control = float(nll[mask].mean())

@@ -1,14 +1,16 @@
 """Looking at a model without touching it, and the forwards that the monitors share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import token_scores
+
+Given = TypeVar("Given")
 
 
 @contextmanager
@@ -30,12 +32,13 @@ def observing(model: torch.nn.Module) -> Iterator[None]:
 def counting(model: torch.nn.Module) -> Iterator[list[int]]:
     """A list of one number: the tokens sent through the model, and through copies made of it, while it is open.
 
-    A token of a forward with gradients counts as three: its backward pass costs twice as much.
+    A token of a forward with gradients counts as three: its backward pass costs twice as much. A forward that is made
+    only because other processes make one gets its tokens by name, and is not counted.
     """
     tokens = [0]
 
     def count(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        tokens[0] += arguments[0].numel() * (3 if torch.is_grad_enabled() else 1)
+        tokens[0] += sum(x.numel() for x in arguments[:1]) * (3 if torch.is_grad_enabled() else 1)
 
     hook = model.register_forward_pre_hook(count)
     try:
@@ -103,3 +106,15 @@ def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
         size = max(1, tokens_per_forward // length)
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
+
+
+def spread(
+    model: LanguageModel,
+    lengths: list[int],
+    tokens_per_forward: int,
+    look: Callable[[list[int]], Given],
+    grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
+) -> Iterator[tuple[list[int], Given]]:
+    """Groups of indices of texts of these lengths, each with `look(group)`, which one of the model's processes did."""
+    groups = list(grouped(lengths, model.peers.tokens(tokens_per_forward, lengths)))
+    return zip(groups, model.peers.each(look, groups), strict=True)

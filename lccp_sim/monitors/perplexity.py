@@ -20,7 +20,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.longppl import LongPPL, find_keys
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import batches, row_nll
+from lccp_sim.monitors.observing import row_nll, spread
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -86,9 +86,10 @@ class Perplexity(Monitor):
 
     def score(self, model: LanguageModel, items: list[DocumentItem]) -> list[Value]:
         """Means over each item: NLL over all positions, over log2 buckets of them, in short windows; and key tokens."""
-        values: list[Value] = []
         edges = [2**j for j in range((self.context_tokens - 1).bit_length())]
-        for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
+
+        def look(group: list[int]) -> list[Value]:
+            values: list[Value] = []
             chosen = [items[i] for i in group]
             tokens_BT = torch.from_numpy(np.stack([item.tokens for item in chosen])).to(model.device)
             full = row_nll(model, tokens_BT)
@@ -108,7 +109,10 @@ class Perplexity(Monitor):
                     long, gain = full_T[bucket].mean(), short_T[bucket].mean() - full_T[bucket].mean()
                     values.append(Value("perplexity", "nll_nats", item.id, cell, float(long)))
                     values.append(Value("perplexity", "long_short_gain_nats", item.id, cell, float(gain)))
-        return values
+            return values
+
+        lengths = [len(item.tokens) - 1 for item in items]
+        return [value for _, of in spread(model, lengths, self.tokens_per_forward, look) for value in of]
 
     def notes(self, items: list[DocumentItem]) -> list[str]:
         """A line for each source that has fewer stretches than asked for."""
@@ -128,12 +132,16 @@ class Perplexity(Monitor):
     def reference(self, model: LanguageModel, items: list[DocumentItem]) -> dict[str, np.ndarray]:
         """`keys` int64 [keys, 2], item and place; `about` names items and settings."""
         assert self.longppl is not None
-        found = [np.empty((0, 2), dtype=np.int64)]
-        for group in batches([len(item.tokens) - 1 for item in items], self.tokens_per_forward):
+        settings = self.longppl
+
+        def look(group: list[int]) -> np.ndarray:
             tokens_BT = torch.from_numpy(np.stack([items[i].tokens for i in group])).to(model.device)
-            row, place = np.nonzero(find_keys(model, tokens_BT, self.longppl))
-            found.append(np.stack((np.array(group)[row], place), axis=1))
-        return {"keys": np.concatenate(found), "about": self.longppl.about([item.tokens for item in items])}
+            row, place = np.nonzero(find_keys(model, tokens_BT, settings))
+            return np.stack((np.array(group)[row], place), axis=1)
+
+        lengths = [len(item.tokens) - 1 for item in items]
+        found = np.concatenate([keys for _, keys in spread(model, lengths, self.tokens_per_forward, look)])
+        return {"keys": found, "about": settings.about([item.tokens for item in items])}
 
     def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:
         """The items with their key tokens; None where these were found for others."""

@@ -1,11 +1,11 @@
 """The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
 
 The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
-cosine to a quarter. It runs on copies of the model, so the run that it watches is untouched to the bit. Questionable:
-a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the gain shows it.
+cosine to a quarter. It works on forks of the model (`Peers.forks`), so the run that it watches is untouched to the
+bit. Questionable: a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the
+gain shows it.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -106,29 +106,43 @@ class Probe(Monitor):
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
         """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
+
+        def work(fork: LanguageModel, seed: int) -> list[Value]:
+            return self._evaluate(self._tune(fork, items, seed), items, self.steps, seed)
+
         values = self._evaluate(model, items, 0, self.seeds[0])
-        for seed in self.seeds:
-            values += self._evaluate(self._tune(model, items, seed), items, self.steps, seed)
+        values += [value for of in model.peers.forks(model, work, self.seeds) for value in of]
         return Answered(values, {str(i): len(q.tokens) for i, q in enumerate(items.evaluation)})
 
     def _limits(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.integers(self.short_tokens, self.long_tokens, n) + 1
 
-    def _tune(self, model: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
-        """A fine-tuned copy; the probe seed orders the batches."""
-        fork = copy.deepcopy(model)
+    def _tune(self, fork: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
+        """The model itself, fine-tuned by all its processes together; the probe seed orders the batches."""
+        peers = fork.peers
         fork.train()
-        optimizer = torch.optim.AdamW(fork.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        # Weights that are cut over several processes may lie on two meshes, which one call cannot update.
+        foreach = None if peers.world == 1 else False
+        optimizer = torch.optim.AdamW(
+            fork.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=foreach
+        )
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
         order = np.random.default_rng((self.seed, 2, seed)).permutation(self.steps)
         with torch.enable_grad():
             for step, which in enumerate(order):
                 questions = items.train[which]
                 answered = sum(len(q.tokens) - q.answer_start for q in questions)
+                lengths = [len(q.tokens) for q in questions]
+                groups = list(alike(lengths, peers.tokens(self.tokens_per_forward, lengths)))
                 optimizer.zero_grad()
-                for group in alike([len(q.tokens) for q in questions], self.tokens_per_forward):
-                    (_answer_loss(fork, [questions[i] for i in group]) / answered).backward()
-                torch.nn.utils.clip_grad_norm_(fork.parameters(), 1.0)
+                for turn in range(0, len(groups), peers.world):
+                    # A process without a group must go along, and learns nothing of what it is sent.
+                    learns = turn + peers.rank < len(groups)
+                    group = groups[turn + peers.rank] if learns else groups[-1][:1]
+                    loss = _answer_loss(fork, [questions[i] for i in group]) / answered
+                    # The gradients of the processes are averaged, and are to be added.
+                    (loss * (peers.world if learns else 0)).backward()
+                peers.clip(fork.parameters(), 1.0)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = self.lr * schedule.factor(step, self.steps)
                 optimizer.step()

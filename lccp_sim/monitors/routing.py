@@ -18,6 +18,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.observing import spread
 from lccp_sim.monitors.values import Moment, Tags
 from lccp_sim.records import Record
 
@@ -44,9 +45,12 @@ class Routing(Monitor):
             raise ConfigError("monitors.routing: counts the experts of our own models alone; set monitors.routing=null")
         if model.config.num_dense_layers == model.num_layers:
             raise ConfigError("monitors.routing: a dense model has no experts to count; set monitors.routing=null")
-        tokens_BT = torch.from_numpy(items).to(model.device)
-        parts = tokens_BT.split(max(1, self.tokens_per_forward // self.context_tokens))
-        return np.sum([model(part).count_LE.cpu().numpy() for part in parts], axis=0)
+
+        def look(group: list[int]) -> np.ndarray:
+            return model(torch.from_numpy(items[group]).to(model.device)).count_LE.cpu().numpy()
+
+        lengths = [self.context_tokens] * len(items)
+        return np.sum([count for _, count in spread(model, lengths, self.tokens_per_forward, look)], axis=0)
 
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
         """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.

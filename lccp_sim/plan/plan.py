@@ -175,7 +175,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         )
     if layout.devices > 1:
         lines.append(
-            "layout: weights and their states are cut over all devices and "
+            "layout: weights and their states are cut evenly over all devices (--dry-run looks how evenly) and "
             "gathered by layer, experts lie on ep groups, a row's keys and values are gathered by its cp devices; "
             "communication takes no time beyond what the assumed share of the peak leaves"
         )

@@ -39,6 +39,27 @@ def show_plan(plan: dict[str, Any], console: Console, claim: float | None = None
         console.print(f"  - {line}", markup=False)
 
 
+def show_dry(tree: dict[str, Any], console: Console) -> None:
+    """None; prints the tree of train.dry.dry_run: what ranks hold beside the even cut that plan assumes."""
+    looked, parts = tree["looked_at"], tree["parts"].values()
+    sums = {key: sum(part[key] for part in parts) for key in ("whole", "planned")}
+    everything = sums | {"cut": [], "local": [sum(each) for each in zip(*(p["local"] for p in parts), strict=True)]}
+    rows = [
+        (name, _si(p["whole"]), " or ".join(p["cut"]), *map(_si, p["local"]), _si(p["planned"]), _off(p))
+        for name, p in (tree["parts"] | {"all": everything}).items()
+    ]
+    for kind in ("weights", "gradients", "moments"):
+        mib = (f"{size / 2**20:,.2f}" for size in (*tree[kind]["local"], tree[kind]["planned"]))
+        rows.append((f"{kind}, MiB", "", "", *mib, _off(tree[kind])))
+    title = f"dry run on {tree['ranks']:,} ranks, and {tree['buffer_bytes']:,} bytes of buffers on each"
+    columns = ("part", "whole", "cut", *(f"rank {rank}" for rank in looked), "planned", f"rank {looked[0]}, off")
+    _table(console, title, columns, rows)
+
+
+def _off(found: dict[str, Any]) -> str:
+    return f"{found['local'][0] / found['planned'] - 1:+.2%}"
+
+
 def _show_memory(plan: dict[str, Any], console: Console) -> None:
     m = plan["memory"]
     both = [

@@ -17,7 +17,6 @@ from lccp_sim.train.callback import Monitors
 from lccp_sim.train.journal import Journal
 from lccp_sim.train.logs import log_scalars
 from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel.sharding import whole
 from lccp_sim.train.watch import Watch
 
 
@@ -28,7 +27,7 @@ class Observe(Monitors):
     """
 
     def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
-        super().__init__(watch, journal, batch_tokens, lambda module: whole(module.model), say)
+        super().__init__(watch, journal, batch_tokens, say=say)
         self.log_every = log_every
         self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled = 0

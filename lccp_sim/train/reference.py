@@ -24,6 +24,7 @@ from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import observing
 from lccp_sim.records import write_atomic
 from lccp_sim.train.checkpoint import read_checkpoint, resolve
+from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.start import load_transformer
 
 
@@ -44,21 +45,32 @@ def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any 
 
 
 def find_reference(
-    store: Path | None, name: str, monitor: Monitor, items: Any, model: LanguageModel, corpus: Corpus
+    store: Path | None,
+    name: str,
+    monitor: Monitor,
+    items: Any,
+    model: LanguageModel,
+    corpus: Corpus,
+    ranks: Ranks = ALONE,
 ) -> Any:
     """The monitor's items with its reference, which `model` or the checkpoint `reference_from` gives; then kept.
 
-    Raises ConfigError where there is no such checkpoint, or it has another tokenizer than the corpus.
+    The checkpoint is read and asked on rank 0 alone. Raises ConfigError where there is none, or it has another
+    tokenizer than the corpus.
     """
     key, source = _source(name, monitor)
+    weight = next(model.parameters())
+
+    def of_another() -> dict[str, np.ndarray]:
+        other = load_language_model(source, corpus, key, weight.dtype, weight.device)
+        with observing(other):
+            return monitor.reference(other, items)
+
     if source == FIRST_WINDOW:
         kept = monitor.reference(model, items)
     else:
-        weight = next(model.parameters())
-        other = load_language_model(source, corpus, key, weight.dtype, weight.device)
-        with observing(other):
-            kept = monitor.reference(other, items)
-    if store is not None:
+        kept = ranks.gather(lambda: {} if ranks.rank else of_another())[0]
+    if store is not None and ranks.rank == 0:
         write_atomic(store / f"{name}.npz", _packed(kept))
     return monitor.refer(items, kept)
 

@@ -41,6 +41,7 @@ from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.layout import micro_batches
 from lccp_sim.train.load import plain_config, windows_of
+from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
@@ -105,7 +106,10 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     print_corpus(console, corpus, config)
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
-    model, weights = _model(config, start, corpus.vocab_size, cut := config.run.shard and ranks.world > 1)
+    rows, device = config.model.vocabulary(corpus.vocab_size), device_of(config)
+    if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
+        _say(console, f"warning: {note}", style="yellow")
+    model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     watch = Watch(config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
@@ -151,7 +155,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     ours = [observe, *([stopping] if stopping else [])]
-    _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
+    with enough_memory(config, rows, ranks.world, device):
+        _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
@@ -161,15 +166,14 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     return directory
 
 
-def _model(config: Config, start: Start, tokens: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
+def _model(config: Config, start: Start, rows: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
     """The model with its first weights; or where it will be `cut`, one on the meta device, and these weights."""
     if start.content is not None:
         return (empty(config.model, start), weights_of(start)) if cut else (transformer_of(config.model, start), ())
-    vocabulary = config.model.vocabulary(tokens)
     if not cut:
-        return initialise(Transformer(config.model, vocabulary), config.seed), ()
+        return initialise(Transformer(config.model, rows), config.seed), ()
     with torch.device("meta"):
-        model = Transformer(config.model, vocabulary)
+        model = Transformer(config.model, rows)
     return model, fresh(model, config.seed)
 
 

@@ -22,6 +22,7 @@ from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, Tag
 from lccp_sim.train.module import NotFinite
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
+from lccp_sim.train.parallel.together import together
 from lccp_sim.train.reference import find_reference, read_reference
 
 
@@ -71,29 +72,23 @@ class Watch:
     def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory") -> Seen:
         """Everything that is due; at a step that is no window, everything.
 
-        The model is as before afterwards, to the bit, and so is the random state. Each of several ranks looks with its
-        share of the monitors, and all get everything: a monitor sees all its items on one rank, so the numbers are the
-        same on one rank and on many.
+        The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
+        its share of a monitor's items, and all get everything.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
-        mine = [name for name in due if self._rank(name) == self.ranks.rank]
-        shares = self.ranks.gather(lambda: {name: self._look(name, model, moment) for name in mine})
-        seen = [share[name] for name in due for share in shares if name in share]
+        with together(model, self.ranks):
+            seen = [self._look(name, model, moment) for name in due]
         records = [record for each in seen for record in each.records]
         values = [value for each in seen for value in each.values]
         timing = [row for each in seen for row in each.timing]
         return Seen(records + history.compare(records, moment), values, timing)
 
-    def _rank(self, name: str) -> int:
-        """The rank that a monitor looks on; what is written at the first look is for rank 0 to write."""
-        fixes = self.monitors[name].reference_from is not None
-        return 0 if fixes else list(self.monitors).index(name) % self.ranks.world
-
     def _look(self, name: str, model: LanguageModel, moment: Moment) -> Seen:
         monitor, start = self.monitors[name], time.perf_counter()
         with observing(model), counting(model) as tokens:
             if name in self.open:
-                self.items[name] = find_reference(self.store, name, monitor, self.items[name], model, self.corpus)
+                found = find_reference(self.store, name, monitor, self.items[name], model, self.corpus, self.ranks)
+                self.items[name] = found
                 self.open.remove(name)
             measured = monitor.score(model, self.items[name])
         try:
@@ -101,7 +96,8 @@ class Watch:
         except ValueError as error:  # a Record refuses what is not finite
             raise NotFinite(str(error)) from error
         values = list(monitor.samples(measured))
-        cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": tokens[0]}
+        sent = sum(self.ranks.gather(lambda: tokens[0]))
+        cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": sent}
         return Seen(records, values, [moment._asdict() | {"what": f"monitor:{name}"} | cost])
 
 

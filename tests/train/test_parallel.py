@@ -31,8 +31,18 @@ MICRO = {"run.micro_batch_tokens": 64}
 AGAIN = {"run.recompute_every": 1}
 
 
-def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank: None) -> list[int]:
-    """Trains `config` on `world` forked processes, as torchrun would; the process ids. `plant(rank)` comes first."""
+def run(config: Config) -> None:
+    """None; trains without a word."""
+    train(config, Console(file=io.StringIO()))
+
+
+def start(
+    config: Config,
+    world: int,
+    plant: Callable[[int], None] = lambda rank: None,
+    work: Callable[[Config], None] = run,
+) -> list[int]:
+    """Does `work` on `world` forked processes, as torchrun would; the process ids. `plant(rank)` comes first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +57,7 @@ def start(config: Config, world: int, plant: Callable[[int], None] = lambda rank
                 os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
                 rank_zero_only.rank = rank
                 plant(rank)
-                train(config, Console(file=io.StringIO()))
+                work(config)
                 status = 0
             except Exception:
                 traceback.print_exc()
@@ -108,6 +118,13 @@ def test_several_processes_are_one(
     assert several.name == one.name
     assert (several / "DONE").exists()
     assert_close(one, several)
+
+
+def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., Config], say: Console) -> None:
+    few = FEW | {f"monitors.{name}": None for name in ("heads", "induction", "perplexity")} | {"model.num_experts": 3}
+    one = train(make(few | {"run.name": "one"}), say)
+    assert ended(start(make(few | {"run.name": "several"} | SHARD), 2)) == [0, 0]
+    assert_close(one, next(one.parent.glob("several-*")))
 
 
 def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(

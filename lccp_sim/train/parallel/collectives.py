@@ -13,6 +13,11 @@ from lccp_sim.models.experts import Experts
 from lccp_sim.train.layout import starts
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be cut."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gathered(group: Any, x: Tensor) -> Tensor:
     """[ranks, *x.shape]: `x` of every rank of `group`. Its backward pass is the reduce-scatter that gloo lacks."""
     return all_to_all_single_autograd(torch.stack([x] * dist.get_world_size(group)), None, None, group)
@@ -45,6 +50,6 @@ def exchange(
     # From each rank the rows come sorted by expert; a backend wants them sorted over all ranks.
     expert_S = torch.arange(got_PE.shape[1], device=x_RD.device).repeat(len(got_PE)).repeat_interleave(got_PE.flatten())
     order_S = expert_S.argsort(stable=True)
-    gate, up, down = (w.to_local() if isinstance(w, DTensor) else w for w in (gate_EFD, up_EFD, down_EFD))
+    gate, up, down = map(local_part, (gate_EFD, up_EFD, down_EFD))
     y_SD = run(x_SD[order_S], gate, up, down, got_PE.sum(0))
     return all_to_all_single_autograd(y_SD[order_S.argsort()], there, here, group)

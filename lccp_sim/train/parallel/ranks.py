@@ -27,6 +27,10 @@ class LostRank(RuntimeError):
     """Another process of the run is gone, or did not answer in time."""
 
 
+class Halfway(RuntimeError):
+    """An error in the middle of what all ranks do together: the others cannot be told, they see this one go."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among `world` processes of a run. The one with rank 0 writes, and speaks."""
@@ -59,11 +63,13 @@ class Ranks:
         return mine[0] if mine else work()
 
     def gather(self, work: Callable[[], Given]) -> list[Given]:
-        """What `work()` gives on each rank, on every rank. Raises on every rank what it raised on any."""
+        """What `work()` gives on each rank, on every rank. Raises on every rank what it raised on any, but Halfway."""
         if self.world == 1:
             return [work()]
         try:
             mine: tuple[Any, Exception | None] = (work(), None)
+        except Halfway:
+            raise
         except Exception as error:  # noqa: BLE001
             mine = (None, error)
         every: list[Any] = [None] * self.world
@@ -113,7 +119,7 @@ def connected(config: Config) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors that name its source files.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error.__cause__ or error, dist.DistError) and "gloo" not in str(error):
             raise
         raise LostRank(
             "another process of the run is gone, or did not answer within run.timeout_minutes="

@@ -37,7 +37,7 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1)
     def mesh_of(neighbours: int) -> DeviceMesh:
         return init_device_mesh(ranks.device_type, (ranks.size() // neighbours, neighbours), mesh_dim_names=AXES)
 
-    place = _place_experts(model, mesh_of(ep)) if ep > 1 else None
+    place = _place_experts(model, mesh_of(ep)) if ep > 1 else _by_width(ranks.size())
     if cp > 1:
         _share_rows(model, mesh_of(cp)["columns"].get_group())
     for block in model.layers:
@@ -48,6 +48,16 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1)
             # gloo cannot scale while it sums; with one row there is no sum, and torch would scale twice.
             cut.set_force_sum_reduction_for_comms(ranks.size() > ep)
     fully_shard(model, mesh=ranks)
+
+
+def _by_width(ranks: int) -> Callable[[nn.Parameter], Any]:
+    """Cuts experts by width where cut by number some ranks would hold more, or nothing (64 experts on 512 ranks)."""
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        experts = parameter.ndim == 3
+        return Shard(1) if experts and parameter.shape[0] % ranks and not parameter.shape[1] % ranks else None
+
+    return place
 
 
 def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
@@ -72,16 +82,6 @@ def _share_rows(model: Transformer, group: Any) -> None:
         block.attention.attend = partial(attend_across, group)
         if block.moe is not None:
             block.moe.average = lambda x: gathered(group, x.float()).mean(0)
-
-
-def whole(model: Transformer) -> Transformer:
-    """The model itself, or a copy with whole weights where they are cut over the ranks. Every rank must call it."""
-    if not isinstance(model, FSDPModule):
-        return model
-    with torch.device("meta"):
-        copy = Transformer(model.config, model.vocab_size)
-    copy.load_state_dict(whole_tensors(model.state_dict()), assign=True)
-    return copy.to(model.device)
 
 
 @torch.no_grad()

@@ -1,0 +1,123 @@
+"""Too little memory, in words: the peak that plan expects of a run, what its device has, and what to change.
+
+What a reader would question: a run is refused only where the device cannot hold even the weights and their states. The
+rest of the peak is foretold to some 15 %, and on a CPU there may be swap, so there it is a warning.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.plan.memory import Layout, Place, memory
+from lccp_sim.plan.shapes import shape_of
+from lccp_sim.train.layout import tokens_at_once
+
+
+class OutOfMemory(RuntimeError):
+    """The device had too little memory for a run: what plan expected of it, and what to change."""
+
+
+class Device(NamedTuple):
+    """The memory that one rank has: how it is called, bytes, and whether it is a GPU's."""
+
+    name: str
+    bytes: float
+    gpu: bool
+
+
+def device_of(config: Config) -> Device:
+    """The device that a rank of this run trains on. Ranks of one machine share its memory evenly."""
+    if config.run.accelerator != "cpu" and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return Device(found.name, float(found.total_memory), True)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    whose = f"this machine for each of its {ranks} ranks" if ranks > 1 else "this machine"
+    return Device(whose, psutil.virtual_memory().total / ranks, False)
+
+
+class Expected(NamedTuple):
+    """Bytes of a rank: the peak, and of it weights, gradients and the optimizer's moments."""
+
+    peak: float
+    state: float
+
+
+def expected(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected:
+    """What plan expects of one of `world` ranks. Raises ConfigError where they cannot be laid out so."""
+    run, tokens = config.run, tokens_at_once(config, world)
+    layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
+    place = Place(run.precision == "bf16", gpu)
+    shape = shape_of(config.model, vocab_size)
+    needs = memory(config.model, shape, tokens // run.cp, layout, place, run.recompute_every)
+    return Expected(needs.total_checkpointed if run.recompute_every else needs.total, needs.state)
+
+
+def check_memory(config: Config, vocab_size: int, world: int, device: Device) -> str | None:
+    """A line where plan expects more than the device has, else None.
+
+    Raises ConfigError where a GPU cannot hold even weights, gradients and the optimizer's moments.
+    """
+    needs = expected(config, vocab_size, world, device.gpu)
+    if needs.peak <= device.bytes:
+        return None
+    line = f"memory: {words(config, vocab_size, world, device)}"
+    if device.gpu and needs.state > device.bytes:
+        raise ConfigError(line)
+    return line
+
+
+@contextmanager
+def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -> Iterator[None]:
+    """While it is open, an error of an allocation becomes an OutOfMemory that says what was expected."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Those of the CPU's allocator are plain RuntimeErrors.
+        named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not named and "DefaultCPUAllocator" not in str(error):
+            raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OutOfMemory(f"out of memory: {words(config, vocab_size, world, device)} ({why})") from error
+
+
+def words(config: Config, vocab_size: int, world: int, device: Device) -> str:
+    """What plan expects, what the device has, and what to change, the least first, with what plan expects then."""
+    needs, tokens = expected(config, vocab_size, world, device.gpu), tokens_at_once(config, world)
+    tries = [f"{what} ({_gib(then)})" for what, then in remedies(config, vocab_size, world, device.gpu)]
+    tries += ["more processes with run.shard=true", "a smaller model or run.context_tokens"]
+    return (
+        f"plan expects {_gib(needs.peak)} at the peak, {_gib(needs.state)} of it weights, gradients and moments, with "
+        f"{tokens // config.run.cp:,} tokens at once, and {device.name} has {_gib(device.bytes)}; "
+        f"try in this order: {', '.join(tries)}"
+    )
+
+
+def remedies(config: Config, vocab_size: int, world: int, gpu: bool) -> list[tuple[str, float]]:
+    """Changes of keys that lower the peak on the same ranks, the least first, and the bytes that plan expects then."""
+    run, row = config.run, config.run.context_tokens
+    at_once = tokens_at_once(config, world)
+    tries: list[dict[str, Any]] = [{"micro_batch_tokens": row}] if at_once > row else []
+    tries += [{"recompute_every": 1}] if run.recompute_every != 1 else []
+    tries += [{"shard": True}] if not run.shard and world > 1 else []
+    tries += [{"shard": True, "cp": 2 * run.cp, "micro_batch_tokens": row}] if world > 1 else []
+    before, found = expected(config, vocab_size, world, gpu).peak, []
+    for changes in tries:
+        try:
+            other = dataclasses.replace(config, run=dataclasses.replace(run, **changes))
+            then = expected(other, vocab_size, world, gpu).peak
+        except ConfigError:  # the ranks cannot be laid out so
+            continue
+        if then < before:
+            new = {key: value for key, value in changes.items() if getattr(run, key) != value}
+            found.append((" ".join(f"run.{key}={str(value).lower()}" for key, value in new.items()), then))
+    return found
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.1f} MiB"
