@@ -69,7 +69,9 @@ class Adapter(LanguageModel):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
-        logits_RV = self.model.get_output_embeddings()(hidden_RD).float() * self.logit_scale
+        head = self.model.get_output_embeddings()
+        with torch.autocast(hidden_RD.device.type, enabled=False):  # as in Transformer
+            logits_RV = head(hidden_RD.to(head.weight.dtype)).float() * self.logit_scale
         return logits_RV if self.softcap is None else self.softcap * (logits_RV / self.softcap).tanh()
 
     def set_tap(self, tap: Tap | None) -> None:

@@ -61,7 +61,7 @@ class Attention(nn.Module):
         # q and k lie side by side: one pass turns and normalises both.
         qk, v_BTMH = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
         if self.qk_norm == "after_rope":
-            qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight(), self.q_norm.eps)
+            qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
         else:
             if self.qk_norm == "before_rope":
                 qk = kernels.RMSNorm.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)

@@ -40,7 +40,8 @@ class Attended(NamedTuple):
         q_TNH, k_SMH = self.q_BTNH[item], self.k_BSMH[item]
         A, (S, M, H) = stop - start, k_SMH.shape
         q_MQH = (q_TNH[start:stop].float() * self.scale).view(A, M, -1, H).permute(1, 2, 0, 3).reshape(M, -1, H)
-        logits_NAS = (q_MQH @ k_SMH.float().permute(1, 2, 0)).view(-1, A, S)
+        with torch.autocast(q_MQH.device.type, enabled=False):
+            logits_NAS = (q_MQH @ k_SMH.float().permute(1, 2, 0)).view(-1, A, S)
         if self.softcap is not None:
             logits_NAS = (logits_NAS / self.softcap).tanh_() * self.softcap
         # Only keys from `start` on can lie in the future of one of these queries, so only they are masked.

@@ -52,6 +52,14 @@ class SwiGLU(nn.Module):
         return kernels.SwiGLU.apply(rows, self.gate_up.weight.to(dtype), self.down.weight.to(dtype)).view_as(x)
 
 
+class Router(nn.Linear):
+    """Logits of the experts, in fp32 whatever the rows are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float())
+
+
 class MoE(nn.Module):
     """y = shared(x) + sum over the chosen experts of weight * expert(x)."""
 
@@ -61,7 +69,7 @@ class MoE(nn.Module):
         super().__init__()
         c, self.rule = config, config.router
         self.num_experts, self.top_k, self.backend = c.num_experts, c.num_experts_per_token, c.experts
-        self.router = nn.Linear(c.d_model, c.num_experts, bias=False)
+        self.router = Router(c.d_model, c.num_experts, bias=False)
         shape = (c.num_experts, c.d_expert, c.d_model)
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
@@ -103,7 +111,7 @@ class MoE(nn.Module):
         """
         rule = self.rule
         with torch.autocast(x_BTD.device.type, enabled=False):
-            logits_BTE = F.linear(x_BTD.float(), self.router.weight.float())
+            logits_BTE = self.router(x_BTD)
             if rule.scores == "sigmoid":
                 score_BTE = logits_BTE.sigmoid()
                 prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True).clamp_min(TINY)

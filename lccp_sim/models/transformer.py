@@ -82,7 +82,8 @@ class Transformer(LanguageModel):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
-        return (hidden_RD @ self.head_weight.to(hidden_RD.dtype).T).float()
+        with torch.autocast(hidden_RD.device.type, enabled=False):  # an NLL near 0 is lost in bf16 logits
+            return (hidden_RD @ self.head_weight.to(hidden_RD.dtype).T).float()
 
     def set_tap(self, tap: Tap | None) -> None:
         """None; sets the tap of every layer."""

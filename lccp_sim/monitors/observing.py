@@ -14,11 +14,16 @@ Given = TypeVar("Given")
 
 
 @contextmanager
-def observing(model: torch.nn.Module) -> Iterator[None]:
-    """While it is open: eval mode, no gradients, a forked random state; then all is as before, errors or not."""
+def observing(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
+    """While it is open: eval mode, no gradients, a forked random state; then all is as before, errors or not.
+
+    With `bf16` matrix products run in bf16, except where a monitor or the model asks for fp32 (logits).
+    """
     modes = [(module, module.training) for module in model.modules()]
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices), torch.no_grad():
+    device = next(model.parameters()).device
+    # Copies of weights are not kept: the probe changes weights while it is open.
+    kind = torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), kind:
         torch.manual_seed(0)
         model.eval()
         try:

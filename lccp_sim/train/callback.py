@@ -18,6 +18,7 @@ from lccp_sim.models.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
+from lccp_sim.train.load import watched_in_bf16
 from lccp_sim.train.logs import headline, log_images, log_scalars
 from lccp_sim.train.watch import HeadHistory, Seen, Watch
 
@@ -66,7 +67,9 @@ class Monitors(L.Callback):
         corpus = open_corpus(data, config.run.context_tokens, config.seed, Path(tokenizer))
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        watch = Watch(config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE)
+        watch = Watch(
+            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=watched_in_bf16(config)
+        )
         for note in watch.notes:
             say(f"warning: {note}")
         return cls(watch, Journal(folder), tokens_per_step, model, say)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lccp_sim.config import (
     Config,
@@ -25,10 +25,14 @@ from lccp_sim.train.windows import window_steps
 
 @dataclasses.dataclass(frozen=True)
 class MonitorsConfig:
-    """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end)."""
+    """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end).
+
+    They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
+    """
 
     first_window_tokens: int | None
     watch: dict[str, Monitor]
+    precision: Literal["fp32", "bf16"] | None = None
 
 
 def load_config(plain: Mapping[str, Any]) -> Config:
@@ -103,9 +107,12 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
     refuse(
         bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
     )
+    precision = plain.get("precision")
+    known = precision in (None, "fp32", "bf16")
+    refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
     problems, watch = [], {}
     for name in plain:
-        if name != "first_window_tokens" and plain[name] is not None:
+        if name not in ("first_window_tokens", "precision") and plain[name] is not None:
             try:
                 settings = {"kind": name} | _mapping(plain, name, "monitors.")
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
@@ -114,7 +121,7 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    return MonitorsConfig(first, watch)
+    return MonitorsConfig(first, watch, precision)
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
@@ -153,6 +160,11 @@ def plain_config(config: Config) -> dict[str, Any]:
     plain = config.plain()
     watch = plain["monitors"].pop("watch")
     return plain | {"monitors": plain["monitors"] | watch}
+
+
+def watched_in_bf16(config: Config) -> bool:
+    """Whether the monitors see the model in bf16."""
+    return (config.monitors.precision or config.run.precision) == "bf16"
 
 
 def windows_of(config: Config) -> list[int]:

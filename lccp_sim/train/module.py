@@ -14,6 +14,7 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.load import watched_in_bf16
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
 from lccp_sim.train.recompute import recompute
@@ -48,7 +49,8 @@ class LccpModule(L.LightningModule):
     def configure_model(self) -> None:
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
         recompute(self.model, self.config.run.recompute_every)
-        shard(self.model, self.device_mesh, self.config.run.ep, self.config.run.cp)
+        r, bf16 = self.config.run, self.config.run.precision == "bf16" and watched_in_bf16(self.config)
+        shard(self.model, self.device_mesh, r.ep, r.cp, bf16)
         fill(self.model, self.weights)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

@@ -42,7 +42,7 @@ def check_precondition(
     moment, here = Moment(0, 0), (model.frequencies, model.rope_scale)
     model.frequencies, model.rope_scale = start.model.rope.frequencies(model.config.d_head)
     try:
-        with observing(model):
+        with observing(model, watch.bf16):
             seen = needle.aggregate(needle.score(model, needles), moment)
             seen += induction.aggregate(induction.score(model, repeats), moment)
     finally:

@@ -63,7 +63,7 @@ def find_reference(
 
     def of_another() -> dict[str, np.ndarray]:
         other = load_language_model(source, corpus, key, weight.dtype, weight.device)
-        with observing(other):
+        with observing(other, torch.is_autocast_enabled(model.device.type)):
             return monitor.reference(other, items)
 
     if source == FIRST_WINDOW:

@@ -38,7 +38,8 @@ class Seen:
 class Watch:
     """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
 
-    What the first look fixes for all later ones (`train/reference.py`) is written to the folder `store`, if any.
+    What the first look fixes for all later ones (`train/reference.py`) is written to the folder `store`, if any. With
+    `bf16` the monitors see the model in bf16.
     `notes`: what a person should know about the items, a line each.
     """
 
@@ -49,8 +50,9 @@ class Watch:
         windows: list[int],
         store: Path | None = None,
         ranks: Ranks = ALONE,
+        bf16: bool = False,
     ):
-        self.monitors, self.windows, self.ranks = monitors, windows, ranks
+        self.monitors, self.windows, self.ranks, self.bf16 = monitors, windows, ranks, bf16
         self.items = {name: monitor.prepare(corpus) for name, monitor in monitors.items()}
         self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
         self.corpus, self.store = corpus, store
@@ -85,7 +87,7 @@ class Watch:
 
     def _look(self, name: str, model: LanguageModel, moment: Moment) -> Seen:
         monitor, start = self.monitors[name], time.perf_counter()
-        with observing(model), counting(model) as tokens:
+        with observing(model, self.bf16), counting(model) as tokens:
             if name in self.open:
                 found = find_reference(self.store, name, monitor, self.items[name], model, self.corpus, self.ranks)
                 self.items[name] = found

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lccp_sim.models.language_model import Attended
+from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.observing import batches, counting, observing, score_spans
 from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from tests.monitors.worlds import tiny_model
@@ -30,6 +32,27 @@ def test_modes_random_state_and_gradients_are_restored(fails: bool, grad: bool) 
         assert torch.is_grad_enabled() == grad
     assert [m.training for m in model.modules()] == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_in_bf16_logits_and_what_a_head_attends_to_are_fp32() -> None:
+    model, tokens_BT = tiny_model(64), torch.randint(1, 64, (2, 40))
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def tap(layer: int, attended: Attended) -> None:
+        assert attended.q_BTNH.dtype == torch.bfloat16
+        seen = attended.rows(0, 30, 34)
+        with torch.autocast("cpu", enabled=False):
+            rows.append((seen, attended.rows(0, 30, 34)))
+
+    with observing(model, bf16=True), tapping(model, tap):
+        hidden_BTD = model(tokens_BT).hidden_BTD
+        logits_BTV = model.logits(hidden_BTD)
+    assert not torch.is_autocast_enabled("cpu") and model.embedding.weight.dtype == torch.float32
+    assert torch.equal(logits_BTV, hidden_BTD.float() @ model.head_weight.detach().T)
+    assert len(rows) == model.num_layers and all(torch.equal(mine, exact) for mine, exact in rows)
+    with observing(model):
+        exact_BTV = model.logits(model(tokens_BT).hidden_BTD)
+    assert 1e-4 < (logits_BTV - exact_BTV).abs().max() < 0.05 * exact_BTV.abs().max()
 
 
 def test_the_random_state_inside_is_always_the_same() -> None:

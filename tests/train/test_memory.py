@@ -48,10 +48,17 @@ def test_a_cpu_is_warned_about_and_a_gpu_refused_where_weights_alone_do_not_fit(
 def test_remedies_come_the_least_first_and_help(make: Callable[..., Config]) -> None:
     config = make()
     found = remedies(config, VOCABULARY, 4, gpu=True)  # four ranks have a row each
-    assert [what for what, _ in found] == ["run.shard=true", "run.shard=true run.cp=2 run.micro_batch_tokens=64"]
+    assert [what for what, _ in found] == [
+        "run.recompute_every=1",
+        "run.shard=true",
+        "run.shard=true run.cp=2 run.micro_batch_tokens=64",
+    ]
     before = expected(config, VOCABULARY, 4, gpu=True).peak
     assert all(then < before for _, then in found)
-    assert [what for what, _ in remedies(config, VOCABULARY, 1, gpu=False)] == ["run.micro_batch_tokens=64"]
+    assert [what for what, _ in remedies(config, VOCABULARY, 1, gpu=False)] == [
+        "run.micro_batch_tokens=64",
+        "run.recompute_every=1",
+    ]
     sharded = dataclasses.replace(config, run=dataclasses.replace(config.run, shard=True))
     assert expected(sharded, VOCABULARY, 4, True).state == expected(config, VOCABULARY, 4, True).state / 4
 

@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.models.moe import Router
+from lccp_sim.models.transformer import Block
 from lccp_sim.records import read_records
 from lccp_sim.train.load import load_config
 from lccp_sim.train.module import LccpModule
@@ -118,6 +120,38 @@ def test_several_processes_are_one(
     assert several.name == one.name
     assert (several / "DONE").exists()
     assert_close(one, several)
+
+
+@pytest.mark.parametrize(("world", "changes"), [(2, SHARD), (2, EP), (4, CP | EP | AGAIN)], ids=["fsdp", "ep", "all"])
+def test_in_bf16_several_processes_are_one_but_for_rounding(
+    world: int, changes: dict, make: Callable[..., Config], say: Console
+) -> None:
+    few = FEW | {"run.precision": "bf16", "run.tokens": 1024} | {f"monitors.{n}": None for n in ("heads", "induction")}
+    one = train(make(few | {"run.name": "one"}), say)
+    gathered: Path = one.parent / "gathered"
+
+    def note(rank: int) -> None:
+        of_router, of_block, dtypes = Router.forward, Block.forward, {}
+
+        def router(self: Router, x: torch.Tensor) -> torch.Tensor:
+            dtypes["router"], dtypes["its rows"] = self.weight.dtype, x.dtype
+            return of_router(self, x)
+
+        def block(self: Block, *inputs: Any) -> Any:
+            out = of_block(self, *inputs)
+            dtypes["matrices"], dtypes["norm"] = self.attention.qkv.weight.dtype, self.moe_norm.weight.dtype
+            gathered.write_text(repr(dtypes))
+            return out
+
+        Router.forward, Block.forward = router, block  # type: ignore[method-assign]
+
+    assert ended(start(make(few | {"run.name": "several"} | changes), world, note)) == [0] * world
+    exact = dict.fromkeys(("router", "its rows"), torch.float32)
+    assert gathered.read_text() == repr(exact | {"matrices": torch.bfloat16, "norm": torch.float32})
+    mine, theirs = table(one), table(next(one.parent.glob("several-*")))
+    assert list(mine) == list(theirs)
+    losses = [key for key in mine if key[1] == "train"]
+    assert len(losses) > 4 and {k: mine[k] for k in losses} == pytest.approx({k: theirs[k] for k in losses}, rel=5e-3)
 
 
 def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., Config], say: Console) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import Config, OptimConfig
+from lccp_sim.config import Config, ConfigError, OptimConfig
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
+from lccp_sim.records import Record, read_records
 from lccp_sim.train import watch
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
@@ -157,6 +157,24 @@ def test_a_resumed_module_sees_the_batches_of_the_uninterrupted_one(
     assert [step for step, *_ in seen] == [*range(9), *range(5, STEPS)]
     assert seen[5:9] == seen[9:13]
     assert len({str(batch) for _, batch, *_ in seen}) == STEPS
+
+
+def test_the_monitors_see_the_model_in_the_precision_of_the_run_or_in_their_own(run: Callable[..., Path]) -> None:
+    keys = {f"monitors.{name}": None for name in ("heads", "intervention", "routing")} | {"run.tokens": 2 * BATCH}
+
+    def seen(**changes: str) -> dict[tuple, float]:
+        given = {f"{group}.precision": value for group, value in changes.items()}
+        found = read_records(run(keys | given | {"run.name": "-".join(changes)}) / "records.jsonl")[0]
+        return {r.key: r.value for r in found if r.monitor != "train"}
+
+    half, exact = seen(run="bf16"), seen(run="bf16", monitors="fp32")
+    assert half.keys() == exact.keys()
+    start = [key for key in half if key[0] == 0 and key[2].endswith("nll_nats")]  # of the same weights
+    assert [half[key] for key in start] != [exact[key] for key in start]
+    assert [half[key] for key in start] == pytest.approx([exact[key] for key in start], rel=0.01)
+    assert seen(monitors="bf16").keys() == half.keys()
+    with pytest.raises(ConfigError, match="monitors.precision='half': must be fp32 or bf16"):
+        seen(monitors="half")
 
 
 def scattered(records: list[Record], metric: str = "copy_hard_frac") -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._pytree import tree_map
@@ -21,14 +21,18 @@ from lccp_sim.train.parallel.collectives import attend_across, exchange, gathere
 from lccp_sim.train.parallel.folder import Piece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
+# Weights are gathered, and their gradients formed, in bf16; gradients are summed in fp32, and hidden states left alone.
+BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
 
 
-def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1) -> None:
+def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1, bf16: bool = False) -> None:
     """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
 
     With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
     With `cp`, that many neighbours attend to each other's tokens, and average what a router's losses ask of a sequence.
+    `bf16` says that every forward is made under autocast, so that weights which only enter products there are gathered
+    in bf16.
     """
     if mesh is None or isinstance(model, FSDPModule):
         return
@@ -41,7 +45,12 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1)
     if cp > 1:
         _share_rows(model, mesh_of(cp)["columns"].get_group())
     for block in model.layers:
-        cut = fully_shard(block, mesh=ranks, shard_placement_fn=place)
+        if bf16:  # what is multiplied with the residual stream stays fp32
+            exact = [block.attention_norm, block.moe_norm, *([block.moe.router] if block.moe is not None else [])]
+            fully_shard(exact, mesh=ranks)
+        cut = fully_shard(
+            block, mesh=ranks, shard_placement_fn=place, mp_policy=BF16 if bf16 else MixedPrecisionPolicy()
+        )
         if ep > 1:
             # The exchange sums an expert's gradients over its row of ranks, FSDP over the rows: the mean is over both.
             cut.set_gradient_divide_factor(ranks.size())
