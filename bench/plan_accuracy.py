@@ -1,10 +1,11 @@
 """What `lccp plan` foretells, beside what torch counts and allocates: FLOPs, peak memory, and one core's speed.
 
-FLOPs: torch.utils.flop_counter over a forward and backward pass, with attention done query by query, so that it counts
-the pairs that causal attention needs and no more. Memory: the highest sum of all CPU allocations that torch's profiler
-saw in such a pass, weights, gradients and moments being there before; it knows what no hook on saved tensors sees, the
-tensors in between. None of this was run on a GPU; what the kernels keep there is measured on the CPU, which keeps the
-same where a norm has a weight of zero and the experts run as grouped products.
+FLOPs: torch.utils.flop_counter over a forward and backward pass, with attention done query by query, so that it
+counts the pairs that causal attention needs and no more. Memory: the highest sum of all CPU allocations that torch's
+profiler saw in such a pass, weights, gradients and moments being there before; it knows what no hook on saved tensors
+sees, the tensors in between. With cut weights it is the pass of the first of some ranks that are only pretended. None
+of this was run on a GPU; what the kernels keep there is measured on the CPU, which keeps the same where a norm has a
+weight of zero and the experts run as grouped products.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._C._profiler import _EventType
+from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,8 +36,17 @@ from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.rope import KNOWN, base_bound, first_negative
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
+from lccp_sim.train.parallel.pretend import pretended
+from lccp_sim.train.parallel.sharding import shard
 from lccp_sim.train.recompute import recompute
 
+ALONE = Layout()
+LAYOUTS = {
+    "dp=8": Layout(8),
+    "dp=4, ep=2": Layout(4, 2),
+    "dp=4, cp=2": Layout(4, 1, 2),
+    "dp=2, ep=2, cp=2": Layout(2, 2, 2),
+}
 RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 
 
@@ -44,6 +56,7 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 WIDE = {"d_model": 256, "num_heads": 4, "num_kv_heads": 2, "d_head": 64, "d_expert": 256}
+RANKS = ("16 experts", "grouped products")
 Case = tuple[ModelConfig, int, int]  # config, vocabulary, tokens
 SHAPES: dict[str, Case] = {
     "tiny": (model_config(), 1024, 1024),
@@ -66,10 +79,10 @@ SHAPES: dict[str, Case] = {
 }
 
 
-def one_pass(model: Transformer, row: Tensor, bf16: bool = False) -> None:
-    """None; a forward and a backward pass over one row, as training makes them."""
+def one_pass(model: Transformer, row: Tensor, bf16: bool = False, cp: int = 1) -> None:
+    """None; a forward and a backward pass over one row, or one rank's part of it, as training makes them."""
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-        out = model(row)
+        out = model(row, bounds=torch.tensor([0, row.numel() * cp]))
         loss = cross_entropy(out.hidden_BTD[0], model.head_weight, row[0].roll(-1), row.numel())
         loss = loss + 0.01 * out.balance_loss + 0.001 * out.z_loss
     loss.backward()
@@ -102,15 +115,41 @@ def counted_flops(config: ModelConfig, vocab_size: int, tokens: int) -> int:
     return counter.get_total_flops()
 
 
+@contextmanager
+def first_of(layout: Layout) -> Iterator[DeviceMesh | None]:
+    """While it is open, this process is the first rank of a layout; what is sent comes back, counts of rows too."""
+    if layout.devices == 1:
+        yield None
+        return
+    with (
+        pretended(0, layout.devices) as mesh,
+        mock.patch.object(dist, "all_to_all_single", lambda out, sent, group: out.copy_(sent)),
+    ):
+        yield mesh
+
+
 def measured_peak(
-    config: ModelConfig, vocab_size: int, tokens: int, bf16: bool, every: int | None = None, gpu: bool = False
+    config: ModelConfig, vocab_size: int, tokens: int, place: Place, every: int | None = None, layout: Layout = ALONE
 ) -> int:
     """Bytes that a forward and backward pass allocates at its peak beside weights and gradients.
 
-    Of every `every` blocks one is checkpointed (None: none). `gpu`: norms and experts keep what they keep on a GPU.
+    Of every `every` blocks one is checkpointed (None: none). On a GPU norms and experts keep what they keep there.
     """
-    model = initialise(Transformer(config, vocab_size), 0)
-    if gpu:
+    with first_of(layout) as mesh:
+        return _peak(config, vocab_size, tokens, place, every, layout, mesh)
+
+
+def _peak(
+    config: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    place: Place,
+    every: int | None,
+    layout: Layout,
+    mesh: DeviceMesh | None,
+) -> int:
+    model, bf16 = initialise(Transformer(config, vocab_size), 0), place.bf16
+    if place.gpu:
         for weight in (p for name, p in model.named_parameters() if name.endswith("norm.weight")):
             weight.data[0] = 0.0
         for block in model.layers:
@@ -118,9 +157,10 @@ def measured_peak(
                 block.moe.backend = "grouped_mm"
     row = torch.randint(1, vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     recompute(model, every)
-    one_pass(model, row, bf16)  # the gradients exist from here on
+    shard(model, mesh, layout.ep, layout.cp, bf16 and not place.exact)
+    one_pass(model, row, bf16, layout.cp)  # the gradients exist from here on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        one_pass(model, row, bf16)
+        one_pass(model, row, bf16, layout.cp)
 
     def allocations(events: Any) -> Iterator[Any]:
         for event in events:
@@ -136,12 +176,15 @@ def measured_peak(
     return peak
 
 
-def memory_line(case: Case, bf16: bool, checkpointed: bool, gpu: bool, every: int = 1) -> dict[str, Any]:
+def memory_line(
+    case: Case, bf16: bool, checkpointed: bool, gpu: bool, every: int = 1, layout: Layout = ALONE, exact: bool = False
+) -> dict[str, Any]:
     """Planned and measured peaks in bytes, and their ratio. `every`: how many blocks have a checkpointed one."""
     config, vocab_size, tokens = case
-    needs = memory(config, shape_of(config, vocab_size), tokens, Layout(), Place(bf16, gpu), every)
+    place = Place(bf16, gpu, exact)
+    needs = memory(config, shape_of(config, vocab_size), tokens, layout, place, every)
     plan = (needs.total_checkpointed if checkpointed else needs.total) - needs.state
-    peak = measured_peak(*case, bf16, every if checkpointed else None, gpu)
+    peak = measured_peak(*case, place, every if checkpointed else None, layout)
     where = {"precision": "bf16" if bf16 else "fp32", "checkpointed": checkpointed, "as_gpu": gpu}
     return {**where, "planned": plan, "measured": peak, "ratio": plan / peak}
 
@@ -215,7 +258,7 @@ def rope_lines() -> dict[str, list[dict[str, Any]]]:
 
 
 def tables(results: dict[str, Any]) -> list[str]:
-    """The tables of docs/plan.md: memory, bounds, and known models."""
+    """The tables of docs/plan.md: memory alone and of ranks, bounds, and known models."""
     cells = [(gpu, checkpointed) for gpu in (False, True) for checkpointed in (False, True)]
     memory = []
     for name, (config, vocab_size, tokens) in SHAPES.items():
@@ -224,6 +267,11 @@ def tables(results: dict[str, Any]) -> list[str]:
             found = [x for x in results["memory"] if x["shape"] == name and (x["as_gpu"], x["checkpointed"]) == where]
             row.append(" / ".join(f"{line['ratio']:.2f}" for line in found))  # fp32, bf16
         memory.append(row)
+    ranks = []
+    for name, words in itertools.product(RANKS, LAYOUTS):
+        found = [x for x in results["ranks"] if (x["shape"], x["layout"]) == (name, words)]
+        halves = [[x for x in found if x["checkpointed"] is checkpointed] for checkpointed in (False, True)]
+        ranks.append([name, words, *(" / ".join(f"{line['ratio']:.2f}" for line in half) for half in halves)])
     by = {(line["d_head"], line["context"]): line["bound"] for line in results["rope"]["bounds"]}
     contexts = sorted({context for _, context in by})
     widths = sorted({width for width, _ in by})
@@ -237,12 +285,12 @@ def tables(results: dict[str, Any]) -> list[str]:
         scaling = k.scaling or "none"
         row = [k.model, str(k.d_head), f"{k.context_tokens:,}", f"{k.base:.3g}", scaling, f"{line['bound']:.3g}", reach]
         known.append([*row, k.paper])
-    return ["\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (memory, bounds, known)]
+    return ["\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (memory, ranks, bounds, known)]
 
 
 def main() -> None:
     """Prints each line and writes all of them; with --only, the others stay as they were written before."""
-    sections = ("flops", "memory", "rope", "speed")
+    sections = ("flops", "memory", "ranks", "rope", "speed")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
@@ -262,6 +310,13 @@ def main() -> None:
         cells = itertools.product((False, True), repeat=3)
         out["memory"] = [
             shown({"shape": name, **memory_line(SHAPES[name], *cell)}) for cell in cells for name in SHAPES
+        ]
+    if "ranks" in options.only:
+        out["ranks"] = [
+            shown({"shape": name, "layout": words, **memory_line(SHAPES[name], *cell, False, layout=layout)})
+            for name in RANKS
+            for words, layout in LAYOUTS.items()
+            for cell in itertools.product((False, True), repeat=2)
         ]
     if "rope" in options.only:
         out["rope"] = rope_lines()

@@ -258,6 +258,11 @@ class Config:
     data: Any
     monitors: Any
 
+    @property
+    def watched_in_bf16(self) -> bool:
+        """Whether the monitors see the model in bf16."""
+        return (self.monitors.precision or self.run.precision) == "bf16"
+
     def plain(self) -> dict[str, Any]:
         """The resolved config as nested dictionaries of plain values, ready for YAML."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -1,14 +1,14 @@
 """Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
 
 Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
-bench/plan_accuracy.py. Questionable: several devices were never measured. Weights, gradients and moments are cut
-evenly over all of them (ZeRO-3, arXiv 1910.02054), the weights of a layer are gathered when its turn comes, and experts
-lie on `ep` groups of devices.
+bench/plan_accuracy.py. With several devices, weights, gradients and moments are cut evenly over all of them (ZeRO-3,
+arXiv 1910.02054), the weights of a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
+Questionable: ranks were pretended when this was measured, on one CPU; NCCL's buffers and the streams of a GPU were not.
 """
 
 from typing import NamedTuple
 
-from lccp_sim.config import ModelConfig
+from lccp_sim.config import Config, ModelConfig
 from lccp_sim.plan.shapes import Layer, Shape
 
 CHUNK_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, kernels.py and attention.py
@@ -31,10 +31,25 @@ class Layout(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU)."""
+    """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU).
+
+    `exact`: cut weights are gathered in fp32 though products are in bf16, as monitors in fp32 ask.
+    """
 
     bf16: bool
     gpu: bool
+    exact: bool = False
+
+    @property
+    def gathers_bf16(self) -> bool:
+        """Whether cut weights are gathered in bf16."""
+        return self.bf16 and not self.exact
+
+
+def place_of(config: Config, gpu: bool) -> Place:
+    """Where a run trains."""
+    bf16 = config.run.precision == "bf16"
+    return Place(bf16, gpu, bf16 and not config.watched_in_bf16)
 
 
 class Memory(NamedTuple):
@@ -75,31 +90,35 @@ def memory(
     Checkpointed is the first of every `every` blocks, as in train/recompute.py (None: each block).
     """
     total = sum(part.total for part in shape.parts().values())
-    mine, size = total / layout.devices, 2 if place.bf16 else 4
+    mine, cut = total / layout.devices, layout.devices > 1
     local = [_matrices(layer, layout.ep) for layer in shape.layers]
     again = range(0, config.num_layers, every or 1)
-    copies = 2.0 * sum(local) * place.bf16
-    copies_checkpointed = copies - 2.0 * (sum(local[i] for i in again) - max(local[i] for i in again)) * place.bf16
-    if layout.devices > 1:
-        copies = copies_checkpointed = 2.0 * size * max(local)  # this layer's and the next one's, gathered
+    cast = 2.0 * (place.bf16 and not (cut and place.gathers_bf16))  # bytes of a weight's copy beside it
+    copies = cast * sum(local)
+    copies_checkpointed = copies - cast * (sum(local[i] for i in again) - max(local[i] for i in again))
     D, V = shape.d_model, shape.vocab_size
+    around = _gathered(local, 2 if place.gathers_bf16 else 4) if cut else [0.0] * config.num_layers
+    ends = V * D * 4.0 * (1 if config.tie_embeddings else 2)  # embeddings and head, gathered all the while
+    copies, copies_checkpointed = copies + cut * ends, copies_checkpointed + cut * ends
     angles, norm = tokens * 4.0 * config.d_head, tokens * D * (8.0 if place.gpu else 4.0)  # the norm is the last one
     logits = CHUNK_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
     # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
     forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
     loss = max(forward, tokens * D * 8.0 + V * D * 8)
-    waits = V * D * 4.0 if config.tie_embeddings else 0.0  # the head's gradient, for the embedding's
+    # The head's gradient waits for the embedding's, or with cut weights for being summed over the ranks.
+    waits = V * D * 4.0 if config.tie_embeddings or cut else 0.0
     inputs = tokens * D * 4
     kept, kept_checkpointed, backward = 0.0, 0.0, []
     for layer in range(config.num_layers):
         # In the backward pass of a layer, what later ones kept is gone; and the feed-forward part comes first in it.
         attention = tokens * kept_attention(config, layer, layout.cp, place)
-        mixture = tokens * kept_feed_forward(config, layer, place)
+        mixture = tokens * kept_feed_forward(config, layer, place, layout.ep)
         kept += attention + mixture
         kept_checkpointed += inputs if layer in again else attention + mixture
         formed = attention + mixture if layer in again else 0.0
         first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
         needs = waits + max(first, _attention_backward(config, tokens, place) - mixture)
+        needs += around[layer]
         backward.append((kept + needs, kept_checkpointed + formed + needs))
     peak, peak_checkpointed = (max(each) for each in zip(*backward, strict=True))
     return Memory(
@@ -108,6 +127,16 @@ def memory(
         copies_checkpointed, angles + norm + kept_checkpointed,
         max(loss, peak_checkpointed - kept_checkpointed - norm), logits,
     )  # fmt: skip
+
+
+def _gathered(local: list[float], size: int) -> list[float]:
+    """Bytes of weights and gradients that are whole while each layer runs backward, `local` weights of each.
+
+    Its own weights, those of the layer before it, which are fetched ahead, its gradients, and in fp32 those of the
+    layer after it, which are still being summed. Of its own gradients the experts' are counted in the pass itself.
+    """
+    before, after = [0.0, *local[:-1]], [*local[1:], 0.0]
+    return [size * (own + b) + 4 * a for own, b, a in zip(local, before, after, strict=True)]
 
 
 def _matrices(layer: Layer, ep: int) -> float:
@@ -137,14 +166,14 @@ def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> fl
     return _norm(config, place) + rope + s * k + s * q + 4 * c.num_heads + others + blocks
 
 
-def kept_feed_forward(config: ModelConfig, layer: int, place: Place) -> float:
+def kept_feed_forward(config: ModelConfig, layer: int, place: Place, ep: int = 1) -> float:
     """Bytes that a mixture, or a dense layer, and its norm keep for one token."""
     c, s = config, 2 if place.bf16 else 4
     if layer < c.num_dense_layers:
         return _norm(config, place) + 2 * s * (c.d_dense or 0)
     K, F = c.num_experts_per_token, c.d_expert
     router = 8 * c.num_experts + K * (4 + s + 3 * 8) + 12 + (4 * c.d_model if place.gpu and place.bf16 else 0)
-    routed = K * s * (2 * F if _fused(c, place) else 4 * F + 3 * c.d_model)
+    routed = K * s * (2 * F if _fused(c, place, ep) else 4 * F + 3 * c.d_model)
     return _norm(config, place) + router + routed + 2 * s * c.num_shared_experts * F
 
 
@@ -153,11 +182,11 @@ def _norm(config: ModelConfig, place: Place) -> float:
     return 4 * config.d_model + 4 + ((2 if place.bf16 else 4) * config.d_model if place.gpu or place.bf16 else 0)
 
 
-def _fused(config: ModelConfig, place: Place) -> bool:
+def _fused(config: ModelConfig, place: Place, ep: int = 1) -> bool:
     """Whether experts run in kernels.Mixture, as models/experts.py chooses."""
     size, c = 2 if place.bf16 else 4, config
     aligned = c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
-    return c.experts == "auto" and not (aligned and (place.gpu or c.d_model >= 512))
+    return c.experts == "auto" and ep == 1 and not (aligned and (place.gpu or c.d_model >= 512))
 
 
 def _stream(config: ModelConfig, tokens: int, place: Place) -> float:
@@ -173,7 +202,7 @@ def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int
         return _stream(c, tokens, place) + 3 * width * D * s + slices * width * s * min(tokens, SLICE_ROWS)
     rows, F = tokens * c.num_experts_per_token, c.d_expert
     one = c.num_experts / ep * F * D * s
-    if _fused(c, place):  # expert by expert; all gradients stay until the last
+    if _fused(c, place, ep):  # expert by expert; all gradients stay until the last
         return _stream(c, tokens, place) + 3 * one + rows / c.num_experts * (4 * F + 2 * D) * s
     # One product after the other, each freeing what it kept: first the rows' gradient, then the weights' and others.
     later = max(F - D, 0) * rows * s + one * (3 if place.bf16 else 1)

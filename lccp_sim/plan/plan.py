@@ -11,7 +11,7 @@ import numpy as np
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
-from lccp_sim.plan.memory import Layout, Memory, Place, memory
+from lccp_sim.plan.memory import Layout, Memory, memory, place_of
 from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
 from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, training_flops
 from lccp_sim.plan.watching import monitor_costs
@@ -23,7 +23,7 @@ def plan_run(
     """The plan of a run whose monitors look at the steps `windows`. Raises ConfigError where it cannot be laid out."""
     run, shape, bf16 = config.run, shape_of(config.model, vocab_size), config.run.precision == "bf16"
     at_once = rows_at_once(config, layout)
-    place = Place(bf16, device.name != "cpu")
+    place = place_of(config, device.name != "cpu")
     needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every)
     costs = monitor_costs(config.monitors.watch, windows, shape)
     tokens = run.steps * run.batch_tokens
@@ -104,7 +104,7 @@ def plan_shape(
 
 def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout) -> None:
     """None, or ConfigError with a remedy where a device has too little memory, with the run's own checkpointing."""
-    shape, place = shape_of(config.model, vocab_size), Place(config.run.precision == "bf16", device.name != "cpu")
+    shape, place = shape_of(config.model, vocab_size), place_of(config, device.name != "cpu")
     every = config.run.recompute_every
 
     def needed(at_once: int, layout: Layout, every: int | None = 1) -> float:
@@ -164,19 +164,21 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         "counted; each row is one document (packed ones attend less, and cost less)",
         f"time: {device.mfu:.0%} of {device.name}'s peak ({device.source}), the same on every device and with monitors",
         "memory: what this code's autograd keeps; weights, gradients and AdamW's moments in fp32"
-        + (", and copies of the weights in bf16" if config.run.precision == "bf16" else "")
+        + (", and copies of the weights in bf16" if config.run.precision == "bf16" and layout.devices == 1 else "")
         + f"; experts get equal rows; {RESERVE:.0%} of a device stay free",
         f"checkpointing: {blocks} keeps its input alone; {here}",
         "monitors: forward passes of texts as long as their settings allow; the probe's tuning counts three times",
     ]
     if "probe" in config.monitors.watch:
-        lines.append(
-            f"the probe tunes a copy of the model: {state / 2**30:.1f} GiB more while it does, not counted above"
+        what, more = (
+            ("a copy of the model", state) if layout.devices == 1 else ("the model, its part kept", 0.75 * state)
         )
+        lines.append(f"the probe tunes {what}: {more / 2**30:.1f} GiB more while it does, not counted above")
     if layout.devices > 1:
+        gathered = "bf16" if place_of(config, True).gathers_bf16 else "fp32"
         lines.append(
             "layout: weights and their states are cut evenly over all devices (--dry-run looks how evenly) and "
-            "gathered by layer, experts lie on ep groups, a row's keys and values are gathered by its cp devices; "
-            "communication takes no time beyond what the assumed share of the peak leaves"
+            f"gathered by layer in {gathered}, the next one ahead; experts lie on ep groups; a row's keys and values "
+            "are gathered by its cp devices; communication takes no time beyond what the assumed share of the peak leaves"
         )
     return lines

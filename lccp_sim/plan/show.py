@@ -62,13 +62,15 @@ def _off(found: dict[str, Any]) -> str:
 
 def _show_memory(plan: dict[str, Any], console: Console) -> None:
     m = plan["memory"]
+    several = plan["layout"]["devices"] > 1
+    whole = "embeddings and head, gathered" if several else "copies in the precision of products"
     both = [
         ("weights", "weights", "weights"),
         ("gradients", "gradients", "gradients"),
         ("AdamW's moments", "moments", "moments"),
-        ("copies in the precision of products", "copies", "copies_checkpointed"),
+        (whole, "copies", "copies_checkpointed"),
         ("activations", "activations", "activations_checkpointed"),
-        ("one step of backward, or the loss", "step", "step_checkpointed"),
+        (f"one step of backward{' with what it gathers' if several else ''}, or the loss", "step", "step_checkpointed"),
         ("all", "total", "total_checkpointed"),
     ]
     unit, size = ("GiB", 2**30) if m["total"] >= 2**30 else ("MiB", 2**20)

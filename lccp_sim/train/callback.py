@@ -18,7 +18,6 @@ from lccp_sim.models.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
-from lccp_sim.train.load import watched_in_bf16
 from lccp_sim.train.logs import headline, log_images, log_scalars
 from lccp_sim.train.watch import HeadHistory, Seen, Watch
 
@@ -68,7 +67,7 @@ class Monitors(L.Callback):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         watch = Watch(
-            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=watched_in_bf16(config)
+            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=config.watched_in_bf16
         )
         for note in watch.notes:
             say(f"warning: {note}")

@@ -162,11 +162,6 @@ def plain_config(config: Config) -> dict[str, Any]:
     return plain | {"monitors": plain["monitors"] | watch}
 
 
-def watched_in_bf16(config: Config) -> bool:
-    """Whether the monitors see the model in bf16."""
-    return (config.monitors.precision or config.run.precision) == "bf16"
-
-
 def windows_of(config: Config) -> list[int]:
     """The steps of the run's windows."""
     return window_steps(config.monitors.first_window_tokens, config.run.batch_tokens, config.run.steps)

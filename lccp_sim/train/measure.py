@@ -20,7 +20,7 @@ from lccp_sim.records import Record, write_atomic
 from lccp_sim.train.board import log_layout
 from lccp_sim.train.directory import CONFIG, claim, read_config
 from lccp_sim.train.journal import RECORDS, REFERENCE, Journal
-from lccp_sim.train.load import plain_config, watched_in_bf16
+from lccp_sim.train.load import plain_config
 from lccp_sim.train.logs import headline, log_images, log_scalars
 from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_transformers
 from lccp_sim.train.threads import set_threads
@@ -45,7 +45,7 @@ def measure(
     own = Journal(path).records() if check else []
     set_threads(config)
     corpus = _corpus(config, series)
-    watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE, bf16=watched_in_bf16(config))
+    watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE, bf16=config.watched_in_bf16)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     watch.recall(home / REFERENCE)
     for warning in watch.notes:

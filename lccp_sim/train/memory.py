@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.plan.memory import Layout, Place, memory
+from lccp_sim.plan.memory import Layout, memory, place_of
 from lccp_sim.plan.shapes import shape_of
 from lccp_sim.train.layout import tokens_at_once
 
@@ -52,9 +52,8 @@ def expected(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected
     """What plan expects of one of `world` ranks. Raises ConfigError where they cannot be laid out so."""
     run, tokens = config.run, tokens_at_once(config, world)
     layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
-    place = Place(run.precision == "bf16", gpu)
     shape = shape_of(config.model, vocab_size)
-    needs = memory(config.model, shape, tokens // run.cp, layout, place, run.recompute_every)
+    needs = memory(config.model, shape, tokens // run.cp, layout, place_of(config, gpu), run.recompute_every)
     return Expected(needs.total_checkpointed if run.recompute_every else needs.total, needs.state)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.load import watched_in_bf16
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
 from lccp_sim.train.recompute import recompute
@@ -49,7 +48,7 @@ class LccpModule(L.LightningModule):
     def configure_model(self) -> None:
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
         recompute(self.model, self.config.run.recompute_every)
-        r, bf16 = self.config.run, self.config.run.precision == "bf16" and watched_in_bf16(self.config)
+        r, bf16 = self.config.run, self.config.run.precision == "bf16" and self.config.watched_in_bf16
         shard(self.model, self.device_mesh, r.ep, r.cp, bf16)
         fill(self.model, self.weights)
 

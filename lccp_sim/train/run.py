@@ -40,7 +40,7 @@ from lccp_sim.train.directory import (
 from lccp_sim.train.feed import LccpData
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.layout import micro_batches
-from lccp_sim.train.load import plain_config, watched_in_bf16, windows_of
+from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
@@ -111,7 +111,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         _say(console, f"warning: {note}", style="yellow")
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     watch = Watch(
-        config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks, watched_in_bf16(config)
+        config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks, config.watched_in_bf16
     )
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")

@@ -78,7 +78,7 @@ def test_other_shapes_are_counted_alone(tmp_path: Path, capsys: pytest.CaptureFi
         ),
         (["--mfu", "1.5"], "--mfu=1.5: must be above 0 and at most 1"),
         (["--counted", "gpt_oss"], "--counted gpt_oss: no such shape; there are gpt_oss_20b"),
-        ([], r"needs 1,2\d\d.\d GiB even with checkpointing, and has .* to use; --layout dp=32,ep=1,cp=1 is enough"),
+        ([], r"needs 1,2\d\d.\d GiB even with checkpointing, and has .* to use; --layout dp=64,ep=1,cp=1 is enough"),
         (["--layout", "dp=64", "run.micro_batch_tokens=null"], "run.micro_batch_tokens=65536 is enough"),
     ],
 )
