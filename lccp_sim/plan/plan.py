@@ -179,6 +179,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         lines.append(
             "layout: weights and their states are cut evenly over all devices (--dry-run looks how evenly) and "
             f"gathered by layer in {gathered}, the next one ahead; experts lie on ep groups; a row's keys and values "
-            "are gathered by its cp devices; communication takes no time beyond what the assumed share of the peak leaves"
+            "are gathered by its cp devices; communication takes no time beyond what the assumed share of the peak "
+            "leaves"
         )
     return lines
