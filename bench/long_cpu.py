@@ -2,7 +2,8 @@
 
 Each cell is a process of its own; its peak is VmHWM over what the process held after its imports. Seconds are those
 of the clock, and those of the processor, which a busy machine stretches less. bf16 runs only where the processor has
-it: elsewhere torch emulates each product.
+it: elsewhere torch emulates each product. `--train` asks the same of `lccp train`: two steps, monitors at that length,
+and the peak of the whole process, imports and data included.
 
     PYTHONPATH=. python bench/long_cpu.py --tokens 32768
 """
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,30 @@ def cell(tokens: int, precision: str, threads: int) -> dict[str, Any]:
     return {**where, "peak_mib": status("VmHWM") - before, "planned_mib": planned, **seconds}
 
 
+TRAIN = (
+    "run=tiny_lccp run.init_from=null run.precondition=false run.stopping=null run.loggers={} monitors=base "
+    "monitors.needle.items=5 monitors.perplexity.items=4 monitors.induction=null"
+).split()
+
+
+def trained(tokens: int, precision: str, threads: int) -> dict[str, Any]:
+    """Peak MiB of a process of `lccp train` that makes two steps, each on one row, and looks at texts as long."""
+    with tempfile.TemporaryDirectory() as root:
+        keys = [f"run.root={root}", f"run.precision={precision}", f"run.threads={threads}", f"run.tokens={2 * tokens}"]
+        keys += [f"run.context_tokens={tokens}", f"run.batch_tokens={tokens}", f"monitors.needle.lengths=[{tokens}]"]
+        keys += [f"monitors.perplexity.context_tokens={tokens}"]
+        child = subprocess.Popen([sys.executable, "-m", "lccp_sim.cli", "train", *TRAIN, *keys], stdout=sys.stderr)
+        _, status, used = os.wait4(child.pid, 0)
+        rows = [
+            json.loads(line) for path in Path(root).glob("*/timing.jsonl") for line in path.read_text().splitlines()
+        ]
+    if status:
+        raise SystemExit(f"lccp train ended with {os.waitstatus_to_exitcode(status)}")
+    seconds = {row["what"]: row["seconds"] for row in rows}
+    where = {"tokens": tokens, "precision": precision, "threads": threads, "command": [*TRAIN, *keys[1:]]}
+    return {**where, "process_peak_mib": used.ru_maxrss / 1024, "seconds": seconds}
+
+
 def main() -> None:
     """Prints every cell and writes them to results/long_cpu.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -61,6 +87,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--train", action="store_true", help="lccp train at the longest of --tokens, too")
     parser.add_argument("--only", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -79,6 +106,10 @@ def main() -> None:
                 out["cells"].append(json.loads(found.splitlines()[-1]))
             print(out["cells"][-1], flush=True)
             options.out.write_text(json.dumps(out, indent=1) + "\n")  # a long run that is cut keeps its cells
+    if options.train:
+        out["train"] = trained(max(options.tokens), options.precision[0], options.threads)
+        print(out["train"], flush=True)
+        options.out.write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

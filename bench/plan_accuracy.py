@@ -189,6 +189,11 @@ def memory_line(
     return {**where, "planned": plan, "measured": peak, "ratio": plan / peak}
 
 
+def few_tokens(name: str) -> Case:
+    """A shape with so few tokens that what ranks gather is most of the peak."""
+    return (*SHAPES[name][:2], 256)
+
+
 def flops_line(name: str, tokens: int) -> dict[str, Any]:
     """Planned and counted FLOPs of a row of `tokens`."""
     config, vocab_size, _ = SHAPES[name]
@@ -313,7 +318,7 @@ def main() -> None:
         ]
     if "ranks" in options.only:
         out["ranks"] = [
-            shown({"shape": name, "layout": words, **memory_line(SHAPES[name], *cell, False, layout=layout)})
+            shown({"shape": name, "layout": words, **memory_line(few_tokens(name), *cell, False, layout=layout)})
             for name in RANKS
             for words, layout in LAYOUTS.items()
             for cell in itertools.product((False, True), repeat=2)
