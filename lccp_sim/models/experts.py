@@ -24,8 +24,12 @@ def loop(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count
 
 
 def grouped_mm(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor) -> Tensor:
-    """[R, D] by torch's grouped matrix product; row strides must be multiples of 16 bytes."""
+    """[R, D] by torch's grouped matrix product; row strides must be multiples of 16 bytes.
+
+    Rows past the counts, which are padding, go to the last expert: what a product leaves out is undefined.
+    """
     ends_E = count_E.cumsum(0).to(torch.int32)
+    ends_E[-1:].fill_(len(x_RD))
     gate = F.grouped_mm(x_RD, gate_EFD.transpose(1, 2), offs=ends_E)
     up = F.grouped_mm(x_RD, up_EFD.transpose(1, 2), offs=ends_E)
     return F.grouped_mm(F.silu(gate) * up, down_EFD, offs=ends_E)

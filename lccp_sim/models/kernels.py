@@ -15,6 +15,11 @@ from torch.autograd.function import once_differentiable
 ROWS = 1024
 
 
+def divides(weight: Tensor) -> bool:
+    """Whether one may divide by all of it. On a GPU, where the answer would have to be waited for: no."""
+    return weight.device.type == "cpu" and bool(weight.all())
+
+
 class RMSNorm(Function):
     """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions.
 
@@ -27,7 +32,7 @@ class RMSNorm(Function):
         power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         inverse = power.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = (x * inverse.to(x.dtype)).mul_(weight)
-        ctx.keeps_y = x.device.type == "cpu" and bool(weight.all())
+        ctx.keeps_y = divides(weight)
         ctx.save_for_backward(y if ctx.keeps_y else x, weight, inverse)
         return y
 
@@ -80,7 +85,7 @@ class RotateNorm(Function):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(stretch)
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         y = turn(x, cos, sin, 1).mul_(inverse).mul_(weight_NH).to(x_BTNH.dtype)
-        ctx.keeps_y = x.device.type == "cpu" and bool(weight_NH.all())
+        ctx.keeps_y = divides(weight_NH)
         ctx.save_for_backward(y if ctx.keeps_y else x_BTNH, cos, sin, weight_NH, inverse)
         return y
 

@@ -82,14 +82,15 @@ class MoE(nn.Module):
         """[B, T, D] and the routing. What is not of `text_BT` (bool; None: all is) is padding, and has no expert."""
         x_TD = x_BTD.flatten(0, 1)
         weight_TK, expert_TK, routing = self.route(x_BTD, text_BT)
-        order_R = expert_TK.flatten().argsort(stable=True)
-        if text_BT is not None:
-            order_R = order_R[: int(routing.count_E.sum())]  # padding stands behind the last expert
-        row_R = order_R // self.top_k
         x_TD = x_TD.to(compute_dtype(x_TD))
+        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
+        order_R = expert_TK.flatten().argsort(stable=True)
+        # Padding stands behind the last expert. Grouped products take it along, as to cut it off waits for a GPU.
+        if text_BT is not None and (run is not experts.grouped_mm or self.dispatch is not None):
+            order_R = order_R[: int(routing.count_E.sum())]
+        row_R = order_R // self.top_k
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
         gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
-        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         if self.dispatch is not None:
             y_RD = self.dispatch(run, x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
             y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
@@ -103,7 +104,7 @@ class MoE(nn.Module):
         return y_TD.view_as(x_BTD), routing
 
     def route(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Routing]:
-        """Weights and experts of each token, both [B*T, K], and the routing; all of it in fp32. Of padding: expert E.
+        """Weights and experts of each token, both [B*T, K], and the routing, all in fp32. Padding: expert E, weight 0.
 
         The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced, and P_e the mean
         score, scaled to sum 1 over the experts (arXiv 2101.03961, equation 4; for sigmoids 2412.19437, equations 17 to
@@ -127,9 +128,12 @@ class MoE(nn.Module):
             weight_BTK = weight_BTK * rule.scale
             B, T, E = prob_BTE.shape
             if text_BT is not None:
-                expert_BTK = expert_BTK.masked_fill(~text_BT[..., None], E)
-            place = expert_BTK.flatten(1) + torch.arange(B, device=x_BTD.device)[:, None] * (E + 1)
-            count_BE = torch.bincount(place.flatten(), minlength=B * (E + 1)).view(B, E + 1)[:, :E]
+                padding_BT1 = ~text_BT[..., None]
+                expert_BTK = expert_BTK.masked_fill(padding_BT1, E)
+                weight_BTK = weight_BTK.masked_fill(padding_BT1, 0)
+            # Not bincount, which asks a GPU for the largest number: a token's experts are different ones.
+            chosen_BTE = torch.zeros(B, T, E + 1, dtype=torch.bool, device=x_BTD.device).scatter(-1, expert_BTK, True)
+            count_BE = chosen_BTE.sum(1)[:, :E]
             square_BT = logits_BTE.logsumexp(-1).square()
             if text_BT is None:
                 share_BE, mean_BE = self.average(count_BE / (T * self.top_k)), self.average(prob_BTE.mean(1))

@@ -19,6 +19,7 @@ from lccp_sim.config import ConfigError, Count, OptimConfig, nearest, refuse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import REAL_TEXT, TASKS, Question
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
@@ -121,11 +122,7 @@ class Probe(Monitor):
         """The model itself, fine-tuned by all its processes together; the probe seed orders the batches."""
         peers = fork.peers
         fork.train()
-        # Weights that are cut over several processes may lie on two meshes, which one call cannot update.
-        foreach = None if peers.world == 1 else False
-        optimizer = torch.optim.AdamW(
-            fork.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=foreach
-        )
+        optimizer = adamw([{"params": list(fork.parameters())}], lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
         order = np.random.default_rng((self.seed, 2, seed)).permutation(self.steps)
         with torch.enable_grad():

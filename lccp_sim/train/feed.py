@@ -29,6 +29,8 @@ class _MicroBatches(IterableDataset):
                 arrays = {key: value for key, value in vars(batch).items() if isinstance(value, np.ndarray)}
                 bounds, mine = arrays.pop("bounds"), self.rank % self.cp
                 pieces = {key: piece(value, mine, self.cp) for key, value in arrays.items()} | {"bounds": bounds}
+                # As places in the flattened rows: a GPU that has to search for them is waited for.
+                pieces["learn_R"] = np.flatnonzero(pieces.pop("learn_BT"))
                 tensors = {key: torch.from_numpy(value) for key, value in pieces.items()}
                 yield tensors | {"names": batch.names, "target_count": target_count}
 

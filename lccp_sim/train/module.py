@@ -4,6 +4,7 @@ Every sum is divided by counts of the *global* batch that are known in advance, 
 rank equals many. The balance bias moves once an optimizer step, on the counts of that step alone.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.loss import cross_entropy
+from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
@@ -42,8 +44,8 @@ class LccpModule(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
-        self.step_names: list[str] = []
-        self.grad_norm = torch.zeros(())
+        self.step_parts: list[tuple[Tensor, list[str]]] = []
+        self.grad_norm = self.loss_nats = math.nan
 
     def configure_model(self) -> None:
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
@@ -56,14 +58,12 @@ class LccpModule(L.LightningModule):
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"))
-        learn_BT = batch["learn_BT"]
-        targets_R = batch["targets_BT"][learn_BT]
-        loss = cross_entropy(out.hidden_BTD[learn_BT], self.model.head_weight, targets_R, batch["target_count"])
+        learn_R = batch["learn_R"]
+        hidden_RD, targets_R = out.hidden_BTD.flatten(0, 1)[learn_R], batch["targets_BT"].flatten()[learn_R]
+        loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"])
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
-        self.step_names += batch["names"]
-        if self.ranks.world == 1:  # of several, one alone must not leave: the gradients of all will not be finite
-            self._check_finite("loss", loss + aux)
+        self.step_parts.append(((loss + aux).detach(), batch["names"]))
         self.step_loss += loss.detach()
         self.step_aux += aux.detach()
         self.step_counts = self.step_counts + out.count_LE
@@ -76,24 +76,26 @@ class LccpModule(L.LightningModule):
             self.step_loss = torch.zeros((), device=self.device)
             self.step_aux = torch.zeros((), device=self.device)
             self.step_counts = 0
-            self.step_names = []
+            self.step_parts = []
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """None; clips, keeps the norm from before, and stops while the weights are still whole."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = self.config.optim.clip_norm or float("inf")
-        self.grad_norm = clip(parameters, limit)
-        self._check_finite("gradient norm", self.grad_norm)
+        """None; clips, keeps the norm from before, and stops while the weights are still whole.
 
-    def _check_finite(self, what: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            whole = bool(torch.isfinite(self.step_loss + self.step_aux))
-            shares = self.ranks.gather(lambda: (whole, self.step_names))
-            found = [name for whole, names in sorted(shares, key=lambda share: share[0]) for name in names]
-            names = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
-            raise NotFinite(f"the {what} is {value.item()} at step {self.global_step + 1}, on documents {names}")
+        Here alone a step waits for a GPU. A loss that is not finite has such gradients, and these all ranks share.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip(parameters, self.config.optim.clip_norm or float("inf"))
+        self.grad_norm, self.loss_nats = torch.stack((norm, self.step_loss)).tolist()
+        if math.isfinite(self.grad_norm):
+            return
+        shares = self.ranks.gather(lambda: [(value.item(), names) for value, names in self.step_parts])
+        parts = sorted((part for share in shares for part in share), key=lambda part: math.isfinite(part[0]))
+        worst, found = parts[0][0], [name for _, names in parts for name in names]
+        what = f"gradient norm is {self.grad_norm}" if math.isfinite(worst) else f"loss is {worst}"
+        names = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+        raise NotFinite(f"the {what} at step {self.global_step + 1}, on documents {names}")
 
     def update_router_bias(self) -> None:
         """None; moves each layer's selection bias towards the experts that this step starved (arXiv 2408.15664)."""
@@ -110,16 +112,15 @@ class LccpModule(L.LightningModule):
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        # Weights on two meshes cannot be updated by one call.
-        foreach = None if self.config.run.ep == 1 else False
-        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), foreach=foreach)
+        optimizer = adamw(groups, lr=o.lr, betas=(o.beta1, o.beta2))
         steps = self.config.run.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on the device; `bounds` stay on the CPU, where attention reads them."""
-        return {k: v.to(device) if isinstance(v, Tensor) and k != "bounds" else v for k, v in batch.items()}
+        moved = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "bounds"}
+        return batch | {k: v.to(device, non_blocking=True) for k, v in moved.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ConfigError where the checkpoint was trained with another tokenizer than the data are read with."""

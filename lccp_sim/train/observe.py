@@ -82,7 +82,7 @@ class Observe(Monitors):
             "loss_nats": float(trainer.strategy.reduce(module.step_loss.clone(), reduce_op="sum")),
             "aux_loss": float(trainer.strategy.reduce(module.step_aux.clone(), reduce_op="sum")),
             "lr": optim.lr * optim.factor(last, module.config.run.steps) * self.lr_factor(last),
-            "grad_norm": float(module.grad_norm),
+            "grad_norm": module.grad_norm,
         }
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]

@@ -29,7 +29,7 @@ class Progress(RichProgressBar):
         bar = self.train_progress_bar_id
         task = self.progress.tasks[bar] if self.progress and bar is not None else None
         speed = (task.speed or 0.0) * self.batch_tokens / trainer.accumulate_grad_batches if task else 0.0
-        loss = float(getattr(pl_module, "step_loss", float("nan")))
+        loss = float(getattr(pl_module, "loss_nats", float("nan")))
         total = self.steps * self.batch_tokens
         return {"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}", "tokens": f"{done:,}/{total:,}"}
 

@@ -241,14 +241,14 @@ def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
         def step(self: LccpModule, batch: dict[str, Any], index: int) -> Any:
             loss = plain(self, batch, index)
             if rank == 1 and self.global_step == 4:
-                self.step_loss, self.step_names = self.step_loss * float("nan"), ["prose/the-one"]
+                self.step_parts = [(loss.detach() * float("nan"), ["prose/the-one"])]
                 return loss * float("nan")
             return loss
 
         LccpModule.training_step = step  # type: ignore[method-assign]
 
     assert ended(start(make(few), 2, spoil)) == [1, 1]
-    assert "at step 5, on documents prose/the-one, " in capfd.readouterr().err
+    assert "the loss is nan at step 5, on documents prose/the-one, " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
