@@ -58,7 +58,7 @@ def cell(tokens: int, precision: str, threads: int) -> dict[str, Any]:
 
 TRAIN = (
     "run=tiny_lccp run.init_from=null run.precondition=false run.stopping=null run.loggers={} monitors=base "
-    "monitors.needle.items=5 monitors.perplexity.items=4 monitors.induction=null"
+    "monitors.needle.items=5 monitors.perplexity.sources=[code] monitors.perplexity.items=4 monitors.induction=null"
 ).split()
 
 
