@@ -23,6 +23,7 @@ def pretended(rank: int, world: int) -> Iterator[DeviceMesh]:
     Raises ConfigError where torch has no such group.
     """
     try:
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache as forget
         from torch.testing._internal.distributed.fake_pg import FakeStore
     except ImportError:
         raise ConfigError(f"--dry-run: torch {torch.__version__} has no group that only pretends; 2.13 has") from None
@@ -31,6 +32,7 @@ def pretended(rank: int, world: int) -> Iterator[DeviceMesh]:
         yield init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     finally:
         dist.destroy_process_group()
+        forget()  # torch knows a mesh by its ranks, not by who asks: the next group would believe to be this rank
 
 
 def cuts(tensor: Tensor) -> str:
