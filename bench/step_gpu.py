@@ -30,6 +30,7 @@ from lccp_sim.composing import check
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.loss import CHUNK_ROWS, cross_entropy
+from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.positions import rotation
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.hardware import GPUS, hardware
@@ -109,7 +110,7 @@ def row_of(case: Case) -> torch.Tensor:
 
 def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> Step:
     """A function that takes one training step in bf16, as training does, and returns its loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = adamw([{"params": list(model.parameters())}], lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -199,7 +200,7 @@ def parts(case: Case, model: Transformer) -> dict[str, float]:
     }
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer = adamw([{"params": list(model.parameters())}], lr=0.0)
     found["optimizer"] = quartiles(optimizer.step, case.device, case.pairs)[1]
     model.zero_grad(set_to_none=True)
     return found

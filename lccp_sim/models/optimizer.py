@@ -1,4 +1,4 @@
-"""AdamW as training and the probe take it: one fused update of all weights, where these allow it."""
+"""AdamW as training and the probe take it: fused, one call for all weights, on however many meshes they are cut."""
 
 from typing import Any
 
@@ -8,14 +8,10 @@ from torch.optim import AdamW
 def adamw(groups: list[dict[str, Any]], **settings: Any) -> AdamW:
     """An AdamW of groups of weights (`params` and what is the group's own); `settings` are torch's.
 
-    Weights that are cut on two meshes cannot be updated by one call, nor can those without numbers (meta): they are
-    updated one by one. Which of the two it is follows from the weights, never from a checkpoint that is loaded.
+    Weights without numbers (meta) are updated one by one, as torch has no fused call for them. How it is done follows
+    from the weights, never from a checkpoint that is loaded.
     """
-    weights = [weight for group in groups for weight in group["params"]]
-    at_once = (
-        len({getattr(weight, "device_mesh", None) for weight in weights}) == 1 and weights[0].device.type != "meta"
-    )
-    how: dict[str, Any] = {"fused": at_once, "foreach": False}
+    how: dict[str, Any] = {"fused": groups[0]["params"][0].device.type != "meta", "foreach": False}
     optimizer = AdamW(groups, **settings, **how)
 
     def keep(_: Any, state: dict[str, Any]) -> dict[str, Any]:
