@@ -7,13 +7,15 @@ A cell is a model and a row of tokens, one document. Ours is timed alone; then e
 loop, and transformers' HunYuanMoEV1 in turn with ours (where both fit), pair by pair in one process. The parts of a
 step are timed alone, forward and backward: attention, experts, head with loss, AdamW; what is left is the rest. Below
 them stand bare kernels of the same shapes, what a step could come down to. MFU counts causal FLOPs (lccp_sim.plan),
-nothing recomputed. What does not fit or is refused is written down as such, and the next cell runs.
+nothing recomputed. Where plan expects more than the GPU has, blocks run again in the backward pass (`recompute_every`),
+theirs, too. What does not fit even so, or is refused, is written down as such, and the next cell runs.
 """
 
 import argparse
 import dataclasses
 import gc
 import json
+import math
 import resource
 import statistics
 import tempfile
@@ -33,9 +35,10 @@ from lccp_sim.models.loss import CHUNK_ROWS, cross_entropy
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.positions import rotation
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.plan.hardware import GPUS, hardware
+from lccp_sim.plan.hardware import GPUS, RESERVE, hardware
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
+from lccp_sim.train.recompute import recompute
 
 RESULT = Path(__file__).parent / "results" / "step_gpu.json"
 MODELS = {"small": 16384, "base_1b_7b": 65536}  # vocabulary
@@ -55,13 +58,16 @@ class Case(NamedTuple):
     tokens: int
     device: torch.device
     pairs: int
+    every: int | None = None  # run.recompute_every
 
 
 def case_of(name: str, tokens: int, device: torch.device, pairs: int, toy: bool) -> Case:
     """The cell of a model of configs/model; `toy`: of its kind, but tiny."""
     config = check(["run=small_base", f"model={name}"]).model
     config = dataclasses.replace(config, **TOY) if toy else config
-    return Case(name, config, 256 if toy else MODELS[name], tokens, device, pairs)
+    case = Case(name, config, 256 if toy else MODELS[name], tokens, device, pairs)
+    has = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    return case._replace(every=1) if planned_bytes(case) > (1 - RESERVE) * has else case
 
 
 def sync(device: torch.device) -> None:
@@ -133,6 +139,7 @@ def ours(case: Case) -> tuple[Transformer, Step]:
     for buffer in model.buffers():
         buffer.zero_()
     row = row_of(case)
+    recompute(model, case.every)
 
     def loss() -> torch.Tensor:
         out = model(row)
@@ -153,7 +160,9 @@ def theirs(case: Case, experts: str, attention: str) -> Step:
         use_cache=False, attn_implementation=attention, experts_implementation=experts,
     )  # fmt: skip
     with case.device:
-        model = hf_model.HunYuanMoEV1ForCausalLM(config)
+        model = hf_model.HunYuanMoEV1ForCausalLM(config).train()
+    if case.every:
+        model.gradient_checkpointing_enable()
     row = row_of(case)
     return stepper(model, lambda: model(input_ids=row, labels=row).loss, case.device)
 
@@ -172,7 +181,8 @@ def figures(case: Case, step: Step) -> dict[str, Any]:
 def planned_bytes(case: Case) -> float:
     """The peak that plan expects."""
     shape, place = shape_of(case.config, case.vocab_size), Place(True, case.device.type == "cuda")
-    return memory(case.config, shape, case.tokens, Layout(), place).total
+    needs = memory(case.config, shape, case.tokens, Layout(), place, case.every)
+    return needs.total_checkpointed if case.every else needs.total
 
 
 def parts(case: Case, model: Transformer) -> dict[str, float]:
@@ -283,7 +293,7 @@ def cell(case: Case, compare: bool) -> dict[str, Any]:
     """All lines of a cell."""
     weights = counts(shape_of(case.config, case.vocab_size))
     line: dict[str, Any] = {"model": case.name, "tokens": case.tokens, "weights": weights._asdict()}
-    line["planned_bytes"] = planned_bytes(case)
+    line |= {"recompute_every": case.every, "planned_bytes": planned_bytes(case)}
     line |= tried(lambda: our_side(case, compare))
     if compare:
         line |= {"kernels_seconds": tried(lambda: kernels(case)), "theirs": their_side(case)}
@@ -313,6 +323,7 @@ def main() -> None:
     plain = [("cells", name, tokens) for name in options.models for tokens in options.tokens]
     for kind, name, tokens in plain + [("long", "small", tokens) for tokens in options.long]:
         case = case_of(name, tokens, device, options.pairs, options.toy)
+        case = case._replace(every=1) if options.toy and kind == "long" else case  # as a GPU would need it there
         out[kind].append(cell(case, compare=kind == "cells"))
         path.write_text(json.dumps(out, indent=1) + "\n")  # a long run that is cut keeps its cells
         ours_ = out[kind][-1].get("ours", out[kind][-1])
