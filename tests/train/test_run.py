@@ -19,6 +19,7 @@ from lccp_sim.records import Record, read_records
 from lccp_sim.train import watch
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
+from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
 from lccp_sim.train.watch import HeadHistory, Watch
 from lccp_sim.train.windows import window_steps
@@ -64,6 +65,18 @@ def test_there_is_one_record_for_each_thing_measured(finished: Path) -> None:
     assert sorted({row["step"] for row in found if row["tags"].get("samples") == "longbio"}) == [0, 4, 8, 12]
     assert steps["train"] == [2, 4, 6, 8, 10, 12]
     assert all(row["tokens"] == row["step"] * BATCH for row in found)
+
+
+def test_the_norm_of_large_gradients_is_that_of_fp64_and_they_are_clipped_to_the_limit() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2**20)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.full((2**20,), 1e-2)  # squares that a sum in fp32 has lost 0.1 % of by the end
+        weight.grad[0] = 30.0
+    exact = torch.stack([weight.grad.double() for weight in weights]).norm().item()  # type: ignore[union-attr]
+    norm = clip(weights, 1.0)
+    assert norm.dtype == torch.float32 and norm.item() == pytest.approx(exact, rel=1e-7)
+    clipped = torch.stack([weight.grad.double() for weight in weights]).norm().item()  # type: ignore[union-attr]
+    assert clipped == pytest.approx(1.0, rel=1e-5)
 
 
 def test_monitors_leave_no_trace_in_training(run: Callable[..., Path], finished: Path) -> None:

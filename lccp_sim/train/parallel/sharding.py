@@ -116,9 +116,13 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     by_mesh: dict[Any, list[Tensor]] = {}
     for parameter in parameters:
         by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
-    norms = [nn.utils.get_total_norm([p.grad for p in each if p.grad is not None]) for each in by_mesh.values()]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
+    # Squares are summed in fp64: in fp32 the norm is off by some 1e-5, and otherwise at each layout.
+    squares = []
+    for each in by_mesh.values():
+        norms = torch._foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
+        square = torch.stack(norms).square().sum()
+        squares.append(square.full_tensor() if isinstance(square, DTensor) else square)
+    norm = torch.stack(squares).sum().sqrt().float()
     for each in by_mesh.values():
         nn.utils.clip_grads_with_norm_(each, limit, norm)
     return norm
