@@ -2,7 +2,8 @@
 
 Each cell is a process of its own; its peak is VmHWM over what the process held after its imports. Seconds are those
 of the clock, and those of the processor, which a busy machine stretches less. bf16 runs only where the processor has
-it: elsewhere torch emulates each product. `--train` asks the same of `lccp train`: two steps, monitors at that length,
+it: elsewhere torch emulates each product. `mapped`: once more, with glibc told to give freed memory back at once, as it
+keeps what it may need again. `--train` asks the same of `lccp train`: two steps, monitors at that length,
 and the peak of the whole process, imports and data included.
 
     PYTHONPATH=. python bench/long_cpu.py --tokens 32768
@@ -28,6 +29,7 @@ from lccp_sim.plan.shapes import shape_of
 
 RESULT = Path(__file__).parent / "results" / "long_cpu.json"
 MIB = 2**20
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 
 
 def status(key: str) -> float:
@@ -94,7 +96,9 @@ def main() -> None:
         print(json.dumps(cell(*options.only)))
         return
     has = torch.backends.cpu.get_cpu_capability(), bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     out: dict[str, Any] = {"machine": {"isa": has[0], "bf16": has[1], "cores": os.cpu_count()}, "cells": []}
+    out |= {"train": kept["train"]} if "train" in kept and not options.train else {}
     out["machine"]["torch"] = torch.__version__
     for precision in options.precision:
         for tokens in options.tokens:
@@ -102,9 +106,10 @@ def main() -> None:
                 out["cells"].append({"tokens": tokens, "precision": precision, "not_run": "no bf16 in the processor"})
             else:
                 command = [sys.executable, __file__, "--only", json.dumps([tokens, precision, options.threads])]
-                found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                out["cells"].append(json.loads(found.splitlines()[-1]))
-            print(out["cells"][-1], flush=True)
+                for more in ({}, MAPPED):
+                    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | more)
+                    out["cells"].append(json.loads(ran.stdout.splitlines()[-1]) | {"mapped": bool(more)})
+                    print(out["cells"][-1], flush=True)
             options.out.write_text(json.dumps(out, indent=1) + "\n")  # a long run that is cut keeps its cells
     if options.train:
         out["train"] = trained(max(options.tokens), options.precision[0], options.threads)
