@@ -6,41 +6,23 @@ is the order of sums; in bf16 every product is rounded, too.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes_cpu import LAYOUTS, SETTINGS
+from processes_cpu import LAYOUTS, SETTINGS, trained
 from step_cpu import machine
 
 from lccp_sim.records import read_records
 
-ROWS = "run.context_tokens=256 run.batch_tokens=1024 run.log_every_steps=1 run.threads=1".split()
+ROWS = "run.context_tokens=256 run.batch_tokens=1024 run.log_every_steps=1".split()
 
 
 def recorded(layout: str, precision: str, steps: int) -> dict[tuple[int, str], float]:
     """The training records of one run by step and metric."""
-    processes, _, keys = LAYOUTS[layout]
     with tempfile.TemporaryDirectory() as root:
-        words = [
-            *SETTINGS,
-            *ROWS,
-            *keys,
-            f"run.precision={precision}",
-            f"run.tokens={1024 * steps}",
-            f"run.root={root}",
-        ]
-        head = [sys.executable, "-m"]
-        if processes > 1:
-            head += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        command = [*head, "lccp_sim.cli", "train", *words]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{layout}, {precision}: {done.stderr[-2000:]}")
-        records = read_records(next(Path(root).glob("*/records.jsonl")))[0]
+        keys = [*ROWS, f"run.precision={precision}", f"run.tokens={1024 * steps}"]
+        records = read_records(trained(layout, keys, root) / "records.jsonl")[0]
     return {(r.step, r.metric): r.value for r in records if r.monitor == "train"}
 
 

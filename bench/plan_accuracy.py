@@ -135,19 +135,6 @@ def measured_peak(
 
     Of every `every` blocks one is checkpointed (None: none). On a GPU norms and experts keep what they keep there.
     """
-    with first_of(layout) as mesh:
-        return _peak(config, vocab_size, tokens, place, every, layout, mesh)
-
-
-def _peak(
-    config: ModelConfig,
-    vocab_size: int,
-    tokens: int,
-    place: Place,
-    every: int | None,
-    layout: Layout,
-    mesh: DeviceMesh | None,
-) -> int:
     model, bf16 = initialise(Transformer(config, vocab_size), 0), place.bf16
     if place.gpu:
         for weight in (p for name, p in model.named_parameters() if name.endswith("norm.weight")):
@@ -157,10 +144,11 @@ def _peak(
                 block.moe.backend = "grouped_mm"
     row = torch.randint(1, vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     recompute(model, every)
-    shard(model, mesh, layout.ep, layout.cp, bf16 and not place.exact)
-    one_pass(model, row, bf16, layout.cp)  # the gradients exist from here on
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        one_pass(model, row, bf16, layout.cp)
+    with first_of(layout) as mesh:
+        shard(model, mesh, layout.ep, layout.cp, place.gathers_bf16)
+        one_pass(model, row, bf16, layout.cp)  # the gradients exist from here on
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            one_pass(model, row, bf16, layout.cp)
 
     def allocations(events: Any) -> Iterator[Any]:
         for event in events:

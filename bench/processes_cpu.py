@@ -29,20 +29,26 @@ LAYOUTS: dict[str, tuple[int, int, list[str]]] = {  # processes, threads of each
 }
 
 
+def trained(layout: str, extra: list[str], root: str) -> Path:
+    """The directory, in `root`, of a run at a layout."""
+    processes, threads, keys = LAYOUTS[layout]
+    head = [sys.executable, "-m"]
+    if processes > 1:
+        head += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    words = [*SETTINGS, *keys, *extra, f"run.threads={threads}", f"run.root={root}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [*head, "lccp_sim.cli", "train", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{layout}, {extra}: {done.stderr[-2000:]}")
+    return next(Path(root).glob("*/config.yaml")).parent
+
+
 def tokens_a_second(layout: str, steps: int, extra: list[str]) -> float:
     """Training tokens a second of one run of `steps` steps."""
-    processes, threads, keys = LAYOUTS[layout]
     with tempfile.TemporaryDirectory() as root:
-        words = [*SETTINGS, *keys, *extra, f"run.tokens={4096 * steps}", f"run.threads={threads}", f"run.root={root}"]
-        head = [sys.executable, "-m"]
-        if processes > 1:
-            head += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = [*head, "lccp_sim.cli", "train", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{layout}: {done.stderr[-2000:]}")
-        rows = [json.loads(line) for line in next(Path(root).glob("*/timing.jsonl")).read_text().splitlines()]
+        timing = trained(layout, [*extra, f"run.tokens={4096 * steps}"], root) / "timing.jsonl"
+        rows = [json.loads(line) for line in timing.read_text().splitlines()]
     train = [row for row in rows if row["what"] == "train"]
     return sum(row["forward_tokens"] for row in train) / sum(row["seconds"] for row in train)
 

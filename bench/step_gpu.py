@@ -181,8 +181,7 @@ def figures(case: Case, step: Step) -> dict[str, Any]:
 def planned_bytes(case: Case) -> float:
     """The peak that plan expects."""
     shape, place = shape_of(case.config, case.vocab_size), Place(True, case.device.type == "cuda")
-    needs = memory(case.config, shape, case.tokens, Layout(), place, case.every)
-    return needs.total_checkpointed if case.every else needs.total
+    return memory(case.config, shape, case.tokens, Layout(), place, case.every).peak(case.every)
 
 
 def parts(case: Case, model: Transformer) -> dict[str, float]:

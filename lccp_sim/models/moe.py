@@ -53,11 +53,10 @@ class SwiGLU(nn.Module):
 
 
 class Router(nn.Linear):
-    """Logits of the experts, in fp32 whatever the rows are."""
+    """Logits of the experts, in fp32 whatever the rows are, where autocast is off."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float())
+        return F.linear(x.float(), self.weight.float())
 
 
 class MoE(nn.Module):

@@ -48,8 +48,7 @@ class Place(NamedTuple):
 
 def place_of(config: Config, gpu: bool) -> Place:
     """Where a run trains."""
-    bf16 = config.run.precision == "bf16"
-    return Place(bf16, gpu, bf16 and not config.watched_in_bf16)
+    return Place(config.run.precision == "bf16", gpu, exact=not config.watched_in_bf16)
 
 
 class Memory(NamedTuple):
@@ -80,6 +79,10 @@ class Memory(NamedTuple):
     def total_checkpointed(self) -> float:
         """The peak where blocks keep their input alone and run forward again in the backward pass."""
         return self.state + self.copies_checkpointed + self.activations_checkpointed + self.step_checkpointed
+
+    def peak(self, every: int | None) -> float:
+        """The peak of a run with this `run.recompute_every`."""
+        return self.total_checkpointed if every else self.total
 
 
 def memory(
@@ -117,8 +120,7 @@ def memory(
         kept_checkpointed += inputs if layer in again else attention + mixture
         formed = attention + mixture if layer in again else 0.0
         first = _feed_forward_backward(config, layer, tokens, layout.ep, place)
-        needs = waits + max(first, _attention_backward(config, tokens, place) - mixture)
-        needs += around[layer]
+        needs = waits + around[layer] + max(first, _attention_backward(config, tokens, place) - mixture)
         backward.append((kept + needs, kept_checkpointed + formed + needs))
     peak, peak_checkpointed = (max(each) for each in zip(*backward, strict=True))
     return Memory(

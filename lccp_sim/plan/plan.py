@@ -108,8 +108,7 @@ def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout
     every = config.run.recompute_every
 
     def needed(at_once: int, layout: Layout, every: int | None = 1) -> float:
-        needs = memory(config.model, shape, at_once // layout.cp, layout, place, every)
-        return needs.total_checkpointed if every else needs.total
+        return memory(config.model, shape, at_once // layout.cp, layout, place, every).peak(every)
 
     at_once = rows_at_once(config, layout)
     row = config.run.context_tokens

@@ -54,7 +54,7 @@ def expected(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected
     layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
     shape = shape_of(config.model, vocab_size)
     needs = memory(config.model, shape, tokens // run.cp, layout, place_of(config, gpu), run.recompute_every)
-    return Expected(needs.total_checkpointed if run.recompute_every else needs.total, needs.state)
+    return Expected(needs.peak(run.recompute_every), needs.state)
 
 
 def check_memory(config: Config, vocab_size: int, world: int, device: Device) -> str | None:
