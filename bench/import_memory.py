@@ -28,14 +28,15 @@ def held() -> int:
 def only(way: str, folder: Path) -> None:
     """Prints the bytes that a way takes at its peak, over what there was before."""
     from lccp_sim.models.architectures import read_config
-    from lccp_sim.models.weights import read_weights, stream_folder, write_weights
+    from lccp_sim.models.hf_folder import inspect
+    from lccp_sim.models.weights import read_weights, write_weights
 
     name, config = read_config(json.loads((folder / "config.json").read_text()), str(folder))
     if way == "read":
         before = held()
-        read_weights(stream_folder(folder), name, config, torch.float32, str(folder))
+        read_weights(inspect(folder).stream(), name, config, torch.float32, str(folder))
     else:
-        state = read_weights(stream_folder(folder), name, config, torch.float32, str(folder))
+        state = read_weights(inspect(folder).stream(), name, config, torch.float32, str(folder))
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = held()
         with tempfile.TemporaryDirectory(dir=folder) as out:

@@ -117,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         path, out, dtype = arguments.path, arguments.out, arguments.dtype
         if arguments.verb == "import":
-            print(f"{out}: imported; to train it on:\n{import_checkpoint(path, out, dtype, check(['run=measure']))}")
+            print(import_checkpoint(path, out, dtype, check(["run=measure"])))
         else:
             print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
         return 0

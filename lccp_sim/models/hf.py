@@ -1,10 +1,12 @@
 """Checkpoints of `transformers` on disk: a folder of config.json and safetensors, or a GGUF file.
 
-Nothing is fetched, no foreign code is run, and pickled weights are refused: what a folder may do is to hold numbers.
+What a folder holds is looked at by `hf_folder`; here `transformers` reads it, and what it could not fill, could not fit
+or left over is an error: it would draw such weights at random, and say so in its log alone.
 """
 
-import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import torch
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.adapter import Adapter
-from lccp_sim.models.weights import stream_folder
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
+from lccp_sim.models.rope_settings import nested
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a checkpoint of `transformers`: a GGUF file, or a folder with one or a config.json."""
-    return path.suffix == ".gguf" or (path.is_dir() and ((path / "config.json").exists() or bool(_ggufs(path))))
+    """Whether a path looks like a checkpoint of `transformers`: a GGUF file, or a folder with one or a config.json.
+
+    A folder that holds an adapter is meant to be one, and is refused where it is read.
+    """
+    holds = path.is_dir() and ((path / CONFIG).exists() or (path / ADAPTER).exists() or bool(_ggufs(path)))
+    return path.suffix == ".gguf" or holds
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
@@ -27,41 +32,38 @@ def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
     return Adapter(torch.nn.Module.to(_load(path, dtype), device).eval())
 
 
-def open_weights(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]]]:
-    """config.json and a stream of (name, tensor) of the checkpoint at `path`.
+def notes_of(path: Path) -> list[str]:
+    """What a person should know about the checkpoint at `path` beside its numbers, a line each."""
+    return [] if gguf_of(path) else inspect(path).notes
+
+
+def open_weights(
+    path: Path, dtype: torch.dtype
+) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], list[str]]:
+    """config.json, a stream of (name, tensor) of the checkpoint at `path`, and what a person should know about it.
 
     We read a folder ourselves, a tensor at a time; a GGUF file is loaded by transformers, whole and in `dtype`.
     """
-    source = source_of(path)
-    if "gguf_file" not in source:
-        return json.loads((path / "config.json").read_text(encoding="utf-8")), stream_folder(path)
+    if gguf_of(path) is None:
+        folder = inspect(path)
+        return folder.settings, folder.stream(), folder.notes
     model = _load(path, dtype)
     settings = model.config.to_dict() | {"quantization_config": None}  # the weights are numbers again
     # The file holds 1e-5 as the nearest fp32.
     settings |= {key: float(f"{value:.6g}") for key, value in settings.items() if isinstance(value, float)}
-    return settings, iter(model.state_dict().items())
-
-
-def _load(path: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM, logging
-
-    source = source_of(path)
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
-        raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({_line(error)})") from error
+    return settings, iter(model.state_dict().items()), []
 
 
 def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
-    """The text of a tokenizer.json for the checkpoint at `path`, and the name of its BOS token where it states one."""
+    """The text of a tokenizer.json that `transformers` makes for `path`, and the name of its BOS token, if any."""
     from transformers import AutoTokenizer
 
-    source = source_of(path)
+    file = gguf_of(path)
+    source: dict[str, Any] = {"gguf_file": file.name} if file else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(file.parent if file else path), **source, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise ConfigError(f"{path}: transformers cannot load its tokenizer ({_line(error)})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -72,33 +74,122 @@ def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
     return backend.to_str(), tokenizer.bos_token
 
 
-def source_of(path: Path) -> dict[str, Any]:
-    """The arguments that name the weights to `from_pretrained`. Raises ConfigError where none can be read."""
+def gguf_of(path: Path) -> Path | None:
+    """The GGUF file that `path` means, or None where it is a folder of another kind. Raises ConfigError for neither."""
     if path.suffix == ".gguf" and path.is_file():
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return path
     if not path.is_dir():
         raise ConfigError(f"{path}: no such checkpoint")
-    config, ggufs = path / "config.json", _ggufs(path)
-    if not config.exists():
-        if len(ggufs) != 1:
-            raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files and no config.json; name one of the files")
-        return {"pretrained_model_name_or_path": str(path), "gguf_file": ggufs[0].name}
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{config}: damaged ({error})") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{config}: damaged (no JSON object)")
-    if "auto_map" in settings:
+    if (path / CONFIG).exists() or (path / ADAPTER).exists():
+        return None
+    ggufs = _ggufs(path)
+    if len(ggufs) != 1:
+        raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files and no config.json; name one of the files")
+    return ggufs[0]
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
+    """The causal LM at `path`, on the CPU. Raises ConfigError where a weight is missing, left over, or does not fit."""
+    how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    how |= {"local_files_only": True, "trust_remote_code": False}
+    if file := gguf_of(path):
+        model, info = _from_pretrained(path, file.parent, how | {"gguf_file": file.name})
+        _check_whole(path, model, info)
+        return model
+    folder = inspect(path)
+    with folder.view() as place:
+        _check_type(path, place, folder.settings)
+        how |= {"use_safetensors": True, "key_mapping": folder.mapping or None}
+        model, info = _from_pretrained(path, place, how)
+    _check_whole(path, model, info)
+    _check_facts(folder, model)
+    model.config.name_or_path = str(path)
+    return model
+
+
+def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `AutoModelForCausalLM.from_pretrained` gives, with no word on the console."""
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    with _quiet():
+        try:
+            return auto.from_pretrained(str(place), **how)
+        except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
+            line = _line(error).replace(str(place), str(path))
+            raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({line})") from error
+
+
+def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
+    """None, or ConfigError where `transformers` knows no causal LM of the model_type."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
+
+    kind = settings.get("model_type")
+    if kind is None:
         raise ConfigError(
-            f"{path}: needs code of its own (auto_map in config.json), which is refused; convert it first, or take the "
-            "key out where transformers knows the model_type itself"
+            f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the whole file there"
         )
-    if not list(path.glob("*.safetensors")):
-        pickled = [found.name for pattern in PICKLES for found in path.glob(pattern)]
-        why = f"{pickled[0]} is a pickle, which is refused; convert it to safetensors" if pickled else "no weights"
-        raise ConfigError(f"{path}: holds no safetensors ({why})")
-    return {"pretrained_model_name_or_path": str(path), "use_safetensors": True}
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{path}: transformers cannot load model_type={kind!r}, which version {__version__} does not know; "
+            "a newer version may"
+        )
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise ConfigError(f"{path / CONFIG}: transformers cannot load it ({_line(error)})") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(f"{path}: model_type={kind!r} has no causal LM in transformers; name one that has")
+
+
+def _check_whole(path: Path, model: Any, info: dict[str, Any]) -> None:
+    """None, or ConfigError where a tensor was not found, does not fit, or was not used."""
+    where, kind = str(path), model.config.model_type
+    # The likeliest cause comes first: where names differ, tensors are missing and left over at once.
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise misfit(where, name, stored, wanted)
+    if missing := info["missing_keys"]:
+        raise lacking(where, missing, info["unexpected_keys"])
+    if info["unexpected_keys"]:
+        raise unknown(where, info["unexpected_keys"], kind)
+    if info.get("error_msgs"):
+        raise ConfigError(f"{where}: transformers cannot load its weights ({' '.join(info['error_msgs'])[:200]})")
+
+
+def _check_facts(folder: Folder, model: Any) -> None:
+    """None, or ConfigError where config.json states what the loaded model does not compute."""
+    where = str(folder.path)
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in rope and (types := nested(rope)):
+        raise ConfigError(
+            f"{folder.path / CONFIG}: rope_parameters is of layer types ({', '.join(types)}), and {config.model_type} "
+            "has one RoPE for all layers; put that one there"
+        )
+    ends = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = (getattr(each, "weight", None) for each in ends)
+    if getattr(model.config, "tie_word_embeddings", False) and head is not None and embedding is not None:
+        if head is not embedding and not torch.equal(head, embedding):
+            raise ConfigError(
+                f"{where}: tie_word_embeddings is true in config.json or by default, and the stored head is not the "
+                "stored embedding; put false there, or remove the head"
+            )
+    folder.check_twice(model.base_model_prefix, model.state_dict().keys())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`transformers` says nothing: what matters of it is said in our own line."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _ggufs(path: Path) -> list[Path]:
@@ -106,4 +197,6 @@ def _ggufs(path: Path) -> list[Path]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """The words of an error in one line, without names of classes."""
+    text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", " ".join(str(error).split()))
+    return text[:200] or "it gives no reason"

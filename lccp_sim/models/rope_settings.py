@@ -4,6 +4,7 @@ transformers 5 reads `rope_parameters`, older versions and most other programs `
 read, and both are written, because a reader that misses its own falls back to a base of 10 000 without a word.
 """
 
+import json
 from typing import Any
 
 from lccp_sim.config import ConfigError
@@ -17,21 +18,94 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and
     "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
     "yarn": ("yarn", YARN),
 }
+# The older names of bases, and the layer type that each is of.
+LEGACY = {
+    "rope_theta": "full_attention",
+    "global_rope_theta": "full_attention",
+    "rope_local_base_freq": "sliding_attention",
+    "local_rope_theta": "sliding_attention",
+}
+USUAL = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1.0}
+
+
+def check_rope(settings: dict[str, Any], where: str) -> None:
+    """None, or ConfigError where two places of a config.json state one fact of RoPE differently: with both values.
+
+    `rope_parameters` may hold a group for each layer type; then `rope_scaling` is of full attention, and so is
+    `rope_theta` where there is such a group.
+    """
+    old, new = (_group(settings, key, where) for key in ("rope_scaling", "rope_parameters"))
+    if per_type := nested(new):
+        full = new.get("full_attention") or {}
+        if old and not any(_plain(old, settings) == _plain(each, settings) for each in (new, full)):
+            raise _differ(where, new, old)
+        for key, layers in LEGACY.items():
+            stated = settings.get(key)
+            bases = [new[layers]] if layers in per_type else [new[each] for each in per_type] * (key == "rope_theta")
+            told = [each["rope_theta"] for each in bases if each.get("rope_theta") is not None]
+            if stated is not None and told and float(stated) not in map(float, told):
+                shown = " and ".join(f"{float(each):g}" for each in told)
+                place = f"of {layers} in rope_parameters" if layers in per_type else "in rope_parameters"
+                raise ConfigError(
+                    f"{where}: {key} is {float(stated):g}, and rope_theta {place} is {shown}; "
+                    "leave the one that was trained with"
+                )
+        return
+    if old and new and _plain(old, settings) != _plain(new, settings):
+        raise _differ(where, new, old)
+    for key, show in ("rope_theta", "{:g}"), ("partial_rotary_factor", "{:g}"), (ORIGINAL, "{:.0f}"):
+        stated = {float(each[key]) for each in (old, new, settings) if each.get(key) is not None}
+        if len(stated) > 1:
+            values = " and ".join(show.format(each) for each in sorted(stated))
+            raise ConfigError(f"{where}: {key} is {values} in different places; leave the one that was trained with")
+
+
+def nested(parameters: dict[str, Any]) -> list[str]:
+    """The layer types that have a RoPE each in `rope_parameters`; none where there is one for all."""
+    return [key for key, value in parameters.items() if isinstance(value, dict)]
+
+
+def _group(settings: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: damaged ({key} is no group of keys); fetch it anew")
+    return found
+
+
+def _plain(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a group says beside its base, defaults left out, so that two that mean the same are equal."""
+    if nested(group):
+        return {key: _plain(value, settings) if isinstance(value, dict) else value for key, value in group.items()}
+    length = settings.get(ORIGINAL) or settings.get("max_position_embeddings")
+    usual = {**USUAL, ORIGINAL: length}
+    said = {key: value for key, value in group.items() if value is not None and usual.get(key) != value}
+    said.pop("rope_theta", None)
+    kind = said.pop("type", "default")
+    return {"rope_type": kind} | said
+
+
+def _differ(where: str, new: dict[str, Any], old: dict[str, Any]) -> ConfigError:
+    return ConfigError(
+        f"{where}: rope_parameters is {json.dumps(new)}, and rope_scaling is {json.dumps(old)}; "
+        "leave the one that was trained with"
+    )
 
 
 def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: bool) -> dict[str, Any]:
     """The plain values of `model.rope`; `theta` is the base where none is stated.
 
-    Of two ways to name the scaling the older wins, as in transformers; two bases that differ are refused. Raises
-    ConfigError for a kind that is none of ours.
+    Raises ConfigError for a kind that is none of ours, and where two places state different values.
     """
+    check_rope(settings, where)
     old, new = settings.get("rope_scaling") or {}, settings.get("rope_parameters") or {}
-    stated = {float(each["rope_theta"]) for each in (old, new, settings) if each.get("rope_theta") is not None}
-    if len(stated) > 1:
-        bases = " and ".join(f"{base:g}" for base in sorted(stated))
-        raise ConfigError(f"{where}: rope_theta is {bases} in different places; leave the one that was trained with")
-    found: dict[str, Any] = old or new
-    plain: dict[str, Any] = {"base": stated.pop() if stated else theta}
+    if types := nested(new or old):
+        raise ConfigError(
+            f"{where}: rope_parameters is of layer types ({', '.join(types)}), and this architecture has one RoPE for "
+            "all layers; put that one there"
+        )
+    stated = [float(each["rope_theta"]) for each in (old, new, settings) if each.get("rope_theta") is not None]
+    found: dict[str, Any] = new or old
+    plain: dict[str, Any] = {"base": stated[0] if stated else theta}
     kind = found.get("rope_type", found.get("type", "default"))
     if has_alpha and kind == "dynamic" and found.get("alpha"):
         return plain | {"kind": "alpha", "alpha": found["alpha"]}

@@ -6,25 +6,25 @@ experts one by one, and so does `save_pretrained`; in memory `transformers` fuse
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lccp_sim.config import ConfigError, ModelConfig
 from lccp_sim.models.architectures import ARCHITECTURES
+from lccp_sim.models.hf_folder import INDEX, lacking, misfit, unknown
 from lccp_sim.models.transformer import Transformer
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 # Modules of a layer by our names, where the row of an architecture says nothing else.
 NAMES = {"q_norm": "q_norm", "k_norm": "k_norm", "router": "mlp.gate", "experts": "mlp.experts"}
 NAMES |= {"shared": "mlp.shared_mlp", "dense": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BUFFER = ".rotary_emb.inv_freq"  # old Llama checkpoints carry it; it follows from config.json
 
 
@@ -98,16 +98,14 @@ def read_weights(
     seen: set[Part] = set()
     extra = []
     for key, tensor in stream:
-        part = table.get(key)
+        # As in transformers: of the model without its head, or with the name of the whole in front.
+        part = table.get(key) or table.get(f"model.{key}") or table.get(re.sub(r"^(?:model\.)+", "", key))
         if part is None:
             extra += [] if key.endswith(BUFFER) else [key]
             continue
         wanted = part.view(empty[part.ours]).shape
         if tensor.shape != wanted:
-            raise ConfigError(
-                f"{where}: {key} has shape {tuple(tensor.shape)}, and by config.json it is {tuple(wanted)}; "
-                "the two are not of one model"
-            )
+            raise misfit(where, key, tensor.shape, wanted)
         if tensor.dtype not in DTYPES:
             raise ConfigError(f"{where}: {key} is stored as {tensor.dtype}; convert the weights to bf16 or fp32")
         if part.ours not in state:
@@ -121,38 +119,10 @@ def read_weights(
         place.copy_(tensor)
         seen.add(part)
     if extra:
-        raise ConfigError(
-            f"{where}: {_few(extra)} in the weights, not in {ARCHITECTURES[name].class_name}; remove them"
-        )
-    if lacking := [key for key, part in table.items() if part not in seen]:
-        raise ConfigError(f"{where}: {_few(lacking)} not in the weights; fetch the checkpoint anew")
+        raise unknown(where, extra, name)
+    if missing := [key for key, part in table.items() if part not in seen]:
+        raise lacking(where, missing)
     return state
-
-
-def stream_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors by name, of one file at a time.
-
-    Raises ConfigError where a shard that the index lists is missing, or a file is damaged.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / INDEX
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files = [folder / Path(each).name for each in sorted(names)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{index}: damaged ({error}); fetch it anew") from None
-        if lost := [path.name for path in files if not path.is_file()]:
-            raise ConfigError(f"{folder}: {_few(lost)} missing, listed in {INDEX}; fetch the rest of the shards")
-    elif (whole := folder / "model.safetensors").exists():
-        files = [whole]  # others beside it hold the same weights in another way
-    for path in files:
-        try:
-            with safe_open(path, "pt") as shard:
-                for key in shard.keys():  # noqa: SIM118 (no mapping)
-                    yield key, shard.get_tensor(key)
-        except SafetensorError as error:
-            raise ConfigError(f"{path}: damaged ({error}); fetch it anew") from None
 
 
 def write_weights(
@@ -193,8 +163,3 @@ def untied(state: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Ten
     head = state["embedding.weight"] if config.tie_embeddings else state["lm_head.weight"]
     scaled = {"embedding.weight": state["embedding.weight"].float() * config.d_model**0.5, "lm_head.weight": head}
     return state | scaled, dataclasses.replace(config, scale_embeddings=False, tie_embeddings=False)
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"

@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from lccp_sim.config import Config, ConfigError, ModelConfig, refuse
+from lccp_sim.data.beyond import check_same
 from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
-from lccp_sim.data.tokens import vocab_size
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import choose, read_config, write_config
 from lccp_sim.models.weights import read_weights, untied, write_weights
@@ -28,11 +28,11 @@ from lccp_sim.train.card import model_card
 from lccp_sim.train.checkpoint import VerifiedIO, read_checkpoint, resolve
 from lccp_sim.train.directory import CONFIG, DONE
 from lccp_sim.train.load import load_model, plain_config
+from lccp_sim.train.vocabulary import read_vocabulary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PREFIX = "model."  # of weights in a checkpoint of ours
-UNUSED = 0.1  # embeddings are padded to round numbers, by a few tenths of a percent; more is another vocabulary
 
 
 def read_foreign(
@@ -40,19 +40,18 @@ def read_foreign(
 ) -> dict[str, Any]:
     """The content of a checkpoint of ours, made from a Hugging Face folder or GGUF file; needs the model's memory.
 
-    It has one key more, `tokenizer.json`, the text of that file. Raises ConfigError where anything does not fit; so may
-    `accept`, which is asked about the config and the rows of the embedding before any weight is read.
+    It has two keys more: `tokenizer.json`, the text of that file, and `notes`, what a person should know, a line each.
+    Raises ConfigError where anything does not fit; so may `accept`, which is asked about the config and the rows of the
+    embedding before any weight is read.
     """
-    settings, stream = hf.open_weights(path, dtype)
+    settings, stream, notes = hf.open_weights(path, dtype)
     name, model = read_config(settings, str(path / "config.json" if path.is_dir() else path))
     rows = model.vocab_size or 0
     if accept is not None:
         accept(model, rows)
-    text, bos = _tokenizer(path, settings)
-    tokenizer = parse_tokenizer(text)
-    tokens = vocab_size(tokenizer)
-    if not (1 - UNUSED) * rows <= tokens <= rows:
-        raise ConfigError(f"{path}: its tokenizer has {tokens} tokens, its embedding {rows} rows; put its own there")
+    text, tokenizer, bos = read_vocabulary(path)
+    if note := check_same(tokenizer, rows, bos, str(path)):
+        notes = [*notes, note]
     state = read_weights(stream, name, model, dtype, str(path))
     context = settings.get("max_position_embeddings") or 2048
     source: dict[str, Any] = {
@@ -80,17 +79,18 @@ def read_foreign(
         "source": source,
     }
     weights = {f"{PREFIX}{key}": value for key, value in state.items()}
-    return {"global_step": 0, "lccp": facts, "state_dict": weights, "tokenizer.json": text}
+    return {"global_step": 0, "lccp": facts, "state_dict": weights, "tokenizer.json": text, "notes": notes}
 
 
 def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config) -> str:
-    """The command to go on with, once `out` holds a finished run of no tokens with the weights of `path`.
+    """What to say, the command to go on with last, once `out` holds a finished run of no tokens made of `path`.
 
     `measure` is the config that `lccp measure OUT` shall measure it with.
     """
     with building(out) as folder:
         content = read_foreign(path, DTYPES[dtype])
         facts, text = content["lccp"], content.pop("tokenizer.json")
+        notes = content.pop("notes")
         context, bos = facts["source"]["context_tokens"], facts["config"]["data"]["tokenizer"]["bos_token"]
         data = dataclasses.replace(
             measure.data,
@@ -110,12 +110,13 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config) -> str
         _write(folder / "configs" / "model" / f"{out.name}.yaml", yaml.safe_dump(plain["model"], sort_keys=False))
         _write(folder / DONE, json.dumps({"tokens": 0}) + "\n")
     place, dense = shlex.quote(str(out)), plain["model"]["num_dense_layers"] == plain["model"]["num_layers"]
-    return (
+    command = (
         f"lccp train run=small_lccp model={out.name} --config-dir {place}/configs run.name={out.name}_lccp "
         f"run.init_from={place} run.context_tokens={2 * context} run.batch_tokens={16 * context} "
         f"run.micro_batch_tokens={2 * context} data.old_context_tokens={context} "
         f"model.rope.base={4 * plain['model']['rope']['base']:g}{' monitors.routing=null' if dense else ''}"
     )
+    return "\n".join([*(f"note: {note}" for note in notes), f"{out}: imported; to train it on:", command])
 
 
 def export_checkpoint(name: str, out: Path, dtype: str) -> str:
@@ -170,20 +171,6 @@ def building(out: Path) -> Iterator[Path]:
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _tokenizer(path: Path, settings: dict[str, Any]) -> tuple[str, str | None]:
-    """The text of the tokenizer.json, and the name of the token that begins a text where the checkpoint has one."""
-    file = path / "tokenizer.json"
-    if not path.is_dir() or not file.exists():
-        return hf.load_tokenizer_json(path)
-    text, bos = _text(file), _json(path / "tokenizer_config.json").get("bos_token")
-    bos = bos.get("content") if isinstance(bos, dict) else bos
-    try:
-        tokenizer = parse_tokenizer(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{file}: cannot be read ({error}); fetch it anew") from error
-    return text, bos or (tokenizer.id_to_token(settings["bos_token_id"]) if settings.get("bos_token_id") else None)
 
 
 def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.data.beyond import check_rows, check_same
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.models import hf
@@ -61,11 +62,11 @@ def measure(
             if check and not point.path.name.startswith("window"):
                 continue  # training wrote no records there
             loaded = point.load()
-            if corpus.vocab_size > loaded.model.vocab_size:
-                raise ConfigError(
-                    f"{point.path}: has {loaded.model.vocab_size} embeddings, and its tokenizer {corpus.vocab_size} "
-                    "tokens; put the tokenizer there that it was trained with"
-                )
+            rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
+            fits = check_same if hf.is_checkpoint(point.path) else check_rows
+            note = fits(corpus.tokenizer, rows, bos, str(point.path))
+            for line in [*loaded.notes, *([note] if note else [])]:
+                console.print(f"note: {line}", markup=False)
             watch.windows = loaded.windows or series.windows
             seen = watch.look(loaded.model, point.moment, history)
             journal.write(seen.records)

@@ -18,7 +18,7 @@ import torch
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
-from lccp_sim.models.hf import is_checkpoint, load_checkpoint, load_tokenizer_json
+from lccp_sim.models.hf import is_checkpoint, load_checkpoint
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import observing
@@ -26,6 +26,7 @@ from lccp_sim.records import write_atomic
 from lccp_sim.train.checkpoint import read_checkpoint, resolve
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.start import load_transformer
+from lccp_sim.train.vocabulary import read_vocabulary
 
 
 def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
@@ -103,7 +104,7 @@ def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype,
     """
     path = _locate(name, key)
     if is_checkpoint(path):
-        _check(path, key, _rules(load_tokenizer_json(path)[0]) == _rules(corpus.tokenizer.to_str()))
+        _check(path, key, _rules(read_vocabulary(path).text) == _rules(corpus.tokenizer.to_str()))
         return load_checkpoint(path, dtype, str(device))
     content = read_checkpoint(path)
     _check(path, key, content["lccp"]["tokenizer"] == tokenizer_hash(corpus.tokenizer))

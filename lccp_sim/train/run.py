@@ -103,10 +103,12 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
     corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer))
     start.check_tokenizer(corpus)
+    for said in start.notes:
+        _say(console, f"note: {said}")
     print_corpus(console, corpus, config)
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
-    rows, device = config.model.vocabulary(corpus.vocab_size), device_of(config)
+    rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)

@@ -4,7 +4,7 @@ A run directory, one checkpoint of ours, a checkpoint of `transformers` (folder 
 some with their tokens. Each is loaded only when its turn comes, and all of a series are of one architecture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,18 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.train.checkpoint import checkpoints, read_checkpoint, step_of
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.start import load_transformer
+from lccp_sim.train.vocabulary import read_vocabulary
 
 
 class Loaded(NamedTuple):
-    """A model, and the windows as they were planned when it was saved: a run that was extended had others before."""
+    """A model, and the windows as they were planned when it was saved: a run that was extended had others before.
+
+    `notes`: what a person should know about the checkpoint, a line each.
+    """
 
     model: LanguageModel
     windows: list[int] | None = None
+    notes: Sequence[str] = ()
 
 
 class Point(NamedTuple):
@@ -127,7 +132,9 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
         loads = [_ours(path, config) for path, _ in places]
         tokenizer, bos = first.parent.parent / "tokenizer.json", None
         return Series(_same(places, loads), steps, tokenizer, bos)
-    text, bos = hf.load_tokenizer_json(first)
+    for path, _ in places:
+        hf.notes_of(path)  # what can be refused is refused before anything is prepared
+    text, _, bos = read_vocabulary(first)
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     return Series(_same(places, [_theirs(path, dtype, device_of(config)) for path, _ in places]), steps, text, bos)
 
@@ -142,7 +149,7 @@ def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) 
             shape = {name: getattr(found.model, name) for name in ("num_layers", "num_heads", "vocab_size")}
             if known.setdefault("shape", shape) != shape:
                 raise ConfigError(f"{path}: has another architecture ({shape}) than the first ({known['shape']})")
-            return Loaded(found.model)
+            return Loaded(found.model, notes=found.notes)
 
         return loaded
 
@@ -150,7 +157,7 @@ def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) 
 
 
 def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]:
-    return lambda: Loaded(hf.load_checkpoint(path, dtype, device))
+    return lambda: Loaded(hf.load_checkpoint(path, dtype, device), notes=hf.notes_of(path))
 
 
 def _ours(path: Path, config: Config) -> Callable[[], Loaded]:

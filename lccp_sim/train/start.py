@@ -53,6 +53,16 @@ class Start:
         return load_model(self.content["lccp"]["config"])
 
     @property
+    def rows(self) -> int | None:
+        """Rows of the embedding; None for fresh weights. The tokenizer may have more that no text becomes."""
+        return self.content["lccp"]["vocab_size"] if self.content else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about a checkpoint of Hugging Face, a line each."""
+        return self.content.get("notes", []) if self.content else []
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the checkpoints of a run take over from its start: what an imported model brought with it."""
         source = self.content["lccp"].get("source") if self.content else None

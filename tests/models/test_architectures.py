@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lccp_sim.config import ConfigError, ModelConfig, RouterConfig
 from lccp_sim.models.architectures import ARCHITECTURES, choose, function_of, read_config, write_config
+from lccp_sim.models.hf_folder import inspect
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, NtkRope, YarnRope
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.models.weights import read_weights, stream_folder
+from lccp_sim.models.weights import read_weights
 from tests.models.checkpoints import ALPHA, CONTEXT, ROPES, VARIANTS, V, build, save
 
 CASES = [(variant, rope) for variant in VARIANTS for rope in ROPES if rope == "default" or variant in ARCHITECTURES]
@@ -31,7 +32,7 @@ def load(path: Path) -> Transformer:
     """Our model of a folder of transformers, in fp32."""
     name, config = read_config(settings_of(path), str(path))
     model = Transformer(config, config.vocab_size or 0)
-    model.load_state_dict(read_weights(stream_folder(path), name, config, torch.float32, str(path)))
+    model.load_state_dict(read_weights(inspect(path).stream(), name, config, torch.float32, str(path)))
     return model.eval()
 
 
@@ -140,7 +141,9 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "must be full in every n-th layer"),
     "a window where none is": ("llama", {"sliding_window": 8}, "sliding_window=8: must be null"),
     "no width": ("llama", {"hidden_size": None}, "config.json: has no hidden_size; put the whole config.json there"),
-    "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': cannot be"),
+    "dynamic": (
+        "llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_type='dynamic': cannot be"),
     "half of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: must be 1.0"),
     "two bases": ("llama", {"rope_theta": 1e6}, "rope_theta is 5000 and 1e+06 in different places"),
     "a word for a number": ("llama", {"num_hidden_layers": "three"}, "config.json: damaged ("),

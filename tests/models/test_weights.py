@@ -12,15 +12,16 @@ from torch import Tensor
 
 from lccp_sim.config import ConfigError, ModelConfig
 from lccp_sim.models.architectures import read_config, write_config
+from lccp_sim.models.hf_folder import INDEX, inspect
 from lccp_sim.models.positions import BaseRope
 from lccp_sim.models.transformer import Transformer, initialise
-from lccp_sim.models.weights import INDEX, read_weights, stream_folder, untied, write_weights
+from lccp_sim.models.weights import read_weights, untied, write_weights
 from tests.models.checkpoints import VARIANTS, save
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[str, ModelConfig, dict[str, Tensor]]:
     name, config = read_config(json.loads((folder / "config.json").read_text()), str(folder))
-    return name, config, read_weights(stream_folder(folder), name, config, dtype, str(folder))
+    return name, config, read_weights(inspect(folder).stream(), name, config, dtype, str(folder))
 
 
 def write(folder: Path, name: str, config: ModelConfig, state: dict[str, Tensor], **how: object) -> None:
@@ -90,9 +91,9 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda held: held.pop(Q), f"{Q} is not in the weights; fetch the checkpoint anew"),
     "extra": (
         lambda held: held.update({"v_head.weight": torch.zeros(2)}),
-        "v_head.weight is in the weights, not in Ll",
+        "v_head.weight is in the weights, not in ll",
     ),
-    "whole numbers": (lambda held: held.update({Q: held[Q].to(torch.int8)}), f"{Q} is stored as torch.int8; convert"),
+    "whole numbers": (lambda held: held.update({Q: held[Q].to(torch.int8)}), f"{Q} is stored as I8; convert"),
     "a tied head that is not": (
         lambda held: held.update({"lm_head.weight": held["model.embed_tokens.weight"] + 1}),
         "lm_head.weight and model.embed_tokens.weight differ, and config.json ties them",

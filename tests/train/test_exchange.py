@@ -196,8 +196,11 @@ def test_what_cannot_be_imported(llama: Path, measuring: Path, tmp_path: Path, r
             {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}},
             "needs code of its own (auto_map in config.json), which is",
         ),
-        ({"vocab_size": 300}, "its tokenizer has 400 tokens, its embedding 300 rows; put its own there"),
-        ({"vocab_size": 900}, "its tokenizer has 400 tokens, its embedding 900 rows; put its own there"),
+        (
+            {"vocab_size": 300},
+            "its tokenizer has 400 tokens, its embedding 300 rows, and text needs those",
+        ),
+        ({"vocab_size": 900}, "its tokenizer has 400 tokens, its embedding 900 rows; put its own tokenizer there"),
         ({"intermediate_size": 16}, "mlp.down_proj.weight has shape (32, 32), and by config.json it is (32, 16)"),
     ):
         (path / "config.json").write_text(json.dumps(settings | change))

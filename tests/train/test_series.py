@@ -128,9 +128,8 @@ def test_a_model_that_returns_nan(measuring: Path, tmp_path: Path, look: Callabl
 
 
 def test_a_tokenizer_that_is_not_the_models(measuring: Path, tmp_path: Path, look: Callable) -> None:
-    refused(
-        look(folder(measuring, tmp_path / "llama", vocab_size=100)), "llama: has 100 embeddings, and its tokenizer 4"
-    )
+    message = "llama: its tokenizer has 400 tokens, its embedding 100 rows, and text needs"
+    refused(look(folder(measuring, tmp_path / "llama", vocab_size=100)), message)
 
 
 def test_a_tokenizer_that_merges_across_the_answers_start(measuring: Path, tmp_path: Path, look: Callable) -> None:

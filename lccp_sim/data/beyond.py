@@ -1,0 +1,52 @@
+"""Tokens that an embedding has no row for: harmless where no text becomes them (a pad token), else refused."""
+
+import tokenizers
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.tokenizer import bos_id, encode
+from lccp_sim.data.tokens import vocab_size
+
+UNUSED = 0.1  # embeddings are padded to round numbers, by a few tenths of a percent; more is another vocabulary
+
+
+def check_rows(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
+    """A note where some tokens lie beyond an embedding of `rows`, and no text becomes them. None where none does.
+
+    Raises ConfigError where a text may become one, or begins with one.
+    """
+    tokens = vocab_size(tokenizer)
+    if tokens <= rows:
+        return None
+    beyond = f"{where}: its tokenizer has {tokens} tokens, its embedding {rows} rows"
+    reached = text_beyond(tokenizer, rows)
+    if bos_id(tokenizer, bos) >= rows:
+        reached.append("that which begins a text")
+    if reached:
+        shown = ", ".join(reached[:3]) + (f" and {len(reached) - 3} more" if reached[3:] else "")
+        raise ConfigError(f"{beyond}, and text needs those that it lacks ({shown}); put its own tokenizer there")
+    names = sorted((id_, name) for name, id_ in tokenizer.get_vocab().items() if id_ >= rows)
+    shown = ", ".join(name for _, name in names[:3])
+    return f"{beyond}; no text becomes those that it lacks ({shown}), so they do no harm"
+
+
+def check_same(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
+    """As `check_rows`, for a model and a tokenizer that came together: far fewer tokens are another vocabulary, too."""
+    tokens = vocab_size(tokenizer)
+    if tokens < (1 - UNUSED) * rows:
+        raise ConfigError(
+            f"{where}: its tokenizer has {tokens} tokens, its embedding {rows} rows; put its own tokenizer there"
+        )
+    return check_rows(tokenizer, rows, bos, where)
+
+
+def text_beyond(tokenizer: tokenizers.Tokenizer, rows: int) -> list[str]:
+    """Names of the tokens with an id of `rows` or above that plain text can become, in the order of their ids.
+
+    Of a special token its own name is tried; every other token is taken to be one.
+    """
+    special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    found = []
+    for id_, name in sorted((id_, name) for name, id_ in tokenizer.get_vocab().items() if id_ >= rows):
+        if id_ not in special or any(id_ in encode(tokenizer, text) for text in (name, f"a {name} b", f"a{name}b")):
+            found.append(name)
+    return found
