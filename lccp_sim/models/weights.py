@@ -99,7 +99,8 @@ def read_weights(
     extra = []
     for key, tensor in stream:
         # As in transformers: of the model without its head, or with the name of the whole in front.
-        part = table.get(key) or table.get(f"model.{key}") or table.get(re.sub(r"^(?:model\.)+", "", key))
+        bare = re.sub(r"^(?:model\.)+", "", key)
+        part = table.get(key) or table.get(f"model.{bare}") or table.get(bare)
         if part is None:
             extra += [] if key.endswith(BUFFER) else [key]
             continue
