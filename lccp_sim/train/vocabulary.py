@@ -38,4 +38,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if bos:
             return Vocabulary(text, tokenizer, bos)
     stated = read_json(path / CONFIG).get("bos_token_id") if (path / CONFIG).exists() else None
-    return Vocabulary(text, tokenizer, tokenizer.id_to_token(stated) if type(stated) is int else None)
+    # A config.json that states none has that of its class, which may be any word of this tokenizer.
+    token = tokenizer.get_added_tokens_decoder().get(stated) if isinstance(stated, int) else None
+    return Vocabulary(text, tokenizer, token.content if token is not None and token.special else None)
