@@ -5,7 +5,7 @@ SMOLLM2 := smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smollm2 test lint format types wheel clean
+.PHONY: help install demo smollm2 oldest test lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
@@ -44,6 +44,11 @@ $(SMOLLM2):
 test: export OMP_NUM_THREADS = 1
 test: install  ## the tests, in two processes of one thread
 	$(BIN)/python -m pytest -q -n 2
+
+oldest: install  ## the oldest transformers that works, beside the one in .venv, and its tests
+	$(BIN)/python -m pip install --quiet --target .venv/oldest "huggingface_hub<2"
+	$(BIN)/python -m pip install --quiet --target .venv/oldest --upgrade --no-deps "transformers==5.1.0" "tokenizers<0.23"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_oldest.py
 
 lint: install  ## ruff: rules and layout
 	$(BIN)/ruff check .

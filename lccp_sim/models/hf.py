@@ -17,6 +17,9 @@ from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
 from lccp_sim.models.rope_settings import nested
 
+OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
+ALPHA_SINCE = "5.20"  # before, Hunyuan's constant alpha was taken for dynamic scaling beyond the context
+
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint of `transformers`: a GGUF file, or a folder with one or a config.json.
@@ -56,12 +59,11 @@ def open_weights(
 
 def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
     """The text of a tokenizer.json that `transformers` makes for `path`, and the name of its BOS token, if any."""
-    from transformers import AutoTokenizer
-
     file = gguf_of(path)
     source: dict[str, Any] = {"gguf_file": file.name} if file else {}
+    library = _library()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = library.AutoTokenizer.from_pretrained(
             str(file.parent if file else path), **source, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
@@ -109,12 +111,10 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
 
 def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What `AutoModelForCausalLM.from_pretrained` gives, with no word on the console."""
-    import transformers
-
-    auto: Any = transformers.AutoModelForCausalLM
+    library = _library()
     with _quiet():
         try:
-            return auto.from_pretrained(str(place), **how)
+            return library.AutoModelForCausalLM.from_pretrained(str(place), **how)
         except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
             line = _line(error).replace(str(place), str(path))
             raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({line})") from error
@@ -122,24 +122,23 @@ def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any,
 
 def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
     """None, or ConfigError where `transformers` knows no causal LM of the model_type."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
-
+    library = _library()
     kind = settings.get("model_type")
     if kind is None:
         raise ConfigError(
             f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the whole file there"
         )
-    if kind not in CONFIG_MAPPING:
+    if kind not in library.CONFIG_MAPPING:
         raise ConfigError(
-            f"{path}: transformers cannot load model_type={kind!r}, which version {__version__} does not know; "
+            f"{path}: transformers cannot load model_type={kind!r}, which version {library.__version__} does not know; "
             "a newer version may"
         )
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+            config = library.AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise ConfigError(f"{path / CONFIG}: transformers cannot load it ({_line(error)})") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in library.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"{path}: model_type={kind!r} has no causal LM in transformers; name one that has")
 
 
@@ -167,6 +166,11 @@ def _check_facts(folder: Folder, model: Any) -> None:
             f"{folder.path / CONFIG}: rope_parameters is of layer types ({', '.join(types)}), and {config.model_type} "
             "has one RoPE for all layers; put that one there"
         )
+    if rope.get("alpha") and older(ALPHA_SINCE):
+        raise ConfigError(
+            f"{where}: transformers before {ALPHA_SINCE} computes rope_parameters.alpha otherwise beyond the context; "
+            f"install transformers>={ALPHA_SINCE}"
+        )
     ends = model.get_output_embeddings(), model.get_input_embeddings()
     head, embedding = (getattr(each, "weight", None) for each in ends)
     if getattr(model.config, "tie_word_embeddings", False) and head is not None and embedding is not None:
@@ -176,6 +180,25 @@ def _check_facts(folder: Folder, model: Any) -> None:
                 "stored embedding; put false there, or remove the head"
             )
     folder.check_twice(model.base_model_prefix, model.state_dict().keys())
+
+
+def _library() -> Any:
+    """The module `transformers`. Raises ConfigError where it is missing or too old."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(f"transformers cannot be imported ({error}); pip install 'lccp-sim[hf]'") from error
+    if older(OLDEST):
+        has = transformers.__version__
+        raise ConfigError(f"transformers {has} is too old; pip install 'transformers>={OLDEST}'")
+    return transformers
+
+
+def older(version: str) -> bool:
+    """Whether the installed `transformers` is older than a major and minor version."""
+    from transformers import __version__
+
+    return [int(part) for part in __version__.split(".")[:2]] < [int(part) for part in version.split(".")]
 
 
 @contextmanager

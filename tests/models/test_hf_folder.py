@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.architectures import read_config, write_config
-from lccp_sim.models.hf import is_checkpoint, load_checkpoint, notes_of, open_weights
+from lccp_sim.models.hf import ALPHA_SINCE, is_checkpoint, load_checkpoint, notes_of, older, open_weights
 from lccp_sim.models.hf_folder import INDEX, inspect
 from lccp_sim.models.rope_settings import check_rope
 from lccp_sim.models.transformer import Transformer
@@ -283,6 +283,10 @@ def test_every_way_to_name_rope(rope: str, form: str, tmp_path: Path) -> None:
     tokens_BT = torch.randint(3, V, (1, 4 * CONTEXT), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = whole(tokens_BT).logits[0]
+    if rope == "alpha" and older(ALPHA_SINCE):
+        with pytest.raises(ConfigError, match=f"install transformers>={ALPHA_SINCE}"):
+            measured(tmp_path)
+        return
     for model in measured(tmp_path), imported(tmp_path):
         assert (logits(model, 4 * CONTEXT) - wanted).abs().max() <= 1e-4
 
