@@ -16,6 +16,7 @@ from lccp_sim.data.entry import OnBadRow, check_policy, document, field
 from lccp_sim.data.folder import KINDS, is_saved, reason, walk
 from lccp_sim.data.rows import cause, rows
 
+
 def stat(path: Path) -> str:
     """Path, size and time of change of a file: what changes when its text does."""
     status = path.stat()
@@ -150,7 +151,9 @@ class Hub(TextSource):
     def _row(self, row: Any, where: str, number: int) -> Document | LeftOut:
         name = f"{self.name}:{number}"
         try:
-            found = document(field(row, self.text_key, f"{where}: row {number}"), self.text_key, f"{where}: row {number}")
+            found = document(
+                field(row, self.text_key, f"{where}: row {number}"), self.text_key, f"{where}: row {number}"
+            )
         except ConfigError:
             if self.on_bad_row == "refuse":
                 raise
