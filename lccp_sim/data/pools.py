@@ -59,7 +59,7 @@ class Corpus:
     warnings: list[str]
     hash: str
     held_out_documents: dict[str, list[np.ndarray]]
-    left_out: dict[str, list[LeftOut]]
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
 
     def held_out(self, name: str) -> list[np.ndarray]:
         """Ids (int64, without BOS) of each held-out document of a source; of a synthetic one: `context_tokens` ids."""

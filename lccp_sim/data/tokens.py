@@ -140,7 +140,11 @@ def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], Non
                 encoded += [np.array(each.ids, dtype=dtype) for each in got]
                 batch = []
         hashes = [text_hash(document.text) for document in text.documents]
-        meta = {"content": digest(hashes), "names": [each.name for each in text.documents], "hashes": hashes}
+        meta: dict[str, Any] = {
+            "content": digest(hashes),
+            "names": [each.name for each in text.documents],
+            "hashes": hashes,
+        }
         meta |= {"left_out": text.left_out, "stretch": text.stretch}
         np.save(directory / "ids.npy", np.concatenate(encoded))
         np.save(directory / "offsets.npy", np.cumsum([0, *map(len, encoded)], dtype=np.int64))

@@ -51,6 +51,13 @@ def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
+def print_left_out(console: Console, corpus: Corpus) -> None:
+    """A line for each file and row that is no document."""
+    for name, left_out in corpus.left_out.items():
+        for each in left_out:
+            console.print(f"left out of {name}: {each.name} ({each.reason})", markup=False, soft_wrap=True)
+
+
 def _table(title: str, *columns: str) -> Table:
     """A table of pools, without lines between columns: eleven of them fit into 100 characters."""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -78,8 +85,8 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
     corpus = corpora[config.data.packing]
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
-    for name, each in ((name, each) for name, found in corpus.left_out.items() for each in found if left_out):
-        console.print(f"left out of {name}: {each.name} ({each.reason})", markup=False, soft_wrap=True)
+    if left_out:
+        print_left_out(console, corpus)
     if compare:
         _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
     batch = feed_of(corpus, config).batch(0)

@@ -167,3 +167,26 @@ def test_a_message_has_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "set" / "train.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(ConfigError, match="cannot be opened: (?!.*An error occurred)."):
         list(Hub(name=str(tmp_path / "set")).documents())
+
+
+def test_what_is_left_out_is_printed_by_reason_and_named_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace as Plain
+
+    from rich.console import Console
+
+    from lccp_sim.data.document import LeftOut
+    from lccp_sim.train import corpus as shown
+
+    left_out = {"mine": [LeftOut("licence", "x/LICENSE"), LeftOut("empty", "x/a.jsonl:3")]}
+    line = {"source": "mine", "held_out_frac": 0.1, "left_out": {"empty": 1, "licence": 1}}
+    corpus = Plain(hash="0" * 16, table=[line], warnings=[], left_out=left_out)
+    config = Plain(run=Plain(tokens=1, context_tokens=1), data=Plain(packing="best_fit", schedule=[]))
+    monkeypatch.setattr(shown, "usage_of", lambda *a: [])
+    console = Console(record=True, width=100)
+    shown.print_corpus(console, corpus, config)
+    shown.print_left_out(console, corpus)
+    text = console.export_text()
+    assert "left out of mine: 1 empty, 1 licence (--left-out names them)" in text
+    assert "left out of mine: x/LICENSE (licence)\nleft out of mine: x/a.jsonl:3 (empty)\n" in text
