@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sub.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
             if verb == "data":
                 sub.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
+                sub.add_argument("--left-out", action="store_true", help="name each file and row that is no document")
             if verb == "plan":
                 sub.add_argument(
                     "--hardware", default="cpu", help="cpu (this machine, the default), h100, h200 or a100"
@@ -162,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "data":
         from lccp_sim.train.corpus import show_data
 
-        show_data(config, console, arguments.compare_packings)
+        show_data(config, console, arguments.compare_packings, arguments.left_out)
         return 0
     from lccp_sim.train.run import train
 

@@ -186,8 +186,8 @@ def test_shares_that_sum_to_0(home: Path, refused: Refused) -> None:
     [
         ("a.txt", b"caf\xe9 au lait", "a.txt is not UTF-8: byte 3 is 0xe9"),
         ("a.txt", b" \n", "data.sources.prose has no document with text"),
-        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1 has no string under the key 'text'"),
-        ("a.pdf", b"x", "holds no txt, md, jsonl or parquet file"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1 holds a number under the key 'text'"),
+        ("a.pdf", b"x", "holds no jsonl, ndjson, json, parquet, txt or md file"),
     ],
 )
 def test_files_that_are_no_text(name: str, data: bytes, message: str, home: Path, refused: Refused) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-CODE_VERSION = 6  # raise it when the code gives other bytes for the same settings
+CODE_VERSION = 7  # raise it when the code gives other bytes for the same settings
 
 
 def cache_root(configured: str) -> Path:

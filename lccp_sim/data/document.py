@@ -5,6 +5,7 @@ other. The split goes by bytes, not tokens: the tokenizer is trained on the trai
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,13 @@ class Document(NamedTuple):
     text: str
     name: str
     group: str
+
+
+class LeftOut(NamedTuple):
+    """A file or a row that is no document: the reason, and its name."""
+
+    reason: str
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +51,8 @@ class TextSource:
         bad = self.max_document_tokens is not None and self.max_document_tokens < 8
         refuse(bad, "max_document_tokens", self.max_document_tokens, "must be at least 8, or null for no cut")
 
-    def documents(self) -> Iterator[Document]:
-        """The documents, in an order that depends on nothing but the settings and the text."""
+    def documents(self) -> Iterator["Document | LeftOut"]:
+        """The documents, in an order that depends on nothing but the settings and the text, and what is left out."""
         raise NotImplementedError
 
     def fingerprint(self) -> list[str]:
@@ -61,14 +69,21 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def collect(name: str, source: TextSource) -> list[Document]:
-    """The documents of a source after its cap. Raises ConfigError where none is left, or one cannot be read."""
+def collect(name: str, source: TextSource) -> tuple[list[Document], list[LeftOut]]:
+    """The documents of a source after its cap, and what is left out. Raises ConfigError where no document is left."""
+    documents, left_out = [], []
     try:
-        documents = [document for document in source.documents() if document.text.strip()]
+        for each in source.documents():
+            if isinstance(each, LeftOut):
+                left_out.append(each)
+            elif each.text.strip():
+                documents.append(each)
+            else:
+                left_out.append(LeftOut("empty", each.name))
     except (ConfigError, OSError) as error:
         raise ConfigError(f"data.sources.{name}: {error}") from error
     if source.max_megabytes is not None:
-        left, kept = source.max_megabytes * 1e6, []
+        left, kept = source.max_megabytes * 1e6, list[Document]()
         for document in sorted(documents, key=lambda document: text_hash(document.text)):
             size = len(document.text.encode("utf-8", "surrogatepass"))
             if size <= left:
@@ -78,8 +93,31 @@ def collect(name: str, source: TextSource) -> list[Document]:
         refuse(few, f"data.sources.{name}.max_megabytes", source.max_megabytes, "less than every document; raise it")
         documents = kept
     if not documents:
-        raise ConfigError(f"data.sources.{name} has no document with text; check its settings")
-    return documents
+        counts = "".join(f"; left out: {count} {reason}" for reason, count in counted(left_out).items())
+        raise ConfigError(f"data.sources.{name} has no document with text{counts}; check its settings")
+    return documents, left_out
+
+
+def counted(left_out: Sequence[LeftOut]) -> dict[str, int]:
+    """How many are left out, by reason."""
+    return dict(sorted(Counter(each.reason for each in left_out).items()))
+
+
+def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
+    """The documents; of one alone the last `fraction` becomes a document of its own, to be held out.
+
+    The cut lies at the last blank line, line end or space before; a text without one stays whole.
+    """
+    if len(documents) != 1 or not fraction:
+        return documents
+    [(text, name, group)] = documents
+    whole = len(text) - int(len(text) * fraction)
+    nearest = max(0, whole - int(len(text) * fraction * 0.3))  # hold_out passes over what overshoots by 40 %
+    cut = next((at + len(end) for end in ("\n\n", "\n", " ") if (at := text.rfind(end, nearest, whole)) > 0), 0)
+    head, tail = text[:cut], text[cut:]
+    if not head.strip() or not tail.strip():
+        return documents
+    return [Document(head, name, group), Document(tail, f"{name} (its end)", text_hash(tail))]
 
 
 def hold_out(documents: Sequence[Document], fraction: float) -> np.ndarray:

@@ -1,20 +1,20 @@
 """Documents from local files and from data sets of the Hugging Face hub.
 
-A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over: the
-message has the file and the row, because a corpus that silently lost its second half would still train.
+A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over in silence:
+it is refused with the file and the row, or counted, because a corpus that lost its second half would still train.
 """
 
 import glob
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lccp_sim.config import ConfigError, refuse
-from lccp_sim.data.document import Document, TextSource, text_hash
-
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+from lccp_sim.data.document import Document, LeftOut, TextSource
+from lccp_sim.data.entry import OnBadRow, check_policy, document, field
+from lccp_sim.data.folder import KINDS, is_saved, reason, walk
+from lccp_sim.data.rows import cause, rows
 
 
 def stat(path: Path) -> str:
@@ -32,94 +32,72 @@ def names(key: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(TextSource):
-    """Local files, directories or globs: txt and md are a document each, jsonl and parquet one a row (`text_key`)."""
+    """Local files, folders, globs or saved data sets: a txt or md is a document, json and parquet have one a row.
+
+    `text_key` names the text of a row; dots lead into nested fields. A row without text is refused, or counted with
+    `on_bad_row` skip.
+    """
 
     kind: str = "text_files"
     paths: tuple[str, ...]
     text_key: str = "text"
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_policy(self.on_bad_row)
         object.__setattr__(self, "paths", names("paths", self.paths))
         bad = not self.paths or not all(path.strip() for path in self.paths)
-        rule = "is empty; name at least one file, directory or glob (txt, md, jsonl, parquet)"
+        rule = f"is empty; name at least one file, folder or glob ({', '.join(KINDS)})"
         refuse(bad, "paths", list(self.paths), rule)
-        self._files()
+        self._found()
 
-    def _files(self) -> list[Path]:
-        files: dict[Path, None] = {}
+    def _found(self) -> list[Path | LeftOut]:
+        """Files and saved data sets, each once, and what is left out."""
+        found: dict[Path | LeftOut, None] = {}
         for name in self.paths:
             path = Path(name).expanduser()
-            found = [path] if path.exists() else [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]
-            refuse(not found, "paths", name, "does not exist; correct it or take it out")
-            usable = [
-                inner
-                for hit in found
-                for inner in ([hit] if hit.is_file() else sorted(hit.rglob("*")))
-                if inner.is_file() and inner.suffix.lower() in SUFFIXES
-            ]
-            rule = "holds no txt, md, jsonl or parquet file; convert the text, or name another path"
+            hits = [path] if path.exists() else [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]
+            refuse(not hits, "paths", name, "does not exist; correct it or take it out")
+            inner: list[Path | LeftOut] = []
+            for hit in hits:
+                if hit.is_dir():
+                    inner += walk(hit)
+                elif why := reason(hit, top=True):  # a file of a kind that is read is read where it is named itself
+                    inner.append(hit if hit == path and why != "kind not read" else LeftOut(why, str(hit)))
+                else:
+                    inner.append(hit)
+            usable = [each for each in inner if isinstance(each, Path)]
+            rule = f"holds no {', '.join(KINDS[:-1])} or {KINDS[-1]} file; convert the text, or name another path"
             refuse(not usable, "paths", name, rule)
-            files.update(dict.fromkeys(usable))
-        return list(files)
+            found.update(dict.fromkeys(inner))
+        read = {str(each) for each in found if isinstance(each, Path)}
+        return [each for each in found if isinstance(each, Path) or each.name not in read]
 
     def fingerprint(self) -> list[str]:
-        return [stat(path) for path in self._files()]
+        found = self._found()
+        paths = [inner for each in found if isinstance(each, Path) for inner in _files(each)]
+        return [*map(stat, paths), *(f"{each.reason} {each.name}" for each in found if isinstance(each, LeftOut))]
 
-    def documents(self) -> Iterator[Document]:
-        for path in self._files():
-            if path.suffix.lower() == ".jsonl":
-                yield from self._lines(path)
-            elif path.suffix.lower() == ".parquet":
-                yield from self._rows(path)
-            else:
-                text = _decode(path.read_bytes(), str(path))
-                yield Document(text, str(path), text_hash(text))
-
-    def _lines(self, path: Path) -> Iterator[Document]:
-        with open(path, "rb") as file:  # only a line feed ends a line: a text may hold what str.splitlines splits at
-            for number, data in enumerate(file, 1):
-                if not data.strip():
-                    continue
-                name = f"{path}:{number}"
-                line = _decode(data, name)
+    def documents(self) -> Iterator[Document | LeftOut]:
+        for path in self._found():
+            if isinstance(path, LeftOut):
+                yield path
+                continue
+            for name, value in rows(path, self.text_key):
                 try:
-                    entry = json.loads(line)
-                except ValueError as error:
-                    raise ConfigError(f"{name} is not JSON ({error}); a jsonl file holds one object a line") from None
-                yield self._document(entry.get(self.text_key) if isinstance(entry, dict) else None, name)
-
-    def _rows(self, path: Path) -> Iterator[Document]:
-        import pyarrow as pa  # late: few runs need it this early
-        import pyarrow.parquet as pq
-
-        number = 0
-        try:
-            with pq.ParquetFile(path) as file:
-                columns = file.schema_arrow.names
-                if self.text_key not in columns:
-                    what = f"has no column {self.text_key!r}, its columns are {', '.join(columns)}"
-                    raise ConfigError(f"{path} {what}; set text_key to the right one")
-                for group in range(file.num_row_groups):
-                    for value in file.read_row_group(group, columns=[self.text_key]).column(0):
-                        number += 1
-                        yield self._document(value.as_py(), f"{path}:{number}")
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise ConfigError(f"{path}: cannot be read as parquet after row {number} ({why}); write it anew") from error
-
-    def _document(self, text: object, name: str) -> Document:
-        if not isinstance(text, str):
-            raise ConfigError(f"{name} has no string under the key {self.text_key!r}; set text_key to the right one")
-        return Document(text, name, text_hash(text))
+                    if isinstance(value, ConfigError):
+                        raise value
+                    yield document(value, self.text_key, name)
+                except ConfigError:
+                    if self.on_bad_row == "refuse":
+                        raise
+                    yield LeftOut("bad row", name)
 
 
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        what = f"byte {error.start} is 0x{data[error.start]:02x}"
-        raise ConfigError(f"{name} is not UTF-8: {what}; convert it (iconv -t UTF-8)") from None
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a saved data set."""
+    return [each for each in sorted(path.rglob("*")) if each.is_file()] if is_saved(path) else [path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +115,11 @@ class Hub(TextSource):
     revision: str | None = None
     streaming: bool = False
     max_documents: int | None = None
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_policy(self.on_bad_row)
         bad = self.max_documents is not None and self.max_documents < 1
         refuse(bad, "max_documents", self.max_documents, "must be at least 1, or null for all")
         endless = self.streaming and self.max_documents is None
@@ -149,25 +129,33 @@ class Hub(TextSource):
         local = Path(self.name).expanduser()
         return [stat(path) for path in [local, *sorted(local.rglob("*"))] if path.is_file()] if local.exists() else []
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[Document | LeftOut]:
         import datasets  # late: it takes a second, and most runs need none of it
 
         where = f"data set {self.name!r} (subset {self.subset}, split {self.split})"
         number = None
         try:
-            rows = datasets.load_dataset(
+            table = datasets.load_dataset(
                 self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
             )
-            for number, row in enumerate(rows):
+            for number, row in enumerate(table):
                 if number == self.max_documents:
                     return
-                text = row.get(self.text_key)
-                if not isinstance(text, str):
-                    what = f"row {number} has no text under {self.text_key!r}; its keys are {', '.join(row)}"
-                    raise ConfigError(f"{where}: {what}")
-                yield Document(text, f"{self.name}:{number}", text_hash(text))
+                yield self._row(row, where, number)
         except ConfigError:
             raise
         except Exception as error:  # whatever a reader, a decoder or the network raises
             what = "cannot be opened" if number is None else f"failed after row {number}"
-            raise ConfigError(f"{where} {what}: {' '.join(str(error).split())[:300]}") from error
+            raise ConfigError(f"{where} {what}: {cause(error)}") from error
+
+    def _row(self, row: Any, where: str, number: int) -> Document | LeftOut:
+        name = f"{self.name}:{number}"
+        try:
+            found = document(
+                field(row, self.text_key, f"{where}: row {number}"), self.text_key, f"{where}: row {number}"
+            )
+        except ConfigError:
+            if self.on_bad_row == "refuse":
+                raise
+            return LeftOut("bad row", name)
+        return found._replace(name=name)

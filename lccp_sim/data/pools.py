@@ -13,7 +13,7 @@ import tokenizers
 
 from lccp_sim.config import refuse
 from lccp_sim.data.cache import cache_root, digest
-from lccp_sim.data.document import TextSource
+from lccp_sim.data.document import LeftOut, TextSource, counted
 from lccp_sim.data.mixture import Mixture
 from lccp_sim.data.packing import Layout, Pool, document_lengths, pack, synthesize
 from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
@@ -59,6 +59,7 @@ class Corpus:
     warnings: list[str]
     hash: str
     held_out_documents: dict[str, list[np.ndarray]]
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
 
     def held_out(self, name: str) -> list[np.ndarray]:
         """Ids (int64, without BOS) of each held-out document of a source; of a synthetic one: `context_tokens` ids."""
@@ -75,6 +76,8 @@ class _Part(NamedTuple):
     held_out: list[np.ndarray]
     lengths: np.ndarray
     longest: tuple[int, str]
+    left_out: list[LeftOut]
+    stretch: bool
 
 
 def open_corpus(
@@ -138,6 +141,7 @@ def open_corpus(
         warnings=_warnings(config, parts, chosen, mixture, context_tokens),
         hash=digest(layout.key, config.packing, content, chosen, asdict(mixture), config.held_out_frac),
         held_out_documents={name: part.held_out for name, part in parts.items()},
+        left_out={name: part.left_out for name, part in parts.items()},
     )
 
 
@@ -158,7 +162,7 @@ def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConf
     held_out = [np.array(tokens.ids[tokens.starts[i] : tokens.stops[i]], dtype=np.int64) for i in aside]
     top = int(lengths.argmax()) if len(lengths) else None
     longest = (0, name) if top is None else (int(lengths[top]), tokens.names[tokens.document[train[top]]])
-    return _Part(pools, held_out, lengths, longest)
+    return _Part(pools, held_out, lengths, longest, tokens.left_out, tokens.stretch)
 
 
 def _synthetic_part(
@@ -167,7 +171,7 @@ def _synthetic_part(
     lengths = np.array(document_lengths(source, layout.context_tokens + 1))
     bucket = config.buckets[int(config.bucket_of(lengths[:1])[0])]
     pool, held_out = synthesize(name, bucket, source, text, held, layout)
-    return _Part({bucket: pool}, held_out, np.tile(lengths, len(pool)), (int(lengths.max()), name))
+    return _Part({bucket: pool}, held_out, np.tile(lengths, len(pool)), (int(lengths.max()), name), [], False)
 
 
 def _warnings(
@@ -177,6 +181,8 @@ def _warnings(
     for name, source in config.sources.items():
         if isinstance(source, TextSource):
             lines += [f"data.sources.{name}: {note}" for note in source.notes()]
+        if parts[name].stretch:
+            lines.append(f"data.sources.{name}: its text is one document; the end of it is held out")
         if config.held_out_frac and not parts[name].held_out:
             lines.append(f"data.sources.{name}: nothing is held out, its text has a single group; add documents")
     if context_tokens <= config.old_context_tokens:
@@ -214,6 +220,7 @@ def _line(name: str, config: DataConfig, part: _Part) -> dict[str, Any]:
         "held_out_tokens": held,
         "held_out_frac": held / max(held + total, 1),
         "rows": rows,
+        "left_out": counted(part.left_out),
         "documents_per_row": pieces / max(sum(rows.values()), 1),
         "cut_token_frac": sum(pool.packed.cut_tokens for pool in part.pools.values()) / max(total, 1),
         "padding_frac": padding / max(positions, 1),

@@ -71,7 +71,7 @@ class PythonCode(TextSource):
         parts: list[str] = []
         for document, of_group, path in self._files():
             try:
-                text = path.read_bytes().decode("utf-8")
+                text = path.read_bytes().decode("utf-8-sig")
             except UnicodeDecodeError:
                 continue  # a few old files declare another encoding; nobody asked for them by name
             if not text.strip() or (key := text_hash(text)) in seen:

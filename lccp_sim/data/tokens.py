@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
-from lccp_sim.data.document import Document, TextSource, collect, hold_out, text_hash
+from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
 
 BATCH_CHARS = 4_000_000
 SAMPLE_CHARS, CHUNK_CHARS = 3_000_000, 16_384
@@ -35,9 +35,23 @@ class Text:
         return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
 
     @cached_property
-    def documents(self) -> list[Document]:
-        """The documents after the cap."""
+    def _collected(self) -> tuple[list[Document], list[LeftOut]]:
         return collect(self.name, self.source)
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The documents after the cap; one alone is cut in two, so that its end can be held out."""
+        return with_stretch(self._collected[0], self.held_out_frac)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The files and rows that are no documents."""
+        return self._collected[1]
+
+    @property
+    def stretch(self) -> bool:
+        """Whether the end of a document alone is held out."""
+        return len(self.documents) > len(self._collected[0])
 
     @cached_property
     def held(self) -> np.ndarray:
@@ -76,6 +90,8 @@ class Tokens:
     held: np.ndarray
     names: list[str]
     hashes: list[str]
+    left_out: list[LeftOut]
+    stretch: bool
 
     @property
     def lengths(self) -> np.ndarray:
@@ -107,7 +123,9 @@ def tokenize(text: Text, limit: int | None, tokenizer: tokenizers.Tokenizer, tok
         stops = np.minimum(starts + limit - 1, stops[document])
     ids = np.load(entry / "ids.npy", mmap_mode="r")
     key = digest(key, limit)
-    return Tokens(key, meta["content"], ids, starts, stops, document, held[document], meta["names"], meta["hashes"])
+    left_out = [LeftOut(*each) for each in meta["left_out"]]
+    of_documents = meta["names"], meta["hashes"], left_out, meta["stretch"]
+    return Tokens(key, meta["content"], ids, starts, stops, document, held[document], *of_documents)
 
 
 def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
@@ -122,7 +140,12 @@ def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], Non
                 encoded += [np.array(each.ids, dtype=dtype) for each in got]
                 batch = []
         hashes = [text_hash(document.text) for document in text.documents]
-        meta = {"content": digest(hashes), "names": [each.name for each in text.documents], "hashes": hashes}
+        meta: dict[str, Any] = {
+            "content": digest(hashes),
+            "names": [each.name for each in text.documents],
+            "hashes": hashes,
+        }
+        meta |= {"left_out": text.left_out, "stretch": text.stretch}
         np.save(directory / "ids.npy", np.concatenate(encoded))
         np.save(directory / "offsets.npy", np.cumsum([0, *map(len, encoded)], dtype=np.int64))
         np.save(directory / "held.npy", text.held)

@@ -43,8 +43,19 @@ def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
     console.print(table)
     held = ", ".join(f"{line['source']} {line['held_out_frac']:.1%}" for line in corpus.table)
     console.print(f"held out: {held}", markup=False)
+    for line in corpus.table:
+        if line["left_out"]:
+            counts = ", ".join(f"{count} {reason}" for reason, count in line["left_out"].items())
+            console.print(f"left out of {line['source']}: {counts} (--left-out names them)", markup=False)
     for warning in [*corpus.warnings, *repetition(used)]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def print_left_out(console: Console, corpus: Corpus) -> None:
+    """A line for each file and row that is no document."""
+    for name, left_out in corpus.left_out.items():
+        for each in left_out:
+            console.print(f"left out of {name}: {each.name} ({each.reason})", markup=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -59,10 +70,10 @@ def _cuts(each: Usage) -> tuple[str, str, str]:
     return f"{each.cut_documents_frac:.1%}", f"{each.cut_tokens_frac:.1%}", f"{each.padding_frac:.1%}"
 
 
-def show_data(config: Config, console: Console, compare: bool = False) -> None:
+def show_data(config: Config, console: Console, compare: bool = False, left_out: bool = False) -> None:
     """None; prepares the corpus of a run and prints it and an example row, without training.
 
-    `compare`: both packings side by side, too.
+    `compare`: both packings side by side, too. `left_out`: the name of each file and row that is no document.
     """
     start = Start.of(config)
     config = start.complete(config)
@@ -74,6 +85,8 @@ def show_data(config: Config, console: Console, compare: bool = False) -> None:
     corpus = corpora[config.data.packing]
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)
+    if left_out:
+        print_left_out(console, corpus)
     if compare:
         _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
     batch = feed_of(corpus, config).batch(0)

@@ -220,10 +220,32 @@ def test_little_long_text_and_nothing_held_out_are_warned_about(make, folder: Pa
     replay = TextFiles(paths=(str(folder),), max_document_tokens=32, share=9.0)
     [warning] = open_corpus(make({"replay": replay}), 128, seed=0).warnings
     assert "of the training tokens lie in documents longer than the old context (64 tokens)" in warning
-    single = TextFiles(paths=(str(next(path for path in folder.iterdir() if path.stat().st_size > 3000)),))
+    (folder.parent / "solid.txt").write_text("x" * 4000)
+    single = TextFiles(paths=(str(folder.parent / "solid.txt"),))
     assert open_corpus(make({"single": single}), 32, seed=0).warnings == [
         "data.sources.single: nothing is held out, its text has a single group; add documents"
     ]
+
+
+def test_the_end_of_one_big_file_is_held_out_and_said(make, folder: Path) -> None:
+    text = "\n\n".join(path.read_text() for path in sorted(folder.iterdir()))
+    (folder.parent / "book.txt").write_text(text)
+    single = TextFiles(paths=(str(folder.parent / "book.txt"),))
+    for _ in range(2):  # made, and from the cache
+        corpus = open_corpus(make({"prose": single}), 64, seed=0)
+        [held] = corpus.held_out("prose")
+        assert text.endswith(corpus.tokenizer.decode(held.tolist()).strip() + "\n")
+        assert corpus.warnings[0] == "data.sources.prose: its text is one document; the end of it is held out"
+        assert 0.04 < corpus.table[0]["held_out_frac"] < 0.1
+
+
+def test_what_is_left_out_is_counted_in_the_table_also_from_the_cache(make, folder: Path) -> None:
+    (folder / "LICENSE").write_text("all rights")
+    (folder / "blank.txt").write_text(" \n")
+    for _ in range(2):
+        corpus = open_corpus(make(), 64, seed=0)
+        assert corpus.table[0]["left_out"] == {"empty": 1, "licence": 1}
+        assert [Path(each.name).name for each in corpus.left_out["prose"]] == ["LICENSE", "blank.txt"]
 
 
 def test_what_cannot_be_prepared_is_refused(make, folder: Path) -> None:

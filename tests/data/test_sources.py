@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.document import Document, collect, hold_out
+from lccp_sim.data.document import Document, LeftOut, collect, hold_out
 from lccp_sim.data.sources import SOURCES, Hub, PackageText, PythonCode, TextFiles
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.parsing import parse_kind
@@ -86,8 +86,10 @@ def test_local_files(tmp_path: Path) -> None:
     lines = [json.dumps({"text": "one", "more": 1}), "", json.dumps({"text": "two\u2028lines"})]
     (tmp_path / "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = TextFiles(paths=(str(tmp_path / "in"), str(tmp_path / "*.jsonl"), str(tmp_path / "in" / "a.txt")))
-    assert [each.text for each in source.documents()] == ["\ufeffä", "bee", "one", "two\u2028lines"]
-    assert [each.name.rpartition("/")[2] for each in source.documents()] == ["a.txt", "b.md", "c.jsonl:1", "c.jsonl:3"]
+    documents, left_out = collect("mine", source)
+    assert [each.text for each in documents] == ["ä", "bee", "one", "two\u2028lines"]
+    assert [each.name.rpartition("/")[2] for each in documents] == ["a.txt", "b.md", "c.jsonl:1", "c.jsonl:3"]
+    assert left_out == [LeftOut("kind not read", str(tmp_path / "in" / "skipped.pdf"))]
 
 
 def test_what_is_no_local_text_is_refused_by_name(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_what_is_no_local_text_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="paths='here.txt': must be a list"):
         TextFiles(paths="here.txt")  # type: ignore[arg-type]
     (tmp_path / "bare").mkdir()
-    with pytest.raises(ConfigError, match="bare': holds no txt, md, jsonl or parquet"):
+    with pytest.raises(ConfigError, match="bare': holds no jsonl, ndjson, json, parquet, txt or md file"):
         TextFiles(paths=(str(tmp_path / "bare"),))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match="latin.txt is not UTF-8: byte 3 is 0xe9"):
@@ -164,9 +166,9 @@ def test_a_file_that_fails_half_way_is_named_with_its_source_and_row(tmp_path: P
 
 
 def test_a_row_without_text_a_torn_file_and_one_that_vanished_are_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "x.parquet")
-    with pytest.raises(ConfigError, match="x.parquet:2 has no string under the key 'text'"):
-        list(TextFiles(paths=(str(tmp_path),)).documents())
+    pq.write_table(pa.table({"text": ["a", "b"], "id": [["a"], ["b"]]}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match="x.parquet:1 holds a list under the key 'id', not a string"):
+        list(TextFiles(paths=(str(tmp_path),), text_key="id").documents())
     whole = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
     source = TextFiles(paths=(str(tmp_path),))
@@ -206,7 +208,7 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     source = Hub(name=str(tmp_path / "set"), max_documents=3, streaming=streaming)
     assert [each.text for each in source.documents()] == ["text 0", "text 1", "text 2"]
     assert source.fingerprint()
-    with pytest.raises(ConfigError, match="no text under 'body'; its keys are text"):
+    with pytest.raises(ConfigError, match="row 0 has no key 'body', its keys are text"):
         list(Hub(name=str(tmp_path / "set"), text_key="body").documents())
     with pytest.raises(ConfigError, match="cannot be opened"):
         list(Hub(name=str(tmp_path / "set"), split="test").documents())
@@ -251,7 +253,7 @@ def test_every_kind_is_made_from_a_config() -> None:
 def test_a_cap_takes_documents_in_the_order_of_their_hash(tmp_path: Path) -> None:
     for index in range(20):
         (tmp_path / f"{index}.txt").write_text(f"{index} " * 300)
-    whole, capped = (collect("mine", TextFiles(paths=(str(tmp_path),), max_megabytes=cap)) for cap in (None, 0.004))
+    whole, capped = (collect("mine", TextFiles(paths=(str(tmp_path),), max_megabytes=cap))[0] for cap in (None, 0.004))
     assert 0 < sum(len(each.text) for each in capped) <= 4000 and set(capped) < set(whole)
     with pytest.raises(ConfigError, match="data.sources.mine.max_megabytes=0.0001: less than every document"):
         collect("mine", TextFiles(paths=(str(tmp_path),), max_megabytes=0.0001))
