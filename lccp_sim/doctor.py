@@ -93,15 +93,16 @@ def machine_rows() -> list[Row]:
     import psutil
     import torch
 
+    from lccp_sim.train.precision import SLOWER, bf16_units
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     rows = [
         Row("machine", "cores", f"{cores} usable of {os.cpu_count()}, {torch.get_num_threads()} torch threads"),
         Row("machine", "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
     ]
-    has = torch.cpu.get_capabilities()
-    units = [unit for unit in ("avx512_bf16", "amx_bf16") if has.get(unit)]
-    bf16 = f"bf16 in hardware ({', '.join(units)})" if units else "bf16 is emulated and slow: train in fp32"
+    units, slow = bf16_units(), f"bf16 is emulated, {SLOWER} times slower than fp32 and more, and refused for training"
+    bf16 = f"bf16 in hardware ({', '.join(units)})" if units else f"{slow}: use run.precision=fp32 or auto"
     rows.append(Row("machine", "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {bf16}"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
