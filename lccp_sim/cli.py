@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, refuse
+from lccp_sim.console import console_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,9 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
         return 0
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = console_here()
     if arguments.verb == "study":
         from lccp_sim.study import list_studies, study
         from lccp_sim.sweep import launching

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lccp_sim.console import console_here
+
 if TYPE_CHECKING:
     import torch
 
@@ -60,7 +62,6 @@ def doctor(cache: Path) -> list[Row]:
 
 def show(rows: list[Row]) -> int:
     """The exit code, after the rows were printed as a table: 0, or 1 where no expert backend is usable."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +72,7 @@ def show(rows: list[Row]) -> int:
         topic = Text("" if row.topic == shown else row.topic, "bold")
         table.add_row(topic, row.name, mark, Text(row.value))  # Text: a value such as lccp-sim[hf] is no markup
         shown = row.topic
-    Console(highlight=False).print(table)
+    console_here().print(table)
     return 0 if any(row.ok for row in rows if row.topic == "experts") else 1
 
 
