@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, refuse
+from lccp_sim.console import console_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,9 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
         return 0
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = console_here()
     if arguments.verb == "study":
         from lccp_sim.study import list_studies, study
         from lccp_sim.sweep import launching
@@ -136,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return max(study(name, Path(arguments.root), launcher, *options, console) for name in names)
     if arguments.verb == "measure":
         from lccp_sim.train.measure import measure
+        from lccp_sim.train.precision import bf16_is_native, settle
 
         overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
         paths = [Path(word) for word in arguments.paths if word not in overrides]
@@ -145,7 +145,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         def external() -> "Config":
             named = any(word.startswith("run=") for word in overrides)
-            return check([*([] if named else ["run=measure"]), *overrides], arguments.config_dir)
+            config = check([*([] if named else ["run=measure"]), *overrides], arguments.config_dir)
+            return settle(config, bf16_is_native(config.run.accelerator))
 
         return max(
             measure(path, out, arguments.check, overrides, external, console)
@@ -181,6 +182,7 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
     from lccp_sim.plan.show import show_dry, show_plan
     from lccp_sim.records import write_atomic
     from lccp_sim.train.load import windows_of
+    from lccp_sim.train.precision import SLOWER, bf16_units, check_bf16, settle
 
     layout, dry = parse_layout(arguments.layout), None
     if arguments.dry_run:
@@ -189,6 +191,9 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
         refuse(arguments.counted, "--dry-run", arguments.counted, "nothing here builds a model that is counted only")
         laid_out(config, layout)  # in the words of training, before any of plan's
     device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
+    native = device.name != "cpu" or bool(bf16_units())
+    device = device if native else device._replace(bf16_flops=device.fp32_flops / SLOWER)
+    config = settle(config, native)
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
     if arguments.counted:
         plan = plan_counted(config, arguments.counted, device, layout)
@@ -206,6 +211,7 @@ def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -
     if dry:
         agrees(dry)
     if not arguments.counted:
+        check_bf16(config, native)
         check_fits(config, vocabulary, device, layout)
 
 

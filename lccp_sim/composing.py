@@ -46,6 +46,8 @@ def _marked(overrides: Sequence[str]) -> Iterator[str]:
             raise ConfigError(f"{override!r}: not an override; write key=value")
         if override == f"{key}=null" and key in GROUPS:
             raise ConfigError(f"{override}: a group of keys cannot be left out; name a config")
+        if override.endswith("={}") and key not in GROUPS:  # Hydra would merge it into what is there
+            yield f"++{key.lstrip('+')}=null"
         yield override if key in GROUPS or key.startswith("~") or "@" in key else f"++{override.lstrip('+')}"
 
 

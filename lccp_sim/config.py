@@ -208,7 +208,7 @@ class RunConfig:
     branch_from: str | None = None
     precondition: bool = False
     root: str = "runs"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     deterministic: bool = False
     threads: Size | None = None

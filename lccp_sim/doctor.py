@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lccp_sim.console import console_here
+
 if TYPE_CHECKING:
     import torch
 
@@ -60,7 +62,6 @@ def doctor(cache: Path) -> list[Row]:
 
 def show(rows: list[Row]) -> int:
     """The exit code, after the rows were printed as a table: 0, or 1 where no expert backend is usable."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +72,7 @@ def show(rows: list[Row]) -> int:
         topic = Text("" if row.topic == shown else row.topic, "bold")
         table.add_row(topic, row.name, mark, Text(row.value))  # Text: a value such as lccp-sim[hf] is no markup
         shown = row.topic
-    Console(highlight=False).print(table)
+    console_here().print(table)
     return 0 if any(row.ok for row in rows if row.topic == "experts") else 1
 
 
@@ -93,15 +94,16 @@ def machine_rows() -> list[Row]:
     import psutil
     import torch
 
+    from lccp_sim.train.precision import SLOWER, bf16_units
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     rows = [
         Row("machine", "cores", f"{cores} usable of {os.cpu_count()}, {torch.get_num_threads()} torch threads"),
         Row("machine", "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
     ]
-    has = torch.cpu.get_capabilities()
-    units = [unit for unit in ("avx512_bf16", "amx_bf16") if has.get(unit)]
-    bf16 = f"bf16 in hardware ({', '.join(units)})" if units else "bf16 is emulated and slow: train in fp32"
+    units, slow = bf16_units(), f"bf16 is emulated, {SLOWER} times slower than fp32 and more, and refused for training"
+    bf16 = f"bf16 in hardware ({', '.join(units)})" if units else f"{slow}: use run.precision=fp32 or auto"
     rows.append(Row("machine", "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {bf16}"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

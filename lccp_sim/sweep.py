@@ -88,10 +88,12 @@ def sweep(
     """
     from lccp_sim.train.directory import run_directory
     from lccp_sim.train.load import load_config
+    from lccp_sim.train.precision import bf16_is_native, settle
 
     seen: dict[Path, Sequence[str]] = {}
     plain = [compose(job, config_dir) for job in jobs]
-    configs = [load_config(each) for each in plain]
+    loaded = [load_config(each) for each in plain]
+    configs = [settle(each, bf16_is_native(each.run.accelerator)) for each in loaded]
     for job, config in zip(jobs, configs, strict=True):
         name = run_directory(config, config.run.init_from)
         if name in seen:

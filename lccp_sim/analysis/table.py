@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
+from lccp_sim.analysis.overall import with_overall
 from lccp_sim.analysis.reading import FIELDS, records_frame, samples_frame, side_file, timing_frame
 from lccp_sim.config import ConfigError
 from lccp_sim.records import Tag
@@ -101,7 +102,7 @@ def load_run(path: str | Path) -> RunData:
     if not (path / "records.jsonl").is_file():
         raise ConfigError(f"{path}: holds no records.jsonl, so it is no run directory (or its training never started)")
     warnings: list[str] = []
-    records = records_frame(path / "records.jsonl", warnings)
+    records = with_overall(records_frame(path / "records.jsonl", warnings), warnings)
     measured = (path / MEASURED).is_file() and not (path / "config.yaml").is_file()
     name = MEASURED if measured else "config.yaml"
     config = side_file(path / name, yaml.safe_load, warnings, "the config is not shown")

@@ -46,6 +46,7 @@ from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
 from lccp_sim.train.parallel.strategy import placement
+from lccp_sim.train.precision import bf16_is_native, check_bf16, settle
 from lccp_sim.train.precondition import check_precondition
 from lccp_sim.train.progress import Progress, loggers
 from lccp_sim.train.reference import check_sources
@@ -63,6 +64,8 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     """
     gpu = config.run.accelerator == "gpu" and not torch.cuda.is_available()
     refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
+    config = settle(config, native := bf16_is_native(config.run.accelerator))
+    check_bf16(config, native)
     set_threads(config)
     start = Start.of(config)
     config = start.complete(config)

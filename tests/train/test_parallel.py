@@ -274,6 +274,10 @@ def test_what_the_ranks_do_not_divide_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     say: Console,
 ) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("WORLD_SIZE", str(world))
     with pytest.raises(ConfigError, match=message):
         train(make(changes), say)

@@ -6,7 +6,6 @@ one rank does while the others wait (reading a corpus, looking on). It never tim
 it at once, because its connections close.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,10 @@ import torch.distributed as dist
 
 from lccp_sim.config import Config
 from lccp_sim.train.layout import tokens_at_once
+from lccp_sim.train.parallel.meeting import LostRank, meet, place_here
 
 PATIENT = timedelta(days=30)
 Given = TypeVar("Given")
-
-
-class LostRank(RuntimeError):
-    """Another process of the run is gone, or did not answer in time."""
 
 
 class Halfway(RuntimeError):
@@ -95,17 +91,21 @@ ALONE = Ranks()
 def joined(config: Config) -> Iterator[Ranks]:
     """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
 
-    Raises ConfigError where the ranks cannot be laid out as the config says.
+    Raises ConfigError where the ranks cannot be laid out as the config says, or the environment contradicts itself,
+    and LostRank where one of them never comes.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    place = place_here()
+    world = place.world
     tokens_at_once(config, world)
     if world == 1:
         yield ALONE
         return
     cuda = config.run.accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=config.run.timeout_minutes))
+        torch.cuda.set_device(place.local_rank)
+    timeout = timedelta(minutes=config.run.timeout_minutes)
+    store = meet(place, timeout)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, store=store, rank=place.rank, world_size=world)
     try:
         yield Ranks(dist.get_rank(), world, dist.new_group(backend="gloo", timeout=PATIENT))
     finally:
