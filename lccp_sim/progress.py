@@ -96,14 +96,14 @@ def _bar(console: "Console", work: Work) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(console: "Console", work: Work, pace: float = PACE) -> Iterator[None]:
+def _lines(console: "Console", work: Work) -> Iterator[None]:
     """While it is open, a plain line now and then, from a thread: also during one long call."""
     ended = threading.Event()
 
     def lines() -> None:
-        while not ended.wait(max(pace, (work.now() - work.began[0]) / RARER)):
+        while not ended.wait(max(PACE, (work.now() - work.began[0]) / RARER)):
             if work.said:
-                console.print(f"... {work.said}; {work.times()}", markup=False)
+                console.print(f"... {work.said}; {work.times()}", markup=False, soft_wrap=True)
 
     thread = threading.Thread(target=lines, daemon=True)
     thread.start()
