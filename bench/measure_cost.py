@@ -2,8 +2,8 @@
 
 The model is a random Llama of 301M parameters (24 layers of width 1024, a tied vocabulary of 32,768): the cost does not
 depend on the weights. The texts of every monitor are counted from the settings, as the command's own estimate does, and
-a text of each length is sent three times (the median counts). Whether the texts need to meet the head, of a vocabulary
-of this size, is part of a length's cost.
+a text of each length is sent three times (the median counts), by one thread. Two threads are not measured: they are
+what one takes over the factor that a step of training gains from a second thread (bench/processes_cpu.py).
 """
 
 import argparse
@@ -32,12 +32,24 @@ RUNS = ("measure", "measure_thorough")
 ROUNDS = 3
 
 
+def minutes(seconds: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Minutes of each run with one thread, and with two by the factor of bench/processes_cpu.py."""
+    found = json.loads((Path(__file__).parent / "results" / "processes_cpu.json").read_text())
+    factor = found["median_ratio_to_one_process"]["one process, two threads"]
+    whole = {run: sum(of.values()) / 60 for run, of in seconds.items()}
+    return {
+        "minutes_one_thread": {run: round(m, 1) for run, m in whole.items()},
+        "factor_of_two_threads": round(factor, 2),
+        "minutes_two_threads_scaled": {run: round(m / factor, 1) for run, m in whole.items()},
+    }
+
+
 def main() -> None:
     """Prints the figures and writes them to results/measure_cost.json."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "measure_cost.json")
-    arguments.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     chosen = arguments.parse_args()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Adapter(t.LlamaForCausalLM(t.LlamaConfig(**SHAPE)).eval())
     watches = {run: check([f"run={run}"]).monitors.watch for run in RUNS}
@@ -49,16 +61,15 @@ def main() -> None:
         run: {name: round(sum(n * k[0] for k, n in of.items())) for name, of in kinds(watch).items()}
         for run, watch in watches.items()
     }
-    for threads in chosen.threads:
-        torch.set_num_threads(threads)
-        rounds = [timed(model, wanted, tokens, limit=float("inf")) for _ in range(ROUNDS)]
-        seconds = {kind: statistics.median(each[kind] for each in rounds) for kind in sorted(wanted)}
-        speeds = [{"text": n, "head": head, "tokens_per_second": round(n / s, 1)} for (n, head), s in seconds.items()]
-        takes = {run: expected(watch, seconds) for run, watch in watches.items()}
-        minutes = {run: round(sum(each.values()) / 60, 1) for run, each in takes.items()}
-        each = {run: {name: round(s, 1) for name, s in of.items()} for run, of in takes.items()}
-        results[f"threads_{threads}"] = {"minutes": minutes, "seconds": each, "speeds": speeds}
-        print(json.dumps(results[f"threads_{threads}"]), flush=True)
+    rounds = [timed(model, wanted, tokens, limit=float("inf")) for _ in range(ROUNDS)]
+    seconds = {kind: statistics.median(each[kind] for each in rounds) for kind in sorted(wanted)}
+    results["speeds"] = [
+        {"text": n, "head": head, "tokens_per_second": round(n / s, 1)} for (n, head), s in seconds.items()
+    ]
+    takes = {run: expected(watch, seconds) for run, watch in watches.items()}
+    results["seconds"] = {run: {name: round(s, 1) for name, s in of.items()} for run, of in takes.items()}
+    results |= minutes(results["seconds"])
+    print(json.dumps(results, indent=1))
     chosen.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
