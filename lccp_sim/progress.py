@@ -36,18 +36,23 @@ def clock(seconds: float) -> str:
 class Work:
     """A piece of long work: what was told last, and the time left, by the pace since the first word.
 
-    A share smaller than the one before begins another piece, with a clock of its own. `now` gives seconds.
+    A share smaller than the one before begins another piece, with a clock of its own. `now` gives seconds; of all that
+    share a `line`, it shows the one that spoke last.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic):
-        self.now, self.said, self.share = now, "", 0.0
-        self.began = self.first = (now(), 0.0)
+    def __init__(self, now: Callable[[], float] = time.monotonic, line: "list[Work] | None" = None):
+        self.now, self.line = now, [self] if line is None else line
+        self.said, self.share, self.first = "", 0.0, (now(), 0.0)
 
     def __call__(self, said: str, share: float) -> None:
         """A `Tell`."""
         if not self.said or share < self.share:
             self.first = (self.now(), share)
-        self.said, self.share = said, share
+        self.said, self.share, self.line[0] = said, share, self
+
+    def beside(self) -> "Work":
+        """Another piece that takes the line in between and leaves this one's clock alone."""
+        return Work(self.now, self.line)
 
     @property
     def left(self) -> float | None:
@@ -58,22 +63,22 @@ class Work:
     def times(self) -> str:
         """How long it took so far, and how long it will still take, in words."""
         left = "" if self.left is None else f", about {clock(self.left)} left"
-        return f"{clock(self.now() - self.began[0])}{left}"
+        return f"{clock(self.now() - self.first[0])}{left}"
 
 
 @contextmanager
-def shown(console: "Console") -> Iterator[Tell]:
+def shown(console: "Console") -> Iterator[Work]:
     """A `Tell` whose words are shown on the console while it is open; on a quiet one they are not."""
     work = Work()
     if console.quiet:
         yield work
         return
-    with _bar(console, work) if console.is_interactive else _lines(console, work):
+    with _bar(console, work.line) if console.is_interactive else _lines(console, work.line):
         yield work
 
 
 @contextmanager
-def _bar(console: "Console", work: Work) -> Iterator[None]:
+def _bar(console: "Console", line: list[Work]) -> Iterator[None]:
     """While it is open, the last line of a terminal; it is drawn twice a second, whether anything is told or not."""
     from rich.progress import BarColumn, Progress, ProgressColumn, Task
     from rich.table import Column
@@ -81,12 +86,12 @@ def _bar(console: "Console", work: Work) -> Iterator[None]:
 
     class Said(ProgressColumn):
         def render(self, task: Task) -> Text:
-            task.completed = min(work.share, 1.0)
-            return Text(work.said)
+            task.completed = min(line[0].share, 1.0)
+            return Text(line[0].said)
 
     class Times(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(work.times(), style="dim")
+            return Text(line[0].times(), style="dim")
 
     said = Said(Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     columns = said, BarColumn(bar_width=12), Times(Column(no_wrap=True))
@@ -96,14 +101,14 @@ def _bar(console: "Console", work: Work) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(console: "Console", work: Work) -> Iterator[None]:
+def _lines(console: "Console", line: list[Work]) -> Iterator[None]:
     """While it is open, a plain line now and then, from a thread: also during one long call."""
-    ended = threading.Event()
+    ended, began = threading.Event(), time.monotonic()
 
     def lines() -> None:
-        while not ended.wait(max(PACE, (work.now() - work.began[0]) / RARER)):
-            if work.said:
-                console.print(f"... {work.said}; {work.times()}", markup=False, soft_wrap=True)
+        while not ended.wait(max(PACE, (time.monotonic() - began) / RARER)):
+            if line[0].said:
+                console.print(f"... {line[0].said}; {line[0].times()}", markup=False, soft_wrap=True)
 
     thread = threading.Thread(target=lines, daemon=True)
     thread.start()

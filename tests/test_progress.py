@@ -41,10 +41,10 @@ def test_the_time_left_follows_the_pace_since_the_first_word() -> None:
     work = Work(now)
     now.seconds = 100  # before the work began: no part of its pace
     work("a: 2 of 10", 0.2)
-    assert work.left is None and work.times() == "1 min 40 s"
+    assert work.left is None and work.times() == "0 s"
     now.seconds = 120
     work("a: 4 of 10", 0.4)
-    assert work.left == pytest.approx(60) and work.times() == "2 min, about 1 min left"
+    assert work.left == pytest.approx(60) and work.times() == "20 s, about 1 min left"
     work("b: 0 of 5", 0.0)  # another piece
     assert work.left is None
     now.seconds = 130
@@ -58,6 +58,20 @@ def test_a_pipe_gets_no_line_for_work_that_ends_soon(capfd: pytest.CaptureFixtur
     with shown(Console()) as tell:
         tell("needle: 1 of 4 texts", 0.25)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_takes_the_line_in_between_leaves_the_clock_alone() -> None:
+    now = Clock()
+    training = Work(now)
+    window = training.beside()
+    training("step 0 of 10", 0.0)
+    now.seconds = 10
+    window("window: 0 of 4 texts", 0.0)
+    now.seconds = 30
+    window("window: 1 of 4 texts", 0.25)
+    assert training.line == [window] and window.times() == "20 s, about 1 min left"
+    training("step 5 of 10", 0.5)
+    assert training.line == [training] and training.left == pytest.approx(30)
 
 
 class Told(io.StringIO):

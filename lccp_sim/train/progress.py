@@ -28,13 +28,19 @@ class Progress(L.Callback):
         self.tell, self.batch_tokens, self.steps = tell, batch_tokens, steps
         self.busy: deque[float] = deque(maxlen=SPEED_OVER)
         self.began = self.told = time.monotonic()
+        self.last = ("training", 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a run goes on, its pace counts from there."""
+        self.last = ("training", trainer.global_step / self.steps)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """A step begins with its first micro-batch."""
+        """A step begins with its first micro-batch; where a window came before, the line is training's again."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.began = time.monotonic()
+            self.tell(*self.last)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,8 +55,8 @@ class Progress(L.Callback):
         self.told = now
         loss = float(getattr(pl_module, "loss_nats", float("nan")))
         speed = self.batch_tokens * len(self.busy) / max(sum(self.busy), 1e-9)
-        said = f"step {step:,} of {self.steps:,}, loss {loss:.3f}, {speed:,.0f} tokens/s"
-        self.tell(said, step / self.steps)
+        self.last = (f"step {step:,} of {self.steps:,}, loss {loss:.3f}, {speed:,.0f} tokens/s", step / self.steps)
+        self.tell(*self.last)
 
 
 def loggers(config: Config, directory: Path, first: int) -> list[Logger]:

@@ -159,7 +159,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
-        observe.tell = tell
+        observe.tell = tell.beside()
         ours = [Progress(tell, tokens, config.run.steps), observe, *([stopping] if stopping else [])]
         _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
