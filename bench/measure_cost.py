@@ -1,6 +1,6 @@
 """What `lccp measure` takes with a model of 300M parameters at its default lengths: texts counted, forwards timed.
 
-The model is a random Llama of 301M parameters (24 layers of width 1024, a tied vocabulary of 32,768): the cost does not
+The model is a random Llama of 304M parameters (24 layers of width 1024, a tied vocabulary of 32,768): the cost does not
 depend on the weights. The texts of every monitor are counted from the settings, as the command's own estimate does, and
 a text of each length is sent three times (the median counts), by one thread. Two threads are not measured: they are
 what one takes over the factor that a step of training gains from a second thread (bench/processes_cpu.py).
