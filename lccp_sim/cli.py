@@ -142,6 +142,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from lccp_sim.train.measure import measure
 
         overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
+        named = next((word for word in overrides if word.startswith("run=")), None)
+        refuse(arguments.thorough and named, "--thorough", named, "it is run=measure_thorough itself; leave one out")
         overrides += ["run=measure_thorough"] if arguments.thorough else []
         paths = [Path(word) for word in arguments.paths if word not in overrides]
         if not paths:

@@ -110,6 +110,8 @@ def test_a_foreign_series_begins_with_an_estimate_and_is_told_of(
 
 
 def test_thorough_is_for_what_is_not_of_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", str(finished), "--thorough", "run=smoke"]) == 1
+    assert "run=smoke" in (said := capsys.readouterr().err) and "leave one out" in said and said.count("\n") == 1
     assert main(["measure", str(finished), "--thorough"]) == 1
     assert "run=measure_thorough" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
