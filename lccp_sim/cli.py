@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
+            sub.add_argument("--thorough", action="store_true", help="more texts: run=measure_thorough")
             sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
@@ -114,16 +115,19 @@ def _run(arguments: argparse.Namespace) -> int:
         runs, out = arguments.runs, arguments.out
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
         return 0
+    console = console_here()
     if arguments.verb in ("import", "export"):
+        from lccp_sim.progress import shown
         from lccp_sim.train.exchange import export_checkpoint, import_checkpoint
 
         path, out, dtype = arguments.path, arguments.out, arguments.dtype
-        if arguments.verb == "import":
-            print(import_checkpoint(path, out, dtype, check(["run=measure"])))
-        else:
-            print(f"{out}: exported as {export_checkpoint(str(path), out, dtype)}")
+        with shown(console) as tell:
+            if arguments.verb == "import":
+                said = import_checkpoint(path, out, dtype, check(["run=measure"]), tell)
+            else:
+                said = f"{out}: exported as {export_checkpoint(str(path), out, dtype, tell)}"
+        print(said)
         return 0
-    console = console_here()
     if arguments.verb == "study":
         from lccp_sim.study import list_studies, study
         from lccp_sim.sweep import launching
@@ -138,6 +142,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from lccp_sim.train.precision import bf16_is_native, settle
 
         overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
+        named = next((word for word in overrides if word.startswith("run=")), None)
+        refuse(arguments.thorough and named, "--thorough", named, "it is run=measure_thorough itself; leave one out")
+        overrides += ["run=measure_thorough"] if arguments.thorough else []
         paths = [Path(word) for word in arguments.paths if word not in overrides]
         if not paths:
             raise ConfigError("measure: no path given, only key=value; name what to measure")

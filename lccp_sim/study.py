@@ -5,6 +5,7 @@ everything. What a reader would question: runs keep the names of their configs, 
 train it once.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, nearest, refuse
-from lccp_sim.sweep import print_outcomes, sweep
+from lccp_sim.sweep import Schedule, print_outcomes, sweep, work_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,6 +147,7 @@ class Stages:
     config_dir: Path | None
     console: "Console"
     failed: list[str] = field(default_factory=list)
+    schedule: Schedule | None = None
 
     def train(self) -> dict[str, dict[int, str]]:
         """The directory of the finished run of each arm and seed; an arm has only the seeds that finished."""
@@ -161,12 +163,14 @@ class Stages:
         return {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
 
     def check(self) -> None:
-        """None, or ConfigError where a run of any stage is wrong: before the first one starts."""
+        """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts."""
         plan = self.study
         stages = [self.jobs(base, self.shapes) for base in plan.base]
         stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
-        for job in dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values()):
-            check(job, self.config_dir)
+        unique = dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values())
+        flops = sum(work_of(check(job, self.config_dir))[1] for job in unique)
+        seeds = len(plan.seeds)
+        self.schedule = Schedule(seeds * len(unique), seeds * flops, time.time())
 
     @property
     def shapes(self) -> dict[str, Job]:
@@ -190,7 +194,8 @@ class Stages:
             if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
         }
         unique = list(dict.fromkeys(wanted.values()))
-        outcomes = dict(zip(unique, sweep(unique, self.launcher, self.retry, self.config_dir), strict=True))
+        ended = sweep(unique, self.launcher, self.retry, self.config_dir, self.schedule)
+        outcomes = dict(zip(unique, ended, strict=True))
         print_outcomes(list(outcomes.values()), self.console)
         lost = [each for each in outcomes.values() if each.state != "finished"]
         self.failed += [f"{' '.join(each.job)}: {each.state}, {each.reason}." for each in lost]

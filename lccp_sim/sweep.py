@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lccp_sim.composing import compose, explain
 from lccp_sim.config import ConfigError, nearest, short_hash
+from lccp_sim.progress import clock
 from lccp_sim.records import write_atomic
 
 if TYPE_CHECKING:
@@ -35,13 +36,40 @@ QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logg
 class Outcome:
     """What became of one run: `state` is finished, unfinished or failed.
 
-    `directory`: where it lies, None where it failed before it had one. `reason`: the message of what failed.
+    `directory`: where it lies, None where it failed before it had one. `reason`: the message of what failed. `trained`:
+    it was not done before, and did not fail.
     """
 
     job: list[str]
     state: str
     directory: str | None = None
     reason: str | None = None
+    trained: bool = field(default=False, compare=False)
+
+
+@dataclass
+class Schedule:
+    """All that is to be run, in one sweep or several: `runs` and their training `flops`, since `began` (seconds).
+
+    `ended` runs and `done` FLOPs are over, of which `trained` FLOPs since then: others were done before.
+    """
+
+    runs: int
+    flops: float
+    began: float
+    ended: int = 0
+    done: float = 0.0
+    trained: float = 0.0
+
+    def over(self, flops: float, trained: bool) -> None:
+        """None; one more run is over."""
+        self.ended, self.done, self.trained = self.ended + 1, self.done + flops, self.trained + flops * trained
+
+    def line(self, number: int, now: float) -> str:
+        """Where it stands as run `number` begins, and how long the rest may take, by what was trained so far."""
+        left = max(0.0, self.flops - self.done) * (now - self.began) / self.trained if self.trained else None
+        rest = "" if left is None else f", about {clock(left)} left"
+        return f"run {number} of {self.runs}: {self.ended} ended{rest}"
 
 
 def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
@@ -80,11 +108,13 @@ def sweep(
     launcher: Sequence[str] = (),
     retry: bool = False,
     config_dir: Path | None = None,
+    schedule: Schedule | None = None,
 ) -> list[Outcome]:
     """What became of each job (the overrides of one run), in their order, once all have ended.
 
-    `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. Raises
-    ConfigError where a config is wrong or there twice, or the launcher is not installed.
+    `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. `schedule`:
+    of several sweeps, of which this is one. Raises ConfigError where a config is wrong or there twice, or the launcher
+    is not installed.
     """
     from lccp_sim.train.directory import run_directory
     from lccp_sim.train.load import load_config
@@ -100,14 +130,20 @@ def sweep(
             raise ConfigError(f"{' '.join(seen[name])} and {' '.join(job)} are one run; leave one out")
         seen[name] = job
     folder = Path(config.run.root).expanduser().resolve() / "sweeps" / short_hash([list(job) for job in jobs])
+    flops = [work_of(config)[1] for config in configs]
+    schedule = schedule or Schedule(len(jobs), sum(flops), time.time())
     settings = {"jobs": [list(job) for job in jobs], "configs": plain, "retry": retry}
+    settings |= {"flops": flops, "schedule": asdict(schedule)}
     write_atomic(folder / JOBS, json.dumps(settings) + "\n")
     for old in folder.glob(f"*/{OUTCOME}"):
         old.unlink()
     print(expected(configs), flush=True)
     numbers = ",".join(map(str, range(len(jobs))))
     _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
-    return [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
+    outcomes = [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
+    for outcome, work in zip(outcomes, flops, strict=True):
+        schedule.over(work, outcome.trained)
+    return outcomes
 
 
 def _launch(overrides: Sequence[str]) -> None:
@@ -143,22 +179,27 @@ def _arguments(words: list[str]) -> Iterator[None]:
 
 def expected(configs: Sequence["Config"]) -> str:
     """What the runs take, in words: their number, training tokens, and training FLOPs as `lccp plan` counts them."""
-    from lccp_sim.plan.shapes import shape_of, training_flops
-
-    tokens = flops = 0.0
-    for config in configs:
-        shape = shape_of(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
-        trained = config.run.steps * config.run.batch_tokens
-        tokens, flops = tokens + trained, flops + training_flops(shape, config.run.context_tokens) * trained
+    tokens, flops = map(sum, zip(*map(work_of, configs), strict=True))
     return f"{len(configs)} runs, {tokens:,.0f} training tokens, {flops:.2e} FLOPs of training; monitors come on top"
 
 
-def _progress(folder: Path, jobs: int, number: int) -> str:
-    """Where a sweep stands as a run begins, and how long the rest may take, by the runs that have ended."""
-    ended = len(list(folder.glob(f"*/{OUTCOME}")))
-    passed = time.time() - (folder / JOBS).stat().st_mtime
-    left = f"; about {passed / ended * (jobs - ended) / 3600:.2g} h left" if ended else ""
-    return f"run {number + 1} of {jobs}: {ended} ended{left}"
+def work_of(config: "Config") -> tuple[int, float]:
+    """Training tokens of a run, and their FLOPs as `lccp plan` counts them."""
+    from lccp_sim.plan.shapes import shape_of, training_flops
+
+    shape = shape_of(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
+    tokens = config.run.steps * config.run.batch_tokens
+    return tokens, training_flops(shape, config.run.context_tokens) * tokens
+
+
+def _progress(folder: Path, plan: dict[str, Any], number: int) -> str:
+    """Where a sweep stands as a run begins, in words: other processes may be at work on it, too."""
+    schedule = Schedule(**plan["schedule"])
+    before = schedule.ended
+    for path in folder.glob(f"*/{OUTCOME}"):
+        ended = int(path.parent.name)
+        schedule.over(plan["flops"][ended], _outcome(path, plan["jobs"][ended]).trained)
+    return schedule.line(before + number + 1, time.time())
 
 
 def run_job(settings: Any) -> None:
@@ -172,13 +213,18 @@ def run_job(settings: Any) -> None:
     plan = json.loads(Path(settings.jobs).read_text())
     job = plan["jobs"][settings.job]
     out = Path(HydraConfig.get().runtime.output_dir) / OUTCOME
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_progress(out.parents[1], len(plan["jobs"]), settings.job), style="bold")
+    alone = HydraConfig.get().runtime.choices["hydra/launcher"] == LAUNCHERS["sequential"]
+    # Several processes at once cannot share the last line of a terminal.
+    console = Console(highlight=False, soft_wrap=True, force_interactive=None if alone else False)
+    console.print(_progress(out.parents[1], plan, settings.job), style="bold")
+    began = time.time()
     try:
         from lccp_sim.train.run import train
 
         directory = train(load_config(plan["configs"][settings.job]), console, again=plan["retry"])
-        outcome = Outcome(job, "finished" if (directory / "DONE").exists() else "unfinished", str(directory))
+        done = directory / "DONE"
+        trained = not done.exists() or done.stat().st_mtime >= began
+        outcome = Outcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
     except Exception as error:
         reason = str(error) if is_message(error) else f"{type(error).__name__}: {error}"
         where = getattr(error, "__notes__", [None])[-1]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "parsing", "records"}
-OURS = {"config": set(), "parsing": {"config"}, "records": set()}
+LEAVES = {"config", "parsing", "progress", "records"}
+OURS = {"config": set(), "parsing": {"config"}, "progress": set(), "records": set()}
 OURS |= {name: {name, *LEAVES} for name in ("models", "data", "analysis", "plan")}
 OURS["monitors"] = {"monitors"} | OURS["models"] | OURS["data"]
 OURS["train"] = {"train"} | OURS["monitors"] | OURS["analysis"] | OURS["plan"]

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lccp_sim.cli import main
 from lccp_sim.config import ConfigError
-from lccp_sim.sweep import jobs_of, launching, print_outcomes, sweep
+from lccp_sim.sweep import Schedule, jobs_of, launching, print_outcomes, sweep
 
 TINY = ["run=smoke_study", "run.tokens=2048"]
 
@@ -44,6 +44,15 @@ def test_launchers_are_named_and_set():
     assert launching(["run=smoke"]) == (["run=smoke"], [])
     with pytest.raises(ConfigError, match="did you mean 'joblib'"):
         launching(["launcher=jobib"])
+
+
+def test_the_time_left_is_that_of_what_is_still_to_be_trained():
+    schedule = Schedule(runs=4, flops=100.0, began=1000.0)
+    assert schedule.line(1, 1001.0) == "run 1 of 4: 0 ended"
+    schedule.over(40.0, trained=False)  # done before: it took no time
+    assert schedule.line(2, 1002.0) == "run 2 of 4: 1 ended"
+    schedule.over(20.0, trained=True)
+    assert schedule.line(3, 1060.0) == "run 3 of 4: 2 ended, about 2 min left"
 
 
 def test_a_wrong_config_stops_the_sweep_before_it_starts(words, tmp_path, capsys):

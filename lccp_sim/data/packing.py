@@ -16,6 +16,7 @@ from lccp_sim.data.cache import build_once, digest
 from lccp_sim.data.placement import PACKINGS, Packed, packed
 from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.tokens import Tokens, id_dtype
+from lccp_sim.progress import Tell, silent
 
 START, SKIP, PAD = 1, 2, 4  # bits of a flag: a piece starts here; not learned as a target; holds no text
 HELD_OUT_DOCUMENTS = 100  # of a synthetic source, at most: as many as the perplexity monitor asks for
@@ -45,7 +46,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Layout:
-    """What all pools of a corpus share: tokenizer, width of a row, how rows are filled, seed, cache."""
+    """What all pools of a corpus share: tokenizer, width of a row, how rows are filled, seed, cache, who is told."""
 
     tokenizer: tokenizers.Tokenizer
     tokenizer_key: str
@@ -54,6 +55,7 @@ class Layout:
     packing: str
     seed: int
     root: Path
+    tell: Tell = silent
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -64,6 +66,7 @@ def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: Lay
     """The pool of the `chosen` pieces of a source, in an order shuffled by the seed; it may have no row."""
 
     def build(directory: Path) -> None:
+        layout.tell(f"packing {name}, {bucket}: {len(chosen):,} pieces", 0.0)
         width = layout.context_tokens + 1
         order = np.random.default_rng(layout.seed).permutation(chosen)
         sizes = (tokens.stops - tokens.starts)[order].tolist()
@@ -149,6 +152,7 @@ def synthesize(
         ids: np.ndarray = np.full((rows, width), layout.bos, dtype=id_dtype(layout.tokenizer))
         flags = np.zeros((rows, width), dtype=np.uint8)
         for row in range(rows):
+            layout.tell(f"composing {name}: {row:,} of {rows:,} rows", row / rows)
             column, rng = 0, np.random.default_rng((layout.seed, 0, row))
             for length in lengths:
                 got, learn = compose(source, layout.tokenizer, fill, length - 1, rng)

@@ -20,6 +20,7 @@ from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, bos_id, load_tokenizer, read_tokenizer, tokenizer_hash
 from lccp_sim.data.tokens import Text, Tokens, tokenize, tokenizer_sample, vocab_size
+from lccp_sim.progress import Tell, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,16 @@ class _Part(NamedTuple):
 
 
 def open_corpus(
-    config: DataConfig, context_tokens: int, seed: int, tokenizer: tokenizers.Tokenizer | Path | None = None
+    config: DataConfig,
+    context_tokens: int,
+    seed: int,
+    tokenizer: tokenizers.Tokenizer | Path | None = None,
+    tell: Tell = silent,
 ) -> Corpus:
     """The corpus of a config in rows of `context_tokens` + 1, prepared now or taken from the cache.
 
-    `tokenizer` takes the place of the configured one (a chained run goes on with its base's). Raises ConfigError.
+    `tokenizer` takes the place of the configured one (a chained run goes on with its base's). `tell` hears how far the
+    preparing is. Raises ConfigError.
     """
     root = cache_root(config.cache)
     plain: dict[TextSource, Text] = {}  # sources that differ only in share or cut read one text
@@ -93,13 +99,13 @@ def open_corpus(
     for name, source in config.sources.items():
         if isinstance(source, TextSource):
             bare = replace(source, share=1.0, bucket_shares=None, max_document_tokens=None)
-            texts[name] = plain.setdefault(bare, Text(name, bare, config.held_out_frac))
+            texts[name] = plain.setdefault(bare, Text(name, bare, config.held_out_frac, tell))
     if tokenizer is None:
-        tokenizer = _configured_tokenizer(config, texts, root)
+        tokenizer = _configured_tokenizer(config, texts, root, tell)
     elif isinstance(tokenizer, Path):
         tokenizer = read_tokenizer(tokenizer)
     key, bos = tokenizer_hash(tokenizer), bos_id(tokenizer, config.tokenizer.bos_token)
-    layout = Layout(tokenizer, key, bos, context_tokens, config.packing, seed, root)
+    layout = Layout(tokenizer, key, bos, context_tokens, config.packing, seed, root, tell)
     tokens = {
         name: tokenize(text, config.sources[name].max_document_tokens, tokenizer, key, root)
         for name, text in texts.items()
@@ -145,13 +151,13 @@ def open_corpus(
     )
 
 
-def _configured_tokenizer(config: DataConfig, texts: dict[str, Text], root: Path) -> tokenizers.Tokenizer:
+def _configured_tokenizer(config: DataConfig, texts: dict[str, Text], root: Path, tell: Tell) -> tokenizers.Tokenizer:
     shares = [config.sources[name].share for name in texts]
     shares = shares if sum(shares) else [1.0] * len(shares)
     untrained = config.tokenizer.kind == "train" and not texts
     refuse(untrained, "data.tokenizer.kind", "train", "no source has text to train it on; add one, or give a file")
     entry = root / f"tokenizer-{digest([text.key for text in texts.values()], shares, config.tokenizer.vocab_size)}"
-    return load_tokenizer(config.tokenizer, tokenizer_sample(list(texts.values()), shares), entry)
+    return load_tokenizer(config.tokenizer, tokenizer_sample(list(texts.values()), shares, tell), entry)
 
 
 def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConfig, layout: Layout) -> _Part:

@@ -16,6 +16,7 @@ import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
 from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
+from lccp_sim.progress import Tell, silent
 
 BATCH_CHARS = 4_000_000
 SAMPLE_CHARS, CHUNK_CHARS = 3_000_000, 16_384
@@ -28,6 +29,7 @@ class Text:
     name: str
     source: TextSource
     held_out_frac: float
+    tell: Tell = silent
 
     @cached_property
     def key(self) -> str:
@@ -36,6 +38,7 @@ class Text:
 
     @cached_property
     def _collected(self) -> tuple[list[Document], list[LeftOut]]:
+        self.tell(f"reading {self.name}", 0.0)
         return collect(self.name, self.source)
 
     @cached_property
@@ -59,7 +62,7 @@ class Text:
         return hold_out(self.documents, self.held_out_frac)
 
 
-def tokenizer_sample(texts: list[Text], shares: list[float]) -> Iterator[str]:
+def tokenizer_sample(texts: list[Text], shares: list[float], tell: Tell = silent) -> Iterator[str]:
     """At most 3e6 characters of training documents: chunks of each source in hash order, sources by share."""
     held_out = {text_hash(text.documents[index].text) for text in texts for index in np.flatnonzero(text.held)}
     for text, share in zip(texts, shares, strict=True):
@@ -75,6 +78,7 @@ def tokenizer_sample(texts: list[Text], shares: list[float]) -> Iterator[str]:
             left -= len(chunk)
             if left <= 0:
                 break
+    tell("training the tokenizer", 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,15 @@ def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], Non
         encoded: list[np.ndarray] = []
         batch: list[str] = []
         dtype = id_dtype(tokenizer)
+        chars, done = sum(len(document.text) for document in text.documents), 0
         for index, document in enumerate(text.documents):
             batch.append(document.text)
             if sum(map(len, batch)) >= BATCH_CHARS or index == len(text.documents) - 1:
+                said = f"tokenizing {text.name}: {done / 1e6:,.0f} of {chars / 1e6:,.0f} million characters"
+                text.tell(said, done / chars)
                 got = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
                 encoded += [np.array(each.ids, dtype=dtype) for each in got]
+                done += sum(map(len, batch))
                 batch = []
         hashes = [text_hash(document.text) for document in text.documents]
         meta: dict[str, Any] = {

@@ -19,6 +19,7 @@ from lccp_sim.config import ConfigError, ModelConfig
 from lccp_sim.models.architectures import ARCHITECTURES
 from lccp_sim.models.hf_folder import INDEX, lacking, misfit, unknown
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.progress import Tell, silent
 
 SHARD_BYTES = 5 * 10**9
 # Modules of a layer by our names, where the row of an architecture says nothing else.
@@ -83,9 +84,16 @@ def parts(name: str, config: ModelConfig) -> dict[str, Part]:
 
 
 def read_weights(
-    stream: Iterator[tuple[str, Tensor]], name: str, config: ModelConfig, dtype: torch.dtype, where: str
+    stream: Iterator[tuple[str, Tensor]],
+    name: str,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    where: str,
+    tell: Tell = silent,
 ) -> dict[str, Tensor]:
     """Our state dict in `dtype` from a stream of (name, tensor): the model, and one tensor of the stream at a time.
+
+    `tell` hears how many tensors are read.
 
     Raises ConfigError where a tensor is missing, of another shape, stored as numbers that are no floats, not of this
     architecture, or there twice with different values.
@@ -119,6 +127,7 @@ def read_weights(
             )
         place.copy_(tensor)
         seen.add(part)
+        tell(f"reading weights: {len(seen):,} of {len(table):,} tensors", len(seen) / len(table))
     if extra:
         raise unknown(where, extra, name)
     if missing := [key for key, part in table.items() if part not in seen]:
@@ -127,7 +136,13 @@ def read_weights(
 
 
 def write_weights(
-    state: dict[str, Tensor], name: str, config: ModelConfig, out: Path, dtype: torch.dtype, shard: int = SHARD_BYTES
+    state: dict[str, Tensor],
+    name: str,
+    config: ModelConfig,
+    out: Path,
+    dtype: torch.dtype,
+    shard: int = SHARD_BYTES,
+    tell: Tell = silent,
 ) -> int:
     """The bytes of the weights, once they are in `out`: one file, or shards of up to `shard` bytes and their index."""
     table = parts(name, config)
@@ -145,6 +160,7 @@ def write_weights(
     where: dict[str, str] = {}
     for number, keys in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tell(f"writing weights: {number - 1} of {len(shards)} files", (number - 1) / len(shards))
         views = {key: table[key].view(state[table[key].ours]) for key in keys}
         # A copy each: a file of views of one tensor would be refused.
         save_file({key: view.to(dtype).clone(memory_format=torch.contiguous_format) for key, view in views.items()},

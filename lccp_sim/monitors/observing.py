@@ -34,16 +34,22 @@ def observing(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def counting(model: torch.nn.Module) -> Iterator[list[int]]:
+def counting(
+    model: torch.nn.Module, sent: Callable[[int, int], None] = lambda texts, tokens: None
+) -> Iterator[list[int]]:
     """A list of one number: the tokens sent through the model, and through copies made of it, while it is open.
 
     A token of a forward with gradients counts as three: its backward pass costs twice as much. A forward that is made
-    only because other processes make one gets its tokens by name, and is not counted.
+    only because other processes make one gets its tokens by name, and is not counted. Before each other forward
+    `sent(texts, tokens)` is told what it adds to those before.
     """
     tokens = [0]
 
     def count(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        tokens[0] += sum(x.numel() for x in arguments[:1]) * (3 if torch.is_grad_enabled() else 1)
+        for x in arguments[:1]:
+            more = x.numel() * (3 if torch.is_grad_enabled() else 1)
+            sent(len(x), more)
+            tokens[0] += more
 
     hook = model.register_forward_pre_hook(count)
     try:

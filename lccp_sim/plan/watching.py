@@ -68,6 +68,12 @@ PASSES: dict[str, Callable[[Any], list[Pass]]] = {
 ONCE: dict[str, Callable[[Any], list[Pass]]] = {"perplexity": _perplexity_once}
 
 
+def passes(monitor: Any, first: bool) -> list[Pass]:
+    """What a monitor sends in one look, and where it is the first also what is sent once; nothing of unknown kinds."""
+    tables = (PASSES, ONCE) if first else (PASSES,)
+    return [each for table in tables if monitor.kind in table for each in table[monitor.kind](monitor)]
+
+
 class Cost(NamedTuple):
     """Looks of a run; tokens of each, and those sent once; FLOPs over the run. A tuned token counts as three."""
 

@@ -16,6 +16,7 @@ from lccp_sim.config import Config, ConfigError
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.adapter import adapted
 from lccp_sim.monitors.values import Moment
+from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.logs import headline, log_images, log_scalars
@@ -28,7 +29,8 @@ class Monitors(L.Callback):
     `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
     another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `Watch`. Its state is in
     every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
-    window is written, before it is logged and saved, and gives the records that it wrote.
+    window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a window
+    is.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Monitors(L.Callback):
         self.history = HeadHistory([], watch.windows)
         self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
+        self.tell: Tell = silent
 
     @classmethod
     def of(
@@ -110,7 +113,7 @@ class Monitors(L.Callback):
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         with adapted(self.model(module)) as model:
-            seen = self.watch.look(model, moment, self.history)
+            seen = self.watch.look(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write([*first, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)

@@ -12,6 +12,7 @@ from lccp_sim.config import Config
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
 from lccp_sim.data.usage import Usage, repetition, usage
+from lccp_sim.progress import shown
 from lccp_sim.train.start import Start, tokenizer_for
 
 CUTS = ("cut docs", "cut tokens", "pad")
@@ -81,7 +82,8 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
     for packing in get_args(get_type_hints(DataConfig)["packing"]):
         if compare or packing == config.data.packing:
             data, tokenizer = replace(config.data, packing=packing), tokenizer_for(config, start, None)
-            corpora[packing] = open_corpus(data, config.run.context_tokens, config.seed, tokenizer)
+            with shown(console) as tell:
+                corpora[packing] = open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
     corpus = corpora[config.data.packing]
     start.check_tokenizer(corpus)
     print_corpus(console, corpus, config)

@@ -24,6 +24,7 @@ from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import choose, read_config, write_config
 from lccp_sim.models.weights import read_weights, untied, write_weights
+from lccp_sim.progress import Tell, silent
 from lccp_sim.train.card import model_card
 from lccp_sim.train.checkpoint import VerifiedIO, read_checkpoint, resolve
 from lccp_sim.train.directory import CONFIG, DONE
@@ -36,14 +37,18 @@ PREFIX = "model."  # of weights in a checkpoint of ours
 
 
 def read_foreign(
-    path: Path, dtype: torch.dtype = torch.float32, accept: Callable[[ModelConfig, int], None] | None = None
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    accept: Callable[[ModelConfig, int], None] | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """The content of a checkpoint of ours, made from a Hugging Face folder or GGUF file; needs the model's memory.
 
     It has two keys more: `tokenizer.json`, the text of that file, and `notes`, what a person should know, a line each.
     Raises ConfigError where anything does not fit; so may `accept`, which is asked about the config and the rows of the
-    embedding before any weight is read.
+    embedding before any weight is read. `tell` hears how far the reading is.
     """
+    tell(f"opening {path.name}", 0.0)
     settings, stream, notes = hf.open_weights(path, dtype)
     name, model = read_config(settings, str(path / "config.json" if path.is_dir() else path))
     rows = model.vocab_size or 0
@@ -52,7 +57,7 @@ def read_foreign(
     text, tokenizer, bos = read_vocabulary(path)
     if note := check_same(tokenizer, rows, bos, str(path)):
         notes = [*notes, note]
-    state = read_weights(stream, name, model, dtype, str(path))
+    state = read_weights(stream, name, model, dtype, str(path), tell)
     context = settings.get("max_position_embeddings") or 2048
     source: dict[str, Any] = {
         "name": path.resolve().name,
@@ -82,13 +87,14 @@ def read_foreign(
     return {"global_step": 0, "lccp": facts, "state_dict": weights, "tokenizer.json": text, "notes": notes}
 
 
-def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config) -> str:
+def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: Tell = silent) -> str:
     """What to say, the command to go on with last, once `out` holds a finished run of no tokens made of `path`.
 
-    `measure` is the config that `lccp measure OUT` shall measure it with.
+    `measure` is the config that `lccp measure OUT` shall measure it with. `tell` hears how far it is.
     """
     with building(out) as folder:
-        content = read_foreign(path, DTYPES[dtype])
+        content = read_foreign(path, DTYPES[dtype], tell=tell)
+        tell(f"writing {out.name}", 0.0)
         facts, text = content["lccp"], content.pop("tokenizer.json")
         notes = content.pop("notes")
         context, bos = facts["source"]["context_tokens"], facts["config"]["data"]["tokenizer"]["bos_token"]
@@ -119,13 +125,14 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config) -> str
     return "\n".join([*(f"note: {note}" for note in notes), f"{out}: imported; to train it on:", command])
 
 
-def export_checkpoint(name: str, out: Path, dtype: str) -> str:
+def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> str:
     """The architecture, once `out` holds what `name` means (a finished run, a checkpoint) in the form of transformers.
 
-    Raises ConfigError where no architecture computes it, or the run has no tokenizer.
+    `tell` hears how far it is. Raises ConfigError where no architecture computes it, or the run has no tokenizer.
     """
     path = resolve(name, "export")
     refuse(hf.is_checkpoint(path), "export", name, "is in the form of transformers already; copy it")
+    tell(f"reading {path.name}", 0.0)
     content = read_checkpoint(path)
     facts, run = content["lccp"], path.parent.parent
     source: dict[str, Any] = facts.get("source") or {}
@@ -146,7 +153,7 @@ def export_checkpoint(name: str, out: Path, dtype: str) -> str:
     settings = write_config(architecture, model) | {"max_position_embeddings": context, "use_cache": True} | ids
     settings |= dict.fromkeys(("dtype", "torch_dtype"), str(DTYPES[dtype]).removeprefix("torch."))
     with building(out) as folder:
-        size = write_weights(state, architecture, model, folder, DTYPES[dtype])
+        size = write_weights(state, architecture, model, folder, DTYPES[dtype], tell=tell)
         for file, value in {"config.json": settings, **files}.items():
             _write(folder / file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         _write(folder / "tokenizer.json", text)

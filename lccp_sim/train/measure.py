@@ -15,11 +15,14 @@ from rich.console import Console
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.data.beyond import check_rows, check_same
 from lccp_sim.data.pools import Corpus, open_corpus
+from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.models import hf
+from lccp_sim.progress import Tell, shown
 from lccp_sim.records import Record, write_atomic
 from lccp_sim.train.board import log_layout
 from lccp_sim.train.directory import CONFIG, claim, read_config
+from lccp_sim.train.estimate import estimate
 from lccp_sim.train.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.load import plain_config
 from lccp_sim.train.logs import headline, log_images, log_scalars
@@ -33,8 +36,9 @@ def measure(
 ) -> int:
     """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/`, or `out`, made anew.
 
-    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run. Raises
-    ConfigError where the path is no checkpoint, or where `out` is a run itself.
+    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run, which
+    begin with an estimate of their time. Raises ConfigError where the path is no checkpoint, or where `out` is a run
+    itself.
     """
     if check and (overrides or not (path / CONFIG).exists()):
         why = "it is no run directory" if not overrides else "with other settings the values differ"
@@ -45,7 +49,8 @@ def measure(
         raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
     own = Journal(path).records() if check else []
     set_threads(config)
-    corpus = _corpus(config, series)
+    with shown(console) as tell:
+        corpus = _corpus(config, series, tell)
     watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE, bf16=config.watched_in_bf16)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     watch.recall(home / REFERENCE)
@@ -53,22 +58,30 @@ def measure(
         console.print(f"warning: {warning}", style="yellow", markup=False)
     history = HeadHistory([], series.windows)
     records: list[Record] = []
-    with claim(out):
+    with claim(out), shown(console) as tell:
         journal = Journal(out)
         journal.truncate({}, -1)
         write_atomic(out / "measured.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
         logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
-        for point in series.points:
-            if check and not point.path.name.startswith("window"):
-                continue  # training wrote no records there
+        # Beside windows, training wrote no records.
+        points = [point for point in series.points if not check or point.path.name.startswith("window")]
+        for number, point in enumerate(points):
+            whole = number / len(points), (number + 1) / len(points)
+            place = f"checkpoint {number + 1} of {len(points)}, " if points[1:] else ""
+            tell(f"{place}loading {point.path.name}", whole[0])
             loaded = point.load()
             rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
             fits = check_same if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
+            if not number and series.foreign:
+                tell(f"{place}timing a text of each length", 0.0)
+                tokens = plain_tokens(corpus.tokenizer)
+                said = estimate(loaded.model, watch.monitors, tokens, watch.bf16, len(points))
+                console.print(said, markup=False)
             watch.windows = loaded.windows or series.windows
-            seen = watch.look(loaded.model, point.moment, history)
+            seen = watch.look(loaded.model, point.moment, history, tell, place, whole)
             journal.write(seen.records)
             if seen.values:
                 journal.write_samples(point.moment.step, seen.values)
@@ -102,12 +115,12 @@ def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> t
     raise ConfigError(f"{path}: no run directory, checkpoint, or series file (YAML); nothing to measure")
 
 
-def _corpus(config: Config, series: Series) -> Corpus:
+def _corpus(config: Config, series: Series, tell: Tell) -> Corpus:
     tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
     data = config.data
     if series.bos and not data.tokenizer.bos_token:
         data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
-    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer)
+    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
 
 
 def _compare(own: list[Record], measured: list[Record], console: Console) -> int:

@@ -1,37 +1,62 @@
-"""What a person sees of a run while it trains: the progress bar, the loggers."""
+"""What a person sees of a run while it trains: the line of progress, the loggers."""
 
 import csv
 import io
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.progress import Tell
 from lccp_sim.records import write_atomic
 
+SPEED_OVER = 20  # steps
+REFRESH = 0.25  # seconds
 
-class Progress(RichProgressBar):
-    """Lightning's rich bar with loss, tokens per second, and tokens done of planned."""
 
-    def __init__(self, batch_tokens: int, steps: int):
-        super().__init__(refresh_rate=5)
-        self.batch_tokens, self.steps = batch_tokens, steps
+class Progress(L.Callback):
+    """Tells of steps done of planned, of the loss, and of the speed of the last steps.
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "training"
+    It stands before the monitors, so that no window counts as training.
+    """
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The columns at the right of the bar."""
-        done = trainer.global_step * self.batch_tokens
-        bar = self.train_progress_bar_id
-        task = self.progress.tasks[bar] if self.progress and bar is not None else None
-        speed = (task.speed or 0.0) * self.batch_tokens / trainer.accumulate_grad_batches if task else 0.0
+    def __init__(self, tell: Tell, batch_tokens: int, steps: int):
+        self.tell, self.batch_tokens, self.steps = tell, batch_tokens, steps
+        self.busy: deque[float] = deque(maxlen=SPEED_OVER)
+        self.began = self.told = time.monotonic()
+        self.last = ("training", 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a run goes on, its pace counts from there."""
+        self.last = ("training", trainer.global_step / self.steps)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A step begins with its first micro-batch; where a window came before, the line is training's again."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.began = time.monotonic()
+            self.tell(*self.last)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a step, a few times a second at most."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        now, step = time.monotonic(), trainer.global_step
+        self.busy.append(now - self.began)
+        if now - self.told < REFRESH and step < self.steps:
+            return
+        self.told = now
         loss = float(getattr(pl_module, "loss_nats", float("nan")))
-        total = self.steps * self.batch_tokens
-        return {"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}", "tokens": f"{done:,}/{total:,}"}
+        speed = self.batch_tokens * len(self.busy) / max(sum(self.busy), 1e-9)
+        self.last = (f"step {step:,} of {self.steps:,}, loss {loss:.3f}, {speed:,.0f} tokens/s", step / self.steps)
+        self.tell(*self.last)
 
 
 def loggers(config: Config, directory: Path, first: int) -> list[Logger]:

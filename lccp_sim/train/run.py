@@ -21,6 +21,7 @@ from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
+from lccp_sim.progress import shown
 from lccp_sim.records import DamagedRecords, Record, write_atomic
 from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
 from lccp_sim.train.branch import branch
@@ -104,7 +105,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     ranks.first(lambda: branch(config, directory))
     checkpoint = ranks.first(lambda: _checkpoint(directory, console))
     tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
-    corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer))
+    with shown(console) as tell:
+        corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer, tell))
     start.check_tokenizer(corpus)
     for said in start.notes:
         _say(console, f"note: {said}")
@@ -161,8 +163,9 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         observe.lr_factor = stopping.factor
     Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
-    ours = [observe, *([stopping] if stopping else [])]
-    with enough_memory(config, rows, ranks.world, device):
+    with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
+        observe.tell = tell.beside()
+        ours = [Progress(tell, tokens, config.run.steps), observe, *([stopping] if stopping else [])]
         _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
@@ -247,7 +250,7 @@ def _fit(
         max_steps=r.steps, max_epochs=-1, accumulate_grad_batches=micro,
         precision="bf16-mixed" if r.precision == "bf16" else "32-true", deterministic=r.deterministic,
         logger=ranks.in_turn(lambda: loggers(config, directory, first)),
-        callbacks=[*ours, Progress(r.batch_tokens, r.steps), periodic], enable_model_summary=False,
+        callbacks=[*ours, periodic], enable_model_summary=False, enable_progress_bar=False,
         use_distributed_sampler=False, default_root_dir=directory, log_every_n_steps=r.log_every_steps,
     )  # fmt: skip
     try:

@@ -46,12 +46,14 @@ class Series:
     """Points in order of their tokens. `windows` are the steps of those at which heads are compared.
 
     `tokenizer` is the path of a tokenizer.json or its text, `bos` the name of its BOS token where a checkpoint says so.
+    `foreign`: of transformers, none of ours.
     """
 
     points: list[Point]
     windows: list[int]
     tokenizer: Path | str
     bos: str | None = None
+    foreign: bool = False
 
 
 def device_of(config: Config) -> str:
@@ -136,7 +138,8 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
         hf.notes_of(path)  # what can be refused is refused before anything is prepared
     text, _, bos = read_vocabulary(first)
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-    return Series(_same(places, [_theirs(path, dtype, device_of(config)) for path, _ in places]), steps, text, bos)
+    loads = [_theirs(path, dtype, device_of(config)) for path, _ in places]
+    return Series(_same(places, loads), steps, text, bos, foreign=True)
 
 
 def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[Point]:

@@ -19,7 +19,10 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.values import Moment, Value
+from lccp_sim.plan.watching import passes
+from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record, Tag
+from lccp_sim.train.estimate import Count
 from lccp_sim.train.module import NotFinite
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.together import together
@@ -71,23 +74,34 @@ class Watch:
         index = self.windows.index(step)
         return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
 
-    def look(self, model: LanguageModel, moment: Moment, history: "HeadHistory") -> Seen:
+    def look(
+        self,
+        model: LanguageModel,
+        moment: Moment,
+        history: "HeadHistory",
+        tell: Tell = silent,
+        before: str = "",
+        whole: tuple[float, float] = (0.0, 1.0),
+    ) -> Seen:
         """Everything that is due; at a step that is no window, everything.
 
         The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
-        its share of a monitor's items, and all get everything.
+        its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `Count`.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
+        plan = {name: passes(self.monitors[name], first=name in self.open) for name in due}
+        count = Count(plan, tell, self.ranks.world, before, whole)
         with together(model, self.ranks):
-            seen = [self._look(name, model, moment) for name in due]
+            seen = [self._look(name, model, moment, count) for name in due]
         records = [record for each in seen for record in each.records]
         values = [value for each in seen for value in each.values]
         timing = [row for each in seen for row in each.timing]
         return Seen(records + history.compare(records, moment), values, timing)
 
-    def _look(self, name: str, model: LanguageModel, moment: Moment) -> Seen:
+    def _look(self, name: str, model: LanguageModel, moment: Moment, count: Count) -> Seen:
         monitor, start = self.monitors[name], time.perf_counter()
-        with observing(model, self.bf16), counting(model) as tokens:
+        count.begin(name)
+        with observing(model, self.bf16), counting(model, count.sent) as tokens:
             if name in self.open:
                 found = find_reference(self.store, name, monitor, self.items[name], model, self.corpus, self.ranks)
                 self.items[name] = found

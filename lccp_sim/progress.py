@@ -1,0 +1,119 @@
+"""Long work shows that it lives: one line of what is done of how much, the time so far, and about how long is left.
+
+In a terminal the line stands below what is printed, and goes at the end. Elsewhere (a file, a pipe) it is printed as
+plain text every `PACE` seconds, more rarely as the hours pass, and never for work that ends sooner. Whoever works is
+handed a `Tell` and knows nothing of this.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Tell = Callable[[str, float], None]  # what is being done, in words, and the share of it that is done, 0 to 1
+PACE = 20.0  # seconds between plain lines
+RARER = 50  # and at least this share of the time so far: a day has some hundred lines, not thousands
+
+
+def silent(said: str, share: float) -> None:
+    """Tells nobody."""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
+    return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 >= 60 else "")
+
+
+class Work:
+    """A piece of long work: what was told last, and the time left, by the pace since the first word.
+
+    A share smaller than the one before begins another piece, with a clock of its own. `now` gives seconds; of all that
+    share a `line`, it shows the one that spoke last.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, line: "list[Work] | None" = None):
+        self.now, self.line = now, [self] if line is None else line
+        self.said, self.share, self.first = "", 0.0, (now(), 0.0)
+
+    def __call__(self, said: str, share: float) -> None:
+        """A `Tell`."""
+        if not self.said or share < self.share:
+            self.first = (self.now(), share)
+        self.said, self.share, self.line[0] = said, share, self
+
+    def beside(self) -> "Work":
+        """Another piece that takes the line in between and leaves this one's clock alone."""
+        return Work(self.now, self.line)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None where nothing was done yet that tells."""
+        (began, first), share = self.first, min(self.share, 1.0)
+        return (self.now() - began) * (1 - share) / (share - first) if share > first else None
+
+    def times(self) -> str:
+        """How long it took so far, and how long it will still take, in words."""
+        left = "" if self.left is None else f", about {clock(self.left)} left"
+        return f"{clock(self.now() - self.first[0])}{left}"
+
+
+@contextmanager
+def shown(console: "Console") -> Iterator[Work]:
+    """A `Tell` whose words are shown on the console while it is open; on a quiet one they are not."""
+    work = Work()
+    if console.quiet:
+        yield work
+        return
+    with _bar(console, work.line) if console.is_interactive else _lines(console, work.line):
+        yield work
+
+
+@contextmanager
+def _bar(console: "Console", line: list[Work]) -> Iterator[None]:
+    """While it is open, the last line of a terminal; it is drawn twice a second, whether anything is told or not."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task
+    from rich.table import Column
+    from rich.text import Text
+
+    class Said(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            task.completed = min(line[0].share, 1.0)
+            return Text(line[0].said)
+
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(line[0].times(), style="dim")
+
+    said = Said(Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    columns = said, BarColumn(bar_width=12), Times(Column(no_wrap=True))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2, expand=True) as progress:
+        progress.add_task("", total=1.0)
+        yield
+
+
+@contextmanager
+def _lines(console: "Console", line: list[Work]) -> Iterator[None]:
+    """While it is open, a plain line now and then, from a thread: also during one long call."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def lines() -> None:
+        while not ended.wait(max(PACE, (time.monotonic() - began) / RARER)):
+            if line[0].said:
+                console.print(f"... {line[0].said}; {line[0].times()}", markup=False, soft_wrap=True)
+
+    thread = threading.Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
