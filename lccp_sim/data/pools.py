@@ -46,6 +46,10 @@ class DataConfig(MixtureConfig):
                 rule = f"must be a text source of this config ({', '.join(texts) or 'there is none'}; share 0 will do)"
                 refuse(source.text_from not in texts, f"data.sources.{name}.text_from", source.text_from, rule)
         self.check(self.sources)
+        for index, point in enumerate(self.schedule):
+            for name in set(kept) - set(texts):
+                share, rule = (point.shares or {}).get(name, 0), "must be 0: the source is held out whole"
+                refuse(share, f"data.schedule.{index}.shares.{name}", share, rule)
 
 
 @dataclass(frozen=True)
