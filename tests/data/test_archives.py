@@ -1,6 +1,7 @@
 """A pinned wheel as a source: what becomes a document, the same corpus on every machine, and every refusal."""
 
 import hashlib
+import os
 import shutil
 import stat
 import sys
@@ -229,3 +230,17 @@ def test_the_tiny_data_are_pinned_and_runs_without_a_network_use_none_of_them() 
     }
     assert kinds.pop("tiny_emergence") == {"package_archive", "synthetic"}
     assert all("package_archive" not in each for each in kinds.values())
+
+
+CACHE = Path(os.environ.get("LCCP_CACHE") or "~/.cache/lccp-sim").expanduser()
+
+
+@pytest.mark.skipif(len(list(CACHE.glob("archive-*"))) < 4, reason="the wheels are not here: make corpus fetches them")
+def test_the_documents_of_the_tiny_data_are_as_many_as_the_page_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name, each in check(["run=tiny_emergence"]).data.sources.items():
+        if isinstance(each, PackageArchive):
+            sizes = [len(document.text.encode()) for document in each.within(CACHE, None).documents()]
+            assert f"`{'-'.join(each.wheel.split('-')[:2])}`" in rows[name]
+            assert f"| {len(sizes)} " in rows[name] and f"| {sum(sizes) / 1e6:.1f} MB |" in rows[name]
