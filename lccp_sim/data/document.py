@@ -6,9 +6,10 @@ other. The split goes by bytes, not tokens: the tokenizer is trained on the trai
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -36,13 +37,14 @@ class TextSource:
 
     `bucket_shares` are shares of its documents by length (`data.bucket_shares_of=source`). `max_document_tokens` cuts
     documents into pieces of at most that many tokens, their BOS included (for example: the replay of pre-training at
-    the old context). `max_megabytes` takes documents in hash order.
+    the old context). `max_megabytes` takes documents in hash order. A source with `held_out=whole` is never trained on.
     """
 
     share: float = 1.0
     bucket_shares: tuple[float, ...] | None = None
     max_megabytes: float | None = None
     max_document_tokens: int | None = None
+    held_out: Literal["part", "whole"] = "part"
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.share < float("inf"), "share", self.share, "must be a number >= 0")
@@ -50,6 +52,12 @@ class TextSource:
         refuse(bad, "max_megabytes", self.max_megabytes, "must be above 0, or null for no cap")
         bad = self.max_document_tokens is not None and self.max_document_tokens < 8
         refuse(bad, "max_document_tokens", self.max_document_tokens, "must be at least 8, or null for no cut")
+        trained = self.held_out == "whole" and self.share > 0
+        refuse(trained, "share", self.share, "must be 0 where held_out is whole: no row is drawn from it")
+
+    def within(self, cache: Path, mirror: Path | None) -> Self:
+        """The source, told where archives that it fetches are kept (`cache`) and found (`mirror`; null: by pip)."""
+        return self
 
     def documents(self) -> Iterator["Document | LeftOut"]:
         """The documents, in an order that depends on nothing but the settings and the text, and what is left out."""
@@ -67,6 +75,27 @@ class TextSource:
 def text_hash(text: str) -> str:
     """16 hex digits that name a text by its content."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def join_files(files: Iterable[tuple[str, str, str, str]]) -> Iterator[Document]:
+    """Documents of files given as (document, group, title, text): neighbours of one document, each under its title.
+
+    Empty files and repeated texts are left out.
+    """
+    seen: set[str] = set()
+    name, group = "", ""
+    parts: list[str] = []
+    for document, of_group, title, text in files:
+        if not text.strip() or (key := text_hash(text)) in seen:
+            continue
+        seen.add(key)
+        if document != name and parts:
+            yield Document("\n\n".join(parts), name, group)
+            parts = []
+        name, group = document, of_group
+        parts.append(f"# {title}\n{text.rstrip()}\n")
+    if parts:
+        yield Document("\n\n".join(parts), name, group)
 
 
 def collect(name: str, source: TextSource) -> tuple[list[Document], list[LeftOut]]:

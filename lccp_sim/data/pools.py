@@ -34,17 +34,23 @@ class DataConfig(MixtureConfig):
     document_mask: bool = True
     reset_positions: bool = True
     cache: str = "~/.cache/lccp-sim"
+    mirror: str | None = None
 
     def __post_init__(self) -> None:
         refuse(not self.sources, "data.sources", {}, "is empty; name at least one source")
         bad = not 0 <= self.held_out_frac <= 0.5
         refuse(bad, "data.held_out_frac", self.held_out_frac, "must lie between 0 and 0.5 (0.05 to 0.1 is usual)")
-        texts = [name for name, source in self.sources.items() if isinstance(source, TextSource)]
+        kept = {name: source for name, source in self.sources.items() if isinstance(source, TextSource)}
+        texts = [name for name, source in kept.items() if source.held_out == "part"]
         for name, source in self.sources.items():
             if isinstance(source, Synthetic) and source.text_from is not None:
                 rule = f"must be a text source of this config ({', '.join(texts) or 'there is none'}; share 0 will do)"
                 refuse(source.text_from not in texts, f"data.sources.{name}.text_from", source.text_from, rule)
         self.check(self.sources)
+        for index, point in enumerate(self.schedule):
+            for name in set(kept) - set(texts):
+                share, rule = (point.shares or {}).get(name, 0), "must be 0: the source is held out whole"
+                refuse(share, f"data.schedule.{index}.shares.{name}", share, rule)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,14 @@ def open_corpus(
     `tokenizer` takes the place of the configured one (a chained run goes on with its base's). `tell` hears how far the
     preparing is. Raises ConfigError.
     """
-    root = cache_root(config.cache)
+    root, mirror = cache_root(config.cache), None if config.mirror is None else Path(config.mirror).expanduser()
     plain: dict[TextSource, Text] = {}  # sources that differ only in share or cut read one text
     texts: dict[str, Text] = {}
     for name, source in config.sources.items():
         if isinstance(source, TextSource):
-            bare = replace(source, share=1.0, bucket_shares=None, max_document_tokens=None)
-            texts[name] = plain.setdefault(bare, Text(name, bare, config.held_out_frac, tell))
+            bare = replace(source, share=0.0, bucket_shares=None, max_document_tokens=None)
+            text = Text(name, bare.within(root, mirror), config.held_out_frac, tell)
+            texts[name] = plain.setdefault(bare, text)
     if tokenizer is None:
         tokenizer = _configured_tokenizer(config, texts, root, tell)
     elif isinstance(tokenizer, Path):
@@ -134,7 +141,7 @@ def open_corpus(
     content = [
         [name, vars(source) | {"text_from": None}, tokens[source.text_from].content if source.text_from else None]
         if isinstance(source, Synthetic)
-        else [name, tokens[name].content, source.max_document_tokens]
+        else [name, tokens[name].content, source.max_document_tokens, source.held_out]
         for name, source in config.sources.items()
     ]
     return Corpus(

@@ -1,4 +1,4 @@
-"""Where documents come from: code and prose that an installation carries; files and the hub are in files.py.
+"""Where documents come from: code and prose that an installation carries; see also files.py and archives.py.
 
 No source imports what it reads, and none runs foreign code. A document of code is a whole (sub-)package, because long
 documents are what the new context is for; single files are mostly shorter than it.
@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lccp_sim.config import refuse
-from lccp_sim.data.document import Document, TextSource, text_hash
+from lccp_sim.data.archives import PackageArchive
+from lccp_sim.data.document import Document, TextSource, join_files, text_hash
 from lccp_sim.data.files import Hub, TextFiles, names, stat
 from lccp_sim.data.synthetic import Synthetic
 
@@ -66,25 +67,17 @@ class PythonCode(TextSource):
         return [stat(path) for _, _, path in self._files()]
 
     def documents(self) -> Iterator[Document]:
-        seen: set[str] = set()
-        name, group = "", ""
-        parts: list[str] = []
-        for document, of_group, path in self._files():
+        return join_files(self._texts())
+
+    def _texts(self) -> Iterator[tuple[str, str, str, str]]:
+        """Document, group, module and text of each file."""
+        for document, group, path in self._files():
             try:
                 text = path.read_bytes().decode("utf-8-sig")
             except UnicodeDecodeError:
                 continue  # a few old files declare another encoding; nobody asked for them by name
-            if not text.strip() or (key := text_hash(text)) in seen:
-                continue
-            seen.add(key)
-            if document != name and parts:
-                yield Document("\n\n".join(parts), name, group)
-                parts = []
-            name, group = document, of_group
             module = document.replace("/", ".") + ("" if path.stem in ("__init__", document) else f".{path.stem}")
-            parts.append(f"# {module}\n{text.rstrip()}\n")
-        if parts:
-            yield Document("\n\n".join(parts), name, group)
+            yield document, group, module, text
 
 
 def _stdlib_roots() -> list[Path]:
@@ -138,6 +131,7 @@ class PackageText(TextSource):
 SOURCES: dict[str, type] = {
     "python_code": PythonCode,
     "package_text": PackageText,
+    "package_archive": PackageArchive,
     "text_files": TextFiles,
     "hub": Hub,
     "synthetic": Synthetic,

@@ -59,6 +59,8 @@ class Text:
     @cached_property
     def held(self) -> np.ndarray:
         """bool [documents]: held out."""
+        if self.source.held_out == "whole":
+            return np.ones(len(self.documents), dtype=bool)
         return hold_out(self.documents, self.held_out_frac)
 
 

@@ -22,6 +22,7 @@ CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAIL
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
 FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
 FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
+FREE |= {"data.mirror"}
 FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
 FREE |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
@@ -32,7 +33,7 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
     batch = {key: plain["run"][key] for key in ("context_tokens", "batch_tokens", "precision")}
     free = config.optim.schedule == "constant"
     length = None if free else config.run.tokens
-    data = {key: value for key, value in plain["data"].items() if key != "cache"}
+    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "mirror")}
     parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
     if config.run.stopping is not None and config.run.stopping.action == "decay":
         parts.append(plain["run"]["stopping"])

@@ -224,6 +224,12 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("python_code", {"max_document_tokens": 1}, "max_document_tokens=1"),
         ("python_code", {"packages": ["os.path"]}, "packages='os.path'"),
         ("python_code", {"package": ["numpy"]}, "did you mean 'packages'"),
+        ("package_archive", {"wheel": "a-1.0.tar.gz", "sha256": "0" * 64}, "wheel='a-1.0.tar.gz': must be .* wheel"),
+        ("package_archive", {"wheel": "a-1.0-cp311-cp311-any.whl", "sha256": "0" * 64}, "for any Python 3"),
+        ("package_archive", {"wheel": "../a-1.0-py3-none-any.whl", "sha256": "0" * 64}, "wheel="),
+        ("package_archive", {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 40}, "sha256=.*64 hex digits"),
+        ("package_archive", {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 64, "include": []}, "include=.*glob"),
+        ("package_text", {"held_out": "whole"}, "share=1.0: must be 0 where held_out is whole"),
         ("synthetic", {"task": "copies"}, "text_from=None"),
         ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', 'copies' or 'repeats'"),
         ("synthetic", {"task": "repeats", "documents": 0}, "documents=0"),
@@ -240,13 +246,14 @@ def test_every_kind_is_made_from_a_config() -> None:
     for kind, keys in {
         "python_code": {"packages": ["numpy"], "max_document_tokens": 128},
         "package_text": {},
+        "package_archive": {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 64},
         "text_files": {"paths": [__file__.replace("test_sources.py", "*.md"), str(Path(__file__).parent)]},
         "hub": {"name": "x"},
         "synthetic": {"task": "facts", "text_from": "a"},
     }.items():
         if kind != "text_files":  # that one looks for its files
             assert parse_kind(SOURCES, {"kind": kind, **keys}, "data.sources.mine").kind == kind
-    assert set(SOURCES) == {"python_code", "package_text", "text_files", "hub", "synthetic"}
+    assert set(SOURCES) == {"python_code", "package_text", "package_archive", "text_files", "hub", "synthetic"}
     assert isinstance(parse_kind(SOURCES, {"kind": "synthetic", "task": "repeats"}, "data.sources.mine"), Synthetic)
 
 

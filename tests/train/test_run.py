@@ -227,7 +227,12 @@ def test_what_changes_the_numbers_changes_the_directory(make: Callable[..., Conf
     base = run_directory(make(), None)
     for key, value in {"optim.lr": 1e-4, "seed": 1, "model.d_expert": 32, "data.held_out_frac": 0.2}.items():
         assert run_directory(make({key: value}), None) != base
-    for key, value in {"run.tokens": 99 * BATCH, "run.threads": 2, "data.cache": "elsewhere"}.items():
+    for key, value in {
+        "run.tokens": 99 * BATCH,
+        "run.threads": 2,
+        "data.cache": "elsewhere",
+        "data.mirror": "elsewhere",
+    }.items():
         assert run_directory(make({key: value}), None) == base
     cosine = {"optim.schedule": "cosine"}
     assert run_directory(make(cosine), None) != run_directory(make({**cosine, "run.tokens": 99 * BATCH}), None)
