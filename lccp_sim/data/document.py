@@ -5,13 +5,15 @@ other. The split goes by bytes, not tokens: the tokenizer is trained on the trai
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from lccp_sim.config import ConfigError, refuse
+
+Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (int64) of real text
 
 
 class Document(NamedTuple):

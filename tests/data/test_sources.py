@@ -223,7 +223,7 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("python_code", {"packages": ["os.path"]}, "packages='os.path'"),
         ("python_code", {"package": ["numpy"]}, "did you mean 'packages'"),
         ("synthetic", {"task": "copies"}, "text_from=None"),
-        ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', 'copies' or 'repeats'"),
+        ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', 'copies', 'repeats' or 'questions'"),
         ("synthetic", {"task": "repeats", "documents": 0}, "documents=0"),
         ("synthetic", {"task": "repeats", "share": float("nan")}, "share=nan"),
         ("synthetic", {"task": "copies", "text_from": "a", "copy_frac": 1.0}, "copy_frac=1.0"),

@@ -14,8 +14,8 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.config import ConfigError
+from lccp_sim.data.document import Filler
 from lccp_sim.data.spans import encode_after
-from lccp_sim.data.synthetic import Filler
 
 SHORT = 4096  # tokens: below this, texts have tasks of a smaller size
 Entry = TypeVar("Entry")
