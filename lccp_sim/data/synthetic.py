@@ -140,7 +140,7 @@ def _facts(
             continue  # two values for one key: no reader could answer
         keys.add(fact.key_ids.tobytes())
         times, part = divmod(task.questions_per_fact, 1)
-        asked = max(int(times) + int(part > 0 and rng.random() < part), number == 0)
+        asked = max(int(times) + int(part > 0 and rng.random() < part), int(number == 0))
         answers = [_asked(task, fact, rng) for _ in range(asked)]
         left -= len(fact.needle_ids) + sum(map(len, answers))
         if left < 0:
