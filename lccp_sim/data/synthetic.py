@@ -19,6 +19,7 @@ from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
 from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, draw_fact
 from lccp_sim.data.tasks import TASKS as QUESTIONS
+from lccp_sim.data.tasks import Half
 
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
 Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what
@@ -182,7 +183,8 @@ def _questions(
     turns = [name for name, weight in task.questions.items() for _ in range(weight)]
     ids, learn, size = [], [], 0
     while size < length:
-        drawn = QUESTIONS[turns[rng.integers(len(turns))]](rng, tokenizer, 0, task.question_tokens, evaluation, fill)
+        draw = QUESTIONS[turns[rng.integers(len(turns))]]
+        drawn = draw(rng, tokenizer, 0, task.question_tokens, Half(evaluation, False), fill)
         ids.append(drawn.tokens[1:])  # without its BOS
         learn.append(np.arange(1, len(drawn.tokens)) >= drawn.answer_start)
         size += len(ids[-1])

@@ -21,6 +21,20 @@ SHORT = 4096  # tokens: below this, texts have tasks of a smaller size
 Entry = TypeVar("Entry")
 
 
+class Half(NamedTuple):
+    """Which half of every list a question is made from, of two: True for the one that fine-tuning never sees.
+
+    `names` is of names, values and words, `phrasings` of the sentences around them. For a model that has not learnt
+    language, another phrasing is another task.
+    """
+
+    names: bool
+    phrasings: bool
+
+
+UNSEEN = Half(names=True, phrasings=True)
+
+
 class Question(NamedTuple):
     """int64 tokens (BOS, context, question, answer with its closing line break), and what the answer must hold.
 
