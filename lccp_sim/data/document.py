@@ -6,7 +6,7 @@ other. The split goes by bytes, not tokens: the tokenizer is trained on the trai
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 
 from lccp_sim.config import ConfigError, refuse
+
+Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (int64) of real text
 
 
 class Document(NamedTuple):

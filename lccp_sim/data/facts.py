@@ -18,6 +18,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tokenizer import encode
 
+CLOSED = 64  # the words that values of a closed vocabulary are drawn from
 MAX_WORDS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank
 MAX_BESIDE = 64  # words that each atom is tried beside, besides all digits, which are what merges
 
@@ -51,12 +52,16 @@ HELDOUT_TEMPLATES = (
 
 
 class Fact(NamedTuple):
-    """Token ids, int64: the statement, the question up to "Answer:", which tokens of the statement are V, and K."""
+    """Token ids, int64: the statement, the question up to "Answer:", which tokens of the statement are V, and K.
+
+    `short_ids` answer the question by V alone, with the line break that ends such an answer.
+    """
 
     needle_ids: np.ndarray
     question_ids: np.ndarray
     value_mask: np.ndarray
     key_ids: np.ndarray
+    short_ids: np.ndarray
 
 
 def word_atoms(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
@@ -106,31 +111,36 @@ def count_evaluation_keys(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def draw_fact(
-    rng: np.random.Generator, template: Template, tokenizer: tokenizers.Tokenizer, evaluation: bool = False
+    rng: np.random.Generator,
+    template: Template,
+    tokenizer: tokenizers.Tokenizer,
+    evaluation: bool = False,
+    closed: bool = False,
 ) -> Fact:
     """A fact with a random key of two word atoms and a random value of four word or digit atoms.
 
-    `evaluation` draws its key from the pairs that training never uses. The needle begins with a space-led word, so the
-    same ids stand in the context and after "Answer:". Raises ConfigError where the vocabulary has too few words, and
-    where the tokenizer merges across the start of the answer or of an atom. Source: arXiv 2604.02650, section 5.
+    The value of a `closed` fact is one of 64 words instead. `evaluation` draws its key from the pairs that training
+    never uses. The needle begins with a space-led word, so the same ids stand in the context and after "Answer:".
+    Raises ConfigError where the vocabulary has too few words, and where the tokenizer merges across the start of the
+    answer or of an atom. Source: arXiv 2604.02650, section 5.
     """
     words, digits = _enough_words(tokenizer), digit_atoms(tokenizer)
     while is_evaluation_key(key := rng.choice(words, 2)) != evaluation:
         pass
-    value = rng.choice(words, 4)
-    if len(digits):
+    value = rng.choice(words[:: -(-len(words) // CLOSED)], 1) if closed else rng.choice(words, 4)
+    if len(digits) and not closed:
         value = np.where(rng.random(4) < 0.25, rng.choice(digits, 4), value)
-    asked, rest, before, between, after = _pieces(tokenizer, template)
+    asked, rest, before, between, after, stop = _pieces(tokenizer, template)
     needle = np.concatenate([before, key, between, value, after])
     mask = np.zeros(len(needle), dtype=bool)
     start = len(before) + len(key) + len(between)
     mask[start : start + len(value)] = True
-    return Fact(needle, np.concatenate([asked, key, rest]), mask, key)
+    return Fact(needle, np.concatenate([asked, key, rest]), mask, key, np.concatenate([value, stop]))
 
 
 @lru_cache(maxsize=64)
 def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.ndarray, ...]:
-    """The ids around key and value, of the question and then of the statement, from one whole text with sample atoms.
+    """The ids around key and value, of the question and of the statement, and a line break: from one text with atoms.
 
     All facts of a template share them: an atom stays itself, and a tokenizer that merges it with its neighbour is
     refused here.
@@ -140,7 +150,8 @@ def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.nda
     between, after = rest.split("{value}")
     asked, closing = f"\nQuestion: {template.question}\nAnswer:".split("{key}")
     parts = encode_after(tokenizer, (asked, key, closing, before, key, between, value, after))
-    return tuple(parts[i] for i in (0, 2, 3, 5, 7))
+    stop = encode_after(tokenizer, (value, "\n"))[1]
+    return *(parts[i] for i in (0, 2, 3, 5, 7)), stop
 
 
 def _enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:

@@ -2,60 +2,89 @@
 
 A document is filler (real text of another source) into which events are inserted: facts and their questions, or spans
 and their repeats. Each piece is a run of ids encoded on its own, so every document has exactly its length. `learn`
-marks what no reader could predict, for runs that want to skip it in the loss.
+is false where no reader could predict the token, for runs that leave such tokens out of the loss.
+
+Facts of many templates can be copied by template alone. With `templates: 1` all facts of a document look alike, and
+only the key tells them apart.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import refuse
-from lccp_sim.data.facts import TRAIN_TEMPLATES, draw_fact
+from lccp_sim.config import nearest, refuse
+from lccp_sim.data.document import Filler
+from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, draw_fact
+from lccp_sim.data.tasks import TASKS as QUESTIONS
+from lccp_sim.data.tasks import Half
 
-Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n consecutive ids of real text
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
 Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what
-TASKS = ("facts", "copies", "repeats")
+TASKS = ("facts", "copies", "repeats", "questions")
+FILLED = ("facts", "copies")  # the tasks that need real text
 MIN_DOCUMENT = 32
+NEAREST = 8  # tokens: the least of log-uniform distances
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
     """`documents` documents of `document_tokens` (null: a whole row) of one task, filled from the source `text_from`.
 
-    facts: a fact per `tokens_per_fact` tokens, each asked later. copies: unmarked spans, repeated, over `copy_frac` of
-    the document. repeats: one period of random tokens (needs no filler). `skip_unpredictable` leaves first mentions of
-    random tokens out of the loss.
+    facts: a fact per `tokens_per_fact` tokens, as far as there is room, asked `questions_per_fact` times on average
+    (0.6: six facts of ten, once). A document draws its facts from `templates` templates (null: from all).
+    `distances` from fact to question are uniform or log-uniform over the document. A question is answered by the
+    statement (the form of arXiv 2604.02650, section 5), by its value alone, or, with `both`, by either. Of the
+    documents, `closed_frac` draw their values from a list of 64 words; the values of the others are random.
+    copies: unmarked spans, repeated, over `copy_frac` of the document. repeats: one period of random tokens.
+    questions: questions of the probe's tasks, one after another, each of at most `question_tokens` tokens with its
+    context and answer; `questions` gives the tasks' weights. Names, values and phrasings are of the training half.
+    `skip_unpredictable` leaves first mentions of random tokens out of the loss, and of questions all but the answers.
     """
 
     kind: str = "synthetic"
     share: float = 1.0
-    task: Literal["facts", "copies", "repeats"]
+    task: Literal["facts", "copies", "repeats", "questions"]
     text_from: str | None = None
     documents: int = 1000
     document_tokens: int | None = None
     skip_unpredictable: bool = False
     tokens_per_fact: int = 80
+    templates: int | None = None
+    questions_per_fact: float = 1.0
+    distances: Literal["uniform", "log_uniform"] = "uniform"
+    answers: Literal["statement", "value", "both"] = "statement"
+    closed_frac: float = 0.0
     copy_frac: float = 0.8
+    questions: dict[str, int] = field(default_factory=dict)
+    question_tokens: int = 128
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.share < float("inf"), "share", self.share, "must be a number >= 0")
         refuse(self.task not in TASKS, "task", self.task, f"must be one of {', '.join(TASKS)}")
-        unfilled = self.task != "repeats" and not self.text_from
+        unfilled = self.task in FILLED and not self.text_from
         refuse(unfilled, "text_from", self.text_from, f"task {self.task} needs the name of a text source to fill from")
         refuse(self.documents < 1, "documents", self.documents, "must be at least 1")
         bad = self.document_tokens is not None and self.document_tokens < MIN_DOCUMENT
         refuse(
             bad, "document_tokens", self.document_tokens, f"must be at least {MIN_DOCUMENT}, or null for a whole row"
         )
-        refuse(
-            self.tokens_per_fact < 48, "tokens_per_fact", self.tokens_per_fact, "must be at least 48, to hold a fact"
-        )
+        refuse(self.tokens_per_fact < 16, "tokens_per_fact", self.tokens_per_fact, "must be at least 16: a statement")
+        bad = self.templates is not None and not 0 < self.templates <= len(TRAIN_TEMPLATES)
+        refuse(bad, "templates", self.templates, f"must lie between 1 and {len(TRAIN_TEMPLATES)}, or null for all")
+        refuse(not 0 < self.questions_per_fact <= 8, "questions_per_fact", self.questions_per_fact, "must be in (0, 8]")
+        refuse(not 0 <= self.closed_frac <= 1, "closed_frac", self.closed_frac, "must lie between 0 and 1")
         refuse(not 0 < self.copy_frac < 1, "copy_frac", self.copy_frac, "must lie between 0 and 1")
+        asks = self.task == "questions"
+        rule = "names the probe's tasks and their weights, and " + (
+            "task questions needs it" if asks else "is for task questions"
+        )
+        refuse(asks != any(self.questions.values()), "questions", self.questions, rule)
+        for name in self.questions:
+            rule = f"there is no such task; there are {', '.join(QUESTIONS)}{nearest(name, QUESTIONS)}"
+            refuse(name not in QUESTIONS, "questions", name, rule)
 
 
 def compose(
@@ -74,9 +103,12 @@ def compose(
         period = _random_tokens(rng, tokenizer, int(rng.integers(4, 21)))
         ids = np.tile(period, -(-length // len(period)))[:length]
         return ids, (np.arange(length) >= len(period)) | (not task.skip_unpredictable)
+    if task.task == "questions":
+        ids, learn = _questions(task, tokenizer, fill, length, rng, evaluation)
+        return ids, learn | (not task.skip_unpredictable)
     assert fill is not None
     if task.task == "facts":
-        events = _facts(task.tokens_per_fact, tokenizer, length, rng, evaluation)
+        events = _facts(task, tokenizer, length, rng, evaluation)
     else:
         events = _copies(task.copy_frac, tokenizer, fill, length, rng)
     room = length - sum(len(ids) for _, (ids, _) in events)
@@ -93,26 +125,70 @@ def compose(
 
 
 def _facts(
-    tokens_per_fact: int, tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator, evaluation: bool
+    task: Synthetic, tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator, evaluation: bool
 ) -> list[Event]:
-    """Statements, and later their questions: "Question: ... Answer: <statement>" (arXiv 2604.02650, section 5)."""
+    """Statements, and later their questions, as many as `length` holds; the first fact is always asked."""
     events: list[Event] = []
     keys: set[bytes] = set()
     left = length
-    for _ in range(max(1, length // tokens_per_fact)):
-        fact = draw_fact(rng, TRAIN_TEMPLATES[rng.integers(len(TRAIN_TEMPLATES))], tokenizer, evaluation)
+    templates = TRAIN_TEMPLATES
+    if task.templates is not None:
+        templates = tuple(templates[i] for i in rng.choice(len(templates), task.templates, replace=False))
+    closed = bool(task.closed_frac) and rng.random() < task.closed_frac
+    for number in range(max(1, length // task.tokens_per_fact)):
+        fact = draw_fact(rng, templates[rng.integers(len(templates))], tokenizer, evaluation, closed)
         if fact.key_ids.tobytes() in keys:
             continue  # two values for one key: no reader could answer
         keys.add(fact.key_ids.tobytes())
-        answer = np.concatenate([fact.question_ids, fact.needle_ids])
-        left -= len(fact.needle_ids) + len(answer)
+        times, part = divmod(task.questions_per_fact, 1)
+        asked = max(int(times) + int(part > 0 and rng.random() < part), int(number == 0))
+        answers = [_asked(task, fact, rng) for _ in range(asked)]
+        left -= len(fact.needle_ids) + sum(map(len, answers))
         if left < 0:
             break
-        stated, asked = sorted(rng.random(2))  # any two places: half of the distances exceed 0.29 of the document
+        stated, *places = _places(task.distances, asked, length, rng)
         learn = ~fact.value_mask
         learn[_find(fact.needle_ids, fact.key_ids)] = False
-        events += [(stated, (fact.needle_ids, learn)), (asked, (answer, np.ones(len(answer), bool)))]
+        events.append((stated, (fact.needle_ids, learn)))
+        events += [(at, (ids, np.ones(len(ids), bool))) for at, ids in zip(places, answers, strict=True)]
     return events
+
+
+def _places(distances: str, asked: int, length: int, rng: np.random.Generator) -> list[float]:
+    """Where a fact is stated, and then where it is asked, each as a share of the document."""
+    if distances == "uniform":
+        return sorted(rng.random(1 + asked).tolist())
+    last = rng.random(asked) ** 0.5  # late places leave room for long distances
+    stated = float(min(last, default=rng.random()))
+    least = NEAREST / length
+    far = np.exp(rng.uniform(np.log(least), np.log(max(stated, 2 * least))))
+    return [max(0.0, stated - float(far)), *last.tolist()]
+
+
+def _asked(task: Synthetic, fact: Fact, rng: np.random.Generator) -> np.ndarray:
+    """ "Question: ... Answer: " and the statement (arXiv 2604.02650, section 5), or the value and its line break."""
+    by_value = task.answers == "value" or (task.answers == "both" and rng.random() < 0.5)
+    return np.concatenate([fact.question_ids, fact.short_ids if by_value else fact.needle_ids])
+
+
+def _questions(
+    task: Synthetic,
+    tokenizer: tokenizers.Tokenizer,
+    fill: Filler | None,
+    length: int,
+    rng: np.random.Generator,
+    evaluation: bool,
+) -> Piece:
+    """Questions with their contexts until `length` is full; the last one is cut. Only answers are to be learnt."""
+    turns = [name for name, weight in task.questions.items() for _ in range(weight)]
+    ids, learn, size = [], [], 0
+    while size < length:
+        draw = QUESTIONS[turns[rng.integers(len(turns))]]
+        drawn = draw(rng, tokenizer, 0, task.question_tokens, Half(evaluation, False), fill)
+        ids.append(drawn.tokens[1:])  # without its BOS
+        learn.append(np.arange(1, len(drawn.tokens)) >= drawn.answer_start)
+        size += len(ids[-1])
+    return np.concatenate(ids)[:length], np.concatenate(learn)[:length]
 
 
 def _find(ids: np.ndarray, part: np.ndarray) -> slice:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from lccp_sim.config import Size, refuse
@@ -158,9 +158,29 @@ class Llama3Rope:
         return plain / self.factor * (1 - kept) + plain * kept, 1.0
 
 
-Rope = BaseRope | NtkRope | AlphaRope | LinearRope | YarnRope | Llama3Rope
+@dataclass(frozen=True)
+class ProportionalRope:
+    """RoPE on the fastest `rotary_frac` of the pairs; the others do not turn, so they match content at any distance.
+
+    A wide head of a large model has such pairs already: of Hunyuan-A13B's 64, a third turn less than once in 32k
+    tokens. A head of 16 channels has none to spare. Source: arXiv 2410.06205 (p-RoPE).
+    """
+
+    base: Base
+    rotary_frac: Annotated[float, Gt(0), Le(1)]
+    kind: Literal["proportional"] = "proportional"
+
+    def frequencies(self, d_head: int) -> tuple[Tensor, float]:
+        """[H/2] fp64 in radians, 0 for the pairs that do not turn; and 1."""
+        plain = powers(self.base, d_head)
+        turning = torch.arange(len(plain), device="cpu") < round(self.rotary_frac * len(plain))
+        return plain * turning, 1.0
+
+
+Rope = BaseRope | NtkRope | AlphaRope | LinearRope | YarnRope | Llama3Rope | ProportionalRope
 POSITIONS: dict[str, type[Rope]] = {
-    "base": BaseRope, "ntk": NtkRope, "alpha": AlphaRope, "linear": LinearRope, "yarn": YarnRope, "llama3": Llama3Rope
+    "base": BaseRope, "ntk": NtkRope, "alpha": AlphaRope, "linear": LinearRope, "yarn": YarnRope, "llama3": Llama3Rope,
+    "proportional": ProportionalRope,
 }  # fmt: skip
 
 

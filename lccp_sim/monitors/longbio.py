@@ -57,7 +57,7 @@ class LongBioHeads(Monitor):
             for i in range(self.items):
                 rng, depth = np.random.default_rng((self.seed, length, i)), i % self.depths / (self.depths - 1)
                 try:
-                    text = completion(rng, corpus.tokenizer, corpus.bos, length, depth, held_out=True)
+                    text = completion(rng, corpus.tokenizer, corpus.bos, length, depth)
                 except ConfigError as error:
                     raise ConfigError(f"monitors.heads.lengths={length}: {error}") from None
                 tags: Tags = {"length": length, "depth": round(depth, 4), **SAMPLES}

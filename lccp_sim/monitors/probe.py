@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import ConfigError, Count, OptimConfig, nearest, refuse
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Question
+from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Question
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
@@ -27,6 +27,8 @@ from lccp_sim.monitors.observing import pad
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
+
+SEEN = Half(names=False, phrasings=False)
 
 
 class ProbeItems(NamedTuple):
@@ -43,13 +45,16 @@ class Probe(Monitor):
 
     The limits of evaluation texts are uniform in (short_tokens, long_tokens]. Those of fine-tuning are `train_tokens`,
     and for a share `long_train_frac` as in evaluation. The first `decoded` questions of a task are decoded, too.
-    `haystack`: the source of the real text that some tasks hide their needle in.
+    Fine-tuning never sees the names and values of the evaluation; with held_out=phrasings not its phrasings either,
+    which only a model that knows language can answer. `haystack`: the source of real text that some tasks hide their
+    needle in.
     """
 
     short_tokens: Annotated[int, Gt(0)]
     long_tokens: Annotated[int, Gt(0)]
     lr: Annotated[float, Gt(0)]
     tasks: dict[str, Count]
+    held_out: Literal["names", "phrasings"] = "phrasings"
     haystack: str | None = None
     train_tokens: Annotated[int, Gt(0)] = 192
     long_train_frac: Annotated[float, Ge(0), Le(1)] = 0.1
@@ -75,14 +80,14 @@ class Probe(Monitor):
         refuse(real and self.haystack is None, "monitors.probe.haystack", self.haystack, rule)
 
     def prepare(self, corpus: Corpus) -> ProbeItems:
-        """The same questions at every window; fine-tuning and evaluation share no name, value, word or phrasing.
+        """The same questions at every window; fine-tuning and evaluation share no name, value or word (`held_out`).
 
         Raises ConfigError where a limit does not hold a task's text, and where the haystack has no text of a length.
         """
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         turns = [task for turn in range(max(self.tasks.values())) for task, n in self.tasks.items() if turn < n]
 
-        def draw(rng: np.random.Generator, which: int, key: str, limit: int, held_out: bool) -> Question:
+        def draw(rng: np.random.Generator, which: int, key: str, limit: int, held_out: Half) -> Question:
             try:
                 draw = TASKS[turns[which % len(turns)]]
                 return draw(rng, corpus.tokenizer, corpus.bos, limit, held_out, fill)
@@ -94,15 +99,16 @@ class Probe(Monitor):
         long = rng.random(n) < self.long_train_frac
         limits = self._limits(rng, n)
         questions = [
-            draw(rng, i, "short_tokens", int(limits[i]), False)
+            draw(rng, i, "short_tokens", int(limits[i]), SEEN)
             if long[i]
-            else draw(rng, i, "train_tokens", self.train_tokens, False)
+            else draw(rng, i, "train_tokens", self.train_tokens, SEEN)
             for i in range(n)
         ]
         train = [questions[i : i + self.rows] for i in range(0, n, self.rows)]
         rng = np.random.default_rng((self.seed, 1))
         limits = self._limits(rng, self.items)
-        evaluation = [draw(rng, i, "short_tokens", int(limit), True) for i, limit in enumerate(limits)]
+        unseen = Half(names=True, phrasings=self.held_out == "phrasings")
+        evaluation = [draw(rng, i, "short_tokens", int(limit), unseen) for i, limit in enumerate(limits)]
         return ProbeItems(train, evaluation, corpus.tokenizer.decode)
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:

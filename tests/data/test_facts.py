@@ -176,6 +176,82 @@ def test_each_fact_is_stated_before_its_question_and_answered_verbatim(tokenizer
     assert np.percentile(gaps, 10) < 200 and np.percentile(gaps, 95) > 2000  # characters: near and far
 
 
+def questions_of(text: str) -> list[tuple[int, int, str, str, str]]:
+    """Of each question in a text: where it stands and its answer begins, the template's statement, and the key."""
+    found = []
+    for hit in re.finditer(r"\nQuestion: (.*?)\nAnswer:", text):
+        for template in TRAIN_TEMPLATES:
+            if match := re.fullmatch(re.escape(template.question).replace(r"\{key\}", "(.*)"), hit[1]):
+                found.append((hit.start(), hit.end(), template.statement, match[1], text[hit.end() : hit.end() + 200]))
+    return found
+
+
+def test_keyed_documents_hold_many_facts_of_one_template_each_asked_as_often_as_said(tokenizer, fill) -> None:
+    source = Synthetic(
+        task="facts", text_from="x", templates=1, tokens_per_fact=28, questions_per_fact=0.7, answers="both"
+    )
+    asked = stated = short = 0
+    for seed in range(20):
+        text = tokenizer.decode(compose(source, tokenizer, fill, 1000, np.random.default_rng(seed))[0].tolist())
+        questions = questions_of(text)
+        (statement,) = {statement for _, _, statement, _, _ in questions}
+        before = " " + statement.split("{value}")[0]
+        facts = re.finditer(re.escape(before).replace(r"\{key\}", "( [A-Za-z]+ [A-Za-z]+)"), text)
+        values: dict[str, str] = {}
+        for hit in facts:
+            value = text[hit.end() : hit.end() + 8]
+            assert values.setdefault(hit[1], value) == value  # one value a key
+        for start, _, _, key, answer in questions:
+            assert text.index(before.format(key=key)) < start
+            line = answer.split("\n")[0]
+            whole = answer.startswith(before.format(key=key) + values[key])
+            assert whole or values[key].startswith(line[:8])
+            short += not whole
+        asked, stated = asked + len(questions), stated + len(values)
+        assert len(values) > 12
+    assert 0.6 < asked / stated < 0.8 and 0.4 < short / asked < 0.6
+
+
+def test_log_uniform_distances_have_as_many_near_as_far(tokenizer, fill) -> None:
+    source = Synthetic(task="facts", text_from="x", distances="log_uniform", answers="statement")
+    gaps = []
+    for seed in range(40):
+        text = tokenizer.decode(compose(source, tokenizer, fill, 2000, np.random.default_rng(seed))[0].tolist())
+        for start, _, statement, key, _ in questions_of(text):
+            gaps.append(start - text.index(" " + statement.format(key=key, value="{value}").split("{value}")[0]))
+    middle = np.log(gaps).mean() / np.log(len(text))
+    quarter = np.quantile(np.log(gaps), [0.25, 0.5, 0.75])
+    assert 0.5 < middle < 0.85 and 0.6 < (quarter[1] - quarter[0]) / (quarter[2] - quarter[1]) < 1.7
+
+
+def test_closed_values_are_of_64_words(tokenizer, fill) -> None:
+    words = word_atoms(tokenizer)
+    rng = np.random.default_rng(0)
+    facts = [draw_fact(rng, TRAIN_TEMPLATES[0], tokenizer, closed=True) for _ in range(300)]
+    values = {tuple(fact.needle_ids[fact.value_mask].tolist()) for fact in facts}
+    assert (
+        len(values) <= 64 and {len(value) for value in values} == {1} and {v for (v,) in values} <= set(words.tolist())
+    )
+    assert all(fact.short_ids[:-1].tolist() == fact.needle_ids[fact.value_mask].tolist() for fact in facts)
+    assert {tokenizer.decode([int(fact.short_ids[-1])]) for fact in facts} == {"\n"}
+
+
+def test_questions_as_documents_teach_their_answers_alone(tokenizer) -> None:
+    source = Synthetic(
+        task="questions", questions={"niah_single_1": 1, "longbio_standard": 1}, question_tokens=200,
+        skip_unpredictable=True,
+    )  # fmt: skip
+    ids, learn = compose(source, tokenizer, None, 900, np.random.default_rng(0))
+    assert len(ids) == len(learn) == 900
+    taught = [list(run) for on, run in itertools.groupby(range(900), key=lambda i: bool(learn[i])) if on]
+    text = tokenizer.decode(ids.tolist())
+    assert text.count("\nAnswer:") - len(taught) in (0, 1) and len(taught) >= 4
+    for run in taught[:-1]:
+        assert tokenizer.decode(ids[: run[0]].tolist()).endswith("\nAnswer:")
+        assert tokenizer.decode(ids[run].tolist()).endswith("\n")
+    assert compose(source, tokenizer, None, 900, np.random.default_rng(0), evaluation=True)[0].tolist() != ids.tolist()
+
+
 def test_keys_of_training_and_evaluation_never_meet(tokenizer) -> None:
     rng = np.random.default_rng(0)
     keys = [

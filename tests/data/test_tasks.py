@@ -10,7 +10,18 @@ import tokenizers
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Question, completion, counting, names, needles, score_text, words
+from lccp_sim.data.tasks import (
+    REAL_TEXT,
+    TASKS,
+    Half,
+    Question,
+    completion,
+    counting,
+    names,
+    needles,
+    score_text,
+    words,
+)
 from lccp_sim.data.tasks.phrases import ATTRIBUTES, HEADINGS, MENTOR_ASKED, MENTORS, MULTI_ASKED
 from lccp_sim.data.tasks.question import half
 from lccp_sim.data.tokenizer import bos_id, encode, train_tokenizer
@@ -32,9 +43,13 @@ def fill(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.resize(fill.text[int(rng.integers(20)) :], n)  # type: ignore[attr-defined]
 
 
-def draw(tokenizer: tokenizers.Tokenizer, task: str, seed: int, limit: int, held_out: bool) -> Question:
+def draw(
+    tokenizer: tokenizers.Tokenizer, task: str, seed: int, limit: int, names: bool, phrasings: bool | None = None
+) -> Question:
+    """A question of the held-out names and phrasings, where true; `phrasings` left out are as the names."""
     fill.text = np.array(encode(tokenizer, " ".join(WORDS)))  # type: ignore[attr-defined]
-    return TASKS[task](np.random.default_rng(seed), tokenizer, bos_id(tokenizer), limit, held_out, fill)
+    chosen = Half(names, names if phrasings is None else phrasings)
+    return TASKS[task](np.random.default_rng(seed), tokenizer, bos_id(tokenizer), limit, chosen, fill)
 
 
 def parts(tokenizer: tokenizers.Tokenizer, question: Question) -> tuple[str, str, str]:
@@ -180,6 +195,17 @@ def test_a_plain_reader_of_the_text_finds_the_answer(task: str, held_out: bool, 
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_held_out_names_are_asked_in_the_phrasings_of_fine_tuning(task: str, tokenizer) -> None:
+    solver, *extra = SOLVERS[task]
+    extra = [each if isinstance(each, str) else each[False] for each in extra]
+    for seed in range(4):
+        context, asked, answer = parts(tokenizer, draw(tokenizer, task, seed, 1024, True, False))
+        assert solver(*extra, context, asked, False) == answer  # reads the phrasings of fine-tuning alone
+        assert answer == parts(tokenizer, draw(tokenizer, task, seed, 1024, True, True))[2] or "," in answer
+        assert answer != parts(tokenizer, draw(tokenizer, task, seed, 1024, False, False))[2]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_questions_fill_their_limit_and_are_drawn_again_alike(task: str, tokenizer) -> None:
     for limit in (*LIMITS, 1024):
         sizes = []
@@ -202,7 +228,7 @@ def test_what_does_not_fit_is_refused_with_the_least_that_does(task: str, tokeni
 def test_real_text_needs_its_source(tokenizer) -> None:
     assert REAL_TEXT == {"niah_single_3"}
     with pytest.raises(ConfigError, match="its text is real text, and no source of it is given; name one"):
-        TASKS["niah_single_3"](np.random.default_rng(0), tokenizer, bos_id(tokenizer), 300, True)
+        TASKS["niah_single_3"](np.random.default_rng(0), tokenizer, bos_id(tokenizer), 300, Half(True, True))
 
 
 def entities(text: str) -> set[str]:

@@ -9,7 +9,7 @@ from scipy.stats import binom
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import TASKS, Question, score_text
+from lccp_sim.data.tasks import TASKS, Half, Question, score_text
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
@@ -32,7 +32,9 @@ def items(corpus: Corpus) -> ProbeItems:
 
 
 def questions_of(corpus: Corpus, task: str, limit: int, n: int) -> list[Question]:
-    draws = (TASKS[task](np.random.default_rng(i), corpus.tokenizer, corpus.bos, limit, False) for i in range(n))
+    draws = (
+        TASKS[task](np.random.default_rng(i), corpus.tokenizer, corpus.bos, limit, Half(False, False)) for i in range(n)
+    )
     return list(draws)
 
 

@@ -11,20 +11,20 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.synthetic import Filler
+from lccp_sim.data.document import Filler
 from lccp_sim.data.tasks import counting, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
-from lccp_sim.data.tasks.question import Draft, Question, build, score_text
+from lccp_sim.data.tasks.question import Draft, Half, Question, build, score_text
 
-__all__ = ["REAL_TEXT", "TASKS", "Completion", "Question", "Task", "completion", "score_text"]
+__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Question", "Task", "completion", "score_text"]
 Drafter = Callable[[np.random.Generator, int, bool], Draft]
 
 
 class Task(Protocol):
     """Draws a question of at most `limit` tokens with its answer. Same state of `rng`, same question.
 
-    The context holds as many units as fit. `held_out` chooses the half of names, values, words and phrasings that
-    fine-tuning never sees. Raises ConfigError where the limit does not hold the shortest text.
+    The context holds as many units as fit. `held_out` chooses the halves of names and of phrasings that
+    it is made from. Raises ConfigError where the limit does not hold the shortest text.
     """
 
     def __call__(
@@ -33,7 +33,7 @@ class Task(Protocol):
         tokenizer: tokenizers.Tokenizer,
         bos: int,
         limit: int,
-        held_out: bool,
+        held_out: Half,
         fill: Filler | None = None,
     ) -> Question: ...
 
@@ -63,7 +63,7 @@ def _draw(
     tokenizer: tokenizers.Tokenizer,
     bos: int,
     limit: int,
-    held_out: bool,
+    held_out: Half,
     fill: Filler | None = None,
 ) -> Question:
     return build(task, DRAFTS[task](rng, limit, held_out), rng, tokenizer, bos, limit, fill)

@@ -15,7 +15,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tasks.people import biography, names, sentences_of
 from lccp_sim.data.tasks.phrases import ATTRIBUTES
-from lccp_sim.data.tasks.question import half, unit_ids
+from lccp_sim.data.tasks.question import UNSEEN, Half, half, unit_ids
 
 DRAWS = 20  # of a needle whose ids are the same in the context and after the question
 
@@ -35,7 +35,7 @@ def completion(
     bos: int,
     length: int,
     depth: float,
-    held_out: bool = True,
+    held_out: Half = UNSEEN,
 ) -> Completion:
     """Exactly `length` tokens: BOS, biographies, the question for an attribute of one, and its sentence as the answer.
 
@@ -47,11 +47,11 @@ def completion(
     for _ in range(DRAWS):
         who, attribute = next(people), list(ATTRIBUTES.values())[int(rng.integers(len(ATTRIBUTES)))]
         sentences, value = sentences_of(rng, length, held_out, who, attribute, "standard")
-        sentence = half(attribute.standard, held_out)[0].format(x=who, v=value)
+        sentence = half(attribute.standard, held_out.phrasings)[0].format(x=who, v=value)
         sentences.remove(sentence)
         at = int(rng.integers(1, len(sentences) + 1))  # never first: after a line break its first token may differ
         head, tail = f" {sentence}".split(f" {value}")
-        asked = f"\nQuestion: {half(attribute.asked, held_out)[0].format(x=who)}\nAnswer:"
+        asked = f"\nQuestion: {half(attribute.asked, held_out.phrasings)[0].format(x=who)}\nAnswer:"
         around = "\n" + " ".join(sentences[:at]), "".join(f" {other}" for other in sentences[at:])
         before, needle, after = encode_after(tokenizer, (around[0], f" {sentence}", around[1]))
         asked_ids, *answer = encode_after(tokenizer, (asked, head, f" {value}", tail))

@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 
 from lccp_sim.data.tasks.needles import keys
-from lccp_sim.data.tasks.question import SHORT, Draft, half, made_up, pick
+from lccp_sim.data.tasks.question import SHORT, Draft, Half, half, made_up, pick
 from lccp_sim.data.tasks.words import COUNTED, FORMS, NOUNS, VERBS
 
 COMMON_ASKED = ("Which {n} words come most often in the list?", "Name the top {n} of this list, by count.")
@@ -26,36 +26,39 @@ ROUND_ASKED = (
 NTH = (("the first", "the second", "the third"), ("number one, the", "number two, the", "number three, the"))
 
 
-def common_words(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def common_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """The ten most frequent words of a list: 30 times each, all others 3 times; in the order of their first mention.
 
     Where the limit holds more than our word list, made-up words follow. Below `SHORT` tokens: 6 times and once (as
     RULER), and of the ten words one per 64 tokens, at least two.
     """
     often, seldom, n = (6, 1, max(2, min(10, limit // 64))) if limit < SHORT else (30, 3, 10)
-    words = pick(rng, COUNTED, held_out, len(half(COUNTED, held_out)))
+    words = pick(rng, COUNTED, held_out.names, len(half(COUNTED, held_out.names)))
     listed = [word for word in words[:n] for _ in range(often)]
     listed = [listed[i] for i in rng.permutation(len(listed))]
 
     def others() -> Iterator[str]:
         yield from words[n:]
         while True:
-            yield from made_up(rng, string.ascii_lowercase, 6, held_out, 64)
+            yield from made_up(rng, string.ascii_lowercase, 6, held_out.names, 64)
 
     more = (tuple([f"\n{word}"] * seldom) for word in others())
     return Draft(
-        [f"\n{word}" for word in listed], more, COMMON_ASKED[held_out].format(n=n), tuple(dict.fromkeys(listed))
+        [f"\n{word}" for word in listed],
+        more,
+        COMMON_ASKED[held_out.phrasings].format(n=n),
+        tuple(dict.fromkeys(listed)),
     )
 
 
-def frequent_words(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def frequent_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """Ranks 2 to 4 of made-up words, most frequent first; counts follow Zipf's law, and rank 1 is dots.
 
     The k-th of limit // 50 words (at least 6) stands floor(n k^-2 / zeta(2)) times, for the largest n that fits. Words
     have 6 letters, below `SHORT` tokens 3.
     """
     size = 3 if limit < SHORT else 6
-    words = made_up(rng, string.ascii_lowercase, size, held_out, max(6, limit // 50))
+    words = made_up(rng, string.ascii_lowercase, size, held_out.names, max(6, limit // 50))
     units = [NOISE_WORD, *(f"\n{word}" for word in words[1:])]
     share = np.arange(1, len(units) + 1) ** -2.0 / (np.pi**2 / 6)
 
@@ -73,30 +76,32 @@ def frequent_words(rng: np.random.Generator, limit: int, held_out: bool) -> Draf
                 before = now
 
     order = rng.permutation(len(must))
-    return Draft([must[i] for i in order], more(), FREQUENT_ASKED[held_out], tuple(words[1:4]))
+    return Draft([must[i] for i in order], more(), FREQUENT_ASKED[held_out.phrasings], tuple(words[1:4]))
 
 
-def coreference(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def coreference(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """The reply to the i-th of several identical requests, repeated word for word after a random prefix.
 
     2 or 3 requests are identical (2 below 512 tokens); the other rounds differ from them in form or topic.
     """
     same = 2 if limit < 512 else int(rng.integers(2, 4))
-    forms, topics = half(FORMS, held_out), half(NOUNS, held_out)
+    forms, topics = half(FORMS, held_out.names), half(NOUNS, held_out.names)
     subjects = [(form, topic) for topic in topics for form in forms]
     order = iter(rng.permutation(len(subjects)))
     things = keys(rng, held_out)
 
     def round_of(form: str, topic: str) -> tuple[str, str]:
-        (verb,) = pick(rng, VERBS, held_out, 1)
+        (verb,) = pick(rng, VERBS, held_out.names, 1)
         reply = f"The {next(things)} {verb} the {next(things)}."
-        return f"{REQUESTS[held_out].format(form=form, topic=topic)} {reply}", reply
+        return f"{REQUESTS[held_out.phrasings].format(form=form, topic=topic)} {reply}", reply
 
     form, topic = subjects[next(order)]
     rounds = [round_of(form, topic) for _ in range(same)]
     which = int(rng.integers(same))
-    (prefix,) = made_up(rng, string.ascii_uppercase, 3 if limit < SHORT else 8, held_out, 1)
-    question = ROUND_ASKED[held_out].format(prefix=prefix, nth=NTH[held_out][which], form=form, topic=topic)
+    (prefix,) = made_up(rng, string.ascii_uppercase, 3 if limit < SHORT else 8, held_out.names, 1)
+    question = ROUND_ASKED[held_out.phrasings].format(
+        prefix=prefix, nth=NTH[held_out.phrasings][which], form=form, topic=topic
+    )
     more = ((round_of(*subjects[i])[0],) for i in order)
     reply = rounds[which][1]
     return Draft([text for text, _ in rounds], more, question, (reply,), f"{prefix} {reply}", prefix)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lccp_sim.data.tasks.question import SHORT, Draft, half, made_up
+from lccp_sim.data.tasks.question import SHORT, Draft, Half, half, made_up
 from lccp_sim.data.tasks.words import ADJECTIVES, NOUNS
 
 NOISE = (
@@ -35,17 +35,17 @@ CHAIN = (("VAR {x} = {v}", "VAR {x} = VAR {y}"), ("LET {x} := {v}", "LET {x} := 
 CHAIN_ASKED = ("Which variables have the value {v}?", "What are the names of all that holds {v}?")
 
 
-def single_number(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def single_number(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_single_1`: one number in noise."""
     return _single(rng, limit, held_out, "number", noise(rng, held_out))
 
 
-def single_code(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def single_code(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_single_3`: one identifier in real text."""
     return _single(rng, limit, held_out, "code", None)
 
 
-def multikey(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def multikey(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multikey_2`: one number among the numbers of other keys."""
     all_keys = keys(rng, held_out)
     first = next(all_keys)
@@ -55,73 +55,73 @@ def multikey(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
             yield (_needle(held_out, "number", key, values(rng, limit, held_out, "number", 1)[0]),)
 
     (value,) = values(rng, limit, held_out, "number", 1)
-    question = ASKED[held_out].format(kind="number", key=first)
+    question = ASKED[held_out.phrasings].format(kind="number", key=first)
     return Draft([_needle(held_out, "number", first, value)], others(), question, (value,))
 
 
-def multivalue(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def multivalue(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multivalue`: all numbers of one key, in the order of the text."""
     key, numbers = next(keys(rng, held_out)), values(rng, limit, held_out, "number", _several(limit))
     must = [_needle(held_out, "number", key, number) for number in numbers]
-    question = ASKED_ALL[held_out].format(kind="number", key=key)
+    question = ASKED_ALL[held_out.phrasings].format(kind="number", key=key)
     return Draft(must, noise(rng, held_out), question, tuple(numbers))
 
 
-def multiquery(rng: np.random.Generator, limit: int, held_out: bool) -> Draft:
+def multiquery(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multiquery`: the number of each of several keys, in the order of the question."""
     all_keys, numbers = keys(rng, held_out), values(rng, limit, held_out, "number", _several(limit))
     asked = [next(all_keys) for _ in numbers]
     must = [_needle(held_out, "number", asked[i], numbers[i]) for i in rng.permutation(len(asked))]
-    question = ASKED_EACH[held_out].format(kind="number", key=", ".join(asked))
+    question = ASKED_EACH[held_out.phrasings].format(kind="number", key=", ".join(asked))
     return Draft(must, noise(rng, held_out), question, tuple(numbers))
 
 
-def variables(rng: np.random.Generator, limit: int, held_out: bool, hops: int) -> Draft:
+def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -> Draft:
     """`variable_tracking_<hops>`: all variables, in the order of the text, that one value reaches in `hops` steps."""
-    names = made_up(rng, string.ascii_uppercase, 3 if limit < SHORT else 5, held_out, hops + 1)
-    (value,) = made_up(rng, string.digits, 4 if limit < SHORT else 5, held_out, 1)
-    first, then = CHAIN[held_out]
+    names = made_up(rng, string.ascii_uppercase, 3 if limit < SHORT else 5, held_out.names, hops + 1)
+    (value,) = made_up(rng, string.digits, 4 if limit < SHORT else 5, held_out.names, 1)
+    first, then = CHAIN[held_out.phrasings]
     must = [first.format(x=names[0], v=value)]
     must += [then.format(x=x, y=y) for y, x in zip(names, names[1:], strict=False)]
-    question = CHAIN_ASKED[held_out].format(v=value)
+    question = CHAIN_ASKED[held_out.phrasings].format(v=value)
     return Draft([f"\n{line}" for line in must], noise(rng, held_out), question, tuple(names))
 
 
-def noise(rng: np.random.Generator, held_out: bool) -> Iterator[tuple[str, ...]]:
+def noise(rng: np.random.Generator, held_out: Half) -> Iterator[tuple[str, ...]]:
     """Plain sentences without end."""
-    sentences = half(NOISE, held_out)
+    sentences = half(NOISE, held_out.phrasings)
     while True:
         for which in rng.integers(len(sentences), size=64):
             yield (f"\n{sentences[which]}",)
 
 
-def keys(rng: np.random.Generator, held_out: bool) -> Iterator[str]:
+def keys(rng: np.random.Generator, held_out: Half) -> Iterator[str]:
     """All keys of an adjective and a noun of one half, in random order."""
-    adjectives, nouns = half(ADJECTIVES, held_out), half(NOUNS, held_out)
+    adjectives, nouns = half(ADJECTIVES, held_out.names), half(NOUNS, held_out.names)
     for which in rng.permutation(len(adjectives) * len(nouns)):
         yield f"{adjectives[which // len(nouns)]} {nouns[which % len(nouns)]}"
 
 
-def values(rng: np.random.Generator, limit: int, held_out: bool, kind: str, n: int) -> list[str]:
+def values(rng: np.random.Generator, limit: int, held_out: Half, kind: str, n: int) -> list[str]:
     """`n` different numbers or codes."""
     if kind == "number":
-        return made_up(rng, string.digits, 4 if limit < SHORT else 7, held_out, n)
-    codes = made_up(rng, "0123456789abcdef", 8 if limit < SHORT else 32, held_out, n)
+        return made_up(rng, string.digits, 4 if limit < SHORT else 7, held_out.names, n)
+    codes = made_up(rng, "0123456789abcdef", 8 if limit < SHORT else 32, held_out.names, n)
     if limit < SHORT:
         return codes
     return ["-".join((code[:8], code[8:12], code[12:16], code[16:20], code[20:])) for code in codes]
 
 
 def _single(
-    rng: np.random.Generator, limit: int, held_out: bool, kind: str, more: Iterator[tuple[str, ...]] | None
+    rng: np.random.Generator, limit: int, held_out: Half, kind: str, more: Iterator[tuple[str, ...]] | None
 ) -> Draft:
     key, (value,) = next(keys(rng, held_out)), values(rng, limit, held_out, kind, 1)
-    question = ASKED[held_out].format(kind=kind, key=key)
+    question = ASKED[held_out.phrasings].format(kind=kind, key=key)
     return Draft([_needle(held_out, kind, key, value)], more, question, (value,))
 
 
-def _needle(held_out: bool, kind: str, key: str, value: str) -> str:
-    return "\n" + NEEDLES[held_out].format(kind=kind, key=key, value=value)
+def _needle(held_out: Half, kind: str, key: str, value: str) -> str:
+    return "\n" + NEEDLES[held_out.phrasings].format(kind=kind, key=key, value=value)
 
 
 def _several(limit: int) -> int:

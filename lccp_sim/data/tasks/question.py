@@ -14,11 +14,25 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.config import ConfigError
+from lccp_sim.data.document import Filler
 from lccp_sim.data.spans import encode_after
-from lccp_sim.data.synthetic import Filler
 
 SHORT = 4096  # tokens: below this, texts have tasks of a smaller size
 Entry = TypeVar("Entry")
+
+
+class Half(NamedTuple):
+    """Which half of every list a question is made from, of two: True for the one that fine-tuning never sees.
+
+    `names` is of names, values and words, `phrasings` of the sentences around them. For a model that has not learnt
+    language, another phrasing is another task.
+    """
+
+    names: bool
+    phrasings: bool
+
+
+UNSEEN = Half(names=True, phrasings=True)
 
 
 class Question(NamedTuple):
