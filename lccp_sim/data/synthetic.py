@@ -17,7 +17,7 @@ import tokenizers
 
 from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
-from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, draw_fact
+from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.tasks import TASKS as QUESTIONS
 from lccp_sim.data.tasks import Half
 
@@ -131,7 +131,7 @@ def _facts(
     events: list[Event] = []
     keys: set[bytes] = set()
     left = length
-    templates = TRAIN_TEMPLATES
+    templates: tuple[Template, ...] = TRAIN_TEMPLATES
     if task.templates is not None:
         templates = tuple(templates[i] for i in rng.choice(len(templates), task.templates, replace=False))
     closed = bool(task.closed_frac) and rng.random() < task.closed_frac

@@ -17,7 +17,7 @@ from lccp_sim.data.tasks.completion import Completion, completion
 from lccp_sim.data.tasks.question import Draft, Half, Question, build, score_text
 
 __all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Question", "Task", "completion", "score_text"]
-Drafter = Callable[[np.random.Generator, int, bool], Draft]
+Drafter = Callable[[np.random.Generator, int, Half], Draft]
 
 
 class Task(Protocol):
