@@ -160,21 +160,21 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class ProportionalRope:
-    """RoPE on the fastest `rotary_frac` of the pairs; the others do not turn, so they match content at any distance.
+    """RoPE on the fastest `partial_rotary_factor` of the pairs; the others do not turn: they see content alone.
 
     A wide head of a large model has such pairs already: of Hunyuan-A13B's 64, a third turn less than once in 32k
     tokens. A head of 16 channels has none to spare. Source: arXiv 2410.06205 (p-RoPE).
     """
 
     base: Base
-    rotary_frac: Annotated[float, Gt(0), Le(1)]
+    partial_rotary_factor: Annotated[float, Gt(0), Le(1)]
     kind: Literal["proportional"] = "proportional"
 
     def frequencies(self, d_head: int) -> tuple[Tensor, float]:
         """[H/2] fp64 in radians, 0 for the pairs that do not turn; and 1."""
         plain = powers(self.base, d_head)
-        turning = torch.arange(len(plain), device="cpu") < round(self.rotary_frac * len(plain))
-        return plain * turning, 1.0
+        plain[int(self.partial_rotary_factor * d_head // 2) :] = 0
+        return plain, 1.0
 
 
 Rope = BaseRope | NtkRope | AlphaRope | LinearRope | YarnRope | Llama3Rope | ProportionalRope

@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and
     "linear": ("linear", ("factor",)),
     "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
     "yarn": ("yarn", YARN),
+    "proportional": ("proportional", ("partial_rotary_factor",)),
 }
 # The older names of bases, and the layer type that each is of.
 LEGACY = {
@@ -109,7 +110,7 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
     kind = found.get("rope_type", found.get("type", "default"))
     if has_alpha and kind == "dynamic" and found.get("alpha"):
         return plain | {"kind": "alpha", "alpha": found["alpha"]}
-    if kind not in KINDS or found.get("partial_rotary_factor", 1.0) != 1.0:
+    if kind not in KINDS or (kind != "proportional" and found.get("partial_rotary_factor", 1.0) != 1.0):
         wrong = f"rope_type={kind!r}" if kind not in KINDS else "partial_rotary_factor"
         raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over whole heads of type {', '.join(KINDS)} can")
     ours, keys = KINDS[kind]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.architectures import read_config, write_config
@@ -268,6 +269,8 @@ FORMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 KINDS = ROPES | {"alpha": ALPHA, "yarn, mscale": YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}}
+if "proportional" in ROPE_INIT_FUNCTIONS:  # newer than the oldest transformers that works
+    KINDS |= {"proportional": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -14,6 +14,7 @@ from lccp_sim.models.positions import (
     LinearRope,
     Llama3Rope,
     NtkRope,
+    ProportionalRope,
     Rope,
     YarnRope,
     rotate,
@@ -43,6 +44,7 @@ VARIANTS: dict[str, tuple[Rope, dict[str, Any]]] = {
     ),
     "yarn of a factor of 1": (YarnRope(1e4, 1.0, 4096), YARN | {"factor": 1.0}),
     "llama3": (Llama3Rope(5e5, 8.0, 1.0, 4.0, 8192), LLAMA | {"rope_type": "llama3"}),
+    "proportional": (ProportionalRope(1e4, 0.3), {"rope_type": "proportional", "partial_rotary_factor": 0.3}),
 }
 
 POSITION_BT = torch.tensor([[0, 1, 7, 1000], [3, 4, 5, 500_000]])
@@ -96,7 +98,9 @@ def test_every_variant_gives_one_frequency_a_pair() -> None:
     for kind, (rope, _) in VARIANTS.items():
         frequency, scale = rope.frequencies(16)
         assert frequency.shape == (8,) and frequency.dtype == torch.float64, kind
-        assert frequency.diff().lt(0).all() and scale >= 1
+        turning = frequency[frequency > 0]
+        assert torch.equal(turning, frequency[: len(turning)]) and turning.diff().lt(0).all() and scale >= 1, kind
+        assert len(turning) == (2 if kind == "proportional" else 8)
         with torch.device("meta"):
             assert torch.equal(rope.frequencies(16)[0], frequency), "a model made on meta knows its angles"
     assert {rope.kind for rope, _ in VARIANTS.values()} == set(POSITIONS)
