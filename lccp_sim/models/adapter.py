@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
-
 TRIED = 8  # tokens of the forward that tells what a model is
 
 
@@ -57,7 +56,9 @@ class Adapter(LanguageModel):
             self._adapt(config)
         except BaseException as error:
             self.release()
-            if isinstance(error, ConfigError | torch.OutOfMemoryError) or not isinstance(error, Exception):
+            if isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError) or not isinstance(
+                error, Exception
+            ):
                 raise
             raise ConfigError(
                 f"model_type={model.config.model_type}: a forward of {TRIED} tokens does not give what a causal LM of "
@@ -180,7 +181,8 @@ def _attention(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     switch: _Switch = module.lccp_switch
-    layer = getattr(module, "layer_idx", None) if kwargs.get("position_bias") is None else None  # None: not to be scored
+    biased = kwargs.get("position_bias") is not None  # such heads cannot be scored
+    layer: int | None = None if biased else getattr(module, "layer_idx", None)
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
     if layer is not None:

@@ -26,6 +26,8 @@ from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_tra
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import HeadHistory, Watch
 
+NO_HEADS = "warning: the model has layers without attention that can be scored, so head scores are left out"
+
 
 def measure(
     path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
@@ -66,6 +68,8 @@ def measure(
                     f"{point.path}: has {loaded.model.vocab_size} embeddings, and its tokenizer {corpus.vocab_size} "
                     "tokens; put the tokenizer there that it was trained with"
                 )
+            if not records and not loaded.model.num_heads:
+                console.print(NO_HEADS, style="yellow", markup=False)
             watch.windows = loaded.windows or series.windows
             seen = watch.look(loaded.model, point.moment, history)
             journal.write(seen.records)
