@@ -1,7 +1,8 @@
 """Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
 
 An attention function is registered beside the model's own one; it looks at q and k, and delegates. So nothing of the
-model is rewritten, and a model whose attention does not pass by is refused by `tapping`, not mismeasured.
+model is rewritten. Where the attention of some layer does not pass by (Mamba, hybrids), the model counts as one without
+heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is mismeasured.
 """
 
 import sys
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
+TRIED = 8  # tokens of the forward that tells what a model is
+
 
 class Hidden(NamedTuple):
     """Hidden states after the final norm."""
@@ -23,16 +26,20 @@ class Hidden(NamedTuple):
 
 
 class _Switch:
-    """What the attention layers of one model share: the tap, the gate, and the attention that the model had."""
+    """What the layers of one model share: the tap, the gate, the attention it had, and the query heads seen, by layer."""
 
     def __init__(self, previous: str):
         self.previous = previous
         self.tap: Tap | None = None
         self.gate_LN: Tensor | None = None
+        self.heads: dict[int, int] = {}
 
 
 class Adapter(LanguageModel):
-    """`model` is any `transformers` model with a language-model head. Raises ConfigError where it is of no use."""
+    """`model` is any `transformers` model with a language-model head. Raises ConfigError where it is of no use.
+
+    Then the model is as before. `num_heads` is 0 where not every layer's attention can be scored.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
@@ -43,20 +50,49 @@ class Adapter(LanguageModel):
             )
         self.model = model
         config = model.config.get_text_config(decoder=True)
-        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
+        self.switch = _Switch(config._attn_implementation)
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            self._adapt(config)
+        except BaseException as error:
+            self.release()
+            if isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError) or not isinstance(
+                error, Exception
+            ):
+                raise
+            raise ConfigError(
+                f"model_type={model.config.model_type}: a forward of {TRIED} tokens does not give what a causal LM of "
+                "transformers gives; this architecture is not supported"
+            ) from error
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _adapt(self, config: Any) -> None:
+        model = self.model
+        self.num_layers, self.num_heads = config.num_hidden_layers, 0
         self.vocab_size = config.vocab_size
         self.softcap = getattr(config, "final_logit_softcapping", None)
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        self.switch = _Switch(config._attn_implementation)
         model.set_attn_implementation(_register(self.switch.previous))
         for module in model.modules():
-            if hasattr(module, "layer_idx"):
-                module.lccp_switch = self.switch
+            module.lccp_switch = self.switch
         # Learned positions end; rotary ones go on, however badly.
         ends = getattr(config, "rope_parameters", None) is None and hasattr(config, "max_position_embeddings")
         self.most_tokens = config.max_position_embeddings if ends else None
+        model.eval()
         self._check()
+        seen = [self.switch.heads.get(layer, 0) for layer in range(self.num_layers)]
+        self.num_heads = seen[0] if len(set(seen)) == 1 else 0
+
+    @property
+    def body(self) -> Any:
+        """The part of the model that gives hidden states: without a base model, the child that holds the embeddings."""
+        if self.model.base_model is not self.model:
+            return self.model.base_model
+        embedding = self.model.get_input_embeddings()  # Llama 4's text model names a prefix that it does not have
+        return next(child for child in self.model.children() if any(each is embedding for each in child.modules()))
 
     def forward(self, tokens_BT: Tensor) -> Hidden:
         """Hidden states of rows that hold one text each, padded at the end if at all."""
@@ -65,7 +101,7 @@ class Adapter(LanguageModel):
                 f"{type(self.model).__name__} has {self.most_tokens} learned positions, and a monitor sends "
                 f"{tokens_BT.shape[1]} tokens; shorten the monitors' lengths"
             )
-        return Hidden(self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state)
+        return Hidden(self.body(input_ids=tokens_BT, use_cache=False).last_hidden_state)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
@@ -94,14 +130,11 @@ class Adapter(LanguageModel):
         name = type(self.model).__name__
         if not isinstance(self.model.get_output_embeddings(), nn.Module):
             raise ConfigError(f"{name} has no language-model head; name a causal LM")
-        was_training = self.model.training
-        self.model.eval()
-        tokens_BT = torch.arange(8, device=self.device)[None] % self.vocab_size
+        tokens_BT = torch.arange(TRIED, device=self.device)[None] % self.vocab_size
         other_BT = tokens_BT.clone()
         other_BT[0, -1] = 0
         hidden_TD, other_TD = self(tokens_BT).hidden_BTD[0], self(other_BT).hidden_BTD[0]
         wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
-        self.model.train(was_training)
         if not bool(wanted.isfinite().all()):
             return  # the monitors say where
         slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # experts of another size round otherwise
@@ -148,11 +181,13 @@ def _attention(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     switch: _Switch = module.lccp_switch
+    biased = kwargs.get("position_bias") is not None  # such heads cannot be scored
+    layer: int | None = None if biased else getattr(module, "layer_idx", None)
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
-    if switch.tap is not None:
-        if kwargs.get("position_bias") is not None:
-            raise ConfigError(f"{type(module).__name__} adds a bias to its attention; its heads cannot be scored")
+    if layer is not None:
+        switch.heads[layer] = query.shape[1]
+    if switch.tap is not None and layer is not None:
         scale = kwargs.get("scaling")
         attended = Attended(
             query.transpose(1, 2),
@@ -163,8 +198,8 @@ def _attention(
             kwargs.get("softcap"),
             attention_mask,
         )
-        switch.tap(module.layer_idx, attended)
+        switch.tap(layer, attended)
     y_BTNH, weights = attend(module, query, key, value, attention_mask, **kwargs)
-    if switch.gate_LN is not None:
-        y_BTNH = y_BTNH * switch.gate_LN[module.layer_idx, :, None].to(y_BTNH.dtype)
+    if switch.gate_LN is not None and layer is not None:
+        y_BTNH = y_BTNH * switch.gate_LN[layer, :, None].to(y_BTNH.dtype)
     return y_BTNH, weights

@@ -66,7 +66,10 @@ Tap = Callable[[int, Attended], None]
 
 
 class LanguageModel(nn.Module, ABC):
-    """A causal decoder of `num_layers` layers with `num_heads` query heads each, over `vocab_size` tokens."""
+    """A causal decoder of `num_layers` layers with `num_heads` query heads each, over `vocab_size` tokens.
+
+    `num_heads` is 0 where its heads cannot be scored (other layers than attention): monitors then leave scores out.
+    """
 
     num_layers: int
     num_heads: int

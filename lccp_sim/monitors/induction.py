@@ -81,10 +81,12 @@ class Induction(Monitor):
 
         def look(group: list[int]) -> tuple[Spans, np.ndarray]:
             chosen = [items[i] for i in group]
+            tokens, places = [c.tokens for c in chosen], [_places(c) for c in chosen]
+            if not model.num_heads:
+                return score_places(model, tokens, places), np.zeros((len(chosen), 0, 0, len(METRICS)))
             tap = _PrefixTap([item.first for item in chosen], [item.second for item in chosen])
             with tapping(model, tap):
-                spans = score_places(model, [c.tokens for c in chosen], [_places(c) for c in chosen])
-            return spans, tap.scores
+                return score_places(model, tokens, places), tap.scores
 
         n, lengths = self.span_tokens - 1, [item.length for item in items]
         for group, (spans, of_heads) in spread(model, lengths, self.tokens_per_forward, look):

@@ -79,7 +79,12 @@ class Intervention(Monitor):
         return [item._replace(control=None) for item in items]
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> ArmValues:
-        """Hit, NLL and perplexity of the whole answer of each item of the second half, in every arm."""
+        """Hit, NLL and perplexity of the whole answer of each item of the second half, in every arm.
+
+        Nothing where the model has no heads to mask.
+        """
+        if not model.num_heads:
+            return ArmValues([], [], [])
         selects = [i % self.items < self.items // 2 for i in range(len(items))]
         chosen = self._needle(heads=True).score(model, [item for item, s in zip(items, selects, strict=True) if s])
         score_LN = chosen.head_scores[..., 0].mean(0)
@@ -115,6 +120,8 @@ class Intervention(Monitor):
 
     def aggregate(self, measured: ArmValues, moment: Moment) -> list[Record]:
         """{arm}: the answer, and the heads masked; {}: what masking the strongest heads costs beyond random ones."""
+        if not measured.values:
+            return []
         records = summarise(measured.values, moment, self.tier, lambda v: {"arm": v.tags["arm"]})
 
         def count(metric: str, arm: str, numbers: list[float]) -> Record:

@@ -89,6 +89,8 @@ class LongBioHeads(Monitor):
         """Answers over all texts, and every head; all with the tag samples=longbio."""
         records = summarise(measured.values, moment, self.tier, lambda v: SAMPLES)
         records += head_records(measured.scores, METRICS, moment, SAMPLES)
+        if not measured.scores.size:
+            return records
         return [*records, answer_tokens_record(measured.answer_tokens, len(measured.items), moment, SAMPLES)]
 
     def samples(self, measured: LongBioValues) -> list[Value]:

@@ -107,7 +107,7 @@ class Needle(Monitor):
             for i, which in enumerate(group):
                 values += _values(items[which], spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
         values += self._controls(model, items, values)
-        scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, 0))
+        scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, len(METRICS)))
         return NeedleValues(values, head_items, scores, answer_tokens)
 
     def _controls(self, model: LanguageModel, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
@@ -137,7 +137,7 @@ class Needle(Monitor):
         records += summarise((v for v in values if v.tags["variant"] == "single"), moment, self.tier)
         answers = (v for v in single if v.metric in ANSWER)
         records += summarise(answers, moment, self.tier, lambda v: {"depth": v.tags["depth"]})
-        if measured.head_items:
+        if measured.head_scores.size:
             records += head_records(measured.head_scores, METRICS, moment)
             records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))
         return records
@@ -148,10 +148,10 @@ class Needle(Monitor):
 
 
 def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
-    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`."""
+    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`, no layers without heads."""
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
-    if not tapped:
-        return score_spans(model, tokens, answers), np.zeros((0, 0, 0, 0))
+    if not tapped or not model.num_heads:
+        return score_spans(model, tokens, answers), np.zeros((len(tapped), 0, 0, len(METRICS)))
     tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], tapped)
     with tapping(model, tap):
         return score_spans(model, tokens, answers), tap.scores

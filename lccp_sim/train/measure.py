@@ -30,6 +30,8 @@ from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_tra
 from lccp_sim.train.threads import set_threads
 from lccp_sim.train.watch import HeadHistory, Watch
 
+NO_HEADS = "warning: the model has layers without attention that can be scored, so head scores are left out"
+
 
 def measure(
     path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
@@ -75,6 +77,8 @@ def measure(
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
+            if not number and not loaded.model.num_heads:
+                console.print(NO_HEADS, style="yellow", markup=False)
             if not number and series.foreign:
                 tell(f"{place}timing a text of each length", 0.0)
                 tokens = plain_tokens(corpus.tokenizer)
