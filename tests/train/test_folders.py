@@ -17,9 +17,11 @@ from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.transformer import Transformer, fresh, initialise
+from lccp_sim.records import read_records
 from lccp_sim.train import run as running
 from lccp_sim.train.checkpoint import checkpoints, damage, manifest_of, newest, read_checkpoint, weights_hash
 from lccp_sim.train.exchange import export_checkpoint
+from lccp_sim.train.journal import RECORDS
 from lccp_sim.train.load import load_config
 from lccp_sim.train.measure import measure
 from lccp_sim.train.module import LccpModule
@@ -93,7 +95,10 @@ def test_a_run_leaves_folders_and_as_many_as_files(cut: Path) -> None:
 def test_a_folder_is_measured_exported_and_trained_on(
     cut: Path, make: Callable[..., Config], say: Console, tmp_path: Path
 ) -> None:
-    assert measure(cut, tmp_path / "out", True, [], lambda: make(), say) == 0
+    assert measure(cut, tmp_path / "out", False, [], lambda: make(), say) == 0
+    own, measured = ({r.key: r.value for r in read_records(d / RECORDS)[0]} for d in (cut, tmp_path / "out"))
+    assert measured and measured == {key: pytest.approx(own[key], rel=1e-5, abs=1e-6) for key in measured}
+    assert {key for key in own if key[1] == "needle"} == {key for key in measured if key[1] == "needle"}
     last = checkpoints(cut)[-1]
     assert measure(last, tmp_path / "one", False, [], lambda: make(), say) == 0
     assert export_checkpoint(str(cut), tmp_path / "exported", "fp32")

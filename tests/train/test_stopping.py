@@ -280,7 +280,7 @@ class Looking:
     def __init__(self) -> None:
         self.windows = list(range(40))
 
-    def look(self, model: Any, moment: Moment, history: Any) -> Seen:
+    def look(self, model: Any, moment: Moment, history: Any, *told: Any) -> Seen:
         values = [Value("mine", "x_nats", str(i), {}, 1 + 3 * 0.5**moment.step + i / 10) for i in range(5)]
         return Seen([Record(*moment, "behavioural", "mine", "x_nats", values[2].value, 5, 0.1)], values, [])
 
