@@ -26,7 +26,7 @@ class Hidden(NamedTuple):
 
 
 class _Switch:
-    """What the layers of one model share: tap, gate, the attention that they had, and the query heads seen, by layer."""
+    """What the layers of one model share: tap, gate, the attention that they had, the query heads seen, by layer."""
 
     def __init__(self, previous: str):
         self.previous = previous
