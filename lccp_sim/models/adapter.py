@@ -26,7 +26,7 @@ class Hidden(NamedTuple):
 
 
 class _Switch:
-    """What the layers of one model share: the tap, the gate, the attention it had, and the query heads seen, by layer."""
+    """What the layers of one model share: tap, gate, the attention that they had, the query heads seen, by layer."""
 
     def __init__(self, previous: str):
         self.previous = previous
@@ -56,9 +56,8 @@ class Adapter(LanguageModel):
             self._adapt(config)
         except BaseException as error:
             self.release()
-            if isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError) or not isinstance(
-                error, Exception
-            ):
+            said = isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError)
+            if said or not isinstance(error, Exception):
                 raise
             raise ConfigError(
                 f"model_type={model.config.model_type}: a forward of {TRIED} tokens does not give what a causal LM of "
@@ -72,7 +71,8 @@ class Adapter(LanguageModel):
         model = self.model
         self.num_layers, self.num_heads = config.num_hidden_layers, 0
         self.vocab_size = config.vocab_size
-        self.softcap = getattr(config, "final_logit_softcapping", None)
+        # Gemma's name, RecurrentGemma's name.
+        self.softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         model.set_attn_implementation(_register(self.switch.previous))

@@ -148,7 +148,10 @@ class Needle(Monitor):
 
 
 def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
-    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`, no layers without heads."""
+    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`.
+
+    Layers and heads are 0 where the model has no heads.
+    """
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped or not model.num_heads:
         return score_spans(model, tokens, answers), np.zeros((len(tapped), 0, 0, len(METRICS)))

@@ -20,7 +20,7 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.journal import REFERENCE, Journal
 from lccp_sim.train.logs import headline, log_images, log_scalars
-from lccp_sim.train.watch import HeadHistory, Seen, Watch
+from lccp_sim.train.watch import NO_HEADS, HeadHistory, Seen, Watch
 
 
 class Monitors(L.Callback):
@@ -113,6 +113,8 @@ class Monitors(L.Callback):
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         with adapted(self.model(module)) as model:
+            if not model.num_heads and self.seen_step < 0:
+                self.say(NO_HEADS)
             seen = self.watch.look(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write([*first, *seen.records])
         if seen.values:

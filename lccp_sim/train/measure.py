@@ -28,9 +28,7 @@ from lccp_sim.train.load import plain_config
 from lccp_sim.train.logs import headline, log_images, log_scalars
 from lccp_sim.train.series import Series, of_checkpoint, of_list, of_run, of_transformers
 from lccp_sim.train.threads import set_threads
-from lccp_sim.train.watch import HeadHistory, Watch
-
-NO_HEADS = "warning: the model has layers without attention that can be scored, so head scores are left out"
+from lccp_sim.train.watch import NO_HEADS, HeadHistory, Watch
 
 
 def measure(

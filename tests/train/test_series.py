@@ -197,3 +197,18 @@ def test_the_probe_and_interventions_work_on_models_of_others(measuring: Path, t
     again = {r.key: r.value for r in found if r.monitor == "needle"}
     assert look(path)[0] == 0
     assert {r.key: r.value for r in records(tmp_path / "out") if r.monitor == "needle"} == again
+
+
+def test_a_model_without_heads_is_measured_without_them(measuring: Path, tmp_path: Path, look: Callable) -> None:
+    path = folder(measuring, tmp_path / "mamba")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 16}
+    t.Mamba2ForCausalLM(t.Mamba2Config(vocab_size=400, chunk_size=32, **shape)).save_pretrained(path)
+    probe = "{short_tokens: 240, long_tokens: 300, train_tokens: 240, steps: 2, rows: 2, items: 4, seeds: [0, 1, 2],"
+    probe += " lr: 1.0e-3, tasks: {longbio_standard: 1, two_hop: 1}}"
+    more = ["monitors.intervention={lengths: [96], haystack: prose, items: 10, k: 2}", f"monitors.probe={probe}"]
+    status, said = look(path, *more, "monitors.heads={lengths: [160], items: 5}")
+    assert status == 0, said
+    assert " ".join(said.split()).count("so head scores are left out") == 1
+    found = records(tmp_path / "out")
+    assert {r.monitor for r in found} == {"needle", "perplexity", "induction", "heads", "probe"}
+    assert not [r for r in found if r.metric == "copy_hard_frac"]
