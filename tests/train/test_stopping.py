@@ -291,6 +291,7 @@ class Strange(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.model = torch.nn.Linear(1, 1)
+        self.model.num_heads = 1
         self.rates: list[float] = []
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
