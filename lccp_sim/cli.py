@@ -151,8 +151,8 @@ def _run(arguments: argparse.Namespace) -> int:
         outs = [arguments.out / path.name if arguments.out and paths[1:] else arguments.out for path in paths]
 
         def external() -> "Config":
-            named = any(word.startswith("run=") for word in overrides)
-            config = check([*([] if named else ["run=measure"]), *overrides], arguments.config_dir)
+            shorter = [] if named or arguments.thorough else ["run=measure"]
+            config = check([*shorter, *overrides], arguments.config_dir)
             return settle(config, bf16_is_native(config.run.accelerator))
 
         return max(

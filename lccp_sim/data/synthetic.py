@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import nearest, refuse
+from lccp_sim.config import Count, refuse
 from lccp_sim.data.document import Filler
 from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.tasks import TASKS as QUESTIONS
-from lccp_sim.data.tasks import Half
+from lccp_sim.data.tasks import Half, check_tasks
 
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
 Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what
@@ -58,7 +58,7 @@ class Synthetic:
     answers: Literal["statement", "value", "both"] = "statement"
     closed_frac: float = 0.0
     copy_frac: float = 0.8
-    questions: dict[str, int] = field(default_factory=dict)
+    questions: dict[str, Count] = field(default_factory=dict)
     question_tokens: int = 128
 
     def __post_init__(self) -> None:
@@ -78,13 +78,9 @@ class Synthetic:
         refuse(not 0 <= self.closed_frac <= 1, "closed_frac", self.closed_frac, "must lie between 0 and 1")
         refuse(not 0 < self.copy_frac < 1, "copy_frac", self.copy_frac, "must lie between 0 and 1")
         asks = self.task == "questions"
-        rule = "names the probe's tasks and their weights, and " + (
-            "task questions needs it" if asks else "is for task questions"
-        )
-        refuse(asks != any(self.questions.values()), "questions", self.questions, rule)
-        for name in self.questions:
-            rule = f"there is no such task; there are {', '.join(QUESTIONS)}{nearest(name, QUESTIONS)}"
-            refuse(name not in QUESTIONS, "questions", name, rule)
+        refuse(self.questions and not asks, "questions", self.questions, "is for task questions; remove it")
+        if asks:
+            check_tasks(self.questions, "questions")
 
 
 def compose(
@@ -158,15 +154,15 @@ def _places(distances: str, asked: int, length: int, rng: np.random.Generator) -
     """Where a fact is stated, and then where it is asked, each as a share of the document."""
     if distances == "uniform":
         return sorted(rng.random(1 + asked).tolist())
-    last = rng.random(asked) ** 0.5  # late places leave room for long distances
-    stated = float(min(last, default=rng.random()))
+    questions = rng.random(asked) ** 0.5  # late ones leave room for long distances
+    first = float(min(questions, default=rng.random()))
     least = NEAREST / length
-    far = np.exp(rng.uniform(np.log(least), np.log(max(stated, 2 * least))))
-    return [max(0.0, stated - float(far)), *last.tolist()]
+    distance = float(np.exp(rng.uniform(np.log(least), np.log(max(first, 2 * least)))))
+    return [max(0.0, first - distance), *questions.tolist()]
 
 
 def _asked(task: Synthetic, fact: Fact, rng: np.random.Generator) -> np.ndarray:
-    """ "Question: ... Answer: " and the statement (arXiv 2604.02650, section 5), or the value and its line break."""
+    """The question and its answer: the statement (arXiv 2604.02650, section 5), or the value and a line break."""
     by_value = task.answers == "value" or (task.answers == "both" and rng.random() < 0.5)
     return np.concatenate([fact.question_ids, fact.short_ids if by_value else fact.needle_ids])
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 
-from lccp_sim.config import ConfigError, Count, OptimConfig, nearest, refuse
+from lccp_sim.config import ConfigError, Count, OptimConfig, refuse
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Question
+from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Question, check_tasks
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
@@ -71,10 +71,7 @@ class Probe(Monitor):
         refuse(self.short_tokens >= self.long_tokens, "monitors.probe.short_tokens", self.short_tokens, rule)
         bad = not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
         refuse(bad, "monitors.probe.seeds", list(self.seeds), "needs at least one seed >= 0, and no seed twice")
-        for task in self.tasks:
-            known = f"there is no such task; there are {', '.join(TASKS)}{nearest(task, TASKS)}"
-            refuse(task not in TASKS, f"monitors.probe.tasks.{task}", self.tasks[task], known)
-        refuse(not any(self.tasks.values()), "monitors.probe.tasks", self.tasks, "needs a task with a weight above 0")
+        check_tasks(self.tasks, "monitors.probe.tasks")
         real = [task for task in REAL_TEXT if self.tasks.get(task)]
         rule = f"task {', '.join(real)} hides its needle in real text; name a source of the run"
         refuse(real and self.haystack is None, "monitors.probe.haystack", self.haystack, rule)

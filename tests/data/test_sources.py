@@ -234,6 +234,11 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', 'copies', 'repeats' or 'questions'"),
         ("synthetic", {"task": "repeats", "documents": 0}, "documents=0"),
         ("synthetic", {"task": "repeats", "share": float("nan")}, "share=nan"),
+        ("synthetic", {"task": "questions"}, "questions={}: needs a task with a weight above 0"),
+        ("synthetic", {"task": "questions", "questions": {"niah_single_1": -1}}, "questions.niah_single_1=-1"),
+        ("synthetic", {"task": "questions", "questions": {"niah_singel_1": 1}}, "did you mean 'niah_single_1'"),
+        ("synthetic", {"task": "repeats", "questions": {"two_hop": 1}}, "is for task questions; remove it"),
+        ("synthetic", {"task": "facts", "text_from": "a", "templates": 13}, "templates=13: must lie between 1 and 12"),
         ("synthetic", {"task": "copies", "text_from": "a", "copy_frac": 1.0}, "copy_frac=1.0"),
     ],
 )

@@ -4,19 +4,20 @@ Each task is a plain function that drafts a text; one builder turns drafts into 
 all texts are in English, our own and short-lived, so the scores are not those of the benchmarks that they follow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 import tokenizers
 
+from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
 from lccp_sim.data.tasks import counting, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
 from lccp_sim.data.tasks.question import Draft, Half, Question, build, score_text
 
-__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Question", "Task", "completion", "score_text"]
+__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Question", "Task", "check_tasks", "completion", "score_text"]
 Drafter = Callable[[np.random.Generator, int, Half], Draft]
 
 
@@ -70,3 +71,11 @@ def _draw(
 
 
 TASKS: dict[str, Task] = {task: partial(_draw, task) for task in DRAFTS}
+
+
+def check_tasks(weights: Mapping[str, int], key: str) -> None:
+    """Raise ConfigError where the weights under a config key name no task, or none above 0."""
+    for task, weight in weights.items():
+        known = f"there is no such task; there are {', '.join(TASKS)}{nearest(task, TASKS)}"
+        refuse(task not in TASKS, f"{key}.{task}", weight, known)
+    refuse(not any(weights.values()), key, weights, "needs a task with a weight above 0")
