@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import transformers
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.hf import OLDEST, load_checkpoint
@@ -28,7 +27,7 @@ def test_every_extra_asks_for_it() -> None:
 
 def test_an_older_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr(transformers, "__version__", "5.0.0")
+    monkeypatch.setattr("transformers.__version__", "5.0.0")  # of the module as it is now: tests may import it anew
     with pytest.raises(ConfigError, match=rf"transformers 5.0.0 is too old; pip install 'transformers>={OLDEST}'"):
         load_checkpoint(tmp_path / "model.gguf", None, "cpu")  # type: ignore[arg-type]
 
