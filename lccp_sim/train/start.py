@@ -16,9 +16,10 @@ from lccp_sim.models import hf
 from lccp_sim.models.architectures import function_of
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
-from lccp_sim.train.exchange import PREFIX, read_foreign
+from lccp_sim.train.exchange import read_foreign
 from lccp_sim.train.load import load_model
 from lccp_sim.train.parallel.folder import Tensors
+from lccp_sim.train.weights_file import PREFIX, SUFFIX, read_weights_file
 
 MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
 
@@ -41,7 +42,7 @@ class Start:
         if hf.is_checkpoint(path):
             content = read_foreign(path, accept=lambda base, rows: _check_same(base, rows, config.model, path))
         else:
-            content = read_checkpoint(path)
+            content = read_weights_file(path) if path.suffix == SUFFIX else read_checkpoint(path)
             _check_same(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"], config.model, path)
         facts = content["lccp"]
         return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
