@@ -7,6 +7,7 @@ from lccp_sim.data.document import Document, LeftOut, text_hash
 
 OnBadRow = Literal["refuse", "skip"]
 KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", int: "a number", float: "a number"}
+KINDS |= {str: "text"}
 REMEDY = "; mend it, or set on_bad_row to skip"
 
 
@@ -45,8 +46,8 @@ def document(value: Any, key: str, name: str) -> Document | LeftOut:
     if value is None:
         return LeftOut("null", name)
     if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
-        what = "token ids, not text; decode them with their tokenizer"
-        raise ConfigError(f"{name} holds {what}, or name the key of the text in text_key")
+        what = "token ids, not text; name their tokenizer.json in tokenized_with"
+        raise ConfigError(f"{name} holds {what}, or the key of the text in text_key")
     if not isinstance(value, str):
         what = KINDS.get(type(value), "no string")
         raise ConfigError(f"{name} holds {what} under the key {key!r}, not a string{REMEDY}")

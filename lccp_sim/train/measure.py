@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.data.beyond import check_rows, check_same
+from lccp_sim.data.beyond import check_ids, check_rows, check_same
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import parse_tokenizer
@@ -73,6 +73,7 @@ def measure(
             rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
             fits = check_same if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
+            check_ids(corpus.largest, rows)
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
             if not number and not loaded.model.num_heads:

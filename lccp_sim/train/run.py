@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
 from lccp_sim.data.batch import Feed
+from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
@@ -114,6 +115,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
+    check_ids(corpus.largest, rows)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)

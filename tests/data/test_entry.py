@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.document import collect
+from lccp_sim.data.document import LeftOut, collect
 from lccp_sim.data.rows import cause
 from lccp_sim.data.sources import Hub, TextFiles
 
@@ -130,6 +130,31 @@ def test_a_bad_row_is_refused_with_file_and_row_or_counted(tmp_path: Path, row: 
     assert read(tmp_path, on_bad_row="skip") == (["a"], {"null": ["x.jsonl:2"], "bad row": ["x.jsonl:3"]})
     with pytest.raises(ConfigError, match="on_bad_row='drop': must be refuse or skip"):
         read(tmp_path, on_bad_row="drop")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_row_of_a_data_set_by_name_is_refused_or_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "set").mkdir()
+    rows = [{"text": "a"}, {"text": "half \ud83d"}, {"text": None}, {"text": "b"}]
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, [rows[0], rows[2], rows[3]])))
+    one = Hub(name=str(tmp_path / "set"), streaming=streaming, max_documents=9)
+    assert [each.text for each in collect("mine", one)[0]] == ["a", "b"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows)  # pyarrow keeps lone surrogates out of its own
+    with pytest.raises(ConfigError, match="data.sources.mine: .*set, row 1 holds half a character"):
+        collect("mine", one)
+    documents, left_out = collect("mine", Hub(name=one.name, on_bad_row="skip"))
+    assert [(each.text, each.name) for each in documents] == [("a", f"{one.name}, row 0"), ("b", f"{one.name}, row 3")]
+    assert left_out == [LeftOut("bad row", f"{one.name}, row 1"), LeftOut("null", f"{one.name}, row 2")]
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": ["a"]}\n{"text": ["b"]}')
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    lists = Hub(name=one.name, streaming=streaming, max_documents=9, on_bad_row="skip")
+    with pytest.raises(ConfigError, match="data.sources.mine has no document with text; left out: 2 bad row"):
+        collect("mine", lists)
 
 
 def test_bytes_in_parquet_are_named(tmp_path: Path) -> None:
