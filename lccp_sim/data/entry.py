@@ -1,5 +1,7 @@
 """Where text enters: what a row holds under its key, and whether that is text. One message has one cause."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from lccp_sim.config import ConfigError, refuse
@@ -14,6 +16,22 @@ REMEDY = "; mend it, or set on_bad_row to skip"
 def check_policy(on_bad_row: str) -> None:
     """None, or ConfigError where `on_bad_row` is neither refuse nor skip."""
     refuse(on_bad_row not in ("refuse", "skip"), "on_bad_row", on_bad_row, "must be refuse or skip")
+
+
+def unreadable(error: OSError, name: str) -> ConfigError:
+    """What to raise for a file or folder that the system does not let us read."""
+    what = error.strerror or " ".join(str(error).split())
+    return ConfigError(f"{error.filename or name} cannot be read ({what}); change that, or leave it out")
+
+
+@contextmanager
+def needing(package: str, name: str) -> Iterator[None]:
+    """While it is open, an import that fails says that `name` cannot be read without the package."""
+    try:
+        yield
+    except ImportError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} cannot be read without {package} ({why}); pip install {package}") from error
 
 
 def decode(data: bytes, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.document import Document, LeftOut, TextSource
-from lccp_sim.data.entry import OnBadRow, check_policy, document, field
+from lccp_sim.data.entry import OnBadRow, check_policy, document, field, needing, unreadable
 from lccp_sim.data.folder import KINDS, is_saved, reason, walk
 from lccp_sim.data.pretokenized import Pretokenized
 from lccp_sim.data.rows import Row, attempt, cause, rows
@@ -95,6 +95,12 @@ class TextFiles(RowSource):
 
     def _found(self) -> list[Path | LeftOut]:
         """Files and saved data sets, each once, and what is left out."""
+        try:
+            return self._find()
+        except OSError as error:
+            raise ConfigError(f"paths={list(self.paths)}: {unreadable(error, 'a file')}") from error
+
+    def _find(self) -> list[Path | LeftOut]:
         found: dict[Path | LeftOut, None] = {}
         for name in self.paths:
             path = Path(name).expanduser()
@@ -162,7 +168,8 @@ class Hub(RowSource):
         return self.read(self._rows())
 
     def _rows(self) -> Iterator[Row]:
-        import datasets  # late: it takes a second, and most runs need none of it
+        with needing("datasets", f"data set {self.name!r}"):
+            import datasets  # late: it takes a second, and most runs need none of it
 
         where = f"data set {self.name!r} (subset {self.subset}, split {self.split})"
         number = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.entry import decode, field
+from lccp_sim.data.entry import decode, field, needing, unreadable
 from lccp_sim.data.folder import kind_of
 
 Row = tuple[str, Any]  # its name, and the value under the key or the fault that is in its place
@@ -21,7 +21,8 @@ def opened(path: Path) -> BinaryIO:
     if packed == "gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if packed == "zst":
-        import pyarrow as pa  # late: few runs need it this early
+        with needing("pyarrow", str(path)):
+            import pyarrow as pa  # late: few runs need it this early
 
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")))
     return open(path, "rb")
@@ -36,6 +37,10 @@ def rows(path: Path, key: str) -> Iterator[Row]:
     if path.is_dir():
         yield from _saved(path, key)
         return
+    try:
+        open(path, "rb").close()  # whatever reads it further on, what forbids it is said in the same words
+    except OSError as error:
+        raise unreadable(error, str(path)) from error
     try:
         if kind == "parquet":
             yield from _parquet(path, key)
@@ -95,8 +100,9 @@ def _json(path: Path, key: str) -> Iterator[Row]:
 
 
 def _parquet(path: Path, key: str) -> Iterator[Row]:
-    import pyarrow as pa  # late: few runs need it this early
-    import pyarrow.parquet as pq
+    with needing("pyarrow", str(path)):
+        import pyarrow as pa  # late: few runs need it this early
+        import pyarrow.parquet as pq
 
     number, source = 0, path
     if kind_of(path)[1]:
@@ -116,7 +122,8 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
 
 
 def _saved(path: Path, key: str) -> Iterator[Row]:
-    import datasets  # late: it takes a second, and most runs need none of it
+    with needing("datasets", str(path)):
+        import datasets  # late: it takes a second, and most runs need none of it
 
     number = 0
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from lccp_sim.config import ConfigError
 from lccp_sim.data.cache import build_once, digest
 from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
 from lccp_sim.progress import Tell, silent
@@ -33,8 +34,11 @@ class Text:
 
     @cached_property
     def key(self) -> str:
-        """What names the text and its split."""
-        return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
+        """What names the text and its split. Raises ConfigError where a file of it cannot be looked at."""
+        try:
+            return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
+        except (ConfigError, OSError) as error:
+            raise ConfigError(f"data.sources.{self.name}: {error}") from error
 
     @cached_property
     def _collected(self) -> tuple[list[Document], list[LeftOut]]:
