@@ -51,7 +51,8 @@ def measure(
     set_threads(config)
     with shown(console) as tell:
         corpus = _corpus(config, series, tell)
-    watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE, bf16=config.watched_in_bf16)
+        monitors, bf16 = config.monitors.watch, config.watched_in_bf16
+        watch = Watch(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     watch.recall(home / REFERENCE)
     for warning in watch.notes:

@@ -46,6 +46,7 @@ from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
+from lccp_sim.train.parallel.meeting import place_here
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
 from lccp_sim.train.parallel.strategy import placement
 from lccp_sim.train.precision import bf16_is_native, check_bf16, settle
@@ -69,7 +70,8 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     config = settle(config, native := bf16_is_native(config.run.accelerator))
     check_bf16(config, native)
     set_threads(config)
-    start = Start.of(config)
+    with shown(console if place_here().rank == 0 else Console(quiet=True)) as tell:
+        start = Start.of(config, tell)
     config = start.complete(config)
     directory = run_directory(config, start.hash)
     failed = directory / FAILED
@@ -119,15 +121,15 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
-    watch = Watch(
-        config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks, config.watched_in_bf16
-    )
+    store, bf16 = directory / REFERENCE, config.watched_in_bf16
+    with shown(console) as tell:
+        watch = Watch(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
-        watch.recall(directory / REFERENCE)
+        watch.recall(store)
         what = f"is missing or of other items ({', '.join(watch.open)}), and only the first window finds it"
-        refuse(watch.open, "reference", str(directory / REFERENCE), f"{what}; put it back, or move the run away")
+        refuse(watch.open, "reference", str(store), f"{what}; put it back, or move the run away")
     else:
         check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition
