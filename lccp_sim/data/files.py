@@ -16,7 +16,7 @@ from lccp_sim.data.document import Document, LeftOut, TextSource
 from lccp_sim.data.entry import OnBadRow, check_policy, document, field, needing, unreadable
 from lccp_sim.data.folder import KINDS, is_saved, reason, walk
 from lccp_sim.data.pretokenized import Pretokenized
-from lccp_sim.data.rows import Row, attempt, cause, rows
+from lccp_sim.data.rows import Row, attempt, cause, quiet, rows
 
 
 def stat(path: Path) -> str:
@@ -174,14 +174,15 @@ class Hub(RowSource):
         where = f"data set {self.name!r} (subset {self.subset}, split {self.split})"
         number = None
         try:
-            table = datasets.load_dataset(
-                self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
-            )
-            for number, row in enumerate(table):
-                if number == self.max_documents:
-                    return
-                name = f"{self.name}, row {number}"
-                yield name, attempt(field, row, self.text_key, name)
+            with quiet(datasets):
+                table = datasets.load_dataset(
+                    self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
+                )
+                for number, row in enumerate(table):
+                    if number == self.max_documents:
+                        return
+                    name = f"{self.name}, row {number}"
+                    yield name, attempt(field, row, self.text_key, name)
         except Exception as error:  # whatever a reader, a decoder or the network raises
             what = "cannot be opened" if number is None else f"failed after row {number}"
             raise ConfigError(f"{where} {what}: {cause(error)}") from error

@@ -5,6 +5,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -127,7 +128,8 @@ def _saved(path: Path, key: str) -> Iterator[Row]:
 
     number = 0
     try:
-        table = cast(datasets.Dataset, datasets.load_from_disk(str(path)))
+        with quiet(datasets):
+            table = cast(datasets.Dataset, datasets.load_from_disk(str(path)))
         top = _column(table.column_names, key, str(path))
         for number, row in enumerate(table.select_columns([top]).with_format(None), 1):
             name = f"{path}:{number}"
@@ -145,6 +147,20 @@ def _column(columns: list[str], key: str, name: str) -> str:
         what = f"has no column {key!r}, its columns are {', '.join(columns)}"
         raise ConfigError(f"{name} {what}; set text_key to the right one")
     return top
+
+
+@contextmanager
+def quiet(datasets: Any) -> Iterator[None]:
+    """While it is open, `datasets` says nothing on the console: what matters of it is said in our own line."""
+    before, shown = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def cause(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.console import reason
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.pools import open_corpus
@@ -95,7 +96,7 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
             # What is refused is as it was, and is refused again without any training.
             refused = isinstance(error, ConfigError | DamagedRecords)
             if ranks.rank == 0 and (directory / CONFIG).exists() and not refused:
-                write_atomic(failed, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+                write_atomic(failed, f"{reason(error)}\n")
             error.add_note(str(directory))
             raise
 
