@@ -69,7 +69,7 @@ def read_foreign(
     }
     template = path / "chat_template.jinja"
     if template.exists():
-        source["files"]["tokenizer_config.json"].setdefault("chat_template", template.read_text(encoding="utf-8"))
+        source["files"]["tokenizer_config.json"].setdefault("chat_template", _text(template))
     facts = {
         "config": {
             "model": json.loads(json.dumps(dataclasses.asdict(model))),
@@ -205,7 +205,7 @@ def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back") from None
 
@@ -216,7 +216,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged ({error}); put it back, or remove it") from None
     return found if isinstance(found, dict) else {}
 
