@@ -46,10 +46,11 @@ def planted(directory: Path, levels: dict[str, Callable[[float], float]], noise:
         moment = Moment(index, int(1000 * where))
         for metric, level in levels.items():
             each = level(where) + items[metric] - items[metric].mean() + rng.normal(0, noise, 200)
-            cell: dict[str, Any] = {"variant": "single", "span": "full"}
+            cell: dict[str, Any] = {"variant": "single", "span": "value"}
             values += [Value("needle", metric, f"{i:03}", cell, float(v)) for i, v in enumerate(each)]
             stderr = float(each.std() / np.sqrt(200))
-            found.append(Record(*moment, "probabilistic", "needle", metric, float(each.mean()), 200, stderr))
+            found.append(Record(*moment, "probabilistic", "needle", metric, float(each.mean()), 200, stderr,
+                                {"span": "value"}))  # fmt: skip
         journal.write(found)
         journal.write_samples(index, values)
     return directory
