@@ -107,7 +107,7 @@ def _hit(found: Findings) -> list[str] | None:
     if row is None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
-    ours += _sentence(found, "hit_frac")
+    ours += whole_sentence(found, "hit_frac")
     return ["sec. 5", "needle score", "nearly complete at 20 B (10 %), 100 % from 50 B (25 %) on", ours]
 
 
@@ -118,11 +118,11 @@ def _ppl(found: Findings) -> list[str] | None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
     ours += f"; by the rule {decision.verdict}" + (f" (its NLL: {nll.verdict})" if nll else "")
-    ours += _sentence(found, "answer_ppl")
+    ours += whole_sentence(found, "answer_ppl")
     return ["sec. 5", "needle perplexity", "falls until 150 B (75 %)", ours]
 
 
-def _sentence(found: Findings, metric: str) -> str:
+def whole_sentence(found: Findings, metric: str) -> str:
     """The whole sentence's, which the paper has, to be put behind the value's; "" where there is none beside it."""
     row = found.row("needle", metric, **found.run.sentence) if found.run.sentence else None
     return f"; whole sentence {change(row)}" if row else ""

@@ -21,7 +21,7 @@ from lccp_sim.analysis.reading import FIELDS, records_frame, samples_frame, side
 from lccp_sim.config import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, Tag
 
-__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy"]
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
 PLACES = {"run.root", "run.name", "run.init_from", "data.cache", "data.mirror"}  # where things lie, not what they are
 
@@ -135,6 +135,19 @@ def load_run(path: str | Path) -> RunData:
     timing = timing_frame(path / "timing.jsonl", warnings)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+
+
+def unlike(runs: list[RunData]) -> list[str]:
+    """A warning for each monitor that is judged by the value's tokens in some runs and by the sentence in others."""
+    lines = []
+    for monitor in SPANNED:
+        whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
+        if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
+            names = ", ".join(whole)
+            lines.append(
+                f"{monitor}: of the whole answer sentence in {names}, of the value elsewhere; do not compare them"
+            )
+    return lines
 
 
 def differing(runs: list[RunData]) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def test_samples_that_disagree_with_the_records_are_named(make_run):
     text = (path / "records.jsonl").read_text().split("\n")
     rows = [json.loads(line) for line in text if line]
     for row in rows:
-        if row["metric"] == "answer_nll_nats" and not row["tags"]:
+        if row["metric"] == "answer_nll_nats" and row["tags"] == {"span": "value"}:
             row["value"] *= 1.5
     (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = load_run(path)

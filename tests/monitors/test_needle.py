@@ -98,25 +98,32 @@ def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> No
         seen = MONITOR.score(model, items)
     records = MONITOR.aggregate(seen, Moment(4, 40))
     assert len({record.key for record in records}) == len(records)
-    nll = [v for v in seen.values if v.metric == "answer_nll_nats" and v.tags["span"] == "full"]
+    nll = [v for v in seen.values if v.metric == "answer_nll_nats" and v.tags["span"] == "value"]
     by = {(r.metric, tuple(sorted(r.tags.items()))): r for r in records if r.monitor == "needle"}
-    whole = by["answer_nll_nats", ()]
+    value = (("span", "value"),)
+    whole = by["answer_nll_nats", value]
     single = [v.value for v in nll if v.tags["variant"] == "single"]
     assert whole.n == 30 and whole.value == pytest.approx(np.mean(single))
-    assert by["gain_nats", ()].n == by["control_nll_nats", ()].n == 12
-    cell = by["answer_nll_nats", (("length", 300), ("span", "full"), ("variant", "heldout"))]
+    assert by["gain_nats", value].n == by["control_nll_nats", value].n == 12
+    cell = by["answer_nll_nats", (("length", 300), ("span", "value"), ("variant", "heldout"))]
     held = [v.value for v in nll if v.tags["variant"] == "heldout" and v.tags["length"] == 300]
     assert cell.n == 9 and cell.value == pytest.approx(np.mean(held))
     for span, metric in itertools.product(("full", "value"), ("hit_frac", "answer_nll_nats", "answer_ppl")):
         assert by[metric, (("depth", 0.25), ("length", 160), ("span", span), ("variant", "single"))].n == 3
-    ppl = by["answer_ppl", ()]
+    ppl = by["answer_ppl", value]
     assert ppl.value == pytest.approx(np.mean(np.exp(single))) and ppl.value > np.exp(whole.value)
-    for metric in ("hit_frac", "answer_nll_nats", "answer_ppl"):
-        of_depth = [r for r in records if r.metric == metric and r.tags.keys() == {"depth"}]
+    for span, metric in itertools.product(("full", "value"), ("hit_frac", "answer_nll_nats", "answer_ppl")):
+        of_depth = [r for r in records if r.metric == metric and r.tags.keys() == {"depth", "span"}]
+        of_depth = [r for r in of_depth if r.tags["span"] == span]
         assert [(r.tags["depth"], r.n) for r in of_depth] == [(i / 4, 6) for i in range(5)]
-        assert np.mean([r.value for r in of_depth]) == pytest.approx(by[metric, ()].value)
+        assert np.mean([r.value for r in of_depth]) == pytest.approx(by[metric, (("span", span),)].value)
     cells = {tuple(sorted(r.tags)) for r in records if r.monitor == "needle"}
-    assert cells == {(), ("depth",), ("length", "span", "variant"), ("depth", "length", "span", "variant")}
+    assert cells == {
+        ("span",),
+        ("depth", "span"),
+        ("length", "span", "variant"),
+        ("depth", "length", "span", "variant"),
+    }
     assert by["hit_frac", (("length", 300), ("span", "value"), ("variant", "interference"))].n == 4
     heads = [r for r in records if r.monitor == "heads" and r.metric != "answer_tokens_count"]
     answer_tokens = sum(len(item.value_mask) for item in items if item.tags["variant"] == "single")
