@@ -143,10 +143,8 @@ def unlike(runs: list[RunData]) -> list[str]:
     for monitor in SPANNED:
         whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
         if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
-            names = ", ".join(whole)
-            lines.append(
-                f"{monitor}: of the whole answer sentence in {names}, of the value elsewhere; do not compare them"
-            )
+            said = f"of the whole answer sentence in {', '.join(whole)}, of the value's tokens elsewhere"
+            lines.append(f"{monitor}: {said}; do not compare them")
     return lines
 
 

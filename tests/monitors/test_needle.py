@@ -13,6 +13,8 @@ from lccp_sim.monitors import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
+from lccp_sim.train.images import window_images
+from lccp_sim.train.logs import headline, whole
 from tests.monitors.worlds import NEEDLE, planted_item, planted_model, tiny_model
 
 MONITOR = Needle(
@@ -90,6 +92,25 @@ def test_nll_hit_control_and_gain_equal_full_logits(items: list[NeedleItem], cor
             for span in ("full", "value") if item.control is not None else ():
                 gain = nll["control", span] - nll["answer", span]
                 assert got[item.id, "gain_nats", span] == pytest.approx(gain, abs=1e-5)
+
+
+def test_a_model_that_knows_the_value_and_not_the_sentence_hits() -> None:
+    """After the needle's first token either of two may follow: the sentence is missed, the value behind it is not."""
+    rng, items = np.random.default_rng(3), []
+    for i in range(5):
+        first, second, third, *value = rng.choice(list(NEEDLE), 5, replace=False).tolist()
+        items.append(planted_item(str(i), 100, [first, second, first, third, *value], i))
+    monitor, moment = Needle(lengths=(100,), haystack="prose"), Moment(0, 0)
+    with observing(model := planted_model()):
+        records = monitor.aggregate(monitor.score(model, items), moment)
+    overall = whole(records)
+    assert (overall["needle/hit_frac"], overall["needle/sentence_hit_frac"]) == (1.0, 0.0)
+    assert overall["needle/answer_nll_nats"] < overall["needle/sentence_answer_nll_nats"]
+    assert "| hit 1.00 | sentence 0.00 | answer NLL " in headline(moment, records, 1.0)
+    image = window_images(records)["needle/hit"]
+    assert (image == window_images([r for r in records if r.tags.get("span") == "value"])["needle/hit"]).all()
+    other = [dataclasses.replace(r, tags=r.tags | {"span": "value"}) for r in records if r.tags.get("span") == "full"]
+    assert (image != window_images(other)["needle/hit"]).any()
 
 
 def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> None:
