@@ -86,8 +86,8 @@ def _said(rows: pd.DataFrame, sentences: pd.DataFrame | None = None) -> str:
         return "not recorded"
     row = rows.iloc[0]
     text = f"{measured(row.value, row.stderr)} at {row.length:.0f} tokens"
-    beside = [] if sentences is None else sentences.value[sentences.length == row.length]
-    return f"{text} (whole sentence {number(beside.iloc[0])})" if len(beside) else text
+    beside = [] if sentences is None else sentences.value[sentences.length == row.length].tolist()
+    return f"{text} (whole sentence {number(beside[0])})" if beside else text
 
 
 def _holds(rows: pd.DataFrame, bound: float) -> bool | None:
