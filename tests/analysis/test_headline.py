@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from lccp_sim.analysis.answers import answers
 from lccp_sim.analysis.arms import curves_of, results
 from lccp_sim.analysis.curves import curves, whole_curve
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.paper import claims
-from lccp_sim.analysis.precondition import precondition
+from lccp_sim.analysis.precondition import BASE_HIT, SHORT_HIT, precondition
 from lccp_sim.analysis.report import write_report
 from lccp_sim.analysis.seeds import pooled
 from lccp_sim.analysis.several import write_comparison
@@ -84,6 +85,18 @@ def test_a_base_that_hits_the_value_and_not_the_sentence_retrieves(make_run: Cal
     base, _, short, _ = precondition(load_run(path))
     assert base.question == "The base retrieves at its own context (hit of the value's tokens at least 0.8)"
     assert (base.met, base.answer) == (True, "0.9 at 128 tokens (whole sentence 0.3)") and short.met
+
+
+def test_forty_needles_tell_a_base_that_retrieves_from_one_that_does_not() -> None:
+    """The figures of docs/monitors.md."""
+    passes = {found: binom.sf(BASE_HIT * 40 - 1, 40, found) for found in (0.95, 0.6)}
+    assert (round(passes[0.95], 4), round(passes[0.6], 3)) == (0.9999, 0.006)
+    trials = json.loads((Path(__file__).parents[2] / "bench" / "results" / "rope_change.json").read_text())
+    kept, lost = ([r["value"] for r in trials[name]["rows"] if r["factor"] > 1 and r["length"] == 256
+                   and (r["metric"], r["variant"], r["span"]) == ("hit_frac", "single", "value")]
+                  for name in ("full_10m", "half_100k"))  # fmt: skip
+    assert min(kept) == 1.0 and (round(min(lost), 2), round(max(lost), 2)) == (0.25, 0.38)
+    assert max(lost) < SHORT_HIT < min(kept)
 
 
 def test_records_without_spans_are_of_the_sentence_and_the_report_says_so(make_run: Callable) -> None:
