@@ -162,7 +162,7 @@ def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[in
 
 def spans_of(item: NeedleItem) -> tuple[tuple[str, np.ndarray], ...]:
     """The spans of an answer: their names and which of its tokens [answer] they hold."""
-    return (SENTENCE, np.ones_like(item.value_mask)), (HEADLINE, item.value_mask)
+    return (HEADLINE, item.value_mask), (SENTENCE, np.ones_like(item.value_mask))
 
 
 def _values(item: NeedleItem, nll: np.ndarray, hit: np.ndarray) -> Iterator[Value]:

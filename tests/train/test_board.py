@@ -164,7 +164,8 @@ def test_measured_checkpoints_have_the_layout_too(run: Callable[..., Path]) -> N
     directory = run(FEW)
     assert main(["measure", str(directory)]) == 0
     found = charts(read(directory / "measured"))
-    assert found["probabilistic"]["needle/hit_frac"] == ["^needle/hit_frac$"] and "training" not in found
+    beside = ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
+    assert found["probabilistic"]["needle, frac"] == beside and "training" not in found
 
 
 def test_a_table_shows_what_is_plain_and_a_verdict_its_caution() -> None:
