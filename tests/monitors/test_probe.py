@@ -1,12 +1,16 @@
 """The fine-tuning probe: it learns, what it asks was never taught, and the model that it looks at stays as it is."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
 
+from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.tables import probe_cells
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
@@ -17,7 +21,8 @@ from lccp_sim.monitors.observing import counting, observing
 from lccp_sim.monitors.probe import ProbeItems, _answer_loss
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.records import Record
+from lccp_sim.records import Record, append_lines
+from lccp_sim.train.images import CELL_PIXELS, window_images
 from tests.monitors.worlds import digest, tiny_model
 
 MONITOR = Probe(
@@ -287,6 +292,23 @@ def test_records_average_over_seeds_first_and_count_questions() -> None:
     spread = one("exact_match_seed_std_frac")
     assert spread.value == pytest.approx(np.std([0.75, 0.25], ddof=1)) and spread.n == 2
     assert one("answer_nll_seed_std_nats").value == pytest.approx(2 * spread.value)
+
+
+def test_a_small_table_and_an_image_show_the_cells_of_task_and_length(tmp_path: Path) -> None:
+    first = planted()
+    better = first._replace(values=[v._replace(value=1.0) if v.tags["sft_step"] else v for v in first.values])
+    windows = [probe_records(first, Moment(0, 0), "behavioural"), probe_records(better, Moment(4, 40), "behavioural")]
+    append_lines(tmp_path / "records.jsonl", [record.line() for records in windows for record in records])
+    table = probe_cells(examine(load_run(tmp_path)))
+    assert table.head == ["task", "128 tokens", "256 tokens", "512 tokens", "all"]
+    a, b, whole = table.rows
+    assert a == ["a", "1 to 1 (1)", "0.5 to 1 (1)", "", "0.75 ± 0.25 to 1 ± 0 (2)"]
+    assert b[:4] == ["b", "", "0.5 to 1 (1)", "0 to 1 (1)"]
+    assert whole[0] == "all" and whole[2] == "0.5 ± 0 to 1 ± 0 (2)" and whole[4].endswith("to 1 ± 0 (4)")
+    image = window_images(windows[0])["probe/exact_match"]
+    assert image.shape == (2 * CELL_PIXELS, 3 * CELL_PIXELS, 3), "tasks by lengths"
+    brightness = image[::CELL_PIXELS, ::CELL_PIXELS].sum(-1).astype(int)
+    assert brightness[0, 0] > brightness[0, 1] == brightness[1, 1] > brightness[1, 2], "1, 0.5 and 0.5, 0: fine-tuned"
 
 
 def test_one_seed_has_no_spread() -> None:
