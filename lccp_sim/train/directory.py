@@ -37,6 +37,8 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
     parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
     if config.run.stopping is not None and config.run.stopping.action == "decay":
         parts.append(plain["run"]["stopping"])
+    if config.run.init_optimizer != "fresh":
+        parts.append(config.run.init_optimizer)
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 

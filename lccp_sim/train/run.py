@@ -116,6 +116,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
+    moments = start.moments(config)
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     watch = Watch(
         config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks, config.watched_in_bf16
@@ -155,7 +156,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         **start.facts,
     }
     # What a checkpoint holds is not drawn before.
-    module = LccpModule(config, model, facts, ranks, weights if checkpoint is None else ())
+    first_state = (weights, moments) if checkpoint is None else ((), None)
+    module = LccpModule(config, model, facts, ranks, *first_state)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
