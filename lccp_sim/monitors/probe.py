@@ -180,6 +180,14 @@ class Probe(Monitor):
         """The records of `probe_records`."""
         return probe_records(answered, moment, self.tier)
 
+    def notes(self, items: ProbeItems) -> list[str]:
+        """A line where no fine-tuning text is as long as the longest question."""
+        taught = max(len(lesson.tokens) for batch in items.train for lesson in batch)
+        asked = max(len(question.tokens) for question in items.evaluation)
+        remedy = "monitors.probe.long_train_frac adds long texts"
+        what = f"the probe is fine-tuned on texts of at most {taught} tokens and asked about texts of up to {asked}"
+        return [f"{what}: it learns the tasks there, not the length ({remedy})"] if taught < asked else []
+
     def samples(self, answered: Answered) -> list[Value]:
         """Per-question values."""
         return answered.values

@@ -1,6 +1,7 @@
 """The fine-tuning probe: it learns, what it asks was never taught, and the model that it looks at stays as it is."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +335,17 @@ def test_limits_that_hold_no_text_are_refused(corpus: Corpus) -> None:
         dataclasses.replace(MONITOR, short_tokens=40, long_tokens=50).prepare(corpus)
     with pytest.raises(ConfigError, match="monitors.probe.short_tokens=520: must be less than long_tokens=520"):
         dataclasses.replace(MONITOR, short_tokens=520)
+
+
+def test_fine_tuning_shorter_than_the_questions_is_said_in_one_line(items: ProbeItems, corpus: Corpus) -> None:
+    (said,) = MONITOR.notes(items)
+    longest = max(len(question.tokens) for question in items.evaluation)
+    assert re.match(rf"the probe is fine-tuned on texts of at most 2\d\d tokens and asked .* up to {longest}: ", said)
+    long = dataclasses.replace(MONITOR, long_train_frac=1.0)
+    drawn = long.prepare(corpus)
+    longest = max((lesson for batch in drawn.train for lesson in batch), key=lambda lesson: len(lesson.tokens))
+    asked = Question(longest.tokens, 1, "", (), "")
+    assert long.notes(drawn._replace(evaluation=[asked])) == []
 
 
 def test_tasks_are_checked_by_name_weight_and_haystack(corpus: Corpus) -> None:
