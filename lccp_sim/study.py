@@ -19,8 +19,6 @@ from lccp_sim.sweep import Schedule, print_outcomes, sweep, work_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lccp_sim.analysis.table import RunData
-
 SMOKE = ["run.tokens=6144"]
 Job = list[str]
 Places = dict[tuple[int, str], str]
@@ -125,7 +123,7 @@ def study(
     in the study, before anything starts.
     """
     from lccp_sim.analysis.study_page import write_study
-    from lccp_sim.analysis.table import load_run
+    from lccp_sim.analysis.table import RunData, load_run
 
     plan = read_study(name, config_dir)
     plan = plan.small() if smoke else plan
