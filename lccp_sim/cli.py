@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
             sub.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
             sub.add_argument("--retry", action="store_true", help="also train again what failed before")
+            sub.add_argument("--repeats", type=int, help="runs of each arm and seed, with other orders of the data")
             sub.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (study/, run/, ...)")
         elif verb in ("import", "export"):
@@ -131,7 +132,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if not names:
             return list_studies(arguments.config_dir, console)
         options = arguments.smoke, arguments.retry, arguments.config_dir
-        return max(study(name, Path(arguments.root), launcher, *options, console) for name in names)
+        root, repeats = Path(arguments.root), arguments.repeats
+        return max(study(name, root, launcher, *options, console, repeats) for name in names)
     if arguments.verb == "measure":
         from lccp_sim.train.measure import measure
         from lccp_sim.train.precision import bf16_is_native, settle

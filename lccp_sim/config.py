@@ -192,7 +192,8 @@ class StoppingConfig:
 class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
-    `init_from` gives the first weights; `branch_from` goes on from another run's checkpoint (train/branch.py).
+    `init_from` gives the first weights, and where `init_optimizer` is carried, the moments of AdamW and its step count.
+    `branch_from` goes on from another run's checkpoint (train/branch.py).
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
@@ -205,6 +206,7 @@ class RunConfig:
     tokens: Size
     micro_batch_tokens: Size | None = None
     init_from: str | None = None
+    init_optimizer: Literal["fresh", "carried"] = "fresh"
     branch_from: str | None = None
     precondition: bool = False
     root: str = "runs"
@@ -234,11 +236,9 @@ class RunConfig:
             known = isinstance(path, str) and "." in path
             refuse(not known, f"run.loggers.{name}.class", path, "must be the dotted path of a Lightning logger")
         refuse(self.ep > 1 and not self.shard, "run.ep", self.ep, "cuts the experts' weights; set run.shard=true")
-        cut = self.checkpoints == "sharded"
-        refuse(
-            cut and not self.shard, "run.checkpoints", "sharded", "goes with weights that are cut; set run.shard=true"
-        )
-        refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, "goes with weights that are cut; set run.shard=true")
+        rule = "goes with weights that are cut; set run.shard=true"
+        refuse(self.checkpoints == "sharded" and not self.shard, "run.checkpoints", "sharded", rule)
+        refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, rule)
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
     @property

@@ -31,7 +31,8 @@ class Study:
     `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
     its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
     `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
-    whether the reference arm answers the findings of arXiv 2604.02650.
+    whether the reference arm answers the findings of arXiv 2604.02650. `repeats`: runs of each arm and seed, which
+    differ in the order of their data alone.
     """
 
     question: str
@@ -45,6 +46,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     note: str = ""
     paper: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         names = ", ".join(self.arms)
@@ -54,6 +56,7 @@ class Study:
         refuse(stray, "study.between", stray, f"must name arms, which are {names}")
         seeds = self.seeds
         refuse(not seeds or len(set(seeds)) < len(seeds), "study.seeds", seeds, "must be one or more different seeds")
+        refuse(self.repeats < 1, "study.repeats", self.repeats, "must be at least 1: runs of each arm and seed")
         for metric in self.metrics:
             refuse(not all(metric.partition("/")[::2]), "study.metrics", metric, "must be monitor/metric")
 
@@ -112,23 +115,30 @@ def study(
     retry: bool,
     config_dir: Path | None,
     console: "Console",
+    repeats: int | None = None,
 ) -> int:
     """0 once every run of the study is finished and its report is in ROOT/studies/NAME; 1 where some are not.
 
-    Started again, it goes on where it was. Raises ConfigError for what is wrong in the study, before anything starts.
+    Started again, it goes on where it was. `repeats`: in place of the study's own. Raises ConfigError for what is wrong
+    in the study, before anything starts.
     """
     from lccp_sim.analysis.study_page import write_study
-    from lccp_sim.analysis.table import load_run
+    from lccp_sim.analysis.table import RunData, load_run
 
     plan = read_study(name, config_dir)
     plan = plan.small() if smoke else plan
+    plan = plan if repeats is None else replace(plan, repeats=repeats)
     stages = Stages(plan, root, launcher, retry, config_dir, console)
-    runs = {arm: {s: load_run(path) for s, path in seeds.items()} for arm, seeds in stages.train().items() if seeds}
+
+    def read(done: dict[str, dict[int, str]]) -> dict[str, dict[int, RunData]]:
+        return {arm: {s: load_run(path) for s, path in seeds.items()} for arm, seeds in done.items() if seeds}
+
+    runs, *again = map(read, stages.train())
     if not runs:
         raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
     folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
     texts, metrics = [plan.question, plan.note], plan.metrics
-    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper)
+    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again)
     console.print(str(page), markup=False)
     return int(bool(stages.failed))
 
@@ -149,28 +159,32 @@ class Stages:
     failed: list[str] = field(default_factory=list)
     schedule: Schedule | None = None
 
-    def train(self) -> dict[str, dict[int, str]]:
-        """The directory of the finished run of each arm and seed; an arm has only the seeds that finished."""
+    def train(self) -> list[dict[str, dict[int, str]]]:
+        """Of each repeat the directory of the finished run of each arm and seed, of those seeds that finished."""
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
             start = self.stage(self.jobs(base, self.shapes), start)
             if not start:
-                return {}
+                return [{}]
         if plan.between:
             start |= self.stage(self.jobs(plan.run, plan.between), start)
-        done = self.stage(self.jobs(plan.run, plan.arms), start)
-        return {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
+        ended = [self.stage(self.jobs(plan.run, plan.arms), start, repeat) for repeat in range(plan.repeats)]
+        return [
+            {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
+            for done in ended
+        ]
 
     def check(self) -> None:
         """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts."""
         plan = self.study
         stages = [self.jobs(base, self.shapes) for base in plan.base]
         stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
+        arms = set(map(tuple, stages[-1].values()))
         unique = dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values())
-        flops = sum(work_of(check(job, self.config_dir))[1] for job in unique)
-        seeds = len(plan.seeds)
-        self.schedule = Schedule(seeds * len(unique), seeds * flops, time.time())
+        times = {job: len(plan.seeds) * (plan.repeats if job in arms else 1) for job in unique}
+        flops = sum(times[job] * work_of(check(job, self.config_dir))[1] for job in unique)
+        self.schedule = Schedule(sum(times.values()), flops, time.time())
 
     @property
     def shapes(self) -> dict[str, Job]:
@@ -181,14 +195,16 @@ class Stages:
         """The overrides of a run for each arm, without seed and start."""
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
-    def stage(self, jobs: dict[str, Job], start: Places) -> Places:
-        """The directories of the finished runs by seed and arm.
+    def stage(self, jobs: dict[str, Job], start: Places, repeat: int = 0) -> Places:
+        """The directories of the finished runs by seed and arm; a `repeat` above 0 has an order of data of its own.
 
         `start`: what each goes on from; what has no entry starts anew, unless its base is missing: then it is left out.
         """
         anew = not (start and self.study.base)
+        # No number of a seed, which is the order that its first run has.
+        order = {seed: [f"data.order_seed={1000 * repeat + seed}"] if repeat else [] for seed in self.study.seeds}
         wanted = {
-            (seed, arm): (*words, f"seed={seed}", f"run.root={self.root}", *began)
+            (seed, arm): (*words, f"seed={seed}", *order[seed], f"run.root={self.root}", *began)
             for seed in self.study.seeds
             for arm, words in jobs.items()
             if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from rich.console import Console
 
 import lccp_sim.train.run as running
@@ -113,6 +114,24 @@ def test_a_second_time_nothing_is_trained_and_the_table_is_the_same(whole, monke
     pd.testing.assert_frame_equal(table(root), before)
 
 
+def test_repeats_train_each_arm_again_with_an_order_of_its_own_and_share_the_bases(whole, tmp_path):
+    config_dir, root = whole
+    shutil.copytree(root, tmp_path / "root", dirs_exist_ok=True)
+    arguments = ["--config-dir", str(config_dir), "--root", str(tmp_path / "root")]
+    assert main(["study", "mine", "--repeats", "2", *arguments]) == 0
+    assert len(list((tmp_path / "root").glob("lccp-s*"))) == 8
+    assert len(list((tmp_path / "root").glob("smoke_study-s*"))) == 2, "of a base there is one a seed"
+    configs = [yaml.safe_load(path.read_text()) for path in (tmp_path / "root").glob("lccp-s*/config.yaml")]
+    orders = sorted((config["seed"], config["data"]["order_seed"] or 0) for config in configs)
+    assert orders == sorted([(0, 0), (0, 1000), (1, 0), (1, 1001)] * 2)
+    report = json.loads((tmp_path / "root" / "studies" / "mine" / "report.json").read_text())
+    assert {row["arm"] for row in report["repeats"]} == {"low", "high"}
+    floors = [row["floor"] for row in report["results"] if row["difference"]]
+    assert len(floors) == 2 and None not in floors and max(floors) > 0
+    with pytest.raises(ConfigError, match="study.repeats=0: must be at least 1"):
+        Study("?", "r", {"a": []}, "a", [], repeats=0)
+
+
 def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monkeypatch):
     config_dir, root = whole
     shutil.copytree(root, tmp_path / "root", dirs_exist_ok=True)
@@ -127,7 +146,7 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
 
     monkeypatch.setattr(running, "_train", full)
     work = stages(config_dir, tmp_path / "root")
-    done = work.train()
+    (done,) = work.train()
     assert {arm: sorted(seeds) for arm, seeds in done.items()} == {"low": [0, 1], "high": [0]}
     (line,) = work.failed
     assert "optim.lr=0.002" in line and "No space left on device" in line

@@ -15,6 +15,7 @@ from scipy.stats import kendalltau, ttest_rel
 
 from lccp_sim.analysis.curves import LEVEL, Curve, Estimate, whole_curve
 from lccp_sim.analysis.dependent import holm
+from lccp_sim.analysis.repeats import gathered, noise
 from lccp_sim.analysis.table import RunData
 
 Runs = Mapping[str, Mapping[int, RunData]]
@@ -28,7 +29,8 @@ class Result:
 
     `difference`: mean of value less the reference's at the same seed, with its 95 % t interval over `pairs` seeds; `p`
     of the paired t test, `p_holm` adjusted over the arms. None for the reference, or with fewer than two pairs.
-    `rising`: whether more is better.
+    `rising`: whether more is better. `floor`: what the difference may reach by the order of the data alone; None
+    without repeats. A seed's value is the mean over its repeats.
     """
 
     metric: str
@@ -41,6 +43,12 @@ class Result:
     p: float | None
     p_holm: float | None
     rising: bool
+    floor: float | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether repeats differ as much as the arms do: then it is no difference, whatever its p."""
+        return self.floor is not None and self.difference is not None and abs(self.difference.value) <= self.floor
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -81,18 +89,25 @@ def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
     }
 
 
-def results(curves: Curves, reference: str) -> list[Result]:
-    """One row for each metric and arm that has it, the reference first."""
+def results(curves: Curves, reference: str, again: Sequence[Curves] = ()) -> list[Result]:
+    """One row for each metric and arm that has it, the reference first. `again`: the curves of each repeat."""
     rows = []
     for metric, found in curves.items():
         rising = next((c.rising for seeds in found.values() for c in seeds.values()), True)
-        ends = {arm: {seed: float(c.value_W[-1]) for seed, c in seeds.items()} for arm, seeds in found.items() if seeds}
+        repeated = gathered(found, [each.get(metric, {}) for each in again])
+        ends = {arm: {seed: float(np.mean(own)) for seed, own in seeds.items()} for arm, seeds in repeated.items()}
         order = sorted(ends, key=lambda arm: arm != reference)
         base = ends.get(reference, {})
         made = [_result(metric, arm, ends[arm], {} if arm == reference else base, rising) for arm in order]
         p_values = {row.arm: row.p for row in made if row.p is not None}
         adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        rows += [replace(row, p_holm=adjusted.get(row.arm)) for row in made]
+        scatter = noise(own for seeds in repeated.values() for own in seeds.values())
+        for row in made:
+            shared = {seed: repeated[row.arm][seed] for seed in row.values if seed in base}
+            floor = None
+            if scatter is not None and row.difference is not None:
+                floor = scatter.floor(shared, {seed: repeated[reference][seed] for seed in shared})
+            rows.append(replace(row, p_holm=adjusted.get(row.arm), floor=floor))
     return rows
 
 

@@ -31,7 +31,7 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
     def these(*names: str) -> list[Drawing]:
         return [drawings[name] for name in names if name in drawings]
 
-    with_probe = [paper.correlations(found), coefficients(found.correlations)]
+    with_probe = [tables.probe_cells(found), paper.correlations(found), coefficients(found.correlations)]
     made = [
         Section("Saturation", [], [tables.whole(found), tables.laws(found)]),
         Section("Deceptive saturation", [], [tables.deceptive(found), tables.ceilings(found)]),

@@ -6,6 +6,7 @@ seed is one point; intervals over items, which the reports of runs have, say not
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,7 @@ from lccp_sim.analysis.arms import Agreement, Curves, Result, Runs, agreements, 
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.precondition import precondition, unmet
+from lccp_sim.analysis.repeats import Moved, moved
 from lccp_sim.analysis.report import write_page
 from lccp_sim.analysis.rule import decide
 from lccp_sim.analysis.saturation import progress
@@ -39,14 +41,17 @@ def write_study(
     folder: Path,
     failed: Sequence[str],
     paper: bool = False,
+    repeats: Sequence[Runs] = (),
 ) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
 
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
-    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings.
+    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
+    same arms and seeds with other orders of the data, one after another.
     """
     curves = curves_of(runs, metrics)
-    rows = results(curves, reference)
+    again = [curves_of(each, metrics) for each in repeats]
+    rows, still = results(curves, reference, again), moved(curves, again)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
     table = pd.json_normalize([row.row() for row in rows])
     found = answers([examine(run) for run in runs[reference].values()]) if paper and reference in runs else []
@@ -54,6 +59,7 @@ def write_study(
         figure = drawing(curves, list(runs))
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
+        Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
@@ -72,8 +78,9 @@ def write_study(
             f"{len(runs)} arm{'s' * (len(runs) > 1)}",
             f"seeds {', '.join(map(str, seeds))}",
             f"reference {reference}" if len(runs) > 1 else "",
+            f"{len(repeats) + 1} orders of the data" if repeats else "",
         ],
-        "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else [])],
+        "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else []), *_stays(still)],
         "caution": " ".join([*failed, *weak]),
         "main": figure,
         "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],
@@ -84,6 +91,7 @@ def write_study(
         "failed": list(failed), "precondition_not_met": weak,
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
         "answers": [answer.row() for answer in found],
+        "repeats": [asdict(row) for row in still],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},
     }  # fmt: skip
@@ -124,15 +132,38 @@ def drawing(found: Curves, names: Sequence[str]) -> Drawing | None:
 def _says(rows: Sequence[Result], reference: str) -> list[str]:
     """A sentence on what differs from the reference beyond seeds, and one on how many comparisons there were."""
     tested = [row for row in rows if row.p_holm is not None]
-    clear = [row for row in tested if row.p_holm is not None and row.p_holm < 0.05]
+    clear = [row for row in tested if row.p_holm is not None and row.p_holm < 0.05 and not row.inside]
     said = [f"{row.arm} in {row.metric}, by {interval(row.difference)}" for row in clear]
     if not tested:
         return ["No arm has two seeds in common with the reference, so no difference can be told from that of seeds."]
     found = "; ".join(said) if said else "none"
+    order = " and beyond what the order of the data does" if any(row.floor is not None for row in tested) else ""
     return [
-        f"Different from {reference} beyond what seeds differ in (p < 0.05, Holm over arms): {found}.",
+        f"Different from {reference} beyond what seeds differ in (p < 0.05, Holm over arms){order}: {found}.",
         f"There were {len(tested)} comparisons, of metrics that go together; what is not told apart may differ.",
     ]
+
+
+def _stays(still: Sequence[Moved]) -> list[str]:
+    """A sentence on what does not move more than another order of the data moves it; none without repeats."""
+    if not still:
+        return []
+    quiet = ", ".join(f"{row.metric} of {row.arm}" for row in still if not row.told)
+    return [f"Moved over the run by no more than another order of the data moves it: {quiet or 'nothing'}."]
+
+
+def _order(still: Sequence[Moved], orders: int) -> Table:
+    cells = []
+    for row in still:
+        told = "yes" if row.told else "no: inside the spread of repeats"
+        cells.append([row.metric, row.arm, number(row.change), number(row.spread), number(row.floor), told])
+    note = (
+        f"Runs of one seed that differ in the order of their data alone, {orders} orders. Spread: their standard "
+        "deviation at the end, pooled over seeds and arms. Change: from first to last window, mean over seeds. Noise "
+        "reaches: what such a change may be by order alone (95 %). A change or difference inside it is not called one."
+    )
+    head = ["metric", "arm", "change", "spread of repeats", "noise reaches", "moved"]
+    return Table("Repeated runs", head, cells, note)
 
 
 def _results(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
@@ -140,6 +171,8 @@ def _results(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
     for row in sorted(rows, key=lambda row: metrics.index(row.metric)):
         spread = "" if row.spread is None else f" ± {row.spread:.2g}"
         apart = interval(row.difference) if row.difference else ""
+        if row.floor is not None:
+            apart += f"; order alone {number(row.floor)}{', so none' if row.inside else ''}"
         p = "" if row.p_holm is None else number(row.p_holm)
         cells.append([row.metric, row.arm, f"{number(row.mean)}{spread}", str(len(row.values)), apart, p])
     note = (
@@ -214,6 +247,7 @@ def _shared(runs: Runs) -> Table:
 
 
 def _batches(run: RunData) -> tuple[str, ...]:
-    """What decides a run's batches: its corpus (pools and shares), context and batch."""
+    """What decides a run's batches: its corpus (pools and shares), context, batch and order."""
     corpus = json.loads((run.path / "corpus.json").read_text())["hash"]
-    return corpus, str(run.setting("run.context_tokens")), str(run.setting("run.batch_tokens"))
+    keys = ("run.context_tokens", "run.batch_tokens", "data.order_seed")
+    return corpus, *(str(run.setting(key)) for key in keys)

@@ -4,10 +4,10 @@ What a reader would question: parts of a metric (a length, a source, an arm) sta
 because a screen of intervals hides the six that matter.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lccp_sim.analysis.findings import FORETOLD, Findings
+from lccp_sim.analysis.findings import FORETOLD, Findings, values
 from lccp_sim.analysis.forecast import GAIN
 from lccp_sim.analysis.laws import LAWS
 from lccp_sim.analysis.saturation import Progress
@@ -64,6 +64,31 @@ def parts(found: Findings) -> Table:
     rows = [_moved(found, row) for row in _ordered(found.parts())]
     note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
     return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
+
+
+def probe_cells(found: Findings) -> Table:
+    """One row a task and one over all, one column a length and one over all: exact match, first to last window."""
+    last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]} if found.steps_sft else {}
+    run, metric = found.run, "exact_match_frac"
+    lengths = sorted({int(length) for (length,) in values(run, "probe", metric, "length", **last)})
+    tasks = sorted({str(task) for (task,) in values(run, "probe", metric, "task", **last)})
+
+    def cell(tags: Mapping[str, Tag]) -> str:
+        rows = run.select("probe", metric, **tags)
+        if rows.empty:
+            return ""
+        ends = [measured(rows.value.iloc[i], rows.stderr.iloc[i]) for i in (0, -1)]
+        return f"{' to '.join(ends if len(rows) > 1 else ends[:1])} ({rows.n.iloc[-1]})"
+
+    rows = []
+    for own in [*({"task": task} for task in tasks), {}] if lengths else []:
+        by_length: list[dict[str, Tag]] = [last | own | {"length": length} for length in lengths]
+        rows.append([str(own.get("task", "all")), *map(cell, by_length), cell(last | own)])
+    note = (
+        "Exact match after fine-tuning, at the first and the last window, ± one standard error over questions; in "
+        "brackets the questions. A column holds the questions of at most so many tokens, and of more than half as many."
+    )
+    return Table("Probe by task and length", ["task", *(f"{length} tokens" for length in lengths), "all"], rows, note)
 
 
 def laws(found: Findings) -> Table:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import refuse
+from lccp_sim.config import Count, refuse
 from lccp_sim.data.cache import cache_root, digest
 from lccp_sim.data.document import LeftOut, TextSource, counted
 from lccp_sim.data.files import RowSource
@@ -26,7 +26,10 @@ from lccp_sim.progress import Tell, silent
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(MixtureConfig):
-    """What a run reads, and how its rows are filled (`placement.py`)."""
+    """What a run reads, and how its rows are filled (`placement.py`).
+
+    `order_seed` (null: the run's seed) is the order in which the rows are read, and nothing else.
+    """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     sources: dict[str, Any]
@@ -34,6 +37,7 @@ class DataConfig(MixtureConfig):
     held_out_frac: float = 0.07
     document_mask: bool = True
     reset_positions: bool = True
+    order_seed: Count | None = None
     cache: str = "~/.cache/lccp-sim"
     mirror: str | None = None
 

@@ -22,6 +22,7 @@ from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
 from lccp_sim.monitors.observing import Spans, score_spans, spread
+from lccp_sim.monitors.recovery import alone_values, recovery_records
 from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import HEADLINE, SENTENCE, Record
 
@@ -42,8 +43,8 @@ class Needle(Monitor):
     """The grid: `items` texts a length, spread evenly over `depths` depths, for each variant.
 
     `haystack` is one source or several, which take turns. `controls` texts a length are scored once more with the
-    needle replaced by haystack. `variants` are texts a length of each other variant (`needle_items.Texts` says what
-    they are); a length up to `interference_tokens` has no interference text.
+    needle replaced by haystack, and once without any haystack. `variants` are texts a length of each other variant
+    (`needle_items.Texts` says what they are); a length up to `interference_tokens` has no interference text.
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
@@ -86,7 +87,7 @@ class Needle(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> NeedleValues:
-        """Hit, NLL, control NLL and gain of each item, and the heads' scores; one forward per text and per control."""
+        """Hit, NLL, gains of each item, and the heads' scores; one forward per text, two more per control."""
         values: list[Value] = []
         head_items: list[str] = []
         head_scores: list[np.ndarray] = []
@@ -107,6 +108,7 @@ class Needle(Monitor):
             for i, which in enumerate(group):
                 values += _values(items[which], spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
         values += self._controls(model, items, values)
+        values += alone_values(model, items, values, self.tokens_per_forward)
         scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, len(METRICS)))
         return NeedleValues(values, head_items, scores, answer_tokens)
 
@@ -137,6 +139,7 @@ class Needle(Monitor):
         records += summarise(single, moment, self.tier)
         answers = (v for v in single if v.metric in ANSWER)
         records += summarise(answers, moment, self.tier, lambda v: {k: v.tags[k] for k in ("depth", "span")})
+        records += recovery_records(values, moment, self.tier)
         if measured.head_scores.size:
             records += head_records(measured.head_scores, METRICS, moment)
             records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))

@@ -31,7 +31,10 @@ LEAST_FACTS = 2  # around the needle of a haystack of facts, for the same reason
 
 
 class NeedleItem(NamedTuple):
-    """One text: tokens, where the needle and the answer lie [start, stop), and which answer tokens are the value."""
+    """One text: tokens, where the needle and the answer lie [start, stop), and which answer tokens are the value.
+
+    `control`: the text without its needle. `alone`: a single needle's text without its haystack.
+    """
 
     id: str
     tags: Tags
@@ -40,6 +43,7 @@ class NeedleItem(NamedTuple):
     answer: tuple[int, int]
     value_mask: np.ndarray
     control: np.ndarray | None
+    alone: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,13 @@ class Texts:
             if each is fact:
                 start = sum(map(len, pieces)) - n
         tokens = np.concatenate([*pieces, filler[done:], fact.question_ids, fact.needle_ids])
+        bare = np.concatenate([tokens[:1], fact.needle_ids, fact.question_ids, fact.needle_ids])
+        alone = bare if variant == "single" else None
         tags: Tags = {"length": length, "depth": round(depth, 4), "variant": variant}
         if variant == "interference":
             del tags["depth"]
         spans = (start, start + n), (length - n, length)
-        return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, *spans, fact.value_mask, None)
+        return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, *spans, fact.value_mask, None, alone)
 
     def control(self, rng: np.random.Generator, item: NeedleItem, i: int) -> np.ndarray:
         """The tokens of the i-th text with as many tokens of its haystack where the needle is."""

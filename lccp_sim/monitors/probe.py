@@ -8,7 +8,8 @@ gain shows it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import ConfigError, Count, OptimConfig, refuse
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Question, check_tasks
+from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Lesson, Question, check_tasks, draw_lesson
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
@@ -29,22 +30,25 @@ from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 
 SEEN = Half(names=False, phrasings=False)
+Drawn = TypeVar("Drawn")
 
 
 class ProbeItems(NamedTuple):
-    """Fine-tuning questions by step, evaluation questions (an item's id is its place), and ids -> text."""
+    """Fine-tuning texts by step, evaluation questions (an item's id is its place), and ids -> text."""
 
-    train: list[list[Question]]
+    train: list[list[Lesson]]
     evaluation: list[Question]
     decode: Callable[[list[int]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Monitor):
-    """`steps` AdamW updates on `rows` questions, then `items` held-out questions; both in the shares of `tasks`.
+    """`steps` AdamW updates on `rows` texts, then `items` held-out questions; both in the shares of `tasks`.
 
     The limits of evaluation texts are uniform in (short_tokens, long_tokens]. Those of fine-tuning are `train_tokens`,
-    and for a share `long_train_frac` as in evaluation. The first `decoded` questions of a task are decoded, too.
+    and for a share `long_train_frac` as in evaluation; each asks up to `questions` questions about its context, as many
+    as it holds. The first `decoded` questions of a task are decoded, too. `pass_at`: how many answers are sampled to
+    each evaluation question, of which one must be right (null: none).
     Fine-tuning never sees the names and values of the evaluation; with held_out=phrasings not its phrasings either,
     which only a model that knows language can answer. `haystack`: the source of real text that some tasks hide their
     needle in.
@@ -57,11 +61,13 @@ class Probe(Monitor):
     held_out: Literal["names", "phrasings"] = "phrasings"
     haystack: str | None = None
     train_tokens: Annotated[int, Gt(0)] = 192
-    long_train_frac: Annotated[float, Ge(0), Le(1)] = 0.1
+    long_train_frac: Annotated[float, Ge(0), Le(1)] = 0.0
+    questions: Annotated[int, Gt(0)] = 4
     steps: Annotated[int, Gt(0)] = 40
     rows: Annotated[int, Gt(0)] = 16
-    items: Annotated[int, Gt(1)] = 48
+    items: Annotated[int, Gt(1)] = 200
     decoded: Count = 2
+    pass_at: Annotated[int, Gt(0)] | None = 3
     seeds: tuple[int, ...] = (0, 1, 2)
     kind: Literal["probe"] = "probe"
     tier: ClassVar[str] = "behavioural"
@@ -83,30 +89,31 @@ class Probe(Monitor):
         """
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         turns = [task for turn in range(max(self.tasks.values())) for task, n in self.tasks.items() if turn < n]
+        tokenizer, bos = corpus.tokenizer, corpus.bos
 
-        def draw(rng: np.random.Generator, which: int, key: str, limit: int, held_out: Half) -> Question:
+        def named(key: str, draw: Callable[[], Drawn]) -> Drawn:
             try:
-                draw = TASKS[turns[which % len(turns)]]
-                return draw(rng, corpus.tokenizer, corpus.bos, limit, held_out, fill)
+                return draw()
             except ConfigError as error:
                 raise ConfigError(f"monitors.probe.{key}={getattr(self, key)}: {error}") from error
+
+        def learn(i: int, limit: int) -> Lesson:
+            return draw_lesson(turns[i % len(turns)], rng, tokenizer, bos, limit, SEEN, fill, self.questions)
 
         rng = np.random.default_rng((self.seed, 0))
         n = self.steps * self.rows
         long = rng.random(n) < self.long_train_frac
-        limits = self._limits(rng, n)
-        questions = [
-            draw(rng, i, "short_tokens", int(limits[i]), SEEN)
-            if long[i]
-            else draw(rng, i, "train_tokens", self.train_tokens, SEEN)
-            for i in range(n)
-        ]
-        train = [questions[i : i + self.rows] for i in range(0, n, self.rows)]
+        limits = np.where(long, self._limits(rng, n), self.train_tokens)
+        keys = np.where(long, "short_tokens", "train_tokens")
+        lessons = [named(str(keys[i]), partial(learn, i, int(limits[i]))) for i in range(n)]
+        train = [lessons[i : i + self.rows] for i in range(0, n, self.rows)]
         rng = np.random.default_rng((self.seed, 1))
-        limits = self._limits(rng, self.items)
         unseen = Half(names=True, phrasings=self.held_out == "phrasings")
-        evaluation = [draw(rng, i, "short_tokens", int(limit), unseen) for i, limit in enumerate(limits)]
-        return ProbeItems(train, evaluation, corpus.tokenizer.decode)
+        evaluation = [
+            named("short_tokens", partial(TASKS[turns[i % len(turns)]], rng, tokenizer, bos, int(limit), unseen, fill))
+            for i, limit in enumerate(self._limits(rng, self.items))
+        ]
+        return ProbeItems(train, evaluation, tokenizer.decode)
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
         """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
@@ -130,16 +137,16 @@ class Probe(Monitor):
         order = np.random.default_rng((self.seed, 2, seed)).permutation(self.steps)
         with torch.enable_grad():
             for step, which in enumerate(order):
-                questions = items.train[which]
-                answered = sum(len(q.tokens) - q.answer_start for q in questions)
-                lengths = [len(q.tokens) for q in questions]
+                lessons = items.train[which]
+                answered = sum(stop - start for lesson in lessons for start, stop in lesson.answers)
+                lengths = [len(lesson.tokens) for lesson in lessons]
                 groups = list(alike(lengths, peers.tokens(self.tokens_per_forward, lengths)))
                 optimizer.zero_grad()
                 for turn in range(0, len(groups), peers.world):
                     # A process without a group must go along, and learns nothing of what it is sent.
                     learns = turn + peers.rank < len(groups)
                     group = groups[turn + peers.rank] if learns else groups[-1][:1]
-                    loss = _answer_loss(fork, [questions[i] for i in group]) / answered
+                    loss = _answer_loss(fork, [lessons[i] for i in group]) / answered
                     # The gradients of the processes are averaged, and are to be added.
                     (loss * (peers.world if learns else 0)).backward()
                 peers.clip(fork.parameters(), 1.0)
@@ -157,6 +164,12 @@ class Probe(Monitor):
             of_task.setdefault(question.task, []).append(i)
         to_decode = {i for own in of_task.values() for i in own[: self.decoded]}
         scores = ask(model, questions, to_decode, items.decode, self.tokens_per_forward)
+        if self.pass_at is not None:
+            # A sample is the answer while every token drawn is: one draw against the answer's probability.
+            draws = np.random.default_rng((self.seed, 3, seed, sft_step)).random((len(scores), self.pass_at))
+            for numbers, drawn in zip(scores, draws, strict=True):
+                right = drawn < numbers["canonical_pass_at_1_frac"]
+                numbers[f"pass_at_{self.pass_at}_frac"] = float(right.any())
         return [
             Value("probe", metric, str(i), {"sft_step": sft_step, "seed": seed, "task": questions[i].task}, number)
             for i, numbers in enumerate(scores)
@@ -167,16 +180,26 @@ class Probe(Monitor):
         """The records of `probe_records`."""
         return probe_records(answered, moment, self.tier)
 
+    def notes(self, items: ProbeItems) -> list[str]:
+        """A line where no fine-tuning text is as long as the longest question."""
+        taught = max(len(lesson.tokens) for batch in items.train for lesson in batch)
+        asked = max(len(question.tokens) for question in items.evaluation)
+        remedy = "monitors.probe.long_train_frac adds long texts"
+        what = f"the probe is fine-tuned on texts of at most {taught} tokens and asked about texts of up to {asked}"
+        return [f"{what}: it learns the tasks there, not the length ({remedy})"] if taught < asked else []
+
     def samples(self, answered: Answered) -> list[Value]:
         """Per-question values."""
         return answered.values
 
 
-def _answer_loss(model: LanguageModel, questions: list[Question]) -> torch.Tensor:
+def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
     """The summed cross-entropy of the answers' tokens, in nats."""
-    tokens, real = pad([q.tokens for q in questions])
-    starts = np.array([q.answer_start for q in questions])
-    learn = (real & (np.arange(tokens.shape[1]) >= starts[:, None]))[:, 1:]
-    tokens_BT, learn_BT = torch.from_numpy(tokens).to(model.device), torch.from_numpy(learn).to(model.device)
+    tokens, _ = pad([lesson.tokens for lesson in lessons])
+    learn = np.zeros(tokens.shape, dtype=bool)
+    for row, lesson in zip(learn, lessons, strict=True):
+        for start, stop in lesson.answers:
+            row[start:stop] = True
+    tokens_BT, learn_BT = (torch.from_numpy(x).to(model.device) for x in (tokens, learn[:, 1:]))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
     return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr, summarise
+from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
 
 # metric -> what it gains by fine-tuning (+1: more is better), and its spread over seeds
@@ -27,9 +27,10 @@ class Answered(NamedTuple):
 def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]:
     """Records of one window, each metric in these cells.
 
-    Averaged over seeds: {} (fine-tuned), {sft_step}, {sft_step, task}, {length, sft_step} (`length`: the power of two
-    that a question's tokens reach or stay below). Of each seed: {seed, sft_step}, {seed, sft_step, task}. Gains and
-    spreads, of fine-tuned models: {}; the spread (standard deviation, ddof 1, n the seeds) needs two seeds.
+    Averaged over seeds: {} (fine-tuned), {sft_step}, {sft_step, task}, {length, sft_step}, {length, sft_step, task}
+    (`length`: the power of two that a question's tokens reach or stay below). Of each seed: {seed, sft_step}, {seed,
+    sft_step, task}. Gains and spreads, of fine-tuned models: {}; the spread (standard deviation, ddof 1, n the seeds)
+    needs two seeds.
     """
     values, steps = answered.values, max(value.tags["sft_step"] for value in answered.values)
     averaged = _over_seeds(values)
@@ -38,12 +39,15 @@ def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]
         rows = values if "seed" in names else averaged
         return summarise(rows, moment, tier, lambda value: {name: value.tags[name] for name in names})
 
-    def bucket(value: Value) -> Tags:
-        length = 1 << (answered.lengths[value.item] - 1).bit_length()
-        return {"length": length, "sft_step": value.tags["sft_step"]}
+    def binned(*names: str) -> list[Record]:
+        length = {item: 1 << (tokens - 1).bit_length() for item, tokens in answered.lengths.items()}
+        kept = ("sft_step", *names)
+        return summarise(
+            averaged, moment, tier, lambda v: {"length": length[v.item]} | {name: v.tags[name] for name in kept}
+        )
 
     records = summarise(averaged, moment, tier, lambda value: {} if value.tags["sft_step"] == steps else None)
-    records += picked("sft_step") + picked("sft_step", "task") + summarise(averaged, moment, tier, bucket)
+    records += picked("sft_step") + picked("sft_step", "task") + binned() + binned("task")
     records += picked("seed", "sft_step") + picked("seed", "sft_step", "task")
     for metric, (gain, sign) in GAINS.items():
         before, after = (

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from lccp_sim.plan.shapes import Shape, forward_flops
 
+ALONE = 64  # tokens of a needle with its question and answer, without a haystack: about
+
 
 class Pass(NamedTuple):
     """How many sequences of a length, how many forwards each is worth (training 3), and whether all meet the head."""
@@ -23,7 +25,9 @@ class Pass(NamedTuple):
 def _needle(m: Any) -> list[Pass]:
     variants = m.variants or {}
     held = {n: [v for v in variants if v != "interference" or n > m.interference_tokens] for n in m.lengths}
-    return [Pass(m.items + min(m.controls, m.items) + sum(variants[v] for v in held[n]), n) for n in m.lengths]
+    controls = min(m.controls, m.items)
+    grid = [Pass(m.items + controls + sum(variants[v] for v in held[n]), n) for n in m.lengths]
+    return [*grid, Pass(controls * len(m.lengths), ALONE)]
 
 
 def _perplexity(m: Any) -> list[Pass]:

@@ -21,7 +21,8 @@ CUTS = ("cut docs", "cut tokens", "pad")
 def feed_of(corpus: Corpus, config: Config) -> Feed:
     """The batches of a run."""
     rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
-    return Feed(corpus, config.run.context_tokens, rows, config.seed, d.document_mask, d.reset_positions)
+    order = config.seed if d.order_seed is None else d.order_seed
+    return Feed(corpus, config.run.context_tokens, rows, order, d.document_mask, d.reset_positions)
 
 
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:

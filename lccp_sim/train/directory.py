@@ -34,9 +34,13 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
     free = config.optim.schedule == "constant"
     length = None if free else config.run.tokens
     data = {key: value for key, value in plain["data"].items() if key not in ("cache", "mirror")}
+    if data["order_seed"] is None:  # as before there was this key
+        del data["order_seed"]
     parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
     if config.run.stopping is not None and config.run.stopping.action == "decay":
         parts.append(plain["run"]["stopping"])
+    if config.run.init_optimizer != "fresh":
+        parts.append(config.run.init_optimizer)
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 

@@ -1,4 +1,4 @@
-"""The maps of a window as images for TensorBoard: needle by length and depth, copy score by layer and head.
+"""The maps of a window as images for TensorBoard: needle by length and depth, probe by task and length, heads.
 
 Needles are judged by the headline span, the tokens of the value.
 All heads share one image: those scored on other texts than needles stand to the right of those scored on needles.
@@ -20,9 +20,12 @@ def window_images(records: list[Record]) -> dict[str, np.ndarray]:
         ("needle/hit", "hit_frac", ("depth", "length"), 1.0),
         ("needle/answer_nll", "answer_nll_nats", ("depth", "length"), 8.0),
         ("heads/copy_hard", "copy_hard_frac", ("layer", "head"), 1.0),
+        ("probe/exact_match", "exact_match_frac", ("task", "length"), 1.0),
     ):
         found = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
-        cells = [r for r in found if r.tags.get("span", HEADLINE) == HEADLINE]
+        tuned = max((int(r.tags.get("sft_step", 0)) for r in found), default=0)
+        shown = {"span": HEADLINE, "sft_step": tuned}
+        cells = [r for r in found if all(r.tags.get(tag, value) == value for tag, value in shown.items())]
         if cells:
             grid = _grid(cells, axes) / top
             pixels = (colormaps["viridis"](grid.clip(0, 1))[..., :3] * 255).astype(np.uint8)

@@ -5,7 +5,7 @@ rank equals many. The balance bias moves once an optimizer step, on the counts o
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -28,7 +28,8 @@ class NotFinite(RuntimeError):
 class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
-    A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then.
+    A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then. `moments`:
+    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh).
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class LccpModule(L.LightningModule):
         facts: dict[str, Any],
         ranks: Ranks = ALONE,
         weights: Iterable[tuple[str, Tensor]] = (),
+        moments: Mapping[int, Any] | None = None,
     ):
         super().__init__()
         self.config, self.model, self.facts, self.ranks, self.weights = config, model, facts, ranks, weights
+        self.moments = moments
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
@@ -113,6 +116,9 @@ class LccpModule(L.LightningModule):
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = adamw(groups, lr=o.lr, betas=(o.beta1, o.beta2))
+        if self.moments is not None:
+            optimizer.load_state_dict({"state": self.moments, "param_groups": optimizer.state_dict()["param_groups"]})
+            self.moments = None
         steps = self.config.run.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -121,6 +121,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     check_ids(corpus.largest, rows)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
+    moments = start.moments(config)
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     store, bf16 = directory / REFERENCE, config.watched_in_bf16
     with shown(console) as tell:
@@ -160,7 +161,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         **start.facts,
     }
     # What a checkpoint holds is not drawn before.
-    module = LccpModule(config, model, facts, ranks, weights if checkpoint is None else ())
+    first_state = (weights, moments) if checkpoint is None else ((), None)
+    module = LccpModule(config, model, facts, ranks, *first_state)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError, ModelConfig, flatten
+from lccp_sim.config import Config, ConfigError, ModelConfig, flatten, refuse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.models import hf
@@ -19,7 +19,7 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
 from lccp_sim.train.exchange import read_foreign
 from lccp_sim.train.load import load_model
-from lccp_sim.train.parallel.folder import Tensors
+from lccp_sim.train.parallel.folder import Tensors, whole
 from lccp_sim.train.weights_file import PREFIX, SUFFIX, read_weights_file
 
 MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
@@ -74,6 +74,21 @@ class Start:
         """What the checkpoints of a run take over from its start: what an imported model brought with it."""
         source = self.content["lccp"].get("source") if self.content else None
         return {"source": source} if source else {}
+
+    def moments(self, config: Config) -> dict[int, Any] | None:
+        """The optimizer's state of each weight, in the order of its groups; None where the run begins with a fresh one.
+
+        Raises ConfigError where it is to be carried on, and there is none or the weights are cut.
+        """
+        if config.run.init_optimizer == "fresh":
+            return None
+        refuse(self.content is None, "run.init_optimizer", "carried", "needs run.init_from; name a run, or use fresh")
+        assert self.content is not None
+        refuse(config.run.shard, "run.init_optimizer", "carried", "is not for run.shard=true; use fresh, or one device")
+        states = self.content.get("optimizer_states")
+        rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
+        refuse(not states, "run.init_optimizer", "carried", rule)
+        return whole(states[0]["state"])
 
     def complete(self, config: Config) -> Config:
         """The config with the token that begins a document of the base, where only the base names one."""

@@ -17,13 +17,15 @@ from lccp_sim.data.tasks import (
     Question,
     completion,
     counting,
+    draw_lesson,
     names,
     needles,
     score_text,
     words,
 )
 from lccp_sim.data.tasks.phrases import ATTRIBUTES, HEADINGS, MENTOR_ASKED, MENTORS, MULTI_ASKED
-from lccp_sim.data.tasks.question import half
+from lccp_sim.data.tasks.question import Draft, half
+from lccp_sim.data.tasks.question import lesson as build_lesson
 from lccp_sim.data.tokenizer import bos_id, encode, train_tokenizer
 from tests.monitors.worlds import WORDS
 
@@ -192,6 +194,48 @@ def test_a_plain_reader_of_the_text_finds_the_answer(task: str, held_out: bool, 
             assert all(reference in answer for reference in question.references)
             assert score_text(question, f" {answer}\n") == dict.fromkeys(score_text(question, ""), 1.0)
             assert answer.startswith(question.prefix) and bool(question.prefix) == (task == "coreference")
+
+
+WHOLE = {"common_words", "frequent_words", "coreference"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_plain_reader_answers_every_question_of_a_text_to_learn_from(task: str, tokenizer) -> None:
+    fill.text = np.array(encode(tokenizer, " ".join(WORDS)))  # type: ignore[attr-defined]
+    solver, *extra = SOLVERS[task]
+    extra = [each if isinstance(each, str) else each[False] for each in extra]
+    decode, counts = tokenizer.decode, []
+    for seed in range(12):
+        seen = (np.random.default_rng(seed), tokenizer, bos_id(tokenizer), 700, Half(False, False), fill, 4)
+        lesson = draw_lesson(task, *seen)
+        asked_at, done, facts = [], 0, set()
+        for start, stop in lesson.answers:
+            asked_at.append(decode(lesson.tokens[done:start].tolist()))
+            done = stop
+        context = asked_at[0].split("\nQuestion: ")[0]
+        for text, (start, stop) in zip(asked_at, lesson.answers, strict=True):
+            asked = text.split("\nQuestion: ")[1].removesuffix("\nAnswer:")
+            assert f"{solver(*extra, context, asked, False)}" == decode(lesson.tokens[start:stop].tolist())[1:-1]
+            facts.add(asked)
+        assert len(facts) == len(lesson.answers) and done == len(lesson.tokens) <= 700
+        counts.append(len(lesson.answers))
+    assert set(counts) == {1} if task in WHOLE else max(counts) == 4 and sum(counts) > 30
+
+
+def test_facts_that_would_contradict_each_other_do_not_share_a_text(tokenizer) -> None:
+    def draft(key: str, value: str, *others: str) -> Draft:
+        return Draft([f"\n{key} is {value}."], iter((f"\n{other}",) for other in others), f"{key}?", (value,), (key,))
+
+    def text(*drafts: Draft, limit: int = 300) -> str:
+        rng = np.random.default_rng(0)
+        made = build_lesson("planted", drafts, rng, tokenizer, bos_id(tokenizer), limit, None)
+        return tokenizer.decode(made.tokens.tolist())
+
+    kept = text(draft("oak", "1", "elm is 3.", "ash is 4."), draft("elm", "2"), draft("oak", "5"))
+    assert kept.count("Question") == 2 and "is 3" not in kept and "is 5" not in kept and "ash is 4." in kept
+    mentions = Draft(["\nfir is 6, unlike oak."], iter(()), "fir?", ("6",), ("fir",))
+    assert text(draft("oak", "1"), mentions).count("Question") == 1
+    assert text(draft("oak", "1"), draft("elm", "2"), limit=40).count("Question") == 1, "as many as fit"
 
 
 @pytest.mark.parametrize("task", TASKS)

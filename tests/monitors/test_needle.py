@@ -75,7 +75,7 @@ def test_nll_hit_control_and_gain_equal_full_logits(items: list[NeedleItem], cor
     with observing(model):
         seen = MONITOR.score(model, items)
         got = {(v.item, v.metric, v.tags["span"]): v.value for v in seen.values}
-        assert len(got) == len(seen.values) == 6 * len(items) + 4 * 12
+        assert len(got) == len(seen.values) == 6 * len(items) + 8 * 12
         for item in items:
             nll = {}
             for name, tokens in (("answer", item.tokens), ("control", item.control)):

@@ -1,28 +1,34 @@
 """The fine-tuning probe: it learns, what it asks was never taught, and the model that it looks at stays as it is."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
 
+from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.tables import probe_cells
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import TASKS, Half, Question, score_text
+from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
 from lccp_sim.monitors.observing import counting, observing
-from lccp_sim.monitors.probe import ProbeItems
+from lccp_sim.monitors.probe import ProbeItems, _answer_loss
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.records import Record
+from lccp_sim.records import Record, append_lines
+from lccp_sim.train.images import CELL_PIXELS, window_images
 from tests.monitors.worlds import digest, tiny_model
 
 MONITOR = Probe(
     short_tokens=300, long_tokens=520, train_tokens=256, lr=3e-3, steps=12, rows=6, items=10, seeds=(0,),
-    tasks={"longbio_standard": 2, "variable_tracking_1": 1, "coreference": 0}, long_train_frac=0.0,
+    tasks={"longbio_standard": 2, "variable_tracking_1": 1, "coreference": 0},
 )  # fmt: skip
 
 
@@ -38,11 +44,15 @@ def questions_of(corpus: Corpus, task: str, limit: int, n: int) -> list[Question
     return list(draws)
 
 
+def lessons_of(questions: list[Question]) -> list[Lesson]:
+    return [Lesson(q.tokens, ((q.answer_start, len(q.tokens)),)) for q in questions]
+
+
 def tuned(corpus: Corpus, by_heart: list[Question], steps: int) -> LanguageModel:
     """A model that has seen a few questions again and again, in eval mode and without gradients."""
     monitor = dataclasses.replace(MONITOR, steps=steps, lr=6e-3)
     model = monitor._tune(
-        tiny_model(corpus.vocab_size), ProbeItems([by_heart] * steps, [], corpus.tokenizer.decode), seed=0
+        tiny_model(corpus.vocab_size), ProbeItems([lessons_of(by_heart)] * steps, [], corpus.tokenizer.decode), seed=0
     )
     return model.requires_grad_(False)
 
@@ -60,7 +70,8 @@ def test_the_main_model_is_untouched_to_the_bit(corpus: Corpus) -> None:
 def test_fine_tuning_lowers_the_loss_of_its_own_questions_and_is_deterministic(
     items: ProbeItems, corpus: Corpus
 ) -> None:
-    own = items._replace(evaluation=[question for batch in items.train[:3] for question in batch])
+    asked = questions_of(corpus, "longbio_standard", 256, 18)
+    own = ProbeItems([lessons_of(asked[i % 3 :: 3]) for i in range(12)], asked, items.decode)
     runs = []
     for _ in range(2):
         with observing(model := tiny_model(corpus.vocab_size)):
@@ -86,7 +97,7 @@ def test_the_order_of_the_questions_goes_by_the_probe_seed(items: ProbeItems, co
 
 def test_the_gradient_of_a_step_does_not_depend_on_how_its_rows_are_grouped(items: ProbeItems, corpus: Corpus) -> None:
     """Short and long rows go through the model apart; the update is that of all of them together."""
-    mixed = [[*items.train[0][:3], items.evaluation[0]]]
+    mixed = [[*items.train[0][:3], *lessons_of(items.evaluation[:1])]]
     states = []
     for tokens in (10**6, 1):
         monitor = dataclasses.replace(MONITOR, steps=1, tokens_per_forward=tokens)
@@ -100,9 +111,10 @@ def test_lengths_and_shares_are_as_asked(corpus: Corpus) -> None:
     drawn = monitor.prepare(corpus)
     train = [q for batch in drawn.train for q in batch]
     assert [len(batch) for batch in drawn.train] == [6] * 20
-    for questions in (train, drawn.evaluation):
-        tasks = [q.task for q in questions]
-        assert tasks.count("longbio_standard") == 2 * tasks.count("variable_tracking_1") == 2 * len(tasks) // 3
+    tasks = [q.task for q in drawn.evaluation]
+    assert tasks.count("longbio_standard") == 2 * tasks.count("variable_tracking_1") == 2 * len(tasks) // 3
+    tracked = sum("Which variables" in corpus.tokenizer.decode(lesson.tokens.tolist()) for lesson in train)
+    assert tracked == len(train) // 3
     short = [len(q.tokens) for q in train if len(q.tokens) <= 256]
     assert 0.1 < 1 - len(short) / len(train) < 0.3 and max(len(q.tokens) for q in train) <= 520
     lengths = [len(q.tokens) for q in drawn.evaluation]
@@ -114,9 +126,13 @@ def test_lengths_and_shares_are_as_asked(corpus: Corpus) -> None:
 
 
 def test_fine_tuning_and_evaluation_come_from_different_halves(items: ProbeItems, corpus: Corpus) -> None:
-    answers = [{r for q in questions for r in q.references}
-               for questions in ([q for batch in items.train for q in batch], items.evaluation)]  # fmt: skip
-    assert not answers[0] & answers[1]
+    taught = {
+        corpus.tokenizer.decode(lesson.tokens[start:stop].tolist()).strip()
+        for batch in items.train
+        for lesson in batch
+        for start, stop in lesson.answers
+    }
+    assert not taught & {", ".join(question.references) for question in items.evaluation}
 
 
 def plain_greedy(model: LanguageModel, question: Question) -> list[int]:
@@ -199,6 +215,44 @@ def test_the_probability_of_an_answer_is_the_product_of_its_tokens(corpus: Corpu
         assert numbers["canonical_pass_at_1_frac"] == pytest.approx(np.exp(-np.sum(nll)), rel=1e-3, abs=1e-9)
 
 
+def test_pass_at_k_is_drawn_with_the_probability_of_an_answer_the_same_at_every_window(corpus: Corpus) -> None:
+    """400 questions of one text whose answer has probability p: passes are binomial with 1 - (1 - p)^3."""
+    asked = questions_of(corpus, "longbio_standard", 200, 4)
+    model = tuned(corpus, asked, 32)
+    p = [n["canonical_pass_at_1_frac"] for n in ask(model, asked, set(), corpus.tokenizer.decode, 3000)]
+    which = min(range(4), key=lambda i: abs(p[i] - 0.3))
+    assert 0.02 < p[which] < 0.98
+    items = ProbeItems([], [asked[which]] * 400, corpus.tokenizer.decode)
+    with observing(model):
+        values = dataclasses.replace(MONITOR, decoded=0)._evaluate(model, items, 12, 0)
+        again = dataclasses.replace(MONITOR, decoded=0)._evaluate(model, items, 12, 0)
+        off = dataclasses.replace(MONITOR, decoded=0, pass_at=None)._evaluate(model, items, 12, 0)
+    assert values == again and not [v for v in off if v.metric.startswith("pass_at")]
+    passed = [v.value for v in values if v.metric == "pass_at_3_frac"]
+    low, high = binom.interval(0.999, 400, 1 - (1 - p[which]) ** 3)
+    assert low <= sum(passed) <= high and set(passed) == {0.0, 1.0}
+
+
+def test_a_text_carries_several_questions_and_all_their_answers_are_learnt(corpus: Corpus) -> None:
+    """Of as many tokens, up to four questions a text; the loss is that of each answer's tokens, and of no others."""
+    one, four = (
+        dataclasses.replace(MONITOR, train_tokens=500, questions=n, tasks={"longbio_standard": 1}).prepare(corpus)
+        for n in (1, 4)
+    )
+    answers = [sum(len(lesson.answers) for batch in items.train for lesson in batch) for items in (one, four)]
+    assert answers[0] == 12 * 6 and answers[1] > 2.5 * answers[0]
+    assert all(len(lesson.tokens) <= 500 for items in (one, four) for batch in items.train for lesson in batch)
+    model = tiny_model(corpus.vocab_size)
+    lessons = four.train[0][:2]
+    with torch.no_grad():
+        nll = 0.0
+        for lesson in lessons:
+            logits = model.logits(model(torch.from_numpy(lesson.tokens[None])).hidden_BTD[0]).log_softmax(-1)
+            for start, stop in lesson.answers:
+                nll -= sum(float(logits[p - 1, lesson.tokens[p]]) for p in range(start, stop))
+        assert float(_answer_loss(model, lessons)) == pytest.approx(nll, rel=1e-4)
+
+
 def planted() -> Answered:
     """Two questions of each of two tasks; before: 1 right of 4; after: 3 right with seed 0, 1 with seed 1."""
     right = {(0, 0): [1, 0, 0, 0], (8, 0): [1, 1, 1, 0], (8, 1): [1, 0, 0, 0]}
@@ -228,12 +282,34 @@ def test_records_average_over_seeds_first_and_count_questions() -> None:
     assert one("exact_match_frac", sft_step=8, seed=1, task="a").value == 0.5
     assert [one("exact_match_frac", sft_step=8, length=n).value for n in (128, 256, 512)] == [1, 0.5, 0]
     assert one("exact_match_frac", sft_step=8, length=256).n == 2
+    cells = {"a": {128: 1, 256: 0.5}, "b": {256: 0.5, 512: 0}}  # task and length, by question 0 to 3
+    for task, by_length in cells.items():
+        for length, value in by_length.items():
+            cell = one("exact_match_frac", sft_step=8, length=length, task=task)
+            assert (cell.value, cell.n) == (value, 1)
     gain, nll_gain = one("exact_match_gain_frac"), one("answer_nll_gain_nats")
     assert gain.value == 0.25 and nll_gain.value == 0.5 and gain.n == 4
     assert gain.stderr == pytest.approx(np.std([0, 0.5, 0.5, 0], ddof=1) / 2), "paired by question"
     spread = one("exact_match_seed_std_frac")
     assert spread.value == pytest.approx(np.std([0.75, 0.25], ddof=1)) and spread.n == 2
     assert one("answer_nll_seed_std_nats").value == pytest.approx(2 * spread.value)
+
+
+def test_a_small_table_and_an_image_show_the_cells_of_task_and_length(tmp_path: Path) -> None:
+    first = planted()
+    better = first._replace(values=[v._replace(value=1.0) if v.tags["sft_step"] else v for v in first.values])
+    windows = [probe_records(first, Moment(0, 0), "behavioural"), probe_records(better, Moment(4, 40), "behavioural")]
+    append_lines(tmp_path / "records.jsonl", [record.line() for records in windows for record in records])
+    table = probe_cells(examine(load_run(tmp_path)))
+    assert table.head == ["task", "128 tokens", "256 tokens", "512 tokens", "all"]
+    a, b, whole = table.rows
+    assert a == ["a", "1 to 1 (1)", "0.5 to 1 (1)", "", "0.75 ± 0.25 to 1 ± 0 (2)"]
+    assert b[:4] == ["b", "", "0.5 to 1 (1)", "0 to 1 (1)"]
+    assert whole[0] == "all" and whole[2] == "0.5 ± 0 to 1 ± 0 (2)" and whole[4].endswith("to 1 ± 0 (4)")
+    image = window_images(windows[0])["probe/exact_match"]
+    assert image.shape == (2 * CELL_PIXELS, 3 * CELL_PIXELS, 3), "tasks by lengths"
+    brightness = image[::CELL_PIXELS, ::CELL_PIXELS].sum(-1).astype(int)
+    assert brightness[0, 0] > brightness[0, 1] == brightness[1, 1] > brightness[1, 2], "1, 0.5 and 0.5, 0: fine-tuned"
 
 
 def test_one_seed_has_no_spread() -> None:
@@ -259,6 +335,17 @@ def test_limits_that_hold_no_text_are_refused(corpus: Corpus) -> None:
         dataclasses.replace(MONITOR, short_tokens=40, long_tokens=50).prepare(corpus)
     with pytest.raises(ConfigError, match="monitors.probe.short_tokens=520: must be less than long_tokens=520"):
         dataclasses.replace(MONITOR, short_tokens=520)
+
+
+def test_fine_tuning_shorter_than_the_questions_is_said_in_one_line(items: ProbeItems, corpus: Corpus) -> None:
+    (said,) = MONITOR.notes(items)
+    longest = max(len(question.tokens) for question in items.evaluation)
+    assert re.match(rf"the probe is fine-tuned on texts of at most 2\d\d tokens and asked .* up to {longest}: ", said)
+    long = dataclasses.replace(MONITOR, long_train_frac=1.0)
+    drawn = long.prepare(corpus)
+    longest = max((lesson for batch in drawn.train for lesson in batch), key=lambda lesson: len(lesson.tokens))
+    asked = Question(longest.tokens, 1, "", (), "")
+    assert long.notes(drawn._replace(evaluation=[asked])) == []
 
 
 def test_tasks_are_checked_by_name_weight_and_haystack(corpus: Corpus) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.train import watch
+from lccp_sim.train.checkpoint import VerifiedIO, read_checkpoint
 from lccp_sim.train.measure import measure
 from lccp_sim.train.run import train
 from tests.train.test_run import UNWATCHED, scattered
@@ -40,6 +41,38 @@ def test_a_run_starts_from_the_weights_of_another(name: str, run: Callable[..., 
     config = yaml.safe_load((directory / "config.yaml").read_text())
     assert config["run"]["tokens_before"] == STEPS * BATCH and config["model"]["rope"]["base"] == 500000
     assert (directory / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
+
+
+def test_the_optimizer_is_carried_on_or_begins_fresh(run: Callable[..., Path], finished: Path) -> None:
+    """One step from the same weights on the same batch: the moments differ by what the base's had left, to rounding."""
+    keys = {**UNWATCHED, "run.tokens": BATCH, "run.init_from": str(finished)}
+    fresh, carried = (run({**keys, "run.init_optimizer": which}) for which in ("fresh", "carried"))
+    assert fresh != carried and "init_optimizer: carried" in (carried / "config.yaml").read_text()
+    base, one, other = (
+        read_checkpoint(windowed(directory, step))["optimizer_states"][0]["state"]
+        for directory, step in ((finished, STEPS), (fresh, 1), (carried, 1))
+    )
+    for i, left in base.items():
+        assert (float(one[i]["step"]), float(other[i]["step"])) == (1, STEPS + 1)
+        for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.95)):
+            assert torch.allclose(other[i][name], beta * left[name] + one[i][name], rtol=1e-4, atol=1e-7)
+    assert any(not torch.equal(value, final(carried, 1)[key]) for key, value in final(fresh, 1).items())
+
+
+def test_an_optimizer_that_cannot_be_carried_is_refused(
+    run: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    keys = {**UNWATCHED, "run.tokens": BATCH, "run.init_optimizer": "carried"}
+    with pytest.raises(ConfigError, match="^run.init_optimizer='carried': needs run.init_from; name a run, or use fr"):
+        run(keys)
+    content = read_checkpoint(windowed(finished, 8))
+    bare = tmp_path / "bare" / "window-00000008.ckpt"
+    VerifiedIO().save_checkpoint({key: content[key] for key in ("lccp", "state_dict", "global_step")}, bare)
+    shutil.copy(finished / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(
+        ConfigError, match="^run.init_optimizer='carried': .*ckpt holds no state of an optimizer; use f"
+    ):
+        run({**keys, "run.init_from": str(bare)})
 
 
 def test_a_window_is_a_start_too_and_tokens_add_up_along_the_chain(run: Callable[..., Path], finished: Path) -> None:

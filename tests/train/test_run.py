@@ -17,6 +17,8 @@ from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
 from lccp_sim.train import watch
+from lccp_sim.train.corpus import feed_of
+from lccp_sim.train.directory import run_directory
 from lccp_sim.train.load import load_config, windows_of
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.parallel.sharding import clip
@@ -50,6 +52,22 @@ def test_the_same_config_in_another_directory_writes_the_same_bytes(run: Callabl
 
 def test_another_seed_writes_others(run: Callable[..., Path], finished: Path) -> None:
     assert records(run({"seed": 1})) != records(finished)
+
+
+def test_another_order_reads_the_same_rows_of_the_same_text_in_another_order(make: Callable[..., Config]) -> None:
+    configs = {order: make({"data.order_seed": order}) for order in (None, 0, 7)}
+    corpora = {order: open_corpus(c.data, c.run.context_tokens, c.seed) for order, c in configs.items()}
+    assert len({corpus.hash for corpus in corpora.values()}) == 1
+    read = {}
+    for order, corpus in corpora.items():
+        feed, sizes = feed_of(corpus, configs[order]), [len(pool) for pool in corpus.pools]
+        epoch = [i for i in range(400) if all((corpus.mixture.drawn(4 * (i + 1)) <= sizes).tolist())]
+        read[order] = [row.tobytes() for i in epoch for row in feed.batch(i).tokens_BT]
+    assert read[None] == read[0] != read[7] and len(read[7]) > 8
+    places = {order: run_directory(config, None) for order, config in configs.items()}
+    assert len(set(places.values())) == 3, "what is asked for is in the name"
+    with pytest.raises(ConfigError, match="data.order_seed=-1"):
+        make({"data.order_seed": -1})
 
 
 def test_there_is_one_record_for_each_thing_measured(finished: Path) -> None:

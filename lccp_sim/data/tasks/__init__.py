@@ -15,9 +15,10 @@ from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
 from lccp_sim.data.tasks import counting, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
-from lccp_sim.data.tasks.question import Draft, Half, Question, build, score_text
+from lccp_sim.data.tasks.question import Draft, Half, Lesson, Question, build, lesson, score_text
 
-__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Question", "Task", "check_tasks", "completion", "score_text"]
+__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Lesson", "Question", "Task", "check_tasks", "completion"]
+__all__ += ["draw_lesson", "score_text"]
 Drafter = Callable[[np.random.Generator, int, Half], Draft]
 
 
@@ -68,6 +69,26 @@ def _draw(
     fill: Filler | None = None,
 ) -> Question:
     return build(task, DRAFTS[task](rng, limit, held_out), rng, tokenizer, bos, limit, fill)
+
+
+def draw_lesson(
+    task: str,
+    rng: np.random.Generator,
+    tokenizer: tokenizers.Tokenizer,
+    bos: int,
+    limit: int,
+    held_out: Half,
+    fill: Filler | None,
+    questions: int,
+) -> Lesson:
+    """A text of at most `limit` tokens with up to `questions` questions of a task about it, as many as fit.
+
+    Tasks that ask about the whole text (common_words, frequent_words, coreference) have one. Raises as a `Task` does.
+    """
+    drafts = [DRAFTS[task](rng, limit, held_out)]
+    while drafts[0].about and len(drafts) < questions:
+        drafts.append(DRAFTS[task](rng, limit, held_out))
+    return lesson(task, drafts, rng, tokenizer, bos, limit, fill)
 
 
 TASKS: dict[str, Task] = {task: partial(_draw, task) for task in DRAFTS}

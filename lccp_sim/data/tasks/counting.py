@@ -104,4 +104,4 @@ def coreference(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     )
     more = ((round_of(*subjects[i])[0],) for i in order)
     reply = rounds[which][1]
-    return Draft([text for text, _ in rounds], more, question, (reply,), f"{prefix} {reply}", prefix)
+    return Draft([text for text, _ in rounds], more, question, (reply,), (), f"{prefix} {reply}", prefix)

@@ -56,7 +56,7 @@ def multikey(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
 
     (value,) = values(rng, limit, held_out, "number", 1)
     question = ASKED[held_out.phrasings].format(kind="number", key=first)
-    return Draft([_needle(held_out, "number", first, value)], others(), question, (value,))
+    return Draft([_needle(held_out, "number", first, value)], others(), question, (value,), (first,))
 
 
 def multivalue(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
@@ -64,7 +64,7 @@ def multivalue(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     key, numbers = next(keys(rng, held_out)), values(rng, limit, held_out, "number", _several(limit))
     must = [_needle(held_out, "number", key, number) for number in numbers]
     question = ASKED_ALL[held_out.phrasings].format(kind="number", key=key)
-    return Draft(must, noise(rng, held_out), question, tuple(numbers))
+    return Draft(must, noise(rng, held_out), question, tuple(numbers), (key,))
 
 
 def multiquery(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
@@ -73,7 +73,7 @@ def multiquery(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     asked = [next(all_keys) for _ in numbers]
     must = [_needle(held_out, "number", asked[i], numbers[i]) for i in rng.permutation(len(asked))]
     question = ASKED_EACH[held_out.phrasings].format(kind="number", key=", ".join(asked))
-    return Draft(must, noise(rng, held_out), question, tuple(numbers))
+    return Draft(must, noise(rng, held_out), question, tuple(numbers), tuple(asked))
 
 
 def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -> Draft:
@@ -84,7 +84,8 @@ def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -
     must = [first.format(x=names[0], v=value)]
     must += [then.format(x=x, y=y) for y, x in zip(names, names[1:], strict=False)]
     question = CHAIN_ASKED[held_out.phrasings].format(v=value)
-    return Draft([f"\n{line}" for line in must], noise(rng, held_out), question, tuple(names))
+    about = (value, *names)
+    return Draft([f"\n{line}" for line in must], noise(rng, held_out), question, tuple(names), about)
 
 
 def noise(rng: np.random.Generator, held_out: Half) -> Iterator[tuple[str, ...]]:
@@ -117,7 +118,7 @@ def _single(
 ) -> Draft:
     key, (value,) = next(keys(rng, held_out)), values(rng, limit, held_out, kind, 1)
     question = ASKED[held_out.phrasings].format(kind=kind, key=key)
-    return Draft([_needle(held_out, kind, key, value)], more, question, (value,))
+    return Draft([_needle(held_out, kind, key, value)], more, question, (value,), (key,))
 
 
 def _needle(held_out: Half, kind: str, key: str, value: str) -> str:

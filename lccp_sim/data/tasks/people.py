@@ -40,26 +40,27 @@ def multi(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     made = [biography(rng, limit, held_out, who, attribute, "standard") for who in asked]
     others = ((biography(rng, limit, held_out, who, attribute, "standard")[0],) for who in people)
     question = MULTI_ASKED[held_out.phrasings].format(a=attribute.name, x=", ".join(asked))
-    return Draft([made[i][0] for i in rng.permutation(len(made))], others, question, tuple(value for _, value in made))
+    must, found = [made[i][0] for i in rng.permutation(len(made))], tuple(value for _, value in made)
+    return Draft(must, others, question, found, tuple(asked))
 
 
 def two_hop(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """The city of the mentor of X; X, the mentor and all other people work in cities that are stated, too."""
     people, city = names(rng, held_out), ATTRIBUTES["city"]
 
-    def group(who: str) -> tuple[tuple[str, ...], str] | None:
+    def group(who: str) -> tuple[tuple[str, ...], str, str] | None:
         if (mentor := next(people, None)) is None:
             return None
         own, asked = pick(rng, city.values, held_out.names, 2)
         units = [MENTORS[held_out.phrasings].format(x=who, y=mentor)]
         units += [half(city.standard, held_out.phrasings)[0].format(x=x, v=v) for x, v in ((who, own), (mentor, asked))]
-        return tuple(f"\n{units[i]}" for i in rng.permutation(3)), asked
+        return tuple(f"\n{units[i]}" for i in rng.permutation(3)), asked, mentor
 
     who = next(people)
     first = group(who)
     assert first is not None
     more = (made[0] for other in people if (made := group(other)))
-    return Draft(first[0], more, MENTOR_ASKED[held_out.phrasings].format(x=who), (first[1],))
+    return Draft(first[0], more, MENTOR_ASKED[held_out.phrasings].format(x=who), (first[1],), (who, first[2]))
 
 
 def names(rng: np.random.Generator, held_out: Half) -> Iterator[str]:
@@ -99,7 +100,7 @@ def _ask_one(rng: np.random.Generator, limit: int, held_out: Half, style: str) -
     who = next(people)
     text, value = biography(rng, limit, held_out, who, attribute, style)
     others = ((biography(rng, limit, held_out, other, attribute, style)[0],) for other in people)
-    return Draft([text], others, half(attribute.asked, held_out.phrasings)[0].format(x=who), (value,))
+    return Draft([text], others, half(attribute.asked, held_out.phrasings)[0].format(x=who), (value,), (who,))
 
 
 def _attribute(rng: np.random.Generator) -> Attribute:

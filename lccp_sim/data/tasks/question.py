@@ -1,7 +1,8 @@
 """From a draft in plain text to the tokens of a question, and what a decoded answer scores.
 
 A draft says what its text must state, in which order, and what may be added between: units of text that begin with a
-line break and are encoded apart, as many as the limit holds. Questionable: below `SHORT` tokens the tasks are made
+line break and are encoded apart, as many as the limit holds. Several drafts make one text with several questions, to
+learn from. Questionable: below `SHORT` tokens the tasks are made
 smaller (fewer or shorter values, a smaller count), so that short texts hold them; each task says how.
 """
 
@@ -48,17 +49,26 @@ class Question(NamedTuple):
     prefix: str
 
 
+class Lesson(NamedTuple):
+    """A text to learn from: int64 tokens, and [start, stop) of each answer in it, closing line break included."""
+
+    tokens: np.ndarray
+    answers: tuple[tuple[int, int], ...]
+
+
 class Draft(NamedTuple):
     """A question in plain text. `must` stands in the context in its order; groups of `more` come between.
 
     A group of `more` is added whole or not at all; None: the rest of the context is real text. An empty `answer` is
-    the references, joined by commas.
+    the references, joined by commas. `about`: the names that the question is about, which no other draft of the same
+    text may mention; empty where it is about the whole text, which then has no other question.
     """
 
     must: Sequence[str]
     more: Iterator[tuple[str, ...]] | None
     asked: str
     references: tuple[str, ...]
+    about: tuple[str, ...] = ()
     answer: str = ""
     prefix: str = ""
 
@@ -77,27 +87,84 @@ def build(
     Raises ConfigError where even `must` is too long, where real text is needed and `fill` is None, and where the
     tokenizer merges question and answer.
     """
-    answer = draft.answer or ", ".join(draft.references)
-    asked, answered = encode_after(tokenizer, (f"\nQuestion: {draft.asked}\nAnswer:", f" {answer}\n"))
-    must = [unit_ids(tokenizer, unit) for unit in draft.must]
-    room = limit - 1 - len(asked) - len(answered) - sum(map(len, must))
+    tokens, ((start, _),) = lesson(task, [draft], rng, tokenizer, bos, limit, fill)
+    return Question(tokens, start, task, draft.references, draft.prefix)
+
+
+def lesson(
+    task: str,
+    drafts: Sequence[Draft],
+    rng: np.random.Generator,
+    tokenizer: tokenizers.Tokenizer,
+    bos: int,
+    limit: int,
+    fill: Filler | None,
+) -> Lesson:
+    """One context, then the questions of the drafts with their answers, at most `limit` tokens.
+
+    The first draft is always there, and its `more` fills what is left. Each other draft is there where the limit holds
+    it and neither it nor one before mentions what the other is about. Raises as `build` does.
+    """
+    first, *others = drafts
+    asked = [_asked(tokenizer, first)]
+    musts = [[unit_ids(tokenizer, unit) for unit in first.must]]
+    kept, room = [first], limit - 1 - sum(map(len, (*asked[0], *musts[0])))
     if room < 0:
         raise ConfigError(f"task {task}: its shortest text has {limit - room} tokens; allow at least as many")
-    if draft.more is None:
+    for draft in others:
+        own, ids = _asked(tokenizer, draft), [unit_ids(tokenizer, unit) for unit in draft.must]
+        size = sum(map(len, (*own, *ids)))
+        if size <= room and all(_apart(draft, each) for each in kept):
+            asked, musts, kept, room = [*asked, own], [*musts, ids], [*kept, draft], room - size
+    must = _merged(rng, musts)
+    if first.more is None:
         if fill is None:
             raise ConfigError(f"task {task}: its text is real text, and no source of it is given; name one")
         context = _among(rng, must, fill(rng, room))
     else:
         more: list[np.ndarray] = []
-        for group in draft.more:
+        taken = [name for draft in kept[1:] for name in draft.about]
+        for group in first.more:
+            if any(name in unit for name in taken for unit in group):
+                continue
             ids = [unit_ids(tokenizer, unit) for unit in group]
             room -= sum(map(len, ids))
             if room < 0:
                 break
             more += ids
         context = _between(rng, must, more)
-    tokens = np.concatenate([np.array([bos], np.int64), *context, asked, answered])
-    return Question(tokens, len(tokens) - len(answered), task, draft.references, draft.prefix)
+    pieces, answers = [np.array([bos], np.int64), *context], []
+    done = sum(map(len, pieces))
+    for question, answer in asked:
+        start = done + len(question)
+        done = start + len(answer)
+        pieces += [question, answer]
+        answers.append((start, done))
+    return Lesson(np.concatenate(pieces), tuple(answers))
+
+
+def _asked(tokenizer: tokenizers.Tokenizer, draft: Draft) -> list[np.ndarray]:
+    """The ids of a draft's question and of its answer."""
+    answer = draft.answer or ", ".join(draft.references)
+    return encode_after(tokenizer, (f"\nQuestion: {draft.asked}\nAnswer:", f" {answer}\n"))
+
+
+def _apart(one: Draft, other: Draft) -> bool:
+    """Whether two drafts may stand in one text: neither mentions what the other is about."""
+    if not one.about or not other.about:
+        return False
+    return not any(
+        name in unit for a, b in ((one, other), (other, one)) for name in a.about for unit in (*b.must, b.asked)
+    )
+
+
+def _merged(rng: np.random.Generator, lists: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """The members of all lists in random order, those of each list in their own."""
+    if len(lists) == 1:
+        return lists[0]
+    turns = [iter(each) for each in lists]
+    owners = rng.permutation(np.repeat(np.arange(len(lists)), [len(each) for each in lists]))
+    return [next(turns[owner]) for owner in owners]
 
 
 @lru_cache(maxsize=16384)
