@@ -328,8 +328,8 @@ def study(lccp: Commands, found: Found, quick: bool) -> None:
 def plan(lccp: Commands, found: Found, quick: bool) -> None:
     """Two plans as JSON and as printed, one of them with the weights sharded over pretended ranks."""
     for name, words in {
-        "plan": ["run=small_lccp", "--hardware", "h200", "--layout", "dp=8,ep=8"],
-        "plan --dry-run": ["run=tiny_lccp", "--hardware", "h100", "--layout", "dp=4,ep=2", "--dry-run"],
+        "plan": ["run=small_lccp", "--hardware", "h200", "--layout", "dp=4,ep=2"],
+        "plan --dry-run": ["run=tiny_lccp", "--hardware", "h100", "--layout", "dp=1,ep=2", "--dry-run"],
     }.items():
         said = lccp("plan", *words, "--json", "plan.json")
         # Progress comes by the clock.
@@ -374,18 +374,17 @@ STAGES: dict[str, Callable[[Commands, Found, bool], None]] = {
 QUICK = ("smoke", "layouts", "plan", "exchange")
 
 
-def make(package: Path, root: Path, quick: bool) -> Manifest:
-    """The manifest of a checkout, made in `root`, an empty folder."""
+def make(package: Path, root: Path, quick: bool, stages: Sequence[str]) -> Manifest:
+    """The manifest of these stages of a checkout, made in `root`, an empty folder."""
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):
         raise Failed(f"{root}: is not empty; name a new folder")
     os.environ.update(QUIET)  # before torch and numpy are imported
     lccp, found = Commands(package.resolve(), root.resolve()), Found()
-    for name, stage in STAGES.items():
-        if not quick or name in QUICK:
-            stage(lccp, found, quick)
+    for name in stages:
+        STAGES[name](lccp, found, quick)
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}}
-    return {"quick": quick, "versions": versions, "numbers": found.numbers, "words": found.words}
+    return {"quick": quick, "stages": list(stages), "versions": versions, "numbers": found.numbers, "words": found.words}
 
 
 def differences(one: Manifest, other: Manifest, numbers_alone: bool = False) -> list[str]:
@@ -411,7 +410,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--package", type=Path, default=HERE, help="the checkout to run (default: this one)")
         sub.add_argument("--root", type=Path, help="where to run, and keep what was written (default: removed)")
         if verb == "write":
-            sub.add_argument("--quick", action="store_true", help="a part of it, in a quarter of the time")
+            sub.add_argument("--quick", action="store_true", help="a part of it, in a third of the time")
+            sub.add_argument("--stages", nargs="+", choices=STAGES, help="these alone")
         else:
             sub.add_argument("other", type=Path, nargs="?", help="a second manifest, instead of running anything")
             sub.add_argument("--numbers", action="store_true", help="ignore words: for a change of wording")
@@ -420,11 +420,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.verb == "compare" and asked.other:
         after = json.loads(asked.other.read_text())
     else:
-        quick = asked.quick if asked.verb == "write" else before["quick"]
+        if asked.verb == "write":
+            quick, stages = asked.quick, asked.stages or (QUICK if asked.quick else list(STAGES))
+        else:
+            quick, stages = before["quick"], before["stages"]
         place = contextlib.nullcontext(asked.root) if asked.root else tempfile.TemporaryDirectory(prefix="golden-")
         try:
             with place as root:
-                after = make(asked.package, Path(root), quick)
+                after = make(asked.package, Path(root), quick, stages)
         except Failed as error:
             print(error, file=sys.stderr)
             return 1
