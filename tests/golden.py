@@ -49,15 +49,21 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 # Part of the pinned wheels, and few items: minutes of tokenizing would show nothing more.
 FEW = ["data.sources.code.include=[sympy/core/*.py,sympy/sets/*.py,sympy/logic/*.py]", "run.threads=1"]
 FEW += ["data.sources.text.include=['*/Help/command/*.rst']", "data.tokenizer.vocab_size=512"]
+FEW += ["monitors.perplexity.items=1", "monitors.induction.items=2"]
 FEW += ["data.sources.unseen_code.include=[networkx/algorithms/flow/*.py,networkx/algorithms/bipartite/*.py]"]
 CHAIN = {
-    "emergence": ["run=tiny_emergence", "run.tokens=4096", "data.sources.repeats.documents=300", "monitors.needle=null"],
-    "base": ["run=tiny_base", "run.tokens=6144", *(f"data.sources.{s}.documents=200" for s in ("repeats", "copies", "facts"))],
-    "arm": ["run=tiny_arm", "run.tokens=10240", "run.checkpoint_every_steps=2", "monitors.first_window_tokens=6144"],
+    "emergence": ["run=tiny_emergence", "run.tokens=4096", "data.sources.repeats.documents=300"],
+    "base": [
+        "run=tiny_base", "run.tokens=6144", "monitors.needle.items=5", "data.sources.repeats.documents=200",
+        "data.sources.copies.documents=200", "data.sources.facts.documents=200",
+    ],
+    "arm": [
+        "run=tiny_arm", "run.tokens=6144", "monitors.first_window_tokens=4096", "monitors.needle.items=5",
+        "monitors.needle.controls=2", "monitors.heads.items=5", "monitors.probe.steps=2", "monitors.probe.rows=2",
+        "monitors.probe.items=4", "monitors.probe.long_tokens=512", "data.sources.copies.documents=60",
+        "data.sources.facts.documents=60",
+    ],
 }  # fmt: skip
-CHAIN["base"] += ["monitors.needle.items=5"]
-CHAIN["arm"] += ["monitors.needle.items=5", "monitors.needle.controls=2", "monitors.heads.items=5", "monitors.probe.steps=2"]
-CHAIN["arm"] += ["data.sources.copies.documents=60", "data.sources.facts.documents=60", "monitors.probe.items=8"]
 ARCHITECTURES = ("hunyuan_v1_moe", "olmoe", "qwen3_moe", "mixtral", "llama", "qwen3")
 STUDY = """question: Does half of the learning rate differ?
 run: smoke_study
@@ -306,8 +312,8 @@ def chain(lccp: Commands, found: Found, quick: bool) -> None:
         lccp("train", *words, *FEW)
         (run,) = lccp.root.glob(f"runs/{words[0].removeprefix('run=')}-s0-*")
         found.run(f"tiny {name}", run)
-    again = [*CHAIN["arm"], *FEW, "run.root=killed", f"run.init_from=runs/tiny_base-s0-*"]
-    lccp("train", *again, kill_before="window-00000005")
+    again = [*CHAIN["arm"], *FEW, "run.root=killed", "run.init_from=runs/tiny_base-s0-*"]
+    lccp("train", *again, kill_before="window-00000003")
     lccp("train", *again)
     found.run("tiny arm, killed and resumed", lccp.root / "killed" / run.name)
 
@@ -362,6 +368,7 @@ def make_foreign(path: Path, name: str) -> None:
 
     from tests.models.checkpoints import V, save
 
+    transformers.utils.logging.disable_progress_bar()
     save(path, name)
     words = {"<|document|>": 0} | {f"w{index}": index for index in range(1, V)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w1"))
@@ -384,7 +391,13 @@ def make(package: Path, root: Path, quick: bool, stages: Sequence[str]) -> Manif
     for name in stages:
         STAGES[name](lccp, found, quick)
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}}
-    return {"quick": quick, "stages": list(stages), "versions": versions, "numbers": found.numbers, "words": found.words}
+    return {
+        "quick": quick,
+        "stages": list(stages),
+        "versions": versions,
+        "numbers": found.numbers,
+        "words": found.words,
+    }
 
 
 def differences(one: Manifest, other: Manifest, numbers_alone: bool = False) -> list[str]:
