@@ -72,7 +72,11 @@ def shrunk(plain: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     for key, value in plain.items():
         if isinstance(value, dict):
             small[key] = shrunk(value, vocab_size) if key.endswith("_config") else value
-        elif isinstance(value, list) and len(value) >= LAYERS and re.search(r"layer|types|pattern|intermediate_size", key):
+        elif (
+            isinstance(value, list)
+            and len(value) >= LAYERS
+            and re.search(r"layer|types|pattern|intermediate_size", key)
+        ):
             kinds = list(dict.fromkeys(map(json.dumps, value)))
             small[key] = [json.loads(kinds[i % len(kinds)]) for i in range(LAYERS)]
         elif re.search(r"(kv|key_value)_heads$", key) and value == plain.get("num_attention_heads"):
@@ -143,6 +147,7 @@ def outcome(model_type: str, corpus: Corpus) -> Outcome:
             model(input_ids=torch.arange(20, 60)[None], use_cache=False)
     except Exception as error:
         import traceback
+
         traceback.print_exc()
         return Outcome("not built", f"its own forward fails: {line(error)}")
     try:
@@ -152,6 +157,7 @@ def outcome(model_type: str, corpus: Corpus) -> Outcome:
         return Outcome("refused" if "\n" not in str(error) else "failed", str(error))
     except Exception as error:
         import traceback
+
         traceback.print_exc()
         return Outcome("failed", f"{type(error).__name__}: {line(error)}")
 
@@ -161,7 +167,7 @@ def measured(model: Any, corpus: Corpus) -> Outcome:
     tokens_BT = torch.arange(5, 5 + 64)[None].repeat(2, 1)
     tokens_BT[1] = tokens_BT[1].flip(0)
     count = 0
-    with adapted(model) as adapter:
+    if adapter := adapted(model):
         for monitor in MONITORS:
             items = monitor.prepare(corpus)
             with observing(adapter):

@@ -1,13 +1,14 @@
 """Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
 
-An attention function is registered beside the model's own one; it looks at q and k, and delegates. So nothing of the
-model is rewritten. Where the attention of some layer does not pass by (Mamba, hybrids), or passes twice, the model
-counts as one without heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is
-mismeasured. Hidden states are what the model's own forward gives to its head, which meanwhile makes no logits.
+During a forward the attention function that a layer looks up is handed out with a look at q and k before it. So nothing
+of the model is rewritten, and its config is left alone: some models compute otherwise under another name of attention.
+Where the attention of some layer does not pass by (Mamba, hybrids), or passes twice, the model counts as one without
+heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is mismeasured. Hidden
+states are what the model's own forward gives to its head, which meanwhile makes no logits.
 """
 
-import sys
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
+KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensors that attention functions are given
 TRIED = 8  # tokens of the forward that tells what a model is
 
 
@@ -28,42 +30,38 @@ class Hidden(NamedTuple):
 
 
 class _Switch:
-    """What the layers of one model share: tap, gate, the attention that they had, and by layer the query heads of the
-    last forward, 0 where they cannot be scored.
+    """What the layers of one model share: tap, gate, and the query heads of the last forward, by layer.
+
+    These are 0 where they cannot be scored.
     """
 
-    def __init__(self, previous: str):
-        self.previous = previous
+    def __init__(self) -> None:
         self.tap: Tap | None = None
         self.gate_LN: Tensor | None = None
         self.heads: dict[int, int] = {}
 
 
 class Adapter(LanguageModel):
-    """`model` is any `transformers` model with a language-model head. Raises ConfigError where it is of no use.
+    """`model` is any `transformers` model with a language-model head, which is left as it was.
 
-    Then the model is as before. `num_heads` is 0 where not every layer's attention can be scored.
+    Raises ConfigError where it is of no use. `num_heads` is 0 where not every layer's attention can be scored.
     """
 
     def __init__(self, model: Any):
         super().__init__()
-        if not hasattr(model, "set_attn_implementation"):
+        if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
             raise ConfigError(
-                f"{type(model).__name__} is neither a LanguageModel nor a model of transformers; make it a subclass of "
+                "the model is neither of transformers nor a LanguageModel; make it a subclass of "
                 "lccp_sim.models.language_model.LanguageModel"
             )
         self.model = model
-        config = model.config.get_text_config(decoder=True)
-        self.switch = _Switch(config._attn_implementation or "eager")
-        self.attended = [(each, _implementations(each)) for each in _configs(model)]
+        self.switch = _Switch()
         modes = [(module, module.training) for module in model.modules()]
         try:
-            self._adapt(config)
-        except BaseException as error:
-            self.release()
-            said = isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError)
-            if said or not isinstance(error, Exception):
-                raise
+            self._adapt()
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
             raise ConfigError(
                 f"{self.name}: a forward of {TRIED} tokens does not give what a causal LM of transformers gives; this "
                 "architecture is not supported"
@@ -77,20 +75,16 @@ class Adapter(LanguageModel):
         """The model in a message."""
         return f"model_type={self.model.config.model_type}"
 
-    def _adapt(self, config: Any) -> None:
-        model = self.model
-        self.num_layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
+    def _adapt(self) -> None:
+        config = self.model.config.get_text_config(decoder=True)
+        self.num_layers = int(getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", 0))
         self.vocab_size = config.vocab_size
         # Gemma's name, RecurrentGemma's name.
         self.softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        with quiet():  # a model whose attention is its own is told so in its log
-            model.set_attn_implementation(_register(self.switch.previous))
-        for module in model.modules():
-            module.lccp_switch = self.switch
         self.most_tokens: int | None = None
-        model.eval()
+        self.model.eval()
         self._check()
 
     def forward(self, tokens_BT: Tensor) -> Hidden:
@@ -101,10 +95,11 @@ class Adapter(LanguageModel):
                 "shorten the monitors' lengths"
             )
         self.switch.heads.clear()
-        with _listening(self.model.get_output_embeddings()) as given, torch.compiler.set_stance("force_eager"):
+        head = self.model.get_output_embeddings()
+        with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
             self.model(input_ids=tokens_BT, use_cache=False)
         [hidden_BTD] = given
-        return Hidden(hidden_BTD.view(*tokens_BT.shape, -1))
+        return Hidden(hidden_BTD.reshape(*tokens_BT.shape, -1))
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
@@ -121,13 +116,6 @@ class Adapter(LanguageModel):
         """None; sets the gate of these layers."""
         self.switch.gate_LN = gate_LN
 
-    def release(self) -> None:
-        """None; the model attends as before it was adapted, each of its parts in its own way."""
-        for config, own in self.attended:
-            config._attn_implementation = own
-        for module in self.model.modules():
-            vars(module).pop("lccp_switch", None)
-
     @torch.no_grad()
     def _check(self) -> None:
         """None, once heads and positions were counted.
@@ -139,7 +127,7 @@ class Adapter(LanguageModel):
         # Not in order, as positions are; no special tokens, which stand at the ends.
         tokens_BT = (self.vocab_size // 2 + 3 * torch.arange(TRIED, device=self.device)[None]) % self.vocab_size
         other_BT = tokens_BT.clone()
-        other_BT[0, -1] -= 1
+        other_BT[0, -1] = (other_BT[0, -1] + 1) % self.vocab_size
         with _Positions() as positions:
             hidden_TD = self(tokens_BT).hidden_BTD[0]
         self.most_tokens = min(positions.rows, default=None)
@@ -151,7 +139,9 @@ class Adapter(LanguageModel):
             return  # the monitors say where
         slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # experts of another size round otherwise
         if (hidden_TD - other_TD)[:-1].abs().max() > slack * hidden_TD.abs().max():
-            raise ConfigError(f"{self.name}: a later token changes what comes before it, so it is no causal LM; name one")
+            raise ConfigError(
+                f"{self.name}: a later token changes what comes before it, so it is no causal LM; name one"
+            )
         logits = self.logits(hidden_TD)
         if logits.shape != wanted.shape or (logits - wanted).abs().max() > slack * wanted.abs().max():
             raise ConfigError(
@@ -169,20 +159,28 @@ class _Positions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What `func` gives."""
+        kwargs = kwargs or {}
         if func is nn.functional.embedding:
-            index, table = args[0], args[1] if len(args) > 1 else kwargs["weight"]
+            index, table = _named(("input", "weight"), args, kwargs)
             self._note(table.shape[0], index)
         elif func is torch.gather:  # GPT-J
-            self._note(args[0].shape[args[1]], args[2].transpose(args[1], -1))
+            table, dim, index = _named(("input", "dim", "index"), args, kwargs)
+            self._note(table.shape[dim], index.transpose(dim, -1))
         elif func is Tensor.__getitem__:  # CTRL
             index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
             if isinstance(index, Tensor) and index.dtype == torch.int64 and args[0].dim() == 2:
                 self._note(args[0].shape[0], index)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def _note(self, rows: int, index: Tensor) -> None:
         if index.dim() and index.shape[-1] == TRIED and rows > TRIED and bool((index.diff() == 1).all()):
             self.rows.append(rows - int(index.min()))
+
+
+def _named(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
+    """The arguments of these names."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given[name] for name in names]
 
 
 @contextmanager
@@ -204,72 +202,45 @@ def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
             vars(head)["forward"] = own
 
 
-@contextmanager
-def adapted(model: nn.Module) -> Iterator[LanguageModel]:
-    """A LanguageModel as it is, or a causal LM of `transformers` adapted while it is open and as before afterwards."""
-    if isinstance(model, LanguageModel):
-        yield model
-        return
-    adapter = Adapter(model)
-    try:
-        yield adapter
-    finally:
-        adapter.release()
+def adapted(model: nn.Module) -> LanguageModel:
+    """A LanguageModel as it is, or a causal LM of `transformers` as one; the model itself is left as it was."""
+    return model if isinstance(model, LanguageModel) else Adapter(model)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """`transformers` says nothing while it is open: what matters of it is said in our own line."""
-    from transformers import logging
+def _watching(switch: _Switch) -> Iterator[None]:
+    """While it is open, every attention function that a layer of `transformers` looks up passes by `switch`."""
+    from transformers.modeling_utils import AttentionInterface
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    own = AttentionInterface.get_interface
+
+    def get_interface(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return functools.partial(_attention, switch, own(*args, **kwargs))
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
     try:
         yield
     finally:
-        logging.set_verbosity(before)
-
-
-def _configs(model: Any) -> list[Any]:
-    """Every config that the parts of a model hold, the whole's first, each once."""
-    found = [each for module in model.modules() if hasattr(each := getattr(module, "config", None), "sub_configs")]
-    return list({id(each): each for each in found}.values())
-
-
-def _implementations(config: Any) -> dict[str, Any]:
-    """The names of the attention of a config and of its sub-configs, as `_attn_implementation` takes them."""
-    parts = {key: getattr(config, key, None) for key in config.sub_configs}
-    below = {key: _implementations(part) for key, part in parts.items() if part is not None}
-    return {"": config._attn_implementation, **below}
-
-
-def _register(previous: str) -> str:
-    """The name of an attention that looks on and then does what `previous` does, masks included."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if previous.startswith("lccp_"):
-        return previous
-    name = f"lccp_{previous}"
-    ALL_ATTENTION_FUNCTIONS.register(name, _attention)
-    if previous in ALL_MASK_ATTENTION_FUNCTIONS:
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
-    return name
+        AttentionInterface.get_interface = own  # type: ignore[method-assign]
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    switch: _Switch,
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The model's own attention, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    switch: _Switch = module.lccp_switch
+    """What `attend` gives, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
     layer: int | None = getattr(module, "layer_idx", None)
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
     if layer is not None:
-        # Twice (differential, in loops) or over keys that are no tokens (compressed): no head's row tells what it reads.
-        plain = layer not in switch.heads and key.shape[2] == query.shape[2]
+        # Twice (differential, in loops), over keys that are no tokens (compressed), or with what is not known: then no
+        # row of ours tells what a head reads.
+        unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name not in KNOWN]
+        plain = layer not in switch.heads and key.shape[2] == query.shape[2] and not unknown
         switch.heads[layer] = query.shape[1] if plain else 0
     if switch.tap is not None and layer is not None:
         scale = kwargs.get("scaling")

@@ -6,13 +6,14 @@ or left over is an error: it would draw such weights at random, and say so in it
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lccp_sim.config import ConfigError
-from lccp_sim.models.adapter import Adapter, quiet
+from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
 from lccp_sim.models.rope_settings import nested
 
@@ -111,8 +112,7 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
 def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What `AutoModelForCausalLM.from_pretrained` gives, with no word on the console."""
     library = _library()
-    library.logging.disable_progress_bar()
-    with quiet():
+    with _quiet():
         try:
             return library.AutoModelForCausalLM.from_pretrained(str(place), **how)
         except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
@@ -133,7 +133,7 @@ def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
             f"{path}: transformers cannot load model_type={kind!r}, which version {library.__version__} does not know; "
             "a newer version may"
         )
-    with quiet():
+    with _quiet():
         try:
             config = library.AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         except Exception as error:
@@ -199,6 +199,20 @@ def older(version: str) -> bool:
     from transformers import __version__
 
     return [int(part) for part in __version__.split(".")[:2]] < [int(part) for part in version.split(".")]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`transformers` says nothing: what matters of it is said in our own line."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _ggufs(path: Path) -> list[Path]:
