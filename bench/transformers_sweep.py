@@ -66,17 +66,51 @@ RULES = (
 )
 
 
-def shrunk(plain: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+# What the rules cannot know: numbers that depend on each other, and defaults that are no model.
+INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": HEAD, "indexer_budget": 16}
+INDEXER |= {"indexer_compress_ratio": 4}
+OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4} for k in ("full_attention", "sliding_attention")}
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 8},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "falcon_h1": {"mamba_d_head": HEAD},
+    "inkling2_loop_text": {"n_layers_per_attn_res_block": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8},
+    "moshi": {"codebook_size": 512},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": HEAD},
+    "qwen4_exp": INDEXER,
+    "qwen4_exp_text": INDEXER,
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 32], "attn_layers": ["local", "lsh"] * 2},
+    "xlstm": {"embedding_dim": WIDTH},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS},
+    "zamba2": {
+        "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS, "hybrid_layer_ids": [1, 3],
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
+}  # fmt: skip
+
+
+def shrunk(plain: dict[str, Any], vocab_size: int, own: dict[str, Any]) -> dict[str, Any]:
     """The plain form of a config with numbers as small as their names allow; lists by layer keep each kind once."""
     small: dict[str, Any] = {}
     for key, value in plain.items():
-        if isinstance(value, dict):
-            small[key] = shrunk(value, vocab_size) if key.endswith("_config") else value
-        elif (
-            isinstance(value, list)
-            and len(value) >= LAYERS
-            and re.search(r"layer|types|pattern|intermediate_size", key)
-        ):
+        if key in own:
+            small[key] = own[key]
+        elif key == "vocab_size":
+            small[key] = vocab_size
+        elif key == "head_dim" and ("qk_rope_head_dim" in plain or value is None):
+            small[key] = HEAD if value is None else 8  # of RoPE
+        elif key == "per_layer_config":  # of layers that are gone
+            continue
+        elif isinstance(value, dict):
+            small[key] = shrunk(value, vocab_size, own) if key.endswith("_config") else value
+        elif isinstance(value, list) and len(value) >= LAYERS and re.search(r"layer|types|pattern|intermediate_size", key):
             kinds = list(dict.fromkeys(map(json.dumps, value)))
             small[key] = [json.loads(kinds[i % len(kinds)]) for i in range(LAYERS)]
         elif re.search(r"(kv|key_value)_heads$", key) and value == plain.get("num_attention_heads"):
@@ -113,7 +147,7 @@ def build(model_type: str, vocab_size: int) -> Any:
         plain.pop(key, None)
     if "is_decoder" in plain:
         plain["is_decoder"] = True
-    config = config_class(**shrunk(plain, vocab_size))
+    config = config_class(**shrunk(plain, vocab_size, OWN.get(model_type, {})))
     make = transformers.AutoModelForCausalLM.from_config
     with torch.device("meta"):
         size = sum(p.numel() for p in make(copy.deepcopy(config)).parameters())
@@ -183,16 +217,38 @@ def measured(model: Any, corpus: Corpus) -> Outcome:
             want = model(input_ids=tokens_BT, use_cache=False).logits.float()
         off = float((logits_BTV - want).abs().max() / want.abs().max())
         assert off < 1e-4, f"logits are off by {off:.1e}"
-        rows = attention(adapter, tokens_BT) if heads else []
-    if not heads:
-        return Outcome("measured without heads", "")
-    own = own_attention(model, tokens_BT)
-    if own is None:
-        return Outcome("measured", "gives no attention to compare with")
-    off = max(float((a - b).abs().max()) for a, b in zip(rows, own, strict=True))
-    spread = max(float(b[:, :, -1].max() / b[:, :, -1].mean()) for b in own)
-    assert off < AGREE, f"attention is off by {off:.1e}"
-    return Outcome("measured", f"attention compared {off:.0e} {spread:.1f}")
+        limits(model, adapter)
+        if not heads:
+            return Outcome("measured without heads", "")
+        default = attention(adapter, tokens_BT)
+        own = own_attention(model, tokens_BT)
+        if own is None:
+            return Outcome("measured", "gives no attention to compare with")
+        eager = attention(adapter, tokens_BT)
+    for rows, most in ((eager, AGREE), (default, 10 * AGREE)):  # another kernel rounds otherwise
+        off = max(difference(a, b) for a, b in zip(rows, own, strict=True))
+        assert off < most, f"attention is off by {off:.1e}"
+    return Outcome("measured", f"attention compared {off:.0e}")
+
+
+def difference(rows: torch.Tensor, own: torch.Tensor) -> float:
+    """The largest difference of rows of attention; some models give rows without the sink's share, which sum to one."""
+    share = rows.sum(-1, keepdim=True) if bool(((own.sum(-1) - 1).abs() < AGREE).all()) else 1.0
+    return float((rows - own * share).abs().max())
+
+
+def limits(model: Any, adapter: Any) -> None:
+    """None; the number of positions is the model's own."""
+    most, there = adapter.most_tokens, 560  # configs say 512
+    with torch.no_grad():
+        model(input_ids=torch.full((1, most or there), 7), use_cache=False)
+        if most is None:
+            return
+        try:
+            model(input_ids=torch.full((1, most + 1), 7), use_cache=False)
+        except Exception:
+            return
+    raise AssertionError(f"it has more than {most} positions")
 
 
 def attention(adapter: Any, tokens_BT: torch.Tensor) -> list[torch.Tensor]:

@@ -77,7 +77,7 @@ class Adapter(LanguageModel):
 
     def _adapt(self) -> None:
         config = self.model.config.get_text_config(decoder=True)
-        self.num_layers = int(getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", 0))
+        self.num_layers: int = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None) or 0
         self.vocab_size = config.vocab_size
         # Gemma's name, RecurrentGemma's name.
         self.softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
