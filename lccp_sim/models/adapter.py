@@ -77,29 +77,41 @@ class Adapter(LanguageModel):
 
     def _adapt(self) -> None:
         config = self.model.config.get_text_config(decoder=True)
-        self.num_layers: int = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None) or 0
+        self.num_layers: int = (
+            getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None) or 0
+        )
         self.vocab_size = config.vocab_size
-        # Gemma's name, RecurrentGemma's name.
-        self.softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+        self.softcap: float | None = next((cap for name in caps if (cap := getattr(config, name, None))), None)
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         self.most_tokens: int | None = None
+        names = ("max_position_embeddings", "max_seq_len")  # often a habit, at times an end; the second is MPT's
+        self.named_tokens: int | None = next((n for name in names if (n := getattr(config, name, None))), None)
         self.model.eval()
         self._check()
 
     def forward(self, tokens_BT: Tensor) -> Hidden:
         """Hidden states of rows that hold one text each, padded at the end if at all."""
-        if self.most_tokens is not None and tokens_BT.shape[1] > self.most_tokens:
-            raise ConfigError(
-                f"{self.name}: has {self.most_tokens} positions, and a monitor sends {tokens_BT.shape[1]} tokens; "
-                "shorten the monitors' lengths"
-            )
+        length = tokens_BT.shape[1]
+        if self.most_tokens is not None and length > self.most_tokens:
+            raise self._too_long(self.most_tokens, length)
         self.switch.heads.clear()
         head = self.model.get_output_embeddings()
-        with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
-            self.model(input_ids=tokens_BT, use_cache=False)
+        try:
+            with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
+                self.model(input_ids=tokens_BT, use_cache=False)
+        except (IndexError, RuntimeError, ValueError) as error:  # MPT, Reformer: what ends is no table
+            if isinstance(error, torch.OutOfMemoryError) or self.named_tokens is None or length <= self.named_tokens:
+                raise
+            raise self._too_long(self.named_tokens, length) from error
         [hidden_BTD] = given
-        return Hidden(hidden_BTD.reshape(*tokens_BT.shape, -1))
+        return Hidden(hidden_BTD.reshape(*tokens_BT.shape, hidden_BTD.shape[-1]))
+
+    def _too_long(self, most: int, length: int) -> ConfigError:
+        return ConfigError(
+            f"{self.name}: has {most} positions, and a monitor sends {length} tokens; shorten the monitors' lengths"
+        )
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
