@@ -1,4 +1,4 @@
-"""Any causal LM of `transformers` as a random tiny model: its default config with numbers as small as their names allow."""
+"""Any causal LM of `transformers` as a random tiny model: its default config, with its numbers made small by name."""
 
 import copy
 import json
@@ -38,11 +38,10 @@ RULES = (
 # What the rules cannot know: numbers that depend on each other, and defaults that are no model.
 INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 16}
 INDEXER |= {"indexer_compress_ratio": 4}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 ONE = {"2": {"num_attention_heads": HEADS}}  # of a layer, so that the default, which is large, is not taken
 OWN: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {
-        "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4} for k in ("full_attention", "sliding_attention")}
-    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 8},
     "dory": {  # it counts attention and feed-forward as a layer each
@@ -60,7 +59,10 @@ OWN: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2, "head_dim": HEAD},
     "qwen4_exp": INDEXER,
     "qwen4_exp_text": INDEXER,
-    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 32], "attn_layers": ["local", "lsh"] * 2, "hash_seed": 0},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 32], "attn_layers": ["local", "lsh"] * 2,
+        "hash_seed": 0,
+    },
     "xlstm": {"embedding_dim": WIDTH, "max_inference_chunksize": 16384},
     "xlm": {"causal": True},
     "xlnet": {"attn_type": "uni"},

@@ -103,9 +103,7 @@ def measured(model: Any, given: Texts) -> Outcome:
         with observing(adapter):
             found = monitor.score(adapter, items)
         records = monitor.aggregate(found, Moment(0, 0))  # which are finite
-        scored += len(
-            {(r.tags["layer"], r.tags["head"]) for r in records if r.monitor == "heads" and "layer" in r.tags}
-        )
+        scored += sum(r.metric == "copy_hard_frac" and "layer" in r.tags for r in records)
     heads = adapter.num_layers * adapter.num_heads
     assert scored == heads, f"{scored} of {heads} heads are scored"
     tokens_BT = torch.stack([torch.arange(5, 69), torch.arange(5, 69).flip(0)])

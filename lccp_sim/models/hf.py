@@ -222,4 +222,6 @@ def _ggufs(path: Path) -> list[Path]:
 def _line(error: Exception) -> str:
     """The words of an error in one line, without names of classes."""
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", " ".join(str(error).split()))
+    text = re.sub(r"\b[A-Z]\w*Error: ", "", text)
+    text = re.sub(r"['`]?\b[A-Z]\w*(ForCausalLM|ForConditionalGeneration|Model|Config)\b['`]?", "it", text)
     return text[:200] or "it gives no reason"
