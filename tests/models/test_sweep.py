@@ -1,7 +1,6 @@
 """Every causal LM of transformers is measured or refused in one line: some in each run of the tests, all on demand."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
