@@ -5,7 +5,7 @@ SMOLLM2 := smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install corpus demo smollm2 oldest test lint format types wheel clean
+.PHONY: help install corpus demo smollm2 oldest sweep test lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
@@ -52,6 +52,10 @@ oldest: install  ## the oldest transformers that works, beside the one in .venv,
 	$(BIN)/python -m pip install --quiet --target .venv/oldest "huggingface_hub<2"
 	$(BIN)/python -m pip install --quiet --target .venv/oldest --upgrade --no-deps "transformers==5.1.0" "tokenizers<0.23"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_oldest.py
+
+sweep: export OMP_NUM_THREADS = 1
+sweep: install  ## every causal LM of transformers, built tiny and measured (minutes)
+	$(BIN)/python -m pytest -q -n 2 -m sweep tests/models/test_sweep.py
 
 lint: install  ## ruff: rules and layout
 	$(BIN)/ruff check .

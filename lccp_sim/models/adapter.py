@@ -1,107 +1,117 @@
 """Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
 
-An attention function is registered beside the model's own one; it looks at q and k, and delegates. So nothing of the
-model is rewritten. Where the attention of some layer does not pass by (Mamba, hybrids), the model counts as one without
-heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is mismeasured.
+During a forward the attention function that a layer looks up is handed out with a look at q and k before it. So nothing
+of the model is rewritten, and its config is left alone: some models compute otherwise under another name of attention.
+Where the attention of some layer does not pass by (Mamba, hybrids), or passes twice, the model counts as one without
+heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is mismeasured. Hidden
+states are what the model's own forward gives to its head, which meanwhile makes no logits.
 """
 
-import sys
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
+KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensors that attention functions are given
 TRIED = 8  # tokens of the forward that tells what a model is
 
 
 class Hidden(NamedTuple):
-    """Hidden states after the final norm."""
+    """What the language-model head is given."""
 
     hidden_BTD: Tensor
 
 
 class _Switch:
-    """What the layers of one model share: tap, gate, the attention that they had, the query heads seen, by layer."""
+    """What the layers of one model share: tap, gate, and the query heads of the last forward, by layer.
 
-    def __init__(self, previous: str):
-        self.previous = previous
+    These are 0 where they cannot be scored.
+    """
+
+    def __init__(self) -> None:
         self.tap: Tap | None = None
         self.gate_LN: Tensor | None = None
         self.heads: dict[int, int] = {}
 
 
 class Adapter(LanguageModel):
-    """`model` is any `transformers` model with a language-model head. Raises ConfigError where it is of no use.
+    """`model` is any `transformers` model with a language-model head, which is left as it was.
 
-    Then the model is as before. `num_heads` is 0 where not every layer's attention can be scored.
+    Raises ConfigError where it is of no use. `num_heads` is 0 where not every layer's attention can be scored.
     """
 
     def __init__(self, model: Any):
         super().__init__()
-        if not hasattr(model, "set_attn_implementation"):
+        if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
             raise ConfigError(
-                f"{type(model).__name__} is neither a LanguageModel nor a model of transformers; make it a subclass of "
+                "the model is neither of transformers nor a LanguageModel; make it a subclass of "
                 "lccp_sim.models.language_model.LanguageModel"
             )
         self.model = model
-        config = model.config.get_text_config(decoder=True)
-        self.switch = _Switch(config._attn_implementation)
+        self.switch = _Switch()
         modes = [(module, module.training) for module in model.modules()]
         try:
-            self._adapt(config)
-        except BaseException as error:
-            self.release()
-            said = isinstance(error, ConfigError | MemoryError | torch.OutOfMemoryError)
-            if said or not isinstance(error, Exception):
-                raise
+            self._adapt()
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
             raise ConfigError(
-                f"model_type={model.config.model_type}: a forward of {TRIED} tokens does not give what a causal LM of "
-                "transformers gives; this architecture is not supported"
+                f"{self.name}: a forward of {TRIED} tokens does not give what a causal LM of transformers gives; this "
+                "architecture is not supported"
             ) from error
         finally:
             for module, training in modes:
                 module.training = training
 
-    def _adapt(self, config: Any) -> None:
-        model = self.model
-        self.num_layers, self.num_heads = config.num_hidden_layers, 0
+    @property
+    def name(self) -> str:
+        """The model in a message."""
+        return f"model_type={self.model.config.model_type}"
+
+    def _adapt(self) -> None:
+        config = self.model.config.get_text_config(decoder=True)
+        self.num_layers: int = (
+            getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None) or 0
+        )
         self.vocab_size = config.vocab_size
-        # Gemma's name, RecurrentGemma's name.
-        self.softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+        self.softcap: float | None = next((cap for name in caps if (cap := getattr(config, name, None))), None)
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        model.set_attn_implementation(_register(self.switch.previous))
-        for module in model.modules():
-            module.lccp_switch = self.switch
-        # Learned positions end; rotary ones go on, however badly.
-        ends = getattr(config, "rope_parameters", None) is None and hasattr(config, "max_position_embeddings")
-        self.most_tokens = config.max_position_embeddings if ends else None
-        model.eval()
+        self.most_tokens: int | None = None
+        names = ("max_position_embeddings", "max_seq_len")  # often a habit, at times an end; the second is MPT's
+        self.named_tokens: int | None = next((n for name in names if (n := getattr(config, name, None))), None)
+        self.model.eval()
         self._check()
-        seen = [self.switch.heads.get(layer, 0) for layer in range(self.num_layers)]
-        self.num_heads = seen[0] if len(set(seen)) == 1 else 0
-
-    @property
-    def body(self) -> Any:
-        """The part of the model that gives hidden states: without a base model, the child that holds the embeddings."""
-        if self.model.base_model is not self.model:
-            return self.model.base_model
-        embedding = self.model.get_input_embeddings()  # Llama 4's text model names a prefix that it does not have
-        return next(child for child in self.model.children() if any(each is embedding for each in child.modules()))
 
     def forward(self, tokens_BT: Tensor) -> Hidden:
         """Hidden states of rows that hold one text each, padded at the end if at all."""
-        if self.most_tokens is not None and tokens_BT.shape[1] > self.most_tokens:
-            raise ConfigError(
-                f"{type(self.model).__name__} has {self.most_tokens} learned positions, and a monitor sends "
-                f"{tokens_BT.shape[1]} tokens; shorten the monitors' lengths"
-            )
-        return Hidden(self.body(input_ids=tokens_BT, use_cache=False).last_hidden_state)
+        length = tokens_BT.shape[1]
+        if self.most_tokens is not None and length > self.most_tokens:
+            raise self._too_long(self.most_tokens, length)
+        self.switch.heads.clear()
+        head = self.model.get_output_embeddings()
+        try:
+            with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
+                self.model(input_ids=tokens_BT, use_cache=False)
+        except (IndexError, RuntimeError, ValueError) as error:  # MPT, Reformer: what ends is no table
+            if isinstance(error, torch.OutOfMemoryError) or self.named_tokens is None or length <= self.named_tokens:
+                raise
+            raise self._too_long(self.named_tokens, length) from error
+        [hidden_BTD] = given
+        return Hidden(hidden_BTD.reshape(*tokens_BT.shape, hidden_BTD.shape[-1]))
+
+    def _too_long(self, most: int, length: int) -> ConfigError:
+        return ConfigError(
+            f"{self.name}: has {most} positions, and a monitor sends {length} tokens; shorten the monitors' lengths"
+        )
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
@@ -118,75 +128,132 @@ class Adapter(LanguageModel):
         """None; sets the gate of these layers."""
         self.switch.gate_LN = gate_LN
 
-    def release(self) -> None:
-        """None; the model attends as before it was adapted."""
-        self.model.set_attn_implementation(self.switch.previous)
-        for module in self.model.modules():
-            vars(module).pop("lccp_switch", None)
-
     @torch.no_grad()
     def _check(self) -> None:
-        """None, or ConfigError where the model has no head of the known form, or looks ahead."""
-        name = type(self.model).__name__
+        """None, once heads and positions were counted.
+
+        Raises ConfigError where the model has no head of the known form, or looks ahead.
+        """
         if not isinstance(self.model.get_output_embeddings(), nn.Module):
-            raise ConfigError(f"{name} has no language-model head; name a causal LM")
-        tokens_BT = torch.arange(TRIED, device=self.device)[None] % self.vocab_size
+            raise ConfigError(f"{self.name}: has no language-model head; name a causal LM")
+        # Not in order, as positions are; no special tokens, which stand at the ends.
+        tokens_BT = (self.vocab_size // 2 + 3 * torch.arange(TRIED, device=self.device)[None]) % self.vocab_size
         other_BT = tokens_BT.clone()
-        other_BT[0, -1] = 0
-        hidden_TD, other_TD = self(tokens_BT).hidden_BTD[0], self(other_BT).hidden_BTD[0]
+        other_BT[0, -1] = (other_BT[0, -1] + 1) % self.vocab_size
+        with _Positions() as positions:
+            hidden_TD = self(tokens_BT).hidden_BTD[0]
+        self.most_tokens = min(positions.rows, default=None)
+        seen = {self.switch.heads.get(layer, 0) for layer in range(self.num_layers)}
+        self.num_heads = seen.pop() if len(seen) == 1 and len(self.switch.heads) == self.num_layers else 0
+        other_TD = self(other_BT).hidden_BTD[0]
         wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
         if not bool(wanted.isfinite().all()):
             return  # the monitors say where
         slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # experts of another size round otherwise
         if (hidden_TD - other_TD)[:-1].abs().max() > slack * hidden_TD.abs().max():
-            raise ConfigError(f"{name}: a later token changes what comes before it, so it is no causal LM; name one")
-        if (self.logits(hidden_TD) - wanted).abs().max() > slack * wanted.abs().max():
             raise ConfigError(
-                f"{name}: its logits are not its output embedding times the last hidden state, so its NLL cannot be "
-                "read from hidden states; this architecture is not supported"
+                f"{self.name}: a later token changes what comes before it, so it is no causal LM; name one"
+            )
+        logits = self.logits(hidden_TD)
+        if logits.shape != wanted.shape or (logits - wanted).abs().max() > slack * wanted.abs().max():
+            raise ConfigError(
+                f"{self.name}: its logits are not its output embedding times the last hidden state, so its NLL cannot "
+                "be read from hidden states; this architecture is not supported"
             )
 
 
+class _Positions(TorchFunctionMode):
+    """While it is open, `rows` collects for how many positions tables hold that are looked up at 0, 1, 2, ..."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What `func` gives."""
+        kwargs = kwargs or {}
+        if func is nn.functional.embedding:
+            index, table = _named(("input", "weight"), args, kwargs)
+            self._note(table.shape[0], index)
+        elif func is torch.gather:  # GPT-J
+            table, dim, index = _named(("input", "dim", "index"), args, kwargs)
+            self._note(table.shape[dim], index.transpose(dim, -1))
+        elif func is Tensor.__getitem__:  # CTRL
+            index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+            if isinstance(index, Tensor) and index.dtype == torch.int64 and args[0].dim() == 2:
+                self._note(args[0].shape[0], index)
+        return func(*args, **kwargs)
+
+    def _note(self, rows: int, index: Tensor) -> None:
+        if index.dim() and index.shape[-1] == TRIED and rows > TRIED and bool((index.diff() == 1).all()):
+            self.rows.append(rows - int(index.min()))
+
+
+def _named(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
+    """The arguments of these names."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given[name] for name in names]
+
+
 @contextmanager
-def adapted(model: nn.Module) -> Iterator[LanguageModel]:
-    """A LanguageModel as it is, or a causal LM of `transformers` adapted while it is open and as before afterwards."""
-    if isinstance(model, LanguageModel):
-        yield model
-        return
-    adapter = Adapter(model)
+def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
+    """What `head` is given while it is open; it gives back one column of that instead of logits, to save the work."""
+    given: list[Tensor] = []
+    own = vars(head).get("forward")
+
+    def forward(hidden: Tensor) -> Tensor:
+        given.append(hidden)
+        return hidden[..., :1]
+
+    vars(head)["forward"] = forward
     try:
-        yield adapter
+        yield given
     finally:
-        adapter.release()
+        vars(head).pop("forward")
+        if own is not None:
+            vars(head)["forward"] = own
 
 
-def _register(previous: str) -> str:
-    """The name of an attention that looks on and then does what `previous` does, masks included."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+def adapted(model: nn.Module) -> LanguageModel:
+    """A LanguageModel as it is, or a causal LM of `transformers` as one; the model itself is left as it was."""
+    return model if isinstance(model, LanguageModel) else Adapter(model)
 
-    if previous.startswith("lccp_"):
-        return previous
-    name = f"lccp_{previous}"
-    ALL_ATTENTION_FUNCTIONS.register(name, _attention)
-    if previous in ALL_MASK_ATTENTION_FUNCTIONS:
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
-    return name
+
+@contextmanager
+def _watching(switch: _Switch) -> Iterator[None]:
+    """While it is open, every attention function that a layer of `transformers` looks up passes by `switch`."""
+    from transformers.modeling_utils import AttentionInterface
+
+    own = AttentionInterface.get_interface
+
+    def get_interface(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return functools.partial(_attention, switch, own(*args, **kwargs))
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = own  # type: ignore[method-assign]
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    switch: _Switch,
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The model's own attention, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    switch: _Switch = module.lccp_switch
-    biased = kwargs.get("position_bias") is not None  # such heads cannot be scored
-    layer: int | None = None if biased else getattr(module, "layer_idx", None)
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(switch.previous, eager)
+    """What `attend` gives, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
+    layer: int | None = getattr(module, "layer_idx", None)
     if layer is not None:
-        switch.heads[layer] = query.shape[1]
+        # Twice (differential, in loops), over keys that are no tokens (compressed), or with what is not known: then no
+        # row of ours tells what a head reads.
+        unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name not in KNOWN]
+        plain = layer not in switch.heads and key.shape[2] == query.shape[2] and not unknown
+        switch.heads[layer] = query.shape[1] if plain else 0
     if switch.tap is not None and layer is not None:
         scale = kwargs.get("scaling")
         attended = Attended(
@@ -196,10 +263,17 @@ def _attention(
             kwargs.get("sliding_window"),
             kwargs.get("s_aux"),
             kwargs.get("softcap"),
-            attention_mask,
+            _biased(attention_mask, kwargs.get("position_bias")),
         )
         switch.tap(layer, attended)
     y_BTNH, weights = attend(module, query, key, value, attention_mask, **kwargs)
     if switch.gate_LN is not None and layer is not None:
         y_BTNH = y_BTNH * switch.gate_LN[layer, :, None].to(y_BTNH.dtype)
     return y_BTNH, weights
+
+
+def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """One mask, bool or additive, for a mask and a bias by position (Inkling)."""
+    if bias is None or mask is None:
+        return mask if bias is None else bias
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask

@@ -227,4 +227,5 @@ def _line(error: Exception) -> str:
         return f"the key {error} is missing"
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", " ".join(str(error).split()))
     text = re.sub(r"\b\w+(?:Error|Exception): ", "", text).replace("NoneType", "null")
+    text = re.sub(r"['`]?\b[A-Z]\w*(ForCausalLM|ForConditionalGeneration|Model|Config)\b['`]?", "it", text)
     return text[:200] or "it gives no reason"

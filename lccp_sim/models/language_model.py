@@ -19,8 +19,8 @@ class Attended(NamedTuple):
 
     logits = softcap(q k^T * scale); key j is seen by query i where j <= i, i - j < window (if any), j >= start_BT[i]
     (int64, the first token of the query's document in a packed row; None: the row's first) and `mask` allows it ([B or
-    1, 1, T, S], bool, or additive where 0 allows); `sinks_N` is one more logit a head without a value, which takes mass
-    (gpt-oss).
+    1, 1 or N, T, S], bool, or a bias that is added to the logits); `sinks_N` is one more logit a head without a value,
+    which takes mass (gpt-oss).
     """
 
     q_BTNH: Tensor
@@ -55,7 +55,10 @@ class Attended(NamedTuple):
             logits_NAS.masked_fill_(before, float("-inf"))
         if self.mask is not None:
             seen = self.mask[item if len(self.mask) > 1 else 0, :, start:stop, :S]
-            logits_NAS.masked_fill_(~seen if seen.dtype == torch.bool else seen != 0, float("-inf"))
+            if seen.dtype == torch.bool:
+                logits_NAS.masked_fill_(~seen, float("-inf"))
+            else:
+                logits_NAS += seen
         if self.sinks_N is None:
             return logits_NAS.softmax(-1)
         sinks_NA1 = self.sinks_N.float().view(-1, 1, 1).expand(-1, A, 1)

@@ -112,10 +112,10 @@ class Monitors(L.Callback):
         """What was seen, once it is written (after the records `first`), logged, and said in one line."""
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
-        with adapted(self.model(module)) as model:
-            if not model.num_heads and self.seen_step < 0:
-                self.say(NO_HEADS)
-            seen = self.watch.look(model, moment, self.history, self.tell, f"window at step {step:,}, ")
+        model = adapted(self.model(module))
+        if not model.num_heads and self.seen_step < 0:
+            self.say(NO_HEADS)
+        seen = self.watch.look(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write([*first, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)

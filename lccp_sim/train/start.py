@@ -88,6 +88,7 @@ class Start:
         states = self.content.get("optimizer_states")
         rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
         refuse(not states, "run.init_optimizer", "carried", rule)
+        assert states is not None
         return whole(states[0]["state"])
 
     def complete(self, config: Config) -> Config:

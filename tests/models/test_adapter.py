@@ -9,6 +9,7 @@ import torch
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.language_model import Attended
 from lccp_sim.models.taps import gating, tapping
 from lccp_sim.monitors.heads import CopyTap
 
@@ -131,14 +132,14 @@ def test_a_model_with_layers_of_another_kind_is_refused() -> None:
 def test_a_model_without_a_language_model_head_is_refused() -> None:
     import transformers as t
 
-    with pytest.raises(ConfigError, match="LlamaModel has no language-model head; name a causal LM"):
+    with pytest.raises(ConfigError, match="^model_type=llama: has no language-model head; name a causal LM$"):
         Adapter(t.LlamaModel(t.LlamaConfig(**COMMON)))
 
 
 def test_a_head_with_a_step_that_is_not_known_is_refused() -> None:
     model = build("llama")
     model.register_forward_hook(lambda module, args, out: setattr(out, "logits", out.logits * 3))
-    with pytest.raises(ConfigError, match="LlamaForCausalLM: its logits are not its output embedding times"):
+    with pytest.raises(ConfigError, match="^model_type=llama: its logits are not its output embedding times"):
         Adapter(model)
 
 
@@ -146,7 +147,7 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     import transformers as t
 
     config = t.BertConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    with pytest.raises(ConfigError, match="BertLMHeadModel: a later token changes what comes before it"):
+    with pytest.raises(ConfigError, match="^model_type=bert: a later token changes what comes before it"):
         Adapter(t.BertLMHeadModel(config))
 
 
@@ -155,13 +156,70 @@ def test_learned_positions_end() -> None:
 
     config = t.GPT2Config(vocab_size=V, n_embd=32, n_layer=1, n_head=2, n_positions=16)
     adapter = Adapter(t.GPT2LMHeadModel(config))
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel has 16 learned positions, and a monitor sends 17 tokens"):
+    adapter(texts()[:, :16])
+    with pytest.raises(ConfigError, match="^model_type=gpt2: has 16 positions, and a monitor sends 17 tokens; shorten"):
         adapter(texts()[:, :17])
 
 
-def test_released_a_model_attends_as_before() -> None:
-    model = build("llama")
+def test_positions_that_are_no_table_do_not_end() -> None:
+    """ALiBi, and hybrids without RoPE: their configs name max_position_embeddings all the same."""
+    import transformers as t
+
+    sizes = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    falcon = t.FalconForCausalLM(t.FalconConfig(**sizes, alibi=True, max_position_embeddings=16))
+    jamba = {"intermediate_size": 32, "num_key_value_heads": 2, "attn_layer_offset": 0, "use_mamba_kernels": False}
+    models = falcon, t.JambaForCausalLM(t.JambaConfig(**sizes, **jamba, max_position_embeddings=16))
+    for model in models:
+        adapter, tokens_BS = Adapter(model.eval()), texts()
+        assert adapter.most_tokens is None
+        with torch.no_grad():
+            logits_BSV = adapter.logits(adapter(tokens_BS).hidden_BTD)
+            torch.testing.assert_close(logits_BSV, model(tokens_BS).logits)
+
+
+def test_every_part_keeps_its_own_attention() -> None:
+    import transformers as t
+
+    text = {k: v for k, v in COMMON.items() if k != "initializer_range"}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = t.Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    config._attn_implementation = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    model = t.Gemma3ForConditionalGeneration(config)
+    parts = model.config, model.config.text_config, model.config.vision_config
+    before = [part._attn_implementation for part in parts]
     adapter = Adapter(model)
-    assert model.config._attn_implementation == "lccp_eager"
-    adapter.release()
-    assert model.config._attn_implementation == "eager"
+    seen: list[int] = []
+    with torch.no_grad(), tapping(adapter, lambda layer, attended: seen.append(layer)):
+        adapter(texts())
+    assert seen == [0, 1, 2] and adapter.num_heads == 4
+    assert before == [part._attn_implementation for part in parts] and before[1] != before[2]
+
+
+def test_a_model_that_knows_its_attention_by_name_computes_as_before() -> None:
+    """DeepSeek V3.2 leaves its choice of keys out under a name of attention that it does not know."""
+    import transformers as t
+
+    sizes = {k: v for k, v in COMMON.items() if k not in ("head_dim", "num_key_value_heads")}
+    sizes |= {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    sizes |= {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "first_k_dense_replace": 3}
+    torch.manual_seed(1)
+    model = t.DeepseekV32ForCausalLM(t.DeepseekV32Config(**sizes, num_key_value_heads=4)).eval()
+    adapter = Adapter(model)
+    seen: list[float] = []
+
+    def tap(layer: int, attended: Any) -> None:
+        seen.append(float((attended.rows(0, S - 1, S) > 0).sum(-1).max()))
+
+    with torch.no_grad(), tapping(adapter, tap):
+        hidden_BTD = adapter(texts()).hidden_BTD
+    torch.testing.assert_close(adapter.logits(hidden_BTD), model(texts(), use_cache=False).logits)
+    assert seen == [8, 8, 8]
+
+
+def test_biases_are_added_to_the_rows() -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, k = (torch.randn(1, 6, heads, 4, generator=generator) for heads in (2, 1))
+    bias = torch.randn(1, 2, 6, 6, generator=generator)
+    logits_NTS = torch.einsum("tnh,sh->nts", q[0], k[0, :, 0]) * 0.5 + bias[0]
+    want = logits_NTS.masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
+    torch.testing.assert_close(Attended(q, k, 0.5, mask=bias).rows(0, 2, 6), want[:, 2:])

@@ -22,6 +22,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.records import overall_name, read_records
 from lccp_sim.train.callback import Monitors
+from lccp_sim.train.watch import NO_HEADS
 from tests.train.foreign import folder
 
 STEPS, ROWS, LENGTH = 6, 2, 32
@@ -66,7 +67,14 @@ class Foreign(L.LightningModule):
         torch.manual_seed(5)
         sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
         sizes |= {"intermediate_size": 32, "vocab_size": 400, "attention_dropout": 0.1}
-        self.net: nn.Module = t.LlamaForCausalLM(t.LlamaConfig(**sizes)) if kind == "llama" else Bigram()
+        if kind == "bigram":
+            self.net: nn.Module = Bigram()
+        elif kind == "llama":
+            self.net = t.LlamaForCausalLM(t.LlamaConfig(**sizes))
+        else:
+            self.net = t.MambaForCausalLM(
+                t.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=400, state_size=4)
+            )
         self.losses: list[float] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -91,7 +99,12 @@ def fit(measuring: Path, tmp_path: Path) -> Callable[..., Foreign]:
     """A function that trains a Foreign module, with the monitors or without, and returns it."""
 
     def run(
-        kind: str = "llama", watched: bool = True, steps: int = STEPS, name: str = "out", resume: str | None = None
+        kind: str = "llama",
+        watched: bool = True,
+        steps: int = STEPS,
+        name: str = "out",
+        resume: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> Foreign:
         module = Foreign(kind)
         callbacks: list[L.Callback] = [
@@ -101,7 +114,7 @@ def fit(measuring: Path, tmp_path: Path) -> Callable[..., Foreign]:
             config = check(["run=look", "monitors.perplexity.items=2"], measuring / "configs")
             callbacks.insert(0, Monitors.of(
                 config, tmp_path / name, measuring / "tokenizer.json", WINDOWS, 2 * ROWS * LENGTH,
-                model=lambda module: module.net, say=lambda line: None,
+                model=lambda module: module.net, say=say,
             ))  # fmt: skip
         torch.manual_seed(9)
         trainer = L.Trainer(
@@ -135,6 +148,15 @@ def test_it_records_at_its_windows_and_changes_nothing(kind: str, fit: Callable[
     assert main(["report", str(tmp_path / "out")]) == 0
     if kind == "llama":
         assert watched.net.config._attn_implementation == "sdpa"  # as it was
+
+
+def test_a_model_without_heads_is_watched_and_it_is_said_once(fit: Callable[..., Foreign], tmp_path: Path) -> None:
+    said: list[str] = []
+    fit("mamba", say=said.append)
+    assert said.count(NO_HEADS) == 1 and said[0] == NO_HEADS
+    found = read_records(tmp_path / "out" / "records.jsonl")[0]
+    assert sorted({r.step for r in found}) == WINDOWS
+    assert {r.monitor for r in found} == {"needle", "perplexity", "induction"}
 
 
 def test_a_resumed_fit_writes_the_same_records(fit: Callable[..., Foreign], tmp_path: Path) -> None:
@@ -185,7 +207,7 @@ def test_what_is_no_language_model_is_refused(fit: Callable[..., Foreign], monke
     monkeypatch.setattr(
         Foreign, "__init__", lambda self, kind: (plain(self, kind), setattr(self, "net", nn.Linear(2, 2)))[0]
     )
-    with pytest.raises(ConfigError, match="Linear is neither a LanguageModel nor a model of transformers"):
+    with pytest.raises(ConfigError, match="the model is neither of transformers nor a LanguageModel"):
         fit()
 
 

@@ -15,6 +15,7 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from bench.transformers_sweep import CLASS_NAME
 from lccp_sim.cli import main
 from lccp_sim.config import ConfigError
 from lccp_sim.data.beyond import check_rows, check_same
@@ -23,6 +24,7 @@ from lccp_sim.models import hf
 from lccp_sim.records import read_records
 from lccp_sim.train.run import train
 from lccp_sim.train.vocabulary import read_vocabulary
+from lccp_sim.train.watch import NO_HEADS
 from tests.train.foreign import folder
 from tests.train.test_exchange import DENSE, QUIET
 from tests.train.tiny import WORDS, weights
@@ -96,6 +98,48 @@ def test_refused_in_one_line_by_both(
     lines = [line for line in said.splitlines() if line]
     assert status == 1 and len(lines) == 1 and re.search(message, lines[0]), said
     assert not re.search(r"[a-z]Error\b|ForCausalLM|Traceback", said)
+
+
+SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+UNUSUAL: dict[str, tuple[t.PreTrainedConfig, int, str]] = {
+    "encoder": (
+        t.BertConfig(**SMALL, intermediate_size=32), 1, "model_type=bert: a later token changes what comes before it"
+    ),
+    "end": (
+        t.GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, n_positions=64), 1,
+        "model_type=gpt2: has 64 positions, and a monitor sends",
+    ),
+    "bias": (t.BloomConfig(vocab_size=400, hidden_size=32, n_layer=1, n_head=2), 0, NO_HEADS),
+    "hybrid": (
+        t.Qwen3NextConfig(
+            **SMALL | {"num_hidden_layers": 2}, intermediate_size=32, num_key_value_heads=2, head_dim=16,
+            layer_types=["linear_attention", "full_attention"], num_experts=2, num_experts_per_tok=1,
+            moe_intermediate_size=16, shared_expert_intermediate_size=16, linear_num_value_heads=2,
+            linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16,
+        ),
+        0, NO_HEADS,
+    ),
+    "streams": (
+        t.ProphetNetConfig(
+            vocab_size=400, hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, encoder_ffn_dim=32,
+            decoder_ffn_dim=32, num_encoder_attention_heads=2, num_decoder_attention_heads=2, is_decoder=True,
+            is_encoder_decoder=False, add_cross_attention=False,
+        ),
+        1, "model_type=prophetnet: a forward of 8 tokens does not give what a causal LM of transformers gives",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_unusual_model_is_measured_or_refused_without_names_of_classes(
+    kind: str, path: Path, lccp: Callable[..., tuple[int, str]]
+) -> None:
+    config, want, message = UNUSUAL[kind]
+    torch.manual_seed(0)
+    t.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    status, said = lccp("measure", path)
+    assert status == want and message in re.sub(r"\s+", " ", said), said
+    assert not CLASS_NAME.search(said) and "Traceback" not in said
 
 
 def test_a_folder_of_a_compiled_model_is_measured_and_it_is_said(
