@@ -19,12 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
 import torch
 import transformers
 from matplotlib.figure import Figure
 
 from lccp_sim.analysis.maps import _map
-from lccp_sim.analysis.plotting import png
+from lccp_sim.analysis.plotting import STYLE
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
@@ -36,6 +38,7 @@ PICTURE = ROOT / "docs" / "real_models.png"
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma 3 270M"}
 SPANS = {"value": "the value", "full": "the sentence"}
 METRICS = {"hit_frac": "hit", "answer_nll_nats": "NLL", "control_nll_nats": "NLL, no needle"}
+WINDOWS = ("needle_before", "needle_after")
 HIGH = 0.1  # a retrieval head's copy score
 CONTEXT, BASE, STEPS = 8192, 100_000, 2  # of SmolLM2, and of its training here
 TRAIN = (
@@ -121,9 +124,10 @@ def head_scores(records: list[Any]) -> list[list[float]]:
 
 
 def whole(records: list[Any]) -> list[dict[str, Any]]:
-    """What the other monitors say as a whole or by source: no layers, heads or positions."""
+    """What the other monitors say as a whole or by source: no layers, heads, positions or values."""
     names = {"perplexity", "induction", "intervention", "heads"}
     chosen = [r for r in records if r.monitor in names and not {"layer", "head", "position"} & set(r.tags)]
+    chosen = [r for r in chosen if r.tags.get("span", "full") == "full"]
     return [{"name": f"{r.monitor}/{r.metric}", "value": round(r.value, 4), "n": r.n, **r.tags} for r in chosen]
 
 
@@ -143,9 +147,9 @@ def cpu() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def by_place(found: dict[str, Any], span: str, metric: str, depths: bool) -> list[tuple[int, float | None, float]]:
+def by_place(needles: list[Any], span: str, metric: str, depths: bool) -> list[tuple[int, float | None, float]]:
     """Length, depth and value of one metric of the needles of a model."""
-    cells = [cell for cell in found["needle"] if cell["span"] == span and ("depth" in cell) == depths]
+    cells = [cell for cell in needles if cell["span"] == span and ("depth" in cell) == depths]
     return [(cell["length"], cell.get("depth"), cell[metric]) for cell in cells if metric in cell]
 
 
@@ -187,7 +191,7 @@ def tables(results: dict[str, Any]) -> str:
             lambda f, arm=arm: f"{value(f, 'intervention/answer_nll_nats', arm=arm):.2f}",
         )
     row("2nd copy of random tokens: NLL", lambda f: f"{value(f, 'induction/second_copy_nll_nats'):.2f}")
-    lengths = sorted({place[0] for place in by_place(models["gemma"], "full", "hit_frac", False)})
+    lengths = sorted({place[0] for place in by_place(models["gemma"]["needle"], "full", "hit_frac", False)})
     rows += [[], ["", *(f"{length:,} tokens" for length in lengths)], ["---"] * (1 + len(lengths))]
     for key, found in models.items():
         for span, of in SPANS.items():
@@ -196,23 +200,40 @@ def tables(results: dict[str, Any]) -> str:
                 ("answer_nll_nats", "NLL"),
                 ("control_nll_nats", "NLL, no needle"),
             ):
-                cells = sorted(by_place(found, span, metric, False))
+                cells = sorted(by_place(found["needle"], span, metric, False))
                 rows.append([f"{TITLES[key]}, {of}: {name}", *(f"{number:.2f}" for _, _, number in cells)])
     lines = ["|".join(["", *(f" {cell} " for cell in row), ""]).replace(" --- ", "---") if row else "" for row in rows]
     return "\n".join(lines)
 
 
-def picture(results: dict[str, Any]) -> bytes:
-    """A PNG: of each model the needle map (hit of the value, and its NLL) and the copy scores of its heads."""
-    import pandas as pd
+def figures(results: dict[str, Any]) -> list[str]:
+    """The words of docs/real_models.md that hold a number of SmolLM2's way through."""
+    found = results["models"]["smollm2"]
+    taken = {key: found[key] for key in ("import", "train", "export")}
+    before, after = (by_place(found[key], "full", "answer_nll_nats", False)[0][2] for key in WINDOWS)
+    words = [
+        f"{taken['import']['seconds']:.0f} s and {taken['import']['peak_gib']:.1f} GiB",
+        f"{taken['train']['seconds'] / 60:.0f} minutes, {taken['train']['peak_gib']:.2f} GiB at the peak",
+        "{:.2f} and {:.2f} nats".format(*found["losses"].values()),
+        f"the answer's NLL was {before:.2f} nats, and {after:.2f}",
+        f"in {taken['export']['seconds']:.0f} s",
+    ]
+    for length in (512, CONTEXT + 512):
+        each = found[f"logits_{length}"]
+        parts = f"{each['largest']:.1f}", f"{each['difference']:.1e}", f"{each['difference_fp32_angles']:.1e}"
+        words.append(f"| {' | '.join(parts)} |".replace("e-0", "e-"))
+    return words
 
+
+def picture(results: dict[str, Any]) -> Figure:
+    """Of each model the needle map (hit of the value, and its NLL) and the copy scores of its heads."""
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
     axes = figure.subplots(len(TITLES), 3)
     kinds = ("hit_frac", "hit of the value", "viridis", 1.0), ("answer_nll_nats", "its NLL, nats", "viridis_r", 3.0)
     for row, (key, title) in zip(axes, TITLES.items(), strict=True):
         found = results["models"][key]
         for ax, (metric, name, colours, top) in zip(row, kinds, strict=False):
-            cells = pd.DataFrame(by_place(found, "value", metric, True), columns=["length", "depth", "value"])
+            cells = pd.DataFrame(by_place(found["needle"], "value", metric, True), columns=["length", "depth", "value"])
             image = _map(ax, cells.pivot(index="depth", columns="length", values="value"), colours, (0.0, top))
             ax.set(title=f"{title}: {name}" if ax is row[0] else name, ylabel="depth of the needle")
             figure.colorbar(image, ax=ax, pad=0.02).outline.set_visible(False)
@@ -223,7 +244,7 @@ def picture(results: dict[str, Any]) -> bytes:
         figure.colorbar(image, ax=row[2], pad=0.02).outline.set_visible(False)
     for ax, name in zip(axes[-1], ("length in tokens", "length in tokens", "head"), strict=True):
         ax.set_xlabel(name)
-    return png(figure)
+    return figure
 
 
 def main() -> None:
@@ -257,7 +278,8 @@ def main() -> None:
 
         run_stages(ggufs[key], chosen.work, base, stages, note)
     print(tables(results))
-    PICTURE.write_bytes(picture(results))
+    with matplotlib.rc_context(STYLE):
+        picture(results).savefig(PICTURE, dpi=110, metadata={"Software": None})
 
 
 def run_stages(gguf: Path, work: Path, base: Path, stages: list[str], note: Any) -> None:
