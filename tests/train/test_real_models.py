@@ -42,10 +42,11 @@ def test_the_page_has_the_figures_of_the_bench() -> None:
 
 
 @pytest.mark.slow
-def test_gemmas_head_scores_are_those_of_its_full_matrices() -> None:
+def test_gemmas_head_scores_are_those_of_its_full_matrices(capfd: pytest.CaptureFixture[str]) -> None:
     """Of a text longer than its window, with one needle within reach of the windowed layers and one beyond."""
     path = fetched("gemma")
     adapter = load_checkpoint(path, torch.float32, "cpu")
+    assert capfd.readouterr().err == "", "no bar of another library"
     adapter.release()
     adapter.model.set_attn_implementation("eager")
     text, bos = load_tokenizer_json(path)
