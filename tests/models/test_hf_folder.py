@@ -16,7 +16,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.architectures import read_config, write_config
-from lccp_sim.models.hf import ALPHA_SINCE, is_checkpoint, load_checkpoint, notes_of, older, open_weights
+from lccp_sim.models.hf import (
+    ALPHA_SINCE,
+    is_checkpoint,
+    load_checkpoint,
+    load_tokenizer_json,
+    notes_of,
+    older,
+    open_weights,
+)
 from lccp_sim.models.hf_folder import INDEX, inspect
 from lccp_sim.models.rope_settings import check_rope
 from lccp_sim.models.transformer import Transformer
@@ -341,3 +349,13 @@ def test_a_view_leaves_nothing_behind(origin: Callable[[str], Path]) -> None:
     with inspect(origin(PLAIN)).view() as place:
         assert sorted(path.name for path in place.iterdir())[0] == "config.json"
     assert not place.exists()
+
+
+def test_a_gguf_file_without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setattr("lccp_sim.models.hf.find_spec", lambda name: None)
+    message = "^GGUF files need gguf and accelerate; pip install 'lccp-sim\\[hf]'$"
+    with pytest.raises(ConfigError, match=message):
+        load_checkpoint(tmp_path, torch.float32, "cpu")
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer_json(tmp_path / "model.gguf")
