@@ -180,6 +180,17 @@ def test_planted_heads_attend_to_the_previous_token(model, changes: dict) -> Non
         assert previous_NA[0].mean() > 3 * previous_NA[1:].mean()
 
 
+def test_each_planted_head_attends_one_token_further_back(model) -> None:
+    transformer = model(base=1e7, previous_token_heads=3, qk_norm_gain=4.0, d_head=32, num_kv_heads=4).eval()
+    seen = {}
+    with torch.no_grad(), tapping(transformer, lambda layer, attended: seen.update({layer: attended})):
+        transformer(torch.randint(50, (1, 40)))
+    for head in range(3):
+        prob_AS = seen[0].rows(0, 1, 40)[head]
+        near_A = prob_AS.argmax(-1)[head:]  # the first rows have no token that far back
+        assert (near_A == torch.arange(39 - head)).all()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_and_gradients_are_those_of_transformers(model, tied: bool) -> None:
     from transformers.models.hunyuan_v1_moe.configuration_hunyuan_v1_moe import HunYuanMoEV1Config
