@@ -147,22 +147,6 @@ def difference(rows: torch.Tensor, own: torch.Tensor) -> float:
     return float((rows - own * share).abs().max())
 
 
-def limits(model: Any, adapter: Any) -> None:
-    """None; the number of positions is the model's own."""
-    most = adapter.most_tokens
-    with torch.no_grad():
-        if most is None:
-            with suppress(ConfigError):  # which says how many there are
-                adapter(torch.full((1, 560), 7))  # configs say 512
-            return
-        model(input_ids=torch.full((1, most), 7), use_cache=False)
-        try:
-            model(input_ids=torch.full((1, most + 1), 7), use_cache=False)
-        except Exception:
-            return
-    raise AssertionError(f"it has more than {most} positions")
-
-
 def attention(adapter: LanguageModel, tokens_BT: torch.Tensor) -> list[torch.Tensor]:
     """Attention of every layer as the monitors form it, [B, N, T, T]."""
     found: dict[int, torch.Tensor] = {}
