@@ -2,7 +2,8 @@
 
 The model is the tiny study's with fresh weights (the cost does not depend on them), the texts are its own. Times are
 CPU seconds of one thread, medians over pairs, one of each in turn in one process, so that a busy machine slows both. A
-pair is one window of each; a training step of the run's own rows stands beside them.
+pair is a quarter of a window of each, in questions and in steps, and seconds are given for a whole one; a training step
+of the run's own rows stands beside them. Tokens are those of a whole window.
 """
 
 import argparse
@@ -20,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from bench.monitor_shares import Counter  # noqa: E402
 from lccp_sim.composing import check  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.loss import cross_entropy  # noqa: E402
@@ -32,15 +34,18 @@ from lccp_sim.monitors.probe import ProbeItems  # noqa: E402
 BEFORE: dict[str, Any] = {
     "items": 48, "steps": 32, "rows": 8, "questions": 1, "long_train_frac": 0.1, "seeds": (0, 1, 2), "pass_at": None,
 }  # fmt: skip
+PART = 4  # a window is timed by this part of its questions and steps
 PER = 100_000  # training tokens that a window is compared with
 
 
-def window(probe: Probe, items: ProbeItems, model: Transformer) -> tuple[float, int]:
-    """CPU seconds and tokens of one window; a token of fine-tuning counts as three."""
-    with observing(model), counting(model) as sent:
+def seconds(probe: Probe, items: ProbeItems, model: Transformer) -> float:
+    """CPU seconds of one window."""
+    part = dataclasses.replace(probe, steps=probe.steps // PART)
+    some = items._replace(train=items.train[: part.steps], evaluation=items.evaluation[::PART])
+    with observing(model):
         start = time.process_time()
-        probe.score(model, items)
-        return time.process_time() - start, sent[0]
+        part.score(model, some)
+        return (time.process_time() - start) * PART
 
 
 def training(model: Transformer, rows: int, context: int, lr: float) -> Callable[[], float]:
@@ -83,13 +88,16 @@ def main() -> None:
     step = training(copy, config.run.batch_tokens // config.run.context_tokens, config.run.context_tokens, 1e-3)
     step()
     taken: dict[str, list[float]] = {name: [] for name in (*forms, "training")}
-    tokens: dict[str, int] = {}
     for pair in range(chosen.pairs):
         for name in sorted(forms, reverse=bool(pair % 2)):
             taken["training"].append(float(np.median([step() for _ in range(5)])))
-            seconds, tokens[name] = window(forms[name], prepared[name], model)
-            taken[name].append(seconds)
+            taken[name].append(seconds(forms[name], prepared[name], model))
     ratios = [now / before for now, before in zip(taken["now"], taken["before"], strict=True)]
+    counter, tokens = Counter(corpus.vocab_size), {}
+    for name, probe in forms.items():
+        with observing(counter), counting(counter) as sent:
+            probe.score(counter, prepared[name])
+        tokens[name] = sent[0]
     results: dict[str, Any] = {
         "torch": torch.__version__, "machine": platform.machine(), "threads": 1, "pairs": chosen.pairs,
         "seconds_for_100k_training_tokens": round(float(np.median(taken["training"])), 2),

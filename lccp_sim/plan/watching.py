@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lccp_sim.plan.shapes import Shape, forward_flops
 
-ALONE = 64  # tokens of a needle with its question and answer, without a haystack: about
+ALONE = 50  # tokens of a needle with its question and answer, without a haystack: about
 
 
 class Pass(NamedTuple):
