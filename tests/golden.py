@@ -49,7 +49,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 # Part of the pinned wheels, and few items: minutes of tokenizing would show nothing more.
 FEW = ["data.sources.code.include=[sympy/core/*.py,sympy/sets/*.py,sympy/logic/*.py]", "run.threads=1"]
 FEW += ["data.sources.text.include=['*/Help/command/*.rst']", "data.tokenizer.vocab_size=512"]
-FEW += ["monitors.perplexity.items=1", "monitors.induction.items=2"]
+FEW += ["monitors.perplexity.items=2", "monitors.induction.items=2"]
 FEW += ["data.sources.unseen_code.include=[networkx/algorithms/flow/*.py,networkx/algorithms/bipartite/*.py]"]
 CHAIN = {
     "emergence": ["run=tiny_emergence", "run.tokens=4096", "data.sources.repeats.documents=300"],
@@ -388,8 +388,13 @@ def make(package: Path, root: Path, quick: bool, stages: Sequence[str]) -> Manif
         raise Failed(f"{root}: is not empty; name a new folder")
     os.environ.update(QUIET)  # before torch and numpy are imported
     lccp, found = Commands(package.resolve(), root.resolve()), Found()
-    for name in stages:
-        STAGES[name](lccp, found, quick)
+    failed = []
+    for name in stages:  # what follows is worth knowing, too
+        try:
+            STAGES[name](lccp, found, quick)
+        except Failed as error:
+            print(error, file=sys.stderr)
+            failed.append(name)
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}}
     return {
         "quick": quick,
@@ -402,7 +407,7 @@ def make(package: Path, root: Path, quick: bool, stages: Sequence[str]) -> Manif
 
 def differences(one: Manifest, other: Manifest, numbers_alone: bool = False) -> list[str]:
     """A line for each artefact that is not the same in both."""
-    lines = []
+    lines = [f"{name}: failed" for manifest in (one, other) for name in manifest["failed"]]
     for part in ("numbers",) if numbers_alone else ("numbers", "words"):
         before, after = one[part], other[part]
         for name in [*before, *(name for name in after if name not in before)]:
@@ -447,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.verb == "write":
         asked.file.write_text(json.dumps(after, indent=1) + "\n")
         print(f"{asked.file}: {len(after['numbers'])} numbers, {len(after['words'])} words")
-        return 0
+        return int(bool(after["failed"]))
     if before["versions"] != after["versions"]:
         print(f"other versions, so bytes may differ: {before['versions']}, {after['versions']}")
     lines = differences(before, after, asked.numbers)

@@ -41,7 +41,7 @@ def manifest(run: Path) -> Path:
     found.run("tiny", run)
     found.report("tiny/report", run / "report")
     path = run.parent / "manifest.json"
-    path.write_text(json.dumps({"versions": {}, "numbers": found.numbers, "words": found.words}))
+    path.write_text(json.dumps({"failed": [], "versions": {}, "numbers": found.numbers, "words": found.words}))
     return path
 
 
