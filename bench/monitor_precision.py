@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.records import Record, read_records
+from lccp_sim.records import Record, overall_name, read_records
 
 RESULT = Path(__file__).parent / "results" / "monitor_precision.json"
 SHOWN = (
@@ -52,7 +52,7 @@ def compared(exact: dict[tuple, Record], half: dict[tuple, Record]) -> dict[str,
         }
         for monitor, metric in SHOWN
         for key in exact
-        if (key[1], key[2]) == (monitor, metric) and not exact[key].tags
+        if overall_name(exact[key]) == f"{monitor}/{metric}"
     ]
     by_metric: dict[str, list[float]] = {}
     for key, record in exact.items():

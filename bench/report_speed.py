@@ -20,7 +20,7 @@ from typing import Any
 
 from lccp_sim.analysis.report import write_report
 from lccp_sim.analysis.table import load_run
-from lccp_sim.records import Record, append_lines, write_atomic
+from lccp_sim.records import HEADLINE, Record, append_lines, write_atomic
 
 ROOT = Path(__file__).parents[1]
 WINDOWS, LAYERS, HEADS = 16, 32, 128
@@ -37,9 +37,9 @@ def window(step: int, count: int) -> Iterator[Record]:
         noisy = value + 0.01 * random_.gauss(0, 1)
         return Record(step, tokens, "mechanistic", monitor, metric, noisy, 40, 0.01, tags)
 
-    made = [record("needle", "hit_frac", min(0.95, 0.1 * fall)), record("needle", "answer_nll_nats", 4 - 0.4 * fall)]
-    for length in LENGTHS:
-        tags = {"length": length, "span": "full", "variant": "single"}
+    made = []
+    for tags in ({}, *({"length": length, "variant": "single"} for length in LENGTHS)):
+        tags |= {"span": HEADLINE}
         made += [record("needle", "hit_frac", min(0.95, 0.1 * fall), **tags)]
         made += [record("needle", "answer_nll_nats", 4 - 0.4 * fall, **tags)]
     made += [record("perplexity", metric, 3 - 0.1 * fall) for metric in ("nll_nats", "short_nll_nats")]

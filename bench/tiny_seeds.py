@@ -20,7 +20,7 @@ from lccp_sim.analysis.prediction import predictions
 from lccp_sim.analysis.report import write_report
 from lccp_sim.analysis.table import load_run
 from lccp_sim.analysis.tables import Table
-from lccp_sim.records import write_atomic
+from lccp_sim.records import HEADLINE, write_atomic
 
 KEPT = ("tokens", "verdict", "saturation", "after_hit", "probe_stays", "forecast")
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ def after_hit(runs: list[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for first in runs[0]["report"]["after_hit"]:
         tags = first["tags"]
-        if tags.get("variant", "single") != "single" or tags.get("span", "full") != "full" or "depth" in tags:
+        if tags.get("variant", "single") != "single" or tags.get("span", HEADLINE) != HEADLINE or "depth" in tags:
             continue
         found = [next((a for a in run["report"]["after_hit"] if a["tags"] == tags), {}) for run in runs]
         name = f"{tags['length']} tokens" if "length" in tags else "all lengths"
@@ -154,7 +154,8 @@ def masked(runs: list[dict[str, Any]]) -> list[list[str]]:
             found = next(same, None)
             error = f" ± {found['stderr']:.2g}" if found and found["stderr"] else ""
             cells.append(f"{found['value']:.3g}{error}" if found else "–")
-        rows.append([" ".join([first["tags"].get("arm", "all"), first["metric"]]), *cells])
+        tags = first["tags"]
+        rows.append([" ".join([tags.get("arm", "all"), first["metric"], tags.get("span", "")]), *cells])
     return rows
 
 

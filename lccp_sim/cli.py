@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, refuse
-from lccp_sim.console import console_here
+from lccp_sim.console import console_here, is_message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,11 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"lccp: {line}", file=sys.stderr)
         return 1
-
-
-def is_message(error: Exception) -> bool:
-    """Whether an error is a message for the user, not a bug: of a class of ours, or the machine's (as: disk full)."""
-    return type(error).__module__.startswith("lccp_sim.") or isinstance(error, OSError)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
 Tag = str | int | float
+HEADLINE, SENTENCE = "value", "full"  # the tag `span` of needles: the value's tokens, the whole answer sentence
+OF_SENTENCE = "sentence_"  # begins the name of an overall number that is the whole sentence's
 
 
 class DamagedRecords(ValueError):
@@ -54,6 +56,17 @@ class Record:
     def line(self) -> str:
         """The record as one line of JSON, keys in the order of the fields, tags sorted."""
         return json.dumps(asdict(self) | {"tags": dict(sorted(self.tags.items()))}, ensure_ascii=False) + "\n"
+
+
+def overall_name(record: Record) -> str | None:
+    """`monitor/metric` of a record that stands for a whole monitor; None for a part, such as a length or a head.
+
+    A needle's number is the headline span's; that of the whole sentence is `monitor/sentence_metric`.
+    """
+    if record.tags.keys() - {"span"}:
+        return None
+    prefix = OF_SENTENCE if record.tags.get("span", HEADLINE) == SENTENCE else ""
+    return f"{record.monitor}/{prefix}{record.metric}"
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> int:

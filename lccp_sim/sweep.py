@@ -207,7 +207,7 @@ def run_job(settings: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
 
-    from lccp_sim.cli import is_message
+    from lccp_sim.console import reason
     from lccp_sim.train.load import load_config
 
     plan = json.loads(Path(settings.jobs).read_text())
@@ -226,9 +226,8 @@ def run_job(settings: Any) -> None:
         trained = not done.exists() or done.stat().st_mtime >= began
         outcome = Outcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
     except Exception as error:
-        reason = str(error) if is_message(error) else f"{type(error).__name__}: {error}"
         where = getattr(error, "__notes__", [None])[-1]
-        outcome = Outcome(job, "failed", where, " ".join(reason.split()))
+        outcome = Outcome(job, "failed", where, reason(error))
     write_atomic(out, json.dumps(asdict(outcome)) + "\n")
     if outcome.state == "unfinished":
         raise KeyboardInterrupt  # a signal ended it: it is meant for the sweep, too

@@ -43,7 +43,7 @@ def _needle(found: Findings) -> list[str]:
     if gain and not gain.improvement.above(0):
         moved = f"{change(gain, ' nats')}, a change of {interval(gain.improvement)}"
         lines.append(f"More use of the needle: the gain over the control goes {moved}.")
-    held_out = [row for row in found.by_length("heldout", "full") if not row.improvement.above(0)]
+    held_out = [row for row in found.by_length("heldout") if not row.improvement.above(0)]
     if held_out:
         where = ", ".join(f"{row.tags['length']}" for row in held_out)
         lines.append(f"Hits on a template that training never shows: no gain beyond noise at {where} tokens.")

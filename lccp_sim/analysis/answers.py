@@ -14,7 +14,7 @@ from lccp_sim.analysis.comparison import comparisons
 from lccp_sim.analysis.dynamics import like_the_paper
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.panel import gather
-from lccp_sim.analysis.paper import STAGES, TOP, TOTAL
+from lccp_sim.analysis.paper import STAGES, TOP, TOTAL, whole_sentence
 from lccp_sim.analysis.rule import decided
 from lccp_sim.analysis.saturation import Progress
 from lccp_sim.analysis.seeds import pooled
@@ -67,7 +67,8 @@ MEAN = ("initial_heads_mean_frac", "sec. 6, fig. 5b", "the mean score of the ini
 def table(found: Sequence[Answer], seeds: int) -> Table:
     """One row a finding."""
     rows = [[each.where, each.finding, each.answer, each.numbers, each.rule] for each in found]
-    note = f"Over {seeds} seed{'s' * (seeds != 1)}; in brackets 95 % intervals. Of this model and these data alone."
+    note = f"Over {seeds} seed{'s' * (seeds != 1)}; in brackets 95 % intervals. Of this model and these data alone. "
+    note += "The score, its NLL and its perplexity are of the needle's value; the paper has the whole answer sentence."
     head = ["arXiv 2604.02650", "finding", "here", "numbers", "by the rule"]
     return Table("The paper's findings, one by one", head, rows, note, words=True)
 
@@ -77,7 +78,7 @@ def _levels(over: Findings) -> Answer | None:
     if hit is None or row is None:
         return None
     answer = {"saturated": YES, "improving": NO}.get(hit.verdict, OPEN)
-    said = f"{change(row)}; {decided(hit, over.eps)}"
+    said = f"{change(row)}; {decided(hit, over.eps)}{whole_sentence(over, 'hit_frac')}"
     return Answer("sec. 5", "the NIAH score saturates within the run", answer, "the saturation rule on the hit", said)
 
 

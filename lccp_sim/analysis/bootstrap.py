@@ -19,8 +19,6 @@ from lccp_sim.records import Tag
 Array = npt.NDArray[np.float64]
 Resamples = dict[str, tuple[Array, Array]]
 RESAMPLES = 1000
-# What a record without tags averages over, where that is not everything (see the table of records).
-WHOLE: dict[str, dict[str, Tag]] = {"needle": {"variant": "single", "span": "full"}}
 
 
 def weights(stratum_I: npt.NDArray[Any], resamples: int = RESAMPLES, seed: int = 0) -> Array:
@@ -66,7 +64,7 @@ def item_values(
     """
     matrices = []
     for metric in metrics:
-        rows = matching(run.items(monitor, metric), WHOLE.get(monitor, {}) | dict(tags))
+        rows = matching(run.items(monitor, metric), run.counted(monitor) | dict(tags))
         if "position" in rows and "position" not in tags:
             rows = rows[rows.position.isna()]
         table = rows.groupby(["stratum", "item_id", "step"]).value.mean().unstack("step")
@@ -111,7 +109,7 @@ def head_resamples(
     scores = [table[step].sort_index(axis=1).to_numpy(float) for step in steps]  # [items, heads] of each window
     initial = initial_heads(scores[0].mean(0)[None])[:, 1]
     asked = run.items("needle", "hit_frac")
-    cells = matching(asked, {"span": "full"}).drop_duplicates("item_id").set_index("item_id").tags
+    cells = matching(asked, {"span": run.span()}).drop_duplicates("item_id").set_index("item_id").tags
     weight_RI = weights(cells.reindex(table.index).fillna("").to_numpy(str), seed=seed)
     return {
         metric: (

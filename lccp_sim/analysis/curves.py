@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from lccp_sim.analysis.bootstrap import RESAMPLES, Array, head_resamples, item_resamples
 from lccp_sim.analysis.table import RunData
-from lccp_sim.records import Tag
+from lccp_sim.records import OF_SENTENCE, Tag
 
 LEVEL = 0.95
 ITEM_METRICS = ("hit_frac", "answer_nll_nats")  # of the monitor heads: texts, not heads, have these values
@@ -115,9 +115,14 @@ def curves(
 
 
 def whole_curve(run: RunData, name: str) -> Curve | None:
-    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
+    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step.
+
+    `needle/sentence_metric` is that of the whole sentence.
+    """
     monitor, _, metric = name.partition("/")
-    found = curves(run, monitor, (metric,), {})
+    of_sentence = monitor == "needle" and metric.startswith(OF_SENTENCE)
+    metric = metric.removeprefix(OF_SENTENCE) if of_sentence else metric
+    found = curves(run, monitor, (metric,), run.sentence if of_sentence else {})
     if not found and len(tuned := run.select(monitor, metric, "sft_step")):
         found = curves(run, monitor, (metric,), {"sft_step": int(tuned.sft_step.max())})
     return found.get(metric)

@@ -96,7 +96,7 @@ def _knee(found: Findings) -> str:
 
 def _lengths(found: Findings) -> str:
     parts = []
-    for row in found.by_length("single", "full"):
+    for row in found.by_length("single"):
         gap, decision = found.lag(**row.tags), found.decision("needle", "hit_frac", **row.tags)
         nll = found.decision("needle", "answer_nll_nats", **row.tags)
         length = row.tags["length"]

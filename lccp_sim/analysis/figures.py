@@ -29,7 +29,7 @@ from lccp_sim.analysis.plotting import (
     token_axis,
 )
 from lccp_sim.analysis.saturation import value_at
-from lccp_sim.analysis.words import interval, tokens
+from lccp_sim.analysis.words import interval, judged, tokens
 
 PLOTS: dict[str, Callable[[Findings], Drawing | None]] = {
     "needle_by_length": lines.needle_by_length,
@@ -106,7 +106,7 @@ def tiers(found: Findings) -> Drawing | None:
         "Shaded: one standard error over items. Diamonds: t95, the tokens to 95 % of the curve's own improvement in "
         f"this run of {tokens(grid_W[-1])} tokens, with its 95 % interval{f' ({marks})' if marks else ''}; not a point "
         "of saturation. Dotted vertical: t95 of the hit. Step 0 lies left of the break. The needle hit is read off the "
-        "same forward pass as the answer NLL."
+        f"same forward pass as the answer NLL; both are of {judged(found.run)}."
         + (f" The probe is measured after {last} fine-tuning steps." if last else "")
     )
     alt = f"Three panels over {tokens(grid_W[-1])} training tokens: right answers, NLL, retrieval heads. {marks}"

@@ -89,12 +89,16 @@ class Findings:
         return self.lags.get(key("needle", "answer_nll_nats", tags))
 
     def whole(self) -> list[Progress]:
-        """The metrics of whole monitors, in the order of the report."""
-        return [row for row in self.rows.values() if not row.tags]
+        """The metrics of whole monitors, in the order of the report; of needles also those of the whole sentence."""
+        return [row for row in self.rows.values() if row.tags in ({}, self.run.sentence)]
 
-    def by_length(self, variant: str, span: str) -> list[Progress]:
-        """How the hit moved at each length of needle, the shortest first."""
-        wanted = {"variant": variant, "span": span}.items()
+    def parts(self) -> list[Progress]:
+        """All other metrics: of a length, a source, an arm."""
+        return [row for row in self.rows.values() if row.tags not in ({}, self.run.sentence)]
+
+    def by_length(self, variant: str) -> list[Progress]:
+        """How the hit of the headline span moved at each length of needle, the shortest first."""
+        wanted = {"variant": variant, "span": self.run.span()}.items()
         rows = [row for row in self.rows.values() if row.metric == "hit_frac" and wanted <= row.tags.items()]
         return sorted(rows, key=lambda row: row.tags["length"])
 
@@ -143,8 +147,12 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
     for tags in lengths:
         for metrics in WHOLE["needle"]:
             found.add("needle", metrics, tags)
+    sentence = [run.sentence] if run.sentence else []
+    for tags in sentence:
+        found.add("needle", ANSWER, tags)
+        found.add("needle", ("answer_ppl",), tags)
     whole: dict[str, Tag] = {}
-    for tags in (whole, *lengths):
+    for tags in (whole, *sentence, *lengths):
         hit, nll = found.curve("needle", "hit_frac", **tags), found.curve("needle", "answer_nll_nats", **tags)
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)

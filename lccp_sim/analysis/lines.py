@@ -26,6 +26,7 @@ from lccp_sim.analysis.plotting import (
     shades,
     token_axis,
 )
+from lccp_sim.analysis.words import judged
 
 Line = tuple[str, Any, Curve | None]
 AXIS = "training tokens, log scale"
@@ -33,7 +34,7 @@ AXIS = "training tokens, log scale"
 
 def needle_by_length(found: Findings) -> Drawing | None:
     """Needle hit and needle perplexity, the paper's quantity, for each length of single needles."""
-    rows = found.by_length("single", "full")
+    rows = found.by_length("single")
     if not rows:
         return None
     colours = shades(len(rows))
@@ -48,9 +49,9 @@ def needle_by_length(found: Findings) -> Drawing | None:
     drawn.append(("perplexity of the answer, log scale", of("answer_ppl"), True))
     drawn.append(("NLL of the answer, nats per token", of("answer_nll_nats"), True))
     caption = (
-        "Single needles of trained templates. Perplexity is exp of an item's mean NLL, averaged over items, as "
-        "arXiv 2604.02650 sec. 5 has it: near 1 it says the same as the NLL, and where it is large a few items carry "
-        "it. Shaded: one standard error."
+        f"Single needles of trained templates; of {judged(found.run)}. Perplexity is exp of an item's mean NLL, "
+        "averaged over items, as arXiv 2604.02650 sec. 5 has it: near 1 it says the same as the NLL, and where it is "
+        "large a few items carry it. Shaded: one standard error."
     )
     alt = f"Needle hit, perplexity and NLL against training tokens for {len(rows)} context lengths"
     return _figure("needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
@@ -132,9 +133,10 @@ def intervention(found: Findings) -> Drawing | None:
     ]
     drawn.append(("causal effect, nats", [("", PURPLE, found.curve("intervention", "causal_nll_nats"))], False))
     caption = (
-        "The strongest heads are chosen on one half of the needles and judged on the other. Causal effect: NLL with "
-        "them masked less NLL with as many random heads of the same layers masked; above 0 the answer needs them more "
-        "than others. In a small model the strongest are a large share of all."
+        "The strongest heads are chosen on one half of the needles and judged on the other, by "
+        f"{judged(found.run, 'intervention')}. Causal effect: NLL with them masked less NLL with as many random heads "
+        "of the same layers masked; above 0 the answer needs them more than others. In a small model the strongest are "
+        "a large share of all."
     )
     alt = "Needle hit and NLL with heads masked or boosted, and the causal effect, against training tokens"
     return _figure("intervention", "Interventions on heads", alt, caption, drawn)

@@ -11,14 +11,14 @@ from matplotlib.image import AxesImage
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.plotting import Drawing, png
-from lccp_sim.analysis.words import tokens
+from lccp_sim.analysis.words import judged, tokens
 
 
 def needle_maps(found: Findings) -> Drawing | None:
     """Hit and answer NLL over length and depth, at the first, the middle and the last window."""
-    names = ("depth", "length")
+    names, tags = ("depth", "length"), {"span": found.run.span(), "variant": "single"}
     metrics = (("hit_frac", "hit, fraction", "viridis"), ("answer_nll_nats", "answer NLL, nats per token", "viridis_r"))
-    tables = [found.run.select("needle", metric, *names, span="full", variant="single") for metric, _, _ in metrics]
+    tables = [found.run.select("needle", metric, *names, **tags) for metric, _, _ in metrics]
     if any(table.empty for table in tables):
         return None
     steps = sorted(tables[0].step.unique())
@@ -35,7 +35,10 @@ def needle_maps(found: Findings) -> Drawing | None:
         figure.colorbar(image, ax=axes[row], label=unit, shrink=0.9, pad=0.015).outline.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("context length in tokens")
-    caption = "Single needles of trained templates. Depth 0 is the start of the context. Each row has one colour scale."
+    caption = (
+        f"Single needles of trained templates; of {judged(found.run)}. Depth 0 is the start of the context. Each "
+        "row has one colour scale."
+    )
     alt = "Maps of needle hit and answer NLL by context length and needle depth at " + ", ".join(
         f"step {s}" for s in chosen
     )

@@ -10,7 +10,7 @@ import numpy as np
 from lccp_sim.analysis.dynamics import like_the_paper
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.tables import Table
-from lccp_sim.analysis.words import change, interval, number, percent, tokens
+from lccp_sim.analysis.words import change, interval, judged, number, percent, tokens
 
 PAPER = "arXiv 2604.02650"
 TOTAL = 200  # billions of tokens of the paper's run
@@ -80,7 +80,8 @@ def correlations(found: Findings) -> Table:
     note = (
         "Pearson's r with the fine-tuned probe (exact match), windows as points; in brackets 95 % intervals "
         "of Fisher's z, which takes windows as independent. Two series that both improve go together "
-        "whatever else they share, so read the partial correlation. The paper has six points."
+        "whatever else they share, so read the partial correlation. The paper has six points, and needles "
+        f"of the whole answer sentence; ours are of {judged(found.run)}."
     )
     return Table("Correlation with the probe, paper and ours", head, rows, note)
 
@@ -91,7 +92,8 @@ def claims(found: Findings) -> Table:
                             _depth(found), _interference(found)) if row]  # fmt: skip
     note = (
         "The paper extends an 80 B model from 32 K to 64 K over 200 B tokens and measures six checkpoints. Its own "
-        "figures are not read off; shares are of the run's tokens."
+        "figures are not read off; shares are of the run's tokens. The paper's needle score and perplexity are of the "
+        f"whole answer sentence; those of this run are of {judged(found.run)} unless said otherwise."
     )
     return Table("The paper's statements, and this run", ["where", "quantity", PAPER, "this run"], rows, note, True)
 
@@ -105,6 +107,7 @@ def _hit(found: Findings) -> list[str] | None:
     if row is None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
+    ours += whole_sentence(found, "hit_frac")
     return ["sec. 5", "needle score", "nearly complete at 20 B (10 %), 100 % from 50 B (25 %) on", ours]
 
 
@@ -115,7 +118,14 @@ def _ppl(found: Findings) -> list[str] | None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
     ours += f"; by the rule {decision.verdict}" + (f" (its NLL: {nll.verdict})" if nll else "")
+    ours += whole_sentence(found, "answer_ppl")
     return ["sec. 5", "needle perplexity", "falls until 150 B (75 %)", ours]
+
+
+def whole_sentence(found: Findings, metric: str) -> str:
+    """The whole sentence's, which the paper has, to be put behind the value's; "" where there is none beside it."""
+    row = found.row("needle", metric, **found.run.sentence) if found.run.sentence else None
+    return f"; whole sentence {change(row)}" if row else ""
 
 
 def _index(found: Findings) -> list[str] | None:
@@ -170,7 +180,7 @@ def _depth(found: Findings) -> list[str] | None:
 
 
 def _interference(found: Findings) -> list[str] | None:
-    rows = found.run.select("needle", "answer_ppl", "length", variant="interference", span="full")
+    rows = found.run.select("needle", "answer_ppl", "length", variant="interference", span=found.run.span())
     if rows.empty:
         return None
     said = []

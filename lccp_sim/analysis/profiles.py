@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.plotting import BLUE, GREY, SKY, Drawing, log_values, panels, png
-from lccp_sim.analysis.words import tokens
+from lccp_sim.analysis.words import judged, tokens
 
 VARIANTS = {  # the order of the panels, and their names
     "single": "single needle",
@@ -40,17 +40,20 @@ def depths(found: Findings) -> Drawing | None:
             log_values(ax)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     caption = (
-        "Single needles, mean over all lengths (arXiv 2604.02650 sec. 7.2: depths of 30 to 80 % start worst, and "
-        "training flattens the profile). Short lengths are in the mean, too, and have no depth to speak of."
+        f"Single needles, mean over all lengths; of {judged(found.run)} (arXiv 2604.02650 sec. 7.2: depths of 30 to "
+        "80 % start worst, and training flattens the profile). Short lengths are in the mean, too, and have no depth "
+        "to speak of."
     )
     return Drawing("depths", "Needle by depth", "Needle hit and perplexity by depth", caption, png(figure))
 
 
 def variants(found: Findings) -> Drawing | None:
     """Hit and perplexity by context length for each kind of surroundings, first and last window."""
-    tables = [found.run.select("needle", metric, "length", "variant", span="full") for metric, _ in ANSWER]
-    tables = [found.run.select("needle", "answer_nll_nats", "length", "variant", span="full") if table.empty else table
-              for table in tables]  # fmt: skip
+
+    def of(metric: str) -> pd.DataFrame:
+        return found.run.select("needle", metric, "length", "variant", span=found.run.span())
+
+    tables = [of("answer_nll_nats") if (table := of(metric)).empty else table for metric, _ in ANSWER]
     if any(table.empty for table in tables):
         return None
     names = [name for name in VARIANTS if name in set(tables[0].variant)]
@@ -69,9 +72,9 @@ def variants(found: Findings) -> Drawing | None:
     log_values(axes[1, 0])
     axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
     caption = (
-        "Shaded: one standard error. With a fixed distance between needle and question only the text before the needle "
-        "grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training flattens that). Levels of "
-        "different surroundings are not to be compared in perplexity."
+        f"Of {judged(found.run)}. Shaded: one standard error. With a fixed distance between needle and question only "
+        "the text before the needle grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training "
+        "flattens that). Levels of different surroundings are not to be compared in perplexity."
     )
     alt = f"Needle hit and perplexity by length for {', '.join(VARIANTS[name] for name in names)}"
     return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))

@@ -17,7 +17,7 @@ import pyarrow.json
 import yaml
 
 from lccp_sim.config import ConfigError
-from lccp_sim.records import TIERS, read_records
+from lccp_sim.records import SENTENCE, TIERS, read_records
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
 TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
@@ -107,7 +107,10 @@ def parsed_by_line(path: Path, warnings: list[str]) -> pd.DataFrame:
 
 
 def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
-    """Samples of the steps that also have records: a window in the middle of its writing is left out."""
+    """Samples of the steps that also have records: a window in the middle of its writing is left out.
+
+    Interventions of an earlier version did not say the span of the answer: it was the whole sentence.
+    """
     frames = []
     for file in sorted(folder.glob("[0-9]*.parquet")):
         if int(file.stem) in steps:
@@ -124,7 +127,8 @@ def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
     for tags in samples.tags.unique():
         cell = json.loads(tags)
         stratum = json.dumps({name: value for name, value in cell.items() if name != "seed"})
-        unpacked.append({"tags": tags, "stratum": stratum} | cell)
+        whole = {"span": SENTENCE} if "variant" in cell else {}
+        unpacked.append({"tags": tags, "stratum": stratum} | whole | cell)
     return samples.merge(pd.DataFrame(unpacked), on="tags", how="left")
 
 

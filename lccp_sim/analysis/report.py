@@ -92,6 +92,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "finished": found.run.finished,
         "tokens": found.run.tokens,
         "method": {"improvement_frac": FRAC, "interval_level": LEVEL, "resamples": RESAMPLES, "eps": found.eps},
+        "needle_span": found.run.span(),
         "verdict": asdict(said),
         "saturation": saturation(found),
         "after_hit": lags,

@@ -27,11 +27,16 @@ def arms(found: Sequence[Findings]) -> list[list[Findings]]:
 
 
 def pooled(found: Sequence[Findings]) -> Findings:
-    """The mean curves of whole monitors over seeds, with laws, t95 and verdicts; `run` is that of the first seed."""
+    """The mean curves of whole monitors over seeds, with laws, t95 and verdicts; `run` is that of the first seed.
+
+    None of needles where the seeds are judged by different spans of the answer.
+    """
     over = Findings(found[0].run, eps=found[0].eps)
     for name, curve in found[0].curves.items():
         seeds = [each.curves[name] for each in found if name in each.curves]
-        if not curve.tags and len(seeds) == len(found) and (mean := over_seeds(seeds)) is not None:
+        whole = curve.tags in ({}, over.run.sentence)
+        same = len({each.run.span(curve.monitor) for each in found}) == 1
+        if whole and same and len(seeds) == len(found) and (mean := over_seeds(seeds)) is not None:
             over.enter(mean)
     return over
 

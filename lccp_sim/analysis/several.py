@@ -24,11 +24,12 @@ from lccp_sim.analysis.prediction import predictions
 from lccp_sim.analysis.report import numbers, saturation, write_page
 from lccp_sim.analysis.sections import Section
 from lccp_sim.analysis.seeds import arms, pooled
-from lccp_sim.analysis.table import RunData, differing, load_run, tidy
+from lccp_sim.analysis.table import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.tables import Table, whole
 from lccp_sim.analysis.verdict import deceptive_here, verdict
 from lccp_sim.analysis.words import change, interval, number, setting, tagged, tokens
 from lccp_sim.config import ConfigError
+from lccp_sim.records import SENTENCE, Tag
 
 SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),
          ("probe", "answer_nll_nats"), ("perplexity", "short_nll_nats"))  # fmt: skip
@@ -72,7 +73,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         "caution": " ".join(f"{name}: {v.caution}" for name, v in zip(names, said, strict=True) if v.caution),
         "main": overlay,
         "sections": [replace(s, tables=kept) for s in made if (kept := [table for table in s.tables if table.rows])],
-        "warnings": [f"{run.name}: {text}" for run in runs for text in dict.fromkeys(run.warnings)],
+        "warnings": unlike(runs) + [f"{run.name}: {text}" for run in runs for text in dict.fromkeys(run.warnings)],
     }
     data = {
         "runs": [numbers(each, verdict_) for each, verdict_ in zip(found, said, strict=True)],
@@ -137,20 +138,22 @@ def _runs(runs: list[RunData]) -> Table:
 def _metrics(found: Sequence[Findings]) -> Table:
     """One row a metric, three columns a run: how it moved, its t95, and the rule's verdict."""
     rows = []
-    for monitor, metric in SHOWN:
+    sentence: dict[str, Tag] = {"span": SENTENCE}
+    for monitor, metric, tags in (*((*name, {}) for name in SHOWN), ("needle", "hit_frac", sentence)):
         cells = []
         for each in found:
-            row, decision = each.row(monitor, metric), each.decision(monitor, metric)
+            row, decision = each.row(monitor, metric, **tags), each.decision(monitor, metric, **tags)
             if row is None or decision is None:
                 cells += ["", "", ""]
                 continue
             reached = f"{interval(row.t95, tokens)} of {tokens(row.run_tokens)}" if row.t95 else f"none: {row.reason}"
             cells += [change(row).removeprefix("from "), reached, decision.verdict]
         if any(cells):
-            rows.append([tagged(monitor, metric, {}), *cells])
+            rows.append([tagged(monitor, metric, tags), *cells])
     head = ["metric", *(text for each in found for text in (each.run.name, "t95", "rule"))]
     note = (
-        "t95: tokens to 95 % of a run's own improvement, of its length; in runs of other lengths it is another number."
+        "t95: tokens to 95 % of a run's own improvement, of its length; in runs of other lengths it is another number. "
+        "span=full: of the whole answer sentence, not of the value."
     )
     return Table("How each metric moved", head, rows, note)
 

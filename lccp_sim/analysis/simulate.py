@@ -22,6 +22,7 @@ from lccp_sim.analysis.laws import Fit
 from lccp_sim.analysis.rule import EPS, decide
 from lccp_sim.analysis.saturation import isotonic, tokens_to
 from lccp_sim.analysis.table import RunData
+from lccp_sim.records import HEADLINE
 
 HIT, NLL = "hit_frac", "answer_nll_nats"
 NORMAL_Z, NORMAL_P = np.polynomial.hermite_e.hermegauss(15)
@@ -124,7 +125,7 @@ def run_data(world: World, seed: int = 0) -> RunData:
                 | {"stderr": stderr, "names": ""}
             )
             of_item = {"item_id": [str(i) for i in range(world.items)], "value": value_I}
-            tags = {"tags": "{}", "stratum": "{}", "variant": "single", "span": "full"}
+            tags = {"tags": "{}", "stratum": "{}", "variant": "single", "span": HEADLINE}
             samples.append(pd.DataFrame(of_item).assign(**named, **tags))
     config = {"seed": seed, "run": {"name": "simulated", "tokens": world.run_tokens}}
     timing = pd.DataFrame(columns=["step", "tokens", "what", "seconds", "forward_tokens"])

@@ -24,7 +24,7 @@ from lccp_sim.analysis.rule import decide
 from lccp_sim.analysis.saturation import progress
 from lccp_sim.analysis.sections import Section
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
-from lccp_sim.analysis.table import RunData, differing, tidy
+from lccp_sim.analysis.table import RunData, differing, tidy, unlike
 from lccp_sim.analysis.tables import Table
 from lccp_sim.analysis.words import interval, number, setting, tokens
 from lccp_sim.records import write_atomic
@@ -77,7 +77,7 @@ def write_study(
         "caution": " ".join([*failed, *weak]),
         "main": figure,
         "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],
-        "warnings": [text for text in texts[1:] if text],
+        "warnings": [*unlike(drawn), *(text for text in texts[1:] if text)],
     }
     data = {
         "study": name, "texts": list(texts), "reference": reference,

@@ -7,7 +7,7 @@ reads like a finished one, and so does what `lccp measure` wrote.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from lccp_sim.analysis.overall import with_overall
+from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.analysis.reading import FIELDS, records_frame, samples_frame, side_file, timing_frame
 from lccp_sim.config import ConfigError
-from lccp_sim.records import Tag
+from lccp_sim.records import HEADLINE, SENTENCE, Tag
 
-__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy"]
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
 PLACES = {"run.root", "run.name", "run.init_from", "data.cache", "data.mirror"}  # where things lie, not what they are
 
@@ -33,7 +33,8 @@ class RunData:
     `records`: FIELDS, `names` (the sorted tag names, comma-separated) and a column for each tag. `samples`: step,
     monitor, metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
     forward_tokens. `corpus`: one row a source. Tables are empty, with their columns, where the run did not write
-    them. `measured`: whether these are checkpoints measured after the fact, not a run.
+    them. `measured`: whether these are checkpoints measured after the fact, not a run. `spans`: by monitor, which span
+    of the answer its rows without the tag `span` are of; HEADLINE where it is not named.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class RunData:
     warnings: list[str]
     finished: bool
     measured: bool = False
+    spans: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
         """The records of a metric whose tags are exactly `names` (any value) and `tags` (this value), by step."""
@@ -56,6 +58,20 @@ class RunData:
         """The samples of a metric, whatever their tags."""
         place = self._sample_places.get((monitor, metric))
         return self.samples.iloc[:0] if place is None else self.samples.take(place)
+
+    def span(self, monitor: str = "needle") -> str:
+        """The span of the answer that a monitor is judged by."""
+        return self.spans.get(monitor, HEADLINE)
+
+    @property
+    def sentence(self) -> dict[str, Tag]:
+        """The tags of the overall needle records of the whole sentence; {} where that is the headline itself."""
+        return {} if self.span() == SENTENCE else {"span": SENTENCE}
+
+    def counted(self, monitor: str) -> dict[str, Tag]:
+        """The tags of the items that a record without them averages over, where these are not all."""
+        span: dict[str, Tag] = {"span": self.span(monitor)} if monitor in SPANNED else {}
+        return span | ({"variant": VARIANT} if monitor == "needle" else {})
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """The value of the resolved config at `dotted`, e.g. "run.tokens", or `default` where there is none."""
@@ -102,7 +118,7 @@ def load_run(path: str | Path) -> RunData:
     if not (path / "records.jsonl").is_file():
         raise ConfigError(f"{path}: holds no records.jsonl, so it is no run directory (or its training never started)")
     warnings: list[str] = []
-    records = with_overall(records_frame(path / "records.jsonl", warnings), warnings)
+    records, spans = with_overall(records_frame(path / "records.jsonl", warnings), warnings)
     measured = (path / MEASURED).is_file() and not (path / "config.yaml").is_file()
     name = MEASURED if measured else "config.yaml"
     config = side_file(path / name, yaml.safe_load, warnings, "the config is not shown")
@@ -118,7 +134,18 @@ def load_run(path: str | Path) -> RunData:
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
     finished = measured or (path / "DONE").exists()
-    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured)
+    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+
+
+def unlike(runs: list[RunData]) -> list[str]:
+    """A warning for each monitor that is judged by the value's tokens in some runs and by the sentence in others."""
+    lines = []
+    for monitor in SPANNED:
+        whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
+        if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
+            said = f"of the whole answer sentence in {', '.join(whole)}, of the value's tokens elsewhere"
+            lines.append(f"{monitor}: {said}; do not compare them")
+    return lines
 
 
 def differing(runs: list[RunData]) -> pd.DataFrame:

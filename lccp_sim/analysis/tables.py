@@ -11,13 +11,15 @@ from lccp_sim.analysis.findings import FORETOLD, Findings
 from lccp_sim.analysis.forecast import GAIN
 from lccp_sim.analysis.laws import LAWS
 from lccp_sim.analysis.saturation import Progress
-from lccp_sim.analysis.words import change, interval, measured, number, percent, tagged, tokens
-from lccp_sim.records import Tag
+from lccp_sim.analysis.words import change, interval, judged, measured, number, percent, tagged, tokens
+from lccp_sim.records import SENTENCE, Tag
 
 WINDOWS: tuple[tuple[str, str, str, str, dict[str, Tag]], ...] = (  # column, unit, monitor, metric, tags
     ("hit", "fraction", "needle", "hit_frac", {}),
+    ("hit of the whole sentence", "fraction", "needle", "hit_frac", {"span": SENTENCE}),
     ("needle perplexity", "mean of exp", "needle", "answer_ppl", {}),
     ("answer NLL", "nats", "needle", "answer_nll_nats", {}),
+    ("NLL of the whole sentence", "nats", "needle", "answer_nll_nats", {"span": SENTENCE}),
     ("control NLL", "nats", "needle", "control_nll_nats", {}),
     ("heads > 0.1", "count", "heads", "retrieval_heads_count", {}),
     ("initial heads", "mean score", "heads", "initial_heads_mean_frac", {}),
@@ -50,7 +52,8 @@ def whole(found: Findings) -> Table:
         f"end to twice its tokens. Saturated: its upper limit is below {percent(found.eps)} of the gain so far at two "
         "windows in a row. Kneedle: the knee that a knee finder sees; a warning, because it finds one on a curve "
         "without end, too. In brackets: 95 % intervals over items and over what windows scatter; they do not cover "
-        "another seed of training. *: from standard errors, windows taken as independent, so too wide."
+        "another seed of training. *: from standard errors, windows taken as independent, so too wide. Needles: of "
+        f"{judged(found.run)}; with span=full, of the whole answer sentence, as arXiv 2604.02650 has them."
     )
     rows = [_moved(found, row) for row in _ordered(found.whole())]
     return Table("Metric by metric", [*_MOVED, "Kneedle"], rows, note)
@@ -58,7 +61,7 @@ def whole(found: Findings) -> Table:
 
 def parts(found: Findings) -> Table:
     """The same for parts: lengths, sources, arms, tasks, texts."""
-    rows = [_moved(found, row) for row in _ordered(row for row in found.rows.values() if row.tags)]
+    rows = [_moved(found, row) for row in _ordered(found.parts())]
     note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
     return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
 
@@ -173,7 +176,8 @@ def windows(found: Findings) -> Table:
             head.append(f"{name}, {unit}")
     grid = sorted(set().union(*columns))
     rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
-    note = "± one standard error over items. An empty cell: not measured at that window."
+    note = "± one standard error over items. An empty cell: not measured at that window. "
+    note += f"Needles: of {judged(found.run)} unless said otherwise."
     return Table("Windows", head, rows, note)
 
 

@@ -14,7 +14,8 @@ from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.precondition import Check, precondition, unmet
 from lccp_sim.analysis.rule import Decision, decided
 from lccp_sim.analysis.saturation import Progress
-from lccp_sim.analysis.words import change, percent, reached, tokens
+from lccp_sim.analysis.words import SPANS, change, judged, percent, reached, tokens
+from lccp_sim.records import SENTENCE
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,19 @@ def _moved(found: Findings, hit: Progress | None, nll: Progress | None) -> str:
     if hit is None or nll is None:
         return f"{state}There are no needle records, so there is nothing to say about hit and answer NLL."
     text = f"The needle hit goes {change(hit)} and {reached(hit)}; "
-    return f"{state}{text}the answer NLL goes {change(nll, ' nats')} and {reached(nll)}."
+    return f"{state}{text}the answer NLL goes {change(nll, ' nats')} and {reached(nll)}. {_span(found)}"
+
+
+def _span(found: Findings) -> str:
+    """Of which tokens these are, with the whole sentence's beside those of the value."""
+    run = found.run
+    whole = [found.row("needle", metric, **run.sentence) for metric in ("hit_frac", "answer_nll_nats")]
+    if not run.sentence:
+        return f"Both are of {judged(run)} (records of an earlier version)."
+    if whole[0] is None or whole[1] is None:
+        return f"Both are of {judged(run)}."
+    beside = f"the hit goes {change(whole[0])} and the NLL {change(whole[1], ' nats')}"
+    return f"Both are of {judged(run)}; of {SPANS[SENTENCE]} {beside}."
 
 
 def _rule(found: Findings) -> str:

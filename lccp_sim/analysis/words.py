@@ -7,7 +7,10 @@ import numpy as np
 
 from lccp_sim.analysis.curves import Estimate
 from lccp_sim.analysis.saturation import Progress
-from lccp_sim.records import Tag
+from lccp_sim.analysis.table import RunData
+from lccp_sim.records import HEADLINE, SENTENCE, Tag
+
+SPANS = {HEADLINE: "the value's tokens", SENTENCE: "the whole answer sentence"}
 
 
 def tokens(count: float) -> str:
@@ -59,6 +62,11 @@ def measured(value: float, stderr: float) -> str:
 def tagged(monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
     """A curve's name: "needle hit_frac length=512"."""
     return " ".join([f"{monitor} {metric}", *(f"{key}={value}" for key, value in sorted(tags.items()))])
+
+
+def judged(run: RunData, monitor: str = "needle") -> str:
+    """The tokens of an answer that a monitor's hit, NLL and perplexity are of, where nothing else is said."""
+    return SPANS[run.span(monitor)]
 
 
 def setting(value: Any) -> str:

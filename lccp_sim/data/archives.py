@@ -57,7 +57,7 @@ class PackageArchive(TextSource):
         refuse(not re.fullmatch("[0-9a-f]{64}", self.sha256), "sha256", self.sha256, rule)
         refuse(not self.include, "include", [], "is empty; name at least one glob, such as *.py")
 
-    def within(self, cache: Path, mirror: Path | None) -> Self:
+    def within(self, cache: Path, mirror: Path | None, bos: str | None = None) -> Self:
         found = copy.copy(self)
         object.__setattr__(found, "_places", (cache, mirror))
         return found

@@ -1,8 +1,10 @@
 """Tokens that an embedding has no row for: harmless where no text becomes them (a pad token), else refused."""
 
+from collections.abc import Mapping
+
 import tokenizers
 
-from lccp_sim.config import ConfigError
+from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.tokenizer import bos_id, encode
 from lccp_sim.data.tokens import vocab_size
 
@@ -37,6 +39,16 @@ def check_same(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, wher
             f"{where}: its tokenizer has {tokens} tokens, its embedding {rows} rows; put its own tokenizer there"
         )
     return check_rows(tokenizer, rows, bos, where)
+
+
+def check_ids(largest: Mapping[str, int], rows: int) -> None:
+    """None, or ConfigError where a source, by its largest id, holds one that an embedding of `rows` has no row for.
+
+    No text becomes one (see `check_rows`), but rows of token ids may hold it.
+    """
+    for name, id_ in largest.items():
+        rule = f"is a token id there, and the model's embedding has {rows} rows; take it out (padding is no text)"
+        refuse(id_ >= rows, f"data.sources.{name}", id_, rule)
 
 
 def text_beyond(tokenizer: tokenizers.Tokenizer, rows: int) -> list[str]:

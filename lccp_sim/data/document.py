@@ -19,11 +19,22 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (
 
 
 class Document(NamedTuple):
-    """Text, a name that a person can find it by, and the unit of holding out: a package, or the hash of the text."""
+    """Text, a name that a person can find it by, and the unit of holding out: a package, or the hash of the text.
+
+    Where it came as `ids` (uint32, without BOS), these are packed, and `text` is what they decode to.
+    """
 
     text: str
     name: str
     group: str
+    ids: np.ndarray | None = None
+
+    @property
+    def content(self) -> str:
+        """16 hex digits that name what is packed."""
+        if self.ids is None:
+            return text_hash(self.text)
+        return hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()
 
 
 class LeftOut(NamedTuple):
@@ -57,8 +68,12 @@ class TextSource:
         trained = self.held_out == "whole" and self.share > 0
         refuse(trained, "share", self.share, "must be 0 where held_out is whole: no row is drawn from it")
 
-    def within(self, cache: Path, mirror: Path | None) -> Self:
-        """The source, told where archives that it fetches are kept (`cache`) and found (`mirror`; null: by pip)."""
+    def within(self, cache: Path, mirror: Path | None, bos: str | None = None) -> Self:
+        """The source, told what it has no keys for.
+
+        `cache`, `mirror`: where archives that it fetches are kept and found (null: by pip). `bos`: the name of the
+        token that begins a document, where it is unusual.
+        """
         return self
 
     def documents(self) -> Iterator["Document | LeftOut"]:
@@ -137,11 +152,11 @@ def counted(left_out: Sequence[LeftOut]) -> dict[str, int]:
 def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
     """The documents; of one alone the last `fraction` becomes a document of its own, to be held out.
 
-    The cut lies at the last blank line, line end or space before; a text without one stays whole.
+    The cut lies at the last blank line, line end or space before; a text without one stays whole, and so do ids.
     """
-    if len(documents) != 1 or not fraction:
+    if len(documents) != 1 or not fraction or documents[0].ids is not None:
         return documents
-    [(text, name, group)] = documents
+    [(text, name, group, _)] = documents
     whole = len(text) - int(len(text) * fraction)
     nearest = max(0, whole - int(len(text) * fraction * 0.3))  # hold_out passes over what overshoots by 40 %
     cut = next((at + len(end) for end in ("\n\n", "\n", " ") if (at := text.rfind(end, nearest, whole)) > 0), 0)

@@ -1,5 +1,7 @@
 """Where text enters: what a row holds under its key, and whether that is text. One message has one cause."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from lccp_sim.config import ConfigError, refuse
@@ -7,12 +9,29 @@ from lccp_sim.data.document import Document, LeftOut, text_hash
 
 OnBadRow = Literal["refuse", "skip"]
 KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", int: "a number", float: "a number"}
+KINDS |= {str: "text"}
 REMEDY = "; mend it, or set on_bad_row to skip"
 
 
 def check_policy(on_bad_row: str) -> None:
     """None, or ConfigError where `on_bad_row` is neither refuse nor skip."""
     refuse(on_bad_row not in ("refuse", "skip"), "on_bad_row", on_bad_row, "must be refuse or skip")
+
+
+def unreadable(error: OSError, name: str) -> ConfigError:
+    """What to raise for a file or folder that the system does not let us read."""
+    what = error.strerror or " ".join(str(error).split())
+    return ConfigError(f"{error.filename or name} cannot be read ({what}); change that, or leave it out")
+
+
+@contextmanager
+def needing(package: str, name: str) -> Iterator[None]:
+    """While it is open, an import that fails says that `name` cannot be read without the package."""
+    try:
+        yield
+    except ImportError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} cannot be read without {package} ({why}); pip install {package}") from error
 
 
 def decode(data: bytes, name: str) -> str:
@@ -45,8 +64,8 @@ def document(value: Any, key: str, name: str) -> Document | LeftOut:
     if value is None:
         return LeftOut("null", name)
     if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
-        what = "token ids, not text; decode them with their tokenizer"
-        raise ConfigError(f"{name} holds {what}, or name the key of the text in text_key")
+        what = "token ids, not text; name their tokenizer.json in tokenized_with"
+        raise ConfigError(f"{name} holds {what}, or the key of the text in text_key")
     if not isinstance(value, str):
         what = KINDS.get(type(value), "no string")
         raise ConfigError(f"{name} holds {what} under the key {key!r}, not a string{REMEDY}")

@@ -30,24 +30,26 @@ class Template(NamedTuple):
     question: str
 
 
+# One short word stands between key and value, so that it is one token of small vocabularies, too: small models carry a
+# key over one or two tokens. What differs is the words before the key.
 TRAIN_TEMPLATES = (
     Template("The value of{key} is{value}.", "What is the value of{key}?"),
     Template("set{key} ={value};", "What was{key} set to?"),
-    Template("Remember that{key} means{value}.", "What does{key} mean?"),
-    Template("The code for{key} reads{value}.", "What does the code for{key} read?"),
-    Template("In this file{key} stands for{value}.", "What does{key} stand for in this file?"),
-    Template("def{key}(): return{value}", "What does the function{key} return?"),
-    Template("We call{key} also{value}.", "What do we call{key}?"),
+    Template("Remember that{key} is{value}.", "What do we remember of{key}?"),
+    Template("The code for{key} is{value}.", "What is the code for{key}?"),
+    Template("In this file{key} is{value}.", "What is{key} in this file?"),
+    Template("def{key} as{value}:", "What is{key} defined as?"),
+    Template("import{key} as{value};", "What is{key} imported as?"),
     Template("Our name for{key} is{value}.", "What is our name for{key}?"),
-    Template("if{key} then use{value};", "What is used if{key}?"),
-    Template("Under{key} lies{value}.", "What lies under{key}?"),
-    Template("Here{key} maps to{value}.", "To what does{key} map?"),
-    Template("A{key} costs exactly{value}.", "How much does a{key} cost?"),
+    Template("use{key} for{value};", "What is{key} used for?"),
+    Template("put{key} in{value}.", "What is{key} put in?"),
+    Template("map{key} to{value}.", "To what is{key} mapped?"),
+    Template("The price of{key} is{value}.", "What is the price of{key}?"),
 )
 HELDOUT_TEMPLATES = (
-    Template("The password of{key} was changed to{value}.", "To what was the password of{key} changed?"),
-    Template("let{key} :={value}", "What did we let{key} be?"),
-    Template("Note: the owner of{key} wrote down{value}.", "What did the owner of{key} write down?"),
+    Template("The password of{key} is{value}.", "What is the password of{key}?"),
+    Template("let{key} be{value};", "What did we let{key} be?"),
+    Template("Note: the owner of{key} is{value}.", "Who is the owner of{key}?"),
 )
 
 

@@ -36,6 +36,8 @@ def walk(folder: Path, top: bool = True) -> Iterator[Path | LeftOut]:
         elif path.is_file():
             why = "hidden" if hidden else reason(path, top)
             yield LeftOut(why, str(path)) if why else path
+        else:
+            yield LeftOut("broken link" if path.is_symlink() else "no file", str(path))
 
 
 def reason(path: Path, top: bool) -> str:

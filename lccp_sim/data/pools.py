@@ -14,6 +14,7 @@ import tokenizers
 from lccp_sim.config import refuse
 from lccp_sim.data.cache import cache_root, digest
 from lccp_sim.data.document import LeftOut, TextSource, counted
+from lccp_sim.data.files import RowSource
 from lccp_sim.data.mixture import Mixture
 from lccp_sim.data.packing import Layout, Pool, document_lengths, pack, synthesize
 from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
@@ -67,6 +68,7 @@ class Corpus:
     hash: str
     held_out_documents: dict[str, list[np.ndarray]]
     left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)  # the largest id of each source of token ids
 
     def held_out(self, name: str) -> list[np.ndarray]:
         """Ids (int64, without BOS) of each held-out document of a source; of a synthetic one: `context_tokens` ids."""
@@ -105,13 +107,14 @@ def open_corpus(
     for name, source in config.sources.items():
         if isinstance(source, TextSource):
             bare = replace(source, share=0.0, bucket_shares=None, max_document_tokens=None)
-            text = Text(name, bare.within(root, mirror), config.held_out_frac, tell)
+            text = Text(name, bare.within(root, mirror, config.tokenizer.bos_token), config.held_out_frac, tell)
             texts[name] = plain.setdefault(bare, text)
     if tokenizer is None:
         tokenizer = _configured_tokenizer(config, texts, root, tell)
     elif isinstance(tokenizer, Path):
         tokenizer = read_tokenizer(tokenizer)
     key, bos = tokenizer_hash(tokenizer), bos_id(tokenizer, config.tokenizer.bos_token)
+    _check_tokenized_with(config, key)
     layout = Layout(tokenizer, key, bos, context_tokens, config.packing, seed, root, tell)
     tokens = {
         name: tokenize(text, config.sources[name].max_document_tokens, tokenizer, key, root)
@@ -155,6 +158,7 @@ def open_corpus(
         hash=digest(layout.key, config.packing, content, chosen, asdict(mixture), config.held_out_frac),
         held_out_documents={name: part.held_out for name, part in parts.items()},
         left_out={name: part.left_out for name, part in parts.items()},
+        largest={name: int(tokens[name].ids.max()) for name in _tokenized_with(config)},
     )
 
 
@@ -163,8 +167,25 @@ def _configured_tokenizer(config: DataConfig, texts: dict[str, Text], root: Path
     shares = shares if sum(shares) else [1.0] * len(shares)
     untrained = config.tokenizer.kind == "train" and not texts
     refuse(untrained, "data.tokenizer.kind", "train", "no source has text to train it on; add one, or give a file")
+    if config.tokenizer.kind == "train":
+        _check_tokenized_with(config, None)
     entry = root / f"tokenizer-{digest([text.key for text in texts.values()], shares, config.tokenizer.vocab_size)}"
     return load_tokenizer(config.tokenizer, tokenizer_sample(list(texts.values()), shares, tell), entry)
+
+
+def _check_tokenized_with(config: DataConfig, key: str | None) -> None:
+    """None, or ConfigError where rows of token ids come from another tokenizer than the run's, or it has none yet."""
+    own = "trains a tokenizer of its own" if key is None else "has another tokenizer"
+    rule = f"the run {own}; set data.tokenizer.kind=file and data.tokenizer.path to this one, or tokenize anew"
+    for name, path in _tokenized_with(config).items():
+        other = key is None or tokenizer_hash(read_tokenizer(Path(path).expanduser())) != key
+        refuse(other, f"data.sources.{name}.tokenized_with", path, rule)
+
+
+def _tokenized_with(config: DataConfig) -> dict[str, str]:
+    """The tokenizer of each source of token ids."""
+    rows = {name: source for name, source in config.sources.items() if isinstance(source, RowSource)}
+    return {name: source.tokenized_with for name, source in rows.items() if source.tokenized_with is not None}
 
 
 def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConfig, layout: Layout) -> _Part:

@@ -5,11 +5,12 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.entry import decode, field
+from lccp_sim.data.entry import decode, field, needing, unreadable
 from lccp_sim.data.folder import kind_of
 
 Row = tuple[str, Any]  # its name, and the value under the key or the fault that is in its place
@@ -21,7 +22,8 @@ def opened(path: Path) -> BinaryIO:
     if packed == "gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if packed == "zst":
-        import pyarrow as pa  # late: few runs need it this early
+        with needing("pyarrow", str(path)):
+            import pyarrow as pa  # late: few runs need it this early
 
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")))
     return open(path, "rb")
@@ -36,6 +38,10 @@ def rows(path: Path, key: str) -> Iterator[Row]:
     if path.is_dir():
         yield from _saved(path, key)
         return
+    try:
+        open(path, "rb").close()  # whatever reads it further on, what forbids it is said in the same words
+    except OSError as error:
+        raise unreadable(error, str(path)) from error
     try:
         if kind == "parquet":
             yield from _parquet(path, key)
@@ -95,8 +101,9 @@ def _json(path: Path, key: str) -> Iterator[Row]:
 
 
 def _parquet(path: Path, key: str) -> Iterator[Row]:
-    import pyarrow as pa  # late: few runs need it this early
-    import pyarrow.parquet as pq
+    with needing("pyarrow", str(path)):
+        import pyarrow as pa  # late: few runs need it this early
+        import pyarrow.parquet as pq
 
     number, source = 0, path
     if kind_of(path)[1]:
@@ -116,11 +123,13 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
 
 
 def _saved(path: Path, key: str) -> Iterator[Row]:
-    import datasets  # late: it takes a second, and most runs need none of it
+    with needing("datasets", str(path)):
+        import datasets  # late: it takes a second, and most runs need none of it
 
     number = 0
     try:
-        table = cast(datasets.Dataset, datasets.load_from_disk(str(path)))
+        with quiet(datasets):
+            table = cast(datasets.Dataset, datasets.load_from_disk(str(path)))
         top = _column(table.column_names, key, str(path))
         for number, row in enumerate(table.select_columns([top]).with_format(None), 1):
             name = f"{path}:{number}"
@@ -138,6 +147,20 @@ def _column(columns: list[str], key: str, name: str) -> str:
         what = f"has no column {key!r}, its columns are {', '.join(columns)}"
         raise ConfigError(f"{name} {what}; set text_key to the right one")
     return top
+
+
+@contextmanager
+def quiet(datasets: Any) -> Iterator[None]:
+    """While it is open, `datasets` says nothing on the console: what matters of it is said in our own line."""
+    before, shown = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def cause(error: BaseException) -> str:

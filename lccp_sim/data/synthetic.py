@@ -23,7 +23,7 @@ from lccp_sim.data.tasks import Half, check_tasks
 
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
 Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what
-TASKS = ("facts", "copies", "repeats", "questions")
+TASKS = ("facts", "copies", "repeats", "records", "questions")
 FILLED = ("facts", "copies")  # the tasks that need real text
 MIN_DOCUMENT = 32
 NEAREST = 8  # tokens: the least of log-uniform distances
@@ -39,6 +39,8 @@ class Synthetic:
     statement (the form of arXiv 2604.02650, section 5), by its value alone, or, with `both`, by either. Of the
     documents, `closed_frac` draw their values from a list of 64 words; the values of the others are random.
     copies: unmarked spans, repeated, over `copy_frac` of the document. repeats: one period of random tokens.
+    records: a few records of random tokens, drawn again and again, each a key of two tokens, a separator that all of
+    them share, and a value: as in a log or a table, only the key tells what comes next.
     questions: questions of the probe's tasks, one after another, each of at most `question_tokens` tokens with its
     context and answer; `questions` gives the tasks' weights. Names, values and phrasings are of the training half.
     `skip_unpredictable` leaves first mentions of random tokens out of the loss, and of questions all but the answers.
@@ -46,7 +48,7 @@ class Synthetic:
 
     kind: str = "synthetic"
     share: float = 1.0
-    task: Literal["facts", "copies", "repeats", "questions"]
+    task: Literal["facts", "copies", "repeats", "records", "questions"]
     text_from: str | None = None
     documents: int = 1000
     document_tokens: int | None = None
@@ -99,6 +101,9 @@ def compose(
         period = _random_tokens(rng, tokenizer, int(rng.integers(4, 21)))
         ids = np.tile(period, -(-length // len(period)))[:length]
         return ids, (np.arange(length) >= len(period)) | (not task.skip_unpredictable)
+    if task.task == "records":
+        ids, learn = _records(tokenizer, length, rng)
+        return ids, learn | (not task.skip_unpredictable)
     if task.task == "questions":
         ids, learn = _questions(task, tokenizer, fill, length, rng, evaluation)
         return ids, learn | (not task.skip_unpredictable)
@@ -118,6 +123,25 @@ def compose(
     pieces.append((filler[last:], np.ones(room - last, bool)))
     learn = np.concatenate([learn for _, learn in pieces])
     return np.concatenate([ids for ids, _ in pieces]), learn | (not task.skip_unpredictable)
+
+
+def _records(tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator) -> Piece:
+    """2-12 records, one after another in random order. Learnt: separators, and what follows the key of a known one."""
+    separator = _random_tokens(rng, tokenizer, int(rng.integers(1, 4)))
+    size = int(rng.integers(1, 5))
+    known = [
+        (_random_tokens(rng, tokenizer, 2), _random_tokens(rng, tokenizer, size)) for _ in range(rng.integers(2, 13))
+    ]
+    width = 2 + len(separator) + size
+    order = rng.integers(len(known), size=-(-length // width))
+    ids = np.concatenate([np.concatenate([known[i][0], separator, known[i][1]]) for i in order])
+    again = [number in order[:at] for at, number in enumerate(order)]
+    learn = np.repeat(again, width)
+    learn[0::width] = False  # which record comes next
+    for offset in range(2, 2 + len(separator)):
+        learn[offset::width] = True
+    learn[: 2 + len(separator)] = False  # of the first record, nothing is known
+    return ids[:length], learn[:length]
 
 
 def _facts(

@@ -74,7 +74,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise ConfigError(f"tokenizer {path} is not a file; name a tokenizer.json")
     try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"))
+        return parse_tokenizer(path.read_text(encoding="utf-8-sig"))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"tokenizer {path} cannot be read ({error}); name a tokenizer.json") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from lccp_sim.config import ConfigError
 from lccp_sim.data.cache import build_once, digest
 from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
 from lccp_sim.progress import Tell, silent
@@ -33,8 +34,11 @@ class Text:
 
     @cached_property
     def key(self) -> str:
-        """What names the text and its split."""
-        return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
+        """What names the text and its split. Raises ConfigError where a file of it cannot be looked at."""
+        try:
+            return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
+        except (ConfigError, OSError) as error:
+            raise ConfigError(f"data.sources.{self.name}: {error}") from error
 
     @cached_property
     def _collected(self) -> tuple[list[Document], list[LeftOut]]:
@@ -137,21 +141,20 @@ def tokenize(text: Text, limit: int | None, tokenizer: tokenizers.Tokenizer, tok
 def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
     def build(directory: Path) -> None:
         encoded: list[np.ndarray] = []
-        batch: list[str] = []
+        batch: list[Document] = []
         dtype = id_dtype(tokenizer)
-        chars, done = sum(len(document.text) for document in text.documents), 0
+        chars, done, size = sum(len(document.text) for document in text.documents), 0, 0
         for index, document in enumerate(text.documents):
-            batch.append(document.text)
-            if sum(map(len, batch)) >= BATCH_CHARS or index == len(text.documents) - 1:
+            batch.append(document)
+            size += len(document.text)
+            if size >= BATCH_CHARS or index == len(text.documents) - 1:
                 said = f"tokenizing {text.name}: {done / 1e6:,.0f} of {chars / 1e6:,.0f} million characters"
                 text.tell(said, done / chars)
-                got = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-                encoded += [np.array(each.ids, dtype=dtype) for each in got]
-                done += sum(map(len, batch))
-                batch = []
+                encoded += [ids.astype(dtype) for ids in _ids(batch, tokenizer)]
+                done, size, batch = done + size, 0, []
         hashes = [text_hash(document.text) for document in text.documents]
         meta: dict[str, Any] = {
-            "content": digest(hashes),
+            "content": digest([document.content for document in text.documents]),
             "names": [each.name for each in text.documents],
             "hashes": hashes,
         }
@@ -162,6 +165,14 @@ def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], Non
         (directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
     return build
+
+
+def _ids(documents: list[Document], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:
+    """The ids of documents, of which all or none came as ids."""
+    if any(document.ids is not None for document in documents):
+        return [document.ids for document in documents if document.ids is not None]
+    got = tokenizer.encode_batch_fast([document.text for document in documents], add_special_tokens=False)
+    return [np.array(each.ids) for each in got]
 
 
 def vocab_size(tokenizer: tokenizers.Tokenizer) -> int:

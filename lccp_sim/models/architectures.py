@@ -96,6 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 MUST = {"hidden_act": "silu", "quantization_config": None, "partial_rotary_factor": 1.0}
 ASSUMED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": False, "norm_topk_prob": False}
 BALANCE = "router_aux_loss_coef"
+COUNTS = {"num_layers", "d_model", "num_heads", "num_experts_per_token"}
 OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
 # What changes nothing that a model computes once it has its weights, and what a dense model has no use for.
 FREE = {"rope", "experts", "init_std", "previous_token_heads", "qk_norm_gain"}
@@ -115,7 +116,7 @@ def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
             raise ConfigError(f"{where}: model_type={name!r}: {known}")
         return name, _read(settings, ARCHITECTURES[name], where)
     except (TypeError, AttributeError, IndexError, ArithmeticError) as error:  # a word for a number, a list for a group
-        raise ConfigError(f"{where}: damaged ({error}); fetch it anew") from error
+        raise ConfigError(f"{where}: damaged (a value in it is of the wrong kind); fetch it anew") from error
 
 
 def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
@@ -129,6 +130,8 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
         if not values and ours not in OPTIONAL | row.fixed.keys():
             raise ConfigError(f"{where}: has no {' nor '.join(theirs)}; put the whole config.json there")
         if values:
+            whole = ours not in COUNTS or type(values[0]) is int
+            refuse(not whole, f"{where}: {' or '.join(theirs)}", values[0], "must be a whole number")
             (tree["router"] if "." in ours else tree)[ours.removeprefix("router.")] = values[0]
     tree |= row.fixed
     if "num_experts" in tree and settings.get(BALANCE) is not None:  # theirs counts every of the k slots of a token

@@ -131,7 +131,7 @@ def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the whole file there"
         )
-    if kind not in library.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
         raise ConfigError(
             f"{path}: transformers cannot load model_type={kind!r}, which version {library.__version__} does not know; "
             "a newer version may"
@@ -226,6 +226,11 @@ def _ggufs(path: Path) -> list[Path]:
 
 
 def _line(error: Exception) -> str:
-    """The words of an error in one line, without names of classes."""
+    """The words of an error in one line, without names of classes; Python's own words of its types say nothing."""
+    if type(error) in (TypeError, AttributeError):
+        return "a key is missing, or a value is of the wrong kind"
+    if type(error) is KeyError:
+        return f"the key {error} is missing"
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", " ".join(str(error).split()))
+    text = re.sub(r"\b\w+(?:Error|Exception): ", "", text).replace("NoneType", "null")
     return text[:200] or "it gives no reason"

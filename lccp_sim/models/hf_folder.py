@@ -112,8 +112,8 @@ def inspect(path: Path) -> Folder:
                 check_rope(each, str(config))
     except ConfigError:
         raise
-    except (TypeError, ValueError, AttributeError) as error:  # a word for a number, a list for a group
-        raise ConfigError(f"{config}: damaged ({error}); fetch it anew") from None
+    except (TypeError, ValueError, AttributeError):  # a word for a number, a list for a group
+        raise ConfigError(f"{config}: damaged (a value of RoPE is of the wrong kind); fetch it anew") from None
     files = _files(path)
     names = _names(files, path, quantised=bool(settings.get("quantization_config")))
     names, mapping, notes = _unwrapped(names, path)
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); put it back") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged ({error}); fetch it anew") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: damaged (no JSON object); fetch it anew")

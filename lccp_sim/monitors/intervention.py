@@ -22,7 +22,7 @@ from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle import ANSWER, Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
-from lccp_sim.records import Record
+from lccp_sim.records import Record, Tag
 
 Heads = list[tuple[int, int]]  # (layer, head)
 
@@ -79,7 +79,7 @@ class Intervention(Monitor):
         return [item._replace(control=None) for item in items]
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> ArmValues:
-        """Hit, NLL and perplexity of the whole answer of each item of the second half, in every arm.
+        """Hit, NLL and perplexity of each span of the answer of each item of the second half, in every arm.
 
         Nothing where the model has no heads to mask.
         """
@@ -105,7 +105,7 @@ class Intervention(Monitor):
         self, model: LanguageModel, items: list[NeedleItem], arm: str, sets: list[Heads], factor: float, shape: tuple
     ) -> list[Value]:
         """Each item's values where the heads of a set are multiplied by `factor`, averaged over the sets."""
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        found: dict[tuple[str, str, Tag], list[float]] = defaultdict(list)
         for heads in sets:
             gate_LN = torch.ones(shape)
             for place in heads:
@@ -113,16 +113,18 @@ class Intervention(Monitor):
             with gating(model, gate_LN):
                 values = self._needle(heads=False).score(model, items).values
             for value in values:
-                if value.tags["span"] == "full":
-                    found[value.item, value.metric].append(value.value)
+                found[value.item, value.metric, value.tags["span"]].append(value.value)
         tags = {item.id: item.tags | {"arm": arm} for item in items}
-        return [Value("intervention", metric, id_, tags[id_], float(np.mean(x))) for (id_, metric), x in found.items()]
+        return [
+            Value("intervention", metric, id_, tags[id_] | {"span": span}, float(np.mean(x)))
+            for (id_, metric, span), x in found.items()
+        ]
 
     def aggregate(self, measured: ArmValues, moment: Moment) -> list[Record]:
-        """{arm}: the answer, and the heads masked; {}: what masking the strongest heads costs beyond random ones."""
+        """{arm, span}: the answer; {arm}: the heads; {span}: what masking the strongest costs beyond random ones."""
         if not measured.values:
             return []
-        records = summarise(measured.values, moment, self.tier, lambda v: {"arm": v.tags["arm"]})
+        records = summarise(measured.values, moment, self.tier, lambda v: {k: v.tags[k] for k in ("arm", "span")})
 
         def count(metric: str, arm: str, numbers: list[float]) -> Record:
             tags: Tags = {"arm": arm}
@@ -134,7 +136,7 @@ class Intervention(Monitor):
         records.append(count("masked_heads_count", "mask_top", [len(measured.top)]))
         records.append(count("masked_heads_count", "mask_random", [len(heads) for heads in measured.others]))
         records.append(count("same_layers_frac", "mask_random", same))
-        return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {})
+        return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {"span": v.tags["span"]})
 
     def samples(self, measured: ArmValues) -> list[Value]:
         """Per-item values of every arm, and the effect on each item."""
@@ -164,12 +166,12 @@ def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> 
 
 
 def _effects(values: list[Value]) -> list[Value]:
-    """NLL with the strongest heads masked less that with random ones masked, item by item."""
-    nll = {(v.item, v.tags["arm"]): v for v in values if v.metric == ANSWER[1]}
+    """NLL with the strongest heads masked less that with random ones masked, item by item, of each span."""
+    nll = {(v.item, v.tags["span"], v.tags["arm"]): v for v in values if v.metric == ANSWER[1]}
     effects = []
-    for (item, arm), value in nll.items():
+    for (item, span, arm), value in nll.items():
         if arm == "mask_top":
             tags = {name: tag for name, tag in value.tags.items() if name != "arm"}
-            effect = value.value - nll[item, "mask_random"].value
+            effect = value.value - nll[item, span, "mask_random"].value
             effects.append(Value("intervention", "causal_nll_nats", item, tags, effect))
     return effects

@@ -23,7 +23,7 @@ from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
 from lccp_sim.monitors.observing import Spans, score_spans, spread
 from lccp_sim.monitors.values import Moment, Value, summarise
-from lccp_sim.records import Record
+from lccp_sim.records import HEADLINE, SENTENCE, Record
 
 ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
 
@@ -122,21 +122,21 @@ class Needle(Monitor):
         for group, spans in spread(model, lengths, self.tokens_per_forward, look):
             for i, item in enumerate(with_control[which] for which in group):
                 nll = spans.nll[i, spans.mask[i]]
-                for span, mask in (("full", np.ones_like(item.value_mask)), ("value", item.value_mask)):
+                for span, mask in spans_of(item):
                     control = float(nll[mask].mean())
                     tags = item.tags | {"span": span}
                     yield Value("needle", "control_nll_nats", item.id, tags, control)
                     yield Value("needle", "gain_nats", item.id, tags, control - answered[item.id, span])
 
     def aggregate(self, measured: NeedleValues, moment: Moment) -> list[Record]:
-        """Records {} (single needles, full span), {length, span, variant}, of each cell, {depth}, and of every head."""
+        """Records {span} and {depth, span} of single needles, {length, span, variant}, of each cell, of every head."""
         values = measured.values
-        single = [v for v in values if v.tags["variant"] == "single" and v.tags["span"] == "full"]
-        records = summarise(single, moment, self.tier, lambda v: {})
+        single = [v for v in values if v.tags["variant"] == "single"]
+        records = summarise(single, moment, self.tier, lambda v: {"span": v.tags["span"]})
         records += summarise(values, moment, self.tier, lambda v: {k: v.tags[k] for k in ("length", "span", "variant")})
-        records += summarise((v for v in values if v.tags["variant"] == "single"), moment, self.tier)
+        records += summarise(single, moment, self.tier)
         answers = (v for v in single if v.metric in ANSWER)
-        records += summarise(answers, moment, self.tier, lambda v: {"depth": v.tags["depth"]})
+        records += summarise(answers, moment, self.tier, lambda v: {k: v.tags[k] for k in ("depth", "span")})
         if measured.head_scores.size:
             records += head_records(measured.head_scores, METRICS, moment)
             records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))
@@ -160,8 +160,13 @@ def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[in
         return score_spans(model, tokens, answers), tap.scores
 
 
+def spans_of(item: NeedleItem) -> tuple[tuple[str, np.ndarray], ...]:
+    """The spans of an answer: their names and which of its tokens [answer] they hold."""
+    return (HEADLINE, item.value_mask), (SENTENCE, np.ones_like(item.value_mask))
+
+
 def _values(item: NeedleItem, nll: np.ndarray, hit: np.ndarray) -> Iterator[Value]:
-    for span, mask in (("full", np.ones_like(item.value_mask)), ("value", item.value_mask)):
+    for span, mask in spans_of(item):
         tags = item.tags | {"span": span}
         mean = float(nll[mask].mean())
         for metric, value in zip(ANSWER, (float(hit[mask].all()), mean, float(np.exp(mean))), strict=True):

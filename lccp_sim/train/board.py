@@ -23,11 +23,11 @@ from lccp_sim.analysis.verdict import Verdict, verdict
 from lccp_sim.config import Config, flatten
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import TIERS, Record
+from lccp_sim.records import TIERS, Record, overall_name
 from lccp_sim.train.callback import Monitors
 from lccp_sim.train.directory import FREE
 from lccp_sim.train.load import plain_config
-from lccp_sim.train.logs import is_scalar
+from lccp_sim.train.logs import whole
 
 ORDER = (*TIERS[1:], TIERS[0])  # what is measured first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
@@ -64,8 +64,7 @@ class Board:
                     board.experiment.add_text(name, text, moment.step)
         if moment.step == windows[-1]:
             said = self._verdict()
-            metrics = {"tokens": float(moment.tokens)}
-            metrics |= {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
+            metrics = {"tokens": float(moment.tokens), **whole(records)}
             for board in boards:
                 board.experiment.add_text("verdict", said, moment.step)
                 for summary in hparams(dict(self.keys), metrics):
@@ -89,7 +88,8 @@ def boards_of(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
 
 def log_layout(board: TensorBoardLogger, records: Iterable[Record], more: Iterable[tuple[str, str, str]] = ()) -> None:
     """None; the scalars of `records`, and `more` (tier, monitor, metric), become charts of the Custom Scalars tab."""
-    scalars = [(r.tier, r.monitor, r.metric) for r in records if is_scalar(r)]
+    named = ((r, name.partition("/")) for r in records if (name := overall_name(r)) is not None)
+    scalars = [(r.tier, monitor, metric) for r, (monitor, _, metric) in named]
     board.experiment.add_custom_scalars(layout([*scalars, *more]))
 
 

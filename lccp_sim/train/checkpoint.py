@@ -22,6 +22,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.records import write_atomic
 from lccp_sim.train.parallel.folder import Tensors, read_parts, whole
+from lccp_sim.train.weights_file import SCHEME, bundled
 
 
 class VerifiedIO(TorchCheckpointIO):
@@ -176,8 +177,11 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 def resolve(name: str, key: str = "run.init_from") -> Path:
     """What a key's value names: a checkpoint, a finished run (its last one), or one of Hugging Face; globs may be used.
 
-    Raises ConfigError where nothing, or more than one thing, is meant.
+    `bundled:NAME` is a file of weights that ships with the package. Raises ConfigError where nothing, or more than one
+    thing, is meant.
     """
+    if name.startswith(SCHEME):
+        return bundled(name.removeprefix(SCHEME))
     found = list(_expand(name))
     if len(found) != 1:
         what = "nothing there" if not found else "more than one: " + ", ".join(str(path) for path in found)

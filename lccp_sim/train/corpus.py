@@ -76,7 +76,8 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
 
     `compare`: both packings side by side, too. `left_out`: the name of each file and row that is no document.
     """
-    start = Start.of(config)
+    with shown(console) as tell:
+        start = Start.of(config, tell)
     config = start.complete(config)
     corpora = {}
     for packing in get_args(get_type_hints(DataConfig)["packing"]):

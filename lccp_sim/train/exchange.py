@@ -30,10 +30,10 @@ from lccp_sim.train.checkpoint import VerifiedIO, read_checkpoint, resolve
 from lccp_sim.train.directory import CONFIG, DONE
 from lccp_sim.train.load import load_model, plain_config
 from lccp_sim.train.vocabulary import read_vocabulary
+from lccp_sim.train.weights_file import PREFIX, SUFFIX, write_weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-PREFIX = "model."  # of weights in a checkpoint of ours
 
 
 def read_foreign(
@@ -69,7 +69,7 @@ def read_foreign(
     }
     template = path / "chat_template.jinja"
     if template.exists():
-        source["files"]["tokenizer_config.json"].setdefault("chat_template", template.read_text(encoding="utf-8"))
+        source["files"]["tokenizer_config.json"].setdefault("chat_template", _text(template))
     facts = {
         "config": {
             "model": json.loads(json.dumps(dataclasses.asdict(model))),
@@ -126,15 +126,23 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: 
 
 
 def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> str:
-    """The architecture, once `out` holds what `name` means (a finished run, a checkpoint) in the form of transformers.
+    """What was written, once `out` holds what `name` means (a finished run, a checkpoint) in the form of transformers.
 
-    `tell` hears how far it is. Raises ConfigError where no architecture computes it, or the run has no tokenizer.
+    An `out` that ends in .safetensors becomes a file of weights of our own (train/weights_file.py). `tell` hears how
+    far it is. Raises ConfigError where no architecture computes it, or the run has no tokenizer.
     """
     path = resolve(name, "export")
     refuse(hf.is_checkpoint(path), "export", name, "is in the form of transformers already; copy it")
+    refuse(path.suffix == SUFFIX, "export", name, "has been exported already; copy it")
     tell(f"reading {path.name}", 0.0)
     content = read_checkpoint(path)
     facts, run = content["lccp"], path.parent.parent
+    text = _text(run / "tokenizer.json")
+    if tokenizer_hash(parse_tokenizer(text)) != facts["tokenizer"]:
+        raise ConfigError(f"{run / 'tokenizer.json'}: not the tokenizer that {path} was trained with; put that back")
+    if out.suffix == SUFFIX:
+        write_weights_file(content, text, out, DTYPES[dtype])
+        return "weights for run.init_from"
     source: dict[str, Any] = facts.get("source") or {}
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     moved = [key for key, value in state.items() if key.endswith("bias_E") and bool(value.any())]
@@ -145,9 +153,6 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
         )
     state, model = untied(state, dataclasses.replace(load_model(facts["config"]), vocab_size=facts["vocab_size"]))
     architecture = choose(model, source.get("model_type"))
-    text = _text(run / "tokenizer.json")
-    if tokenizer_hash(parse_tokenizer(text)) != facts["tokenizer"]:
-        raise ConfigError(f"{run / 'tokenizer.json'}: not the tokenizer that {path} was trained with; put that back")
     context = max(facts["config"]["run"]["context_tokens"], source.get("context_tokens", 0))
     ids, files = _special(facts, text, context)
     settings = write_config(architecture, model) | {"max_position_embeddings": context, "use_cache": True} | ids
@@ -200,7 +205,7 @@ def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back") from None
 
@@ -211,7 +216,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged ({error}); put it back, or remove it") from None
     return found if isinstance(found, dict) else {}
 

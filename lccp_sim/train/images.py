@@ -1,11 +1,12 @@
 """The maps of a window as images for TensorBoard: needle by length and depth, copy score by layer and head.
 
+Needles are judged by the headline span, the tokens of the value.
 All heads share one image: those scored on other texts than needles stand to the right of those scored on needles.
 """
 
 import numpy as np
 
-from lccp_sim.records import Record
+from lccp_sim.records import HEADLINE, Record
 
 CELL_PIXELS = 24
 
@@ -21,7 +22,7 @@ def window_images(records: list[Record]) -> dict[str, np.ndarray]:
         ("heads/copy_hard", "copy_hard_frac", ("layer", "head"), 1.0),
     ):
         found = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
-        cells = [r for r in found if r.tags.get("span", "full") == "full"]
+        cells = [r for r in found if r.tags.get("span", HEADLINE) == HEADLINE]
         if cells:
             grid = _grid(cells, axes) / top
             pixels = (colormaps["viridis"](grid.clip(0, 1))[..., :3] * 255).astype(np.uint8)

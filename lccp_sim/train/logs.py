@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
+from lccp_sim.records import Record, overall_name
 from lccp_sim.train.images import window_images
 
 
 def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
-    """None; whole-monitor records go to every logger as `monitor/metric`."""
+    """None; whole-monitor records go to every logger under their overall names."""
     scalars = whole(records)
     for logger in loggers:
         logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
@@ -27,14 +27,9 @@ def log_images(loggers: Sequence[Logger], records: list[Record], step: int) -> N
                 logger.experiment.add_image(name, image, step, dataformats="HWC")
 
 
-def is_scalar(record: Record) -> bool:
-    """Whether a record is one of the few that loggers show: it stands for a whole monitor."""
-    return not record.tags
-
-
 def whole(records: list[Record]) -> dict[str, float]:
-    """The values of these few, by `monitor/metric`."""
-    return {f"{r.monitor}/{r.metric}": r.value for r in records if is_scalar(r)}
+    """The values of the few records that loggers show, those that stand for a whole monitor, by their names."""
+    return {name: r.value for r in records if (name := overall_name(r)) is not None}
 
 
 def headline(moment: Moment, records: list[Record], seconds: float) -> str:
@@ -43,6 +38,7 @@ def headline(moment: Moment, records: list[Record], seconds: float) -> str:
     parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]
     shown = (
         ("needle/hit_frac", "hit {:.2f}"),
+        ("needle/sentence_hit_frac", "sentence {:.2f}"),
         ("needle/answer_nll_nats", "answer NLL {:.3f}"),
         ("heads/retrieval_heads_count", "heads {:.0f}"),
         ("heads/initial_heads_mean_frac", "initial heads {:.2f}"),

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.data.beyond import check_rows, check_same
+from lccp_sim.data.beyond import check_ids, check_rows, check_same
 from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import parse_tokenizer
@@ -51,7 +51,8 @@ def measure(
     set_threads(config)
     with shown(console) as tell:
         corpus = _corpus(config, series, tell)
-    watch = Watch(config.monitors.watch, corpus, series.windows, out / REFERENCE, bf16=config.watched_in_bf16)
+        monitors, bf16 = config.monitors.watch, config.watched_in_bf16
+        watch = Watch(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     watch.recall(home / REFERENCE)
     for warning in watch.notes:
@@ -73,6 +74,7 @@ def measure(
             rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
             fits = check_same if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
+            check_ids(corpus.largest, rows)
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
             if not number and not loaded.model.num_heads:

@@ -81,7 +81,7 @@ def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -
         named = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not named and "DefaultCPUAllocator" not in str(error):
             raise
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = " ".join(str(error).split())[:200] or "an allocation failed"
         raise OutOfMemory(f"out of memory: {words(config, vocab_size, world, device)} ({why})") from error
 
 

@@ -15,7 +15,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Induction, Needle
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
+from lccp_sim.records import Record, overall_name
 from lccp_sim.train.start import Start
 from lccp_sim.train.watch import Watch
 
@@ -25,8 +25,8 @@ def check_precondition(
 ) -> list[Record]:
     """Records of monitor `precondition` at step 0, where there is a base and a needle and an induction monitor.
 
-    hit_frac: needles at the base's own context length. copy_nll_ratio: NLL of the second copy of a random span over
-    that of the first.
+    hit_frac: needles at the base's own context length, of the value (which counts) and of the whole sentence.
+    copy_nll_ratio: NLL of the second copy of a random span over that of the first.
     """
     needle = next((m for m in watch.monitors.values() if isinstance(m, Needle)), None)
     induction = next((m for m in watch.monitors.values() if isinstance(m, Induction)), None)
@@ -47,15 +47,19 @@ def check_precondition(
             seen += induction.aggregate(induction.score(model, repeats), moment)
     finally:
         model.frequencies, model.rope_scale = here
-    whole = {record.metric: record for record in seen if not record.tags}
-    hit, first, second = (whole[m] for m in ("hit_frac", "first_copy_nll_nats", "second_copy_nll_nats"))
+    whole = {name: record for record in seen if (name := overall_name(record)) is not None}
+    hit, sentence = whole["needle/hit_frac"], whole["needle/sentence_hit_frac"]
+    first, second = whole["induction/first_copy_nll_nats"], whole["induction/second_copy_nll_nats"]
     ratio = second.value / first.value
     verdict = "met" if hit.value >= BASE_HIT and ratio <= COPY_RATIO else "NOT met"
     console.print(
-        f"precondition {verdict}: the base, at its own context of {old} tokens, hits {hit.value:.2f} of {hit.n} "
-        f"needles (needed {BASE_HIT}) and copies an unmarked span: NLL {first.value:.2f} at first, "
-        f"{second.value:.2f} at the second copy (ratio {ratio:.2f}, needed {COPY_RATIO} or less)"
+        f"precondition {verdict}: the base, at its own context of {old} tokens, hits the value in {hit.value:.2f} of "
+        f"{hit.n} needles (needed {BASE_HIT}; the whole sentence in {sentence.value:.2f}) and copies an unmarked span: "
+        f"NLL {first.value:.2f} at first, {second.value:.2f} at the second copy (ratio {ratio:.2f}, needed "
+        f"{COPY_RATIO} or less)"
     )
-    rows = [(hit.metric, hit.value, hit.n, hit.stderr), ("copy_nll_ratio", ratio, second.n, None)]
-    rows += [(r.metric, r.value, r.n, r.stderr) for r in (first, second)]
-    return [Record(0, 0, "mechanistic", "precondition", metric, v, n, e, {"length": old}) for metric, v, n, e in rows]
+    ratio_of = Record(*moment, "mechanistic", "precondition", "copy_nll_ratio", ratio, second.n)
+    return [
+        dataclasses.replace(r, tier=ratio_of.tier, monitor=ratio_of.monitor, tags={"length": old, **r.tags})
+        for r in (hit, sentence, ratio_of, first, second)
+    ]

@@ -15,7 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.console import reason
 from lccp_sim.data.batch import Feed
+from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
@@ -45,6 +47,7 @@ from lccp_sim.train.load import plain_config, windows_of
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.module import LccpModule, NotFinite
 from lccp_sim.train.observe import Observe
+from lccp_sim.train.parallel.meeting import place_here
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
 from lccp_sim.train.parallel.strategy import placement
 from lccp_sim.train.precision import bf16_is_native, check_bf16, settle
@@ -68,7 +71,8 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     config = settle(config, native := bf16_is_native(config.run.accelerator))
     check_bf16(config, native)
     set_threads(config)
-    start = Start.of(config)
+    with shown(console if place_here().rank == 0 else Console(quiet=True)) as tell:
+        start = Start.of(config, tell)
     config = start.complete(config)
     directory = run_directory(config, start.hash)
     failed = directory / FAILED
@@ -92,7 +96,7 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
             # What is refused is as it was, and is refused again without any training.
             refused = isinstance(error, ConfigError | DamagedRecords)
             if ranks.rank == 0 and (directory / CONFIG).exists() and not refused:
-                write_atomic(failed, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+                write_atomic(failed, f"{reason(error)}\n")
             error.add_note(str(directory))
             raise
 
@@ -114,18 +118,19 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
+    check_ids(corpus.largest, rows)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _say(console, f"warning: {note}", style="yellow")
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
-    watch = Watch(
-        config.monitors.watch, corpus, windows_of(config), directory / REFERENCE, ranks, config.watched_in_bf16
-    )
+    store, bf16 = directory / REFERENCE, config.watched_in_bf16
+    with shown(console) as tell:
+        watch = Watch(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
     for note in watch.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
-        watch.recall(directory / REFERENCE)
+        watch.recall(store)
         what = f"is missing or of other items ({', '.join(watch.open)}), and only the first window finds it"
-        refuse(watch.open, "reference", str(directory / REFERENCE), f"{what}; put it back, or move the run away")
+        refuse(watch.open, "reference", str(store), f"{what}; put it back, or move the run away")
     else:
         check_sources(config.monitors.watch, watch.open)
     begins = checkpoint is None and config.run.precondition

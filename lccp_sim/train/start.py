@@ -15,10 +15,12 @@ from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import function_of
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.progress import Tell, silent
 from lccp_sim.train.checkpoint import read_checkpoint, resolve, weights_hash
-from lccp_sim.train.exchange import PREFIX, read_foreign
+from lccp_sim.train.exchange import read_foreign
 from lccp_sim.train.load import load_model
 from lccp_sim.train.parallel.folder import Tensors
+from lccp_sim.train.weights_file import PREFIX, SUFFIX, read_weights_file
 
 MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
 
@@ -33,17 +35,22 @@ class Start:
     tokens: int = 0
 
     @staticmethod
-    def of(config: Config) -> "Start":
-        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another model."""
+    def of(config: Config, tell: Tell = silent) -> "Start":
+        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another model.
+
+        `tell` hears how far the reading is.
+        """
         if config.run.init_from is None:
             return Start()
         path = resolve(config.run.init_from)
         if hf.is_checkpoint(path):
-            content = read_foreign(path, accept=lambda base, rows: _check_same(base, rows, config.model, path))
+            content = read_foreign(path, torch.float32, lambda base, n: _check_same(base, n, config.model, path), tell)
         else:
-            content = read_checkpoint(path)
+            tell(f"reading {path.name}", 0.0)
+            content = read_weights_file(path) if path.suffix == SUFFIX else read_checkpoint(path)
             _check_same(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"], config.model, path)
         facts = content["lccp"]
+        tell(f"hashing the weights of {path.name}", 0.0)
         return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
 
     @property

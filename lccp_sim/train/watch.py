@@ -44,7 +44,7 @@ class Watch:
     """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
 
     What the first look fixes for all later ones (`train/reference.py`) is written to the folder `store`, if any. With
-    `bf16` the monitors see the model in bf16.
+    `bf16` the monitors see the model in bf16. `tell` hears how far the preparing of the items is.
     `notes`: what a person should know about the items, a line each.
     """
 
@@ -56,9 +56,13 @@ class Watch:
         store: Path | None = None,
         ranks: Ranks = ALONE,
         bf16: bool = False,
+        tell: Tell = silent,
     ):
         self.monitors, self.windows, self.ranks, self.bf16 = monitors, windows, ranks, bf16
-        self.items = {name: monitor.prepare(corpus) for name, monitor in monitors.items()}
+        self.items: dict[str, Any] = {}
+        for number, (name, monitor) in enumerate(monitors.items()):
+            tell(f"preparing {name}: monitor {number + 1} of {len(monitors)}", number / len(monitors))
+            self.items[name] = monitor.prepare(corpus)
         self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
         self.corpus, self.store = corpus, store
         self.open = [name for name, monitor in monitors.items() if monitor.reference_from is not None]

@@ -17,7 +17,7 @@ from lccp_sim.analysis.table import load_run
 from lccp_sim.analysis.thresholding import hit_given_nll, null_hits, own_scale
 
 ONLY_NEEDLE = ("precondition", "heads", "induction", "perplexity", "probe", "routing")
-WHOLE = '{"depth": 0.0, "length": 128, "span": "full", "variant": "single"}'
+WHOLE = '{"depth": 0.0, "length": 128, "span": "value", "variant": "single"}'
 
 
 def planted_run(run, hit, seed=0, items=120, spread=0.4):
@@ -36,7 +36,7 @@ def planted_run(run, hit, seed=0, items=120, spread=0.4):
             stderr = value_I.std(ddof=1) / items**0.5
             row = dict(tokens=tokens, tier="probabilistic", value=value_I.mean(), n=items, stderr=stderr, names="")
             records.append(common | row)
-            tags = dict(tags=WHOLE, stratum=WHOLE, variant="single", span="full", length=128, depth=0.0)
+            tags = dict(tags=WHOLE, stratum=WHOLE, variant="single", span="value", length=128, depth=0.0)
             samples += [common | tags | dict(item_id=f"i{i}", value=value) for i, value in enumerate(value_I)]
     kept = run.records[run.records.monitor != "needle"]
     return replace(run, records=pd.concat([pd.DataFrame(records), kept]), samples=pd.DataFrame(samples))
@@ -149,7 +149,7 @@ def test_without_samples_there_is_an_index_and_no_null(make_run):
 
 
 def test_other_needles_have_an_index_of_their_own(base):
-    whole, part = (deceptive(base, tags).runs[0] for tags in ({}, dict(variant="single", length=512, span="full")))
+    whole, part = (deceptive(base, tags).runs[0] for tags in ({}, dict(variant="single", length=512, span="value")))
     assert part.items == whole.items / 3 and part.indices[0].index.value != whole.indices[0].index.value
     assert deceptive(base, {"length": 7}).runs[0].indices[0].reason == "no needle records with these tags"
 

@@ -61,7 +61,7 @@ def test_report_json_has_one_row_a_metric(report):
     wanted = (
         "run finished tokens method verdict saturation after_hit correlations comparisons probe_stays heads forecast "
     )
-    wanted += "deceptive_index warnings"
+    wanted += "deceptive_index needle_span warnings"
     assert set(wanted.split()) == set(data)
     contract = set("monitor metric tags t50 t90 t95 law laws gain_per_doubling verdict".split())
     for row in data["saturation"]:
@@ -134,7 +134,10 @@ def test_the_precondition_is_read_at_step_0(make_run):
     path, _ = make_run()
     said = verdict(examine(load_run(path)))
     assert [check.met for check in said.precondition] == [True, True, False, False]
-    assert [check.answer for check in said.precondition][:2] == ["0.9 at 128 tokens", "0.1 at 128 tokens"]
+    assert [check.answer for check in said.precondition][:2] == [
+        "0.9 at 128 tokens (whole sentence 0.3)",
+        "0.1 at 128 tokens",
+    ]
     assert said.caution.startswith("The precondition is not met") and "Short retrieval survives" in said.caution
     config = (path / "config.yaml").read_text().replace("context_tokens: 1024", "context_tokens: 128")
     (path / "config.yaml").write_text(config)

@@ -36,6 +36,7 @@ class World:
     without: tuple[str, ...] = ()  # monitors left out
     samples: bool = True
     done: bool = True
+    earlier: bool = False  # records of the version before spans: overall rows have none, and are of the whole sentence
 
     @property
     def grid(self) -> list[int]:
@@ -102,14 +103,20 @@ class Writer:
 
     def precondition(self, step: int, tokens: int) -> None:
         if step == 0:
-            for metric, value in (("hit_frac", 0.9), ("copy_nll_ratio", 0.1)):
-                self.add(step, tokens, "mechanistic", "precondition", metric, value, length=128)
+            for tags, value in self.spanned(0.9, 0.3):
+                self.add(step, tokens, "mechanistic", "precondition", "hit_frac", value, length=128, **tags)
+            self.add(step, tokens, "mechanistic", "precondition", "copy_nll_ratio", 0.1, length=128)
+
+    def spanned(self, value, sentence) -> list[tuple[dict, object]]:
+        """What stands in a record for the value's tokens, and for the whole sentence; or what stood there earlier."""
+        return [({}, value)] if self.world.earlier else [({"span": "value"}, value), ({"span": "full"}, sentence)]
 
     def induction(self, step: int, tokens: int) -> None:
         for metric, value in (("first_copy_nll_nats", 9.5), ("second_copy_nll_nats", 2 * self.world.mu(tokens))):
             self.add(step, tokens, "mechanistic", "induction", metric, value + 0.1 * np.arange(3))
 
     def needle(self, step: int, tokens: int) -> None:
+        span = "full" if self.world.earlier else "value"
         for variant, harder in (("single", 1.0), ("heldout", 1.3)):
             cells = {cell: self.cell(tokens, latent, harder) for cell, latent in self.latent.items()}
             for values in cells.values() if variant == "single" else ():
@@ -117,20 +124,22 @@ class Writer:
                     values[metric] = values[metric][:2]  # controls are scored for a part of the items
             for metric in METRICS if variant == "single" else (*METRICS[:2], "answer_ppl"):
                 for (depth, length), values in cells.items():
-                    tags = dict(depth=depth, length=length, span="full", variant=variant)
+                    tags = dict(depth=depth, length=length, span=span, variant=variant)
                     self.add(step, tokens, "probabilistic", "needle", metric, values[metric], **tags)
                     for i, value in enumerate(values[metric]):
                         self.sample("needle", metric, f"{variant}-{length}-{depth}-{i}", tags, value)
                 for length in LENGTHS:
                     values_ = np.concatenate([v[metric] for (_, n), v in cells.items() if n == length])
-                    tags = dict(length=length, span="full", variant=variant)
+                    tags = dict(length=length, span=span, variant=variant)
                     self.add(step, tokens, "probabilistic", "needle", metric, values_, **tags)
                 for depth in DEPTHS if variant == "single" and metric not in METRICS[2:4] else ():
                     values_ = np.concatenate([v[metric] for (d, _), v in cells.items() if d == depth])
-                    self.add(step, tokens, "probabilistic", "needle", metric, values_, depth=depth)
+                    for tags, part in self.spanned(values_, of_sentence(metric, values_)):
+                        self.add(step, tokens, "probabilistic", "needle", metric, part, depth=depth, **tags)
                 if variant == "single":
                     whole = np.concatenate([v[metric] for v in cells.values()])
-                    self.add(step, tokens, "probabilistic", "needle", metric, whole)
+                    for tags, part in self.spanned(whole, of_sentence(metric, whole)):
+                        self.add(step, tokens, "probabilistic", "needle", metric, part, **tags)
 
     def sample(self, monitor: str, metric: str, item_id: str, tags: dict, value: float) -> None:
         row = dict(monitor=monitor, metric=metric, item_id=item_id, tags=json.dumps(tags, sort_keys=True))
@@ -222,9 +231,12 @@ class Writer:
     def intervention(self, step: int, tokens: int) -> None:
         for arm, harm in (("none", 0.0), ("mask_top", 1.5), ("mask_random", 0.2), ("boost_top", 0.1)):
             nll = self.world.mu(tokens) + harm + 0.1 * np.arange(5)
-            self.add(step, tokens, "mechanistic", "intervention", "hit_frac", (nll < 1).astype(float), arm=arm)
-            self.add(step, tokens, "mechanistic", "intervention", "answer_nll_nats", nll, arm=arm)
-        self.add(step, tokens, "mechanistic", "intervention", "causal_nll_nats", 1.3 + 0.1 * np.arange(5))
+            for metric, values in (("hit_frac", (nll < 1).astype(float)), ("answer_nll_nats", nll)):
+                for tags, part in self.spanned(values, of_sentence(metric, values)):
+                    self.add(step, tokens, "mechanistic", "intervention", metric, part, arm=arm, **tags)
+        effect = 1.3 + 0.1 * np.arange(5)
+        for tags, part in self.spanned(effect, 2 * effect):
+            self.add(step, tokens, "mechanistic", "intervention", "causal_nll_nats", part, **tags)
 
     def routing(self, step: int, tokens: int) -> None:
         for layer in range(LAYERS):
@@ -232,6 +244,11 @@ class Writer:
             for expert, share in enumerate(load):
                 self.add(step, tokens, "training", "routing", "load_frac", share, layer=layer, expert=expert)
             self.add(step, tokens, "training", "routing", "load_max_frac", load.max(), layer=layer)
+
+
+def of_sentence(metric: str, values: np.ndarray) -> np.ndarray:
+    """What the whole sentence has where the value has `values`: a fifth of its hits, another level of all else."""
+    return values * (np.arange(len(values)) % 5 == 0) if metric == "hit_frac" else values + 0.25
 
 
 def write_run(path: Path, world: World) -> Path:

@@ -2,16 +2,21 @@
 
 import gzip
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.config import ConfigError
-from lccp_sim.data.document import collect
+from lccp_sim.data import rows
+from lccp_sim.data.document import LeftOut, collect
 from lccp_sim.data.rows import cause
 from lccp_sim.data.sources import Hub, TextFiles
+from lccp_sim.data.tokens import Text
 
 TEXTS = [f"text {i} ü" for i in range(10)]
 LINES = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
@@ -132,6 +137,31 @@ def test_a_bad_row_is_refused_with_file_and_row_or_counted(tmp_path: Path, row: 
         read(tmp_path, on_bad_row="drop")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_row_of_a_data_set_by_name_is_refused_or_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "set").mkdir()
+    rows = [{"text": "a"}, {"text": "half \ud83d"}, {"text": None}, {"text": "b"}]
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, [rows[0], rows[2], rows[3]])))
+    one = Hub(name=str(tmp_path / "set"), streaming=streaming, max_documents=9)
+    assert [each.text for each in collect("mine", one)[0]] == ["a", "b"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows)  # pyarrow keeps lone surrogates out of its own
+    with pytest.raises(ConfigError, match="data.sources.mine: .*set, row 1 holds half a character"):
+        collect("mine", one)
+    documents, left_out = collect("mine", Hub(name=one.name, on_bad_row="skip"))
+    assert [(each.text, each.name) for each in documents] == [("a", f"{one.name}, row 0"), ("b", f"{one.name}, row 3")]
+    assert left_out == [LeftOut("bad row", f"{one.name}, row 1"), LeftOut("null", f"{one.name}, row 2")]
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": ["a"]}\n{"text": ["b"]}')
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    lists = Hub(name=one.name, streaming=streaming, max_documents=9, on_bad_row="skip")
+    with pytest.raises(ConfigError, match="data.sources.mine has no document with text; left out: 2 bad row"):
+        collect("mine", lists)
+
+
 def test_bytes_in_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [b"a"]}), tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match="x.parquet:1 holds bytes under the key 'text'"):
@@ -190,3 +220,67 @@ def test_what_is_left_out_is_printed_by_reason_and_named_when_asked(
     text = console.export_text()
     assert "left out of mine: 1 empty, 1 licence (--left-out names them)" in text
     assert "left out of mine: x/LICENSE (licence)\nleft out of mine: x/a.jsonl:3 (empty)\n" in text
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, path: Path) -> None:
+    """Lets a function of a module or class fail on a path as the system does, also where tests run as root."""
+    plain = getattr(where, name, open)
+
+    def forbidden(first: Any, *rest: Any, **keys: Any) -> Any:
+        if Path(first) == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(first, *rest, **keys)
+
+    monkeypatch.setattr(where, name, forbidden, raising=False)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "txt", "jsonl.gz", "parquet.zst"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    path.write_bytes(content(kind))
+    forbid(monkeypatch, rows, "open", path)
+    said = rf"data.sources.mine: {path} cannot be read \(Permission denied\); change that, or leave it out$"
+    with pytest.raises(ConfigError, match=said):
+        read(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "shut").mkdir(parents=True)
+    (tmp_path / "a" / "x.txt").write_text("one")
+    source = TextFiles(paths=(str(tmp_path / "a"),))
+    forbid(monkeypatch, Path, "iterdir", tmp_path / "a" / "shut")
+    said = r"paths=\['.*a'\]: .*a/shut cannot be read \(Permission denied\)"
+    with pytest.raises(ConfigError, match=said):
+        TextFiles(paths=(str(tmp_path / "a"),))
+    with pytest.raises(ConfigError, match=f"data.sources.mine: {said}"):
+        _ = Text("mine", source, 0.1).key
+    with pytest.raises(ConfigError, match=f"data.sources.mine: {said}"):
+        collect("mine", source)
+
+
+def test_links_that_lead_nowhere_are_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "blob")
+    os.mkfifo(tmp_path / "c.txt")
+    assert read(tmp_path) == (["one"], {"broken link": ["b.txt"], "no file": ["c.txt"]})
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [("pyarrow.parquet", "parquet"), ("pyarrow", "jsonl.zst"), ("datasets", "saved")]
+)
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, kind: str
+) -> None:
+    package, path = module.partition(".")[0], tmp_path / f"x.{kind}"
+    if kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(path))
+    else:
+        path.write_bytes(content(kind))
+    monkeypatch.setitem(sys.modules, module, None)
+    said = rf"data.sources.mine: {path} cannot be read without {package} \(.*\); pip install {package}$"
+    with pytest.raises(ConfigError, match=said):
+        read(path)
+    if kind == "saved":
+        with pytest.raises(ConfigError, match="data.sources.mine: data set 'x' cannot be read without datasets"):
+            collect("mine", Hub(name="x"))

@@ -140,7 +140,7 @@ def test_a_vocabulary_without_words_is_refused() -> None:
         draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], small)
 
 
-@pytest.mark.parametrize("task", ["facts", "copies", "repeats"])
+@pytest.mark.parametrize("task", ["facts", "copies", "repeats", "records"])
 @pytest.mark.parametrize("length", [31, 127, 1000])
 def test_documents_have_exactly_their_length_and_come_again(tokenizer, fill, task: str, length: int) -> None:
     source = Synthetic(task=task, text_from="x", skip_unpredictable=True)  # type: ignore[arg-type]
@@ -293,6 +293,22 @@ def test_copies_repeat_spans_and_mark_random_first_copies(tokenizer) -> None:
                 assert set(gram) <= plain and first[gram] == i
             repeated += set(gram) <= plain and first[gram] < i
     assert 500 < marked <= repeated
+
+
+def test_of_records_only_what_a_key_tells_is_learnt(tokenizer) -> None:
+    """The record's width and separator are found from the text; each learnt token follows from key and earlier text."""
+    source = Synthetic(task="records", skip_unpredictable=True)
+    told = 0
+    for seed in range(40):
+        ids, learn = compose(source, tokenizer, None, 120, np.random.default_rng(seed))
+        assert len(ids) == len(learn) == 120
+        assert compose(source, tokenizer, None, 120, np.random.default_rng(seed))[0].tolist() == ids.tolist()
+        for at in np.flatnonzero(learn):
+            seen = [n for n in range(1, at) if ids[n] == ids[at]]
+            assert seen, "a token that never stood before is not to be learnt"
+        told += learn.sum()
+    assert told > 40 * 50
+    assert compose(Synthetic(task="records"), tokenizer, None, 100, np.random.default_rng(0))[1].all()
 
 
 def test_repeats_have_one_period_and_learn_from_the_second(tokenizer) -> None:

@@ -231,7 +231,7 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("package_archive", {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 64, "include": []}, "include=.*glob"),
         ("package_text", {"held_out": "whole"}, "share=1.0: must be 0 where held_out is whole"),
         ("synthetic", {"task": "copies"}, "text_from=None"),
-        ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', 'copies', 'repeats' or 'questions'"),
+        ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', .*'records' or 'questions'"),
         ("synthetic", {"task": "repeats", "documents": 0}, "documents=0"),
         ("synthetic", {"task": "repeats", "share": float("nan")}, "share=nan"),
         ("synthetic", {"task": "questions"}, "questions={}: needs a task with a weight above 0"),

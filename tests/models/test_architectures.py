@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "every other layer": ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2: must be 1"),
     "dense in the middle": ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers=[1]: must be the first layers"),
     "more shared experts": ("hunyuan_v1_moe", {"num_shared_expert": 2}, "num_shared_expert=2: must be 1"),
-    "another k in a layer": ("hunyuan_v1_moe", {"moe_topk": [2, 1, 2]}, "num_experts_per_token=[2, 1, 2]"),
+    "another k in a layer": ("hunyuan_v1_moe", {"moe_topk": [2, 1, 2]}, "num_experts_per_tok=[2, 1, 2]"),
     "a window without pattern": (
         "qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full"] * 2 + ["sliding"]},
         "must be full in every n-th layer"),
@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "rope_type='dynamic': cannot be"),
     "half of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: must be 1.0"),
     "two bases": ("llama", {"rope_theta": 1e6}, "rope_theta is 5000 and 1e+06 in different places"),
-    "a word for a number": ("llama", {"num_hidden_layers": "three"}, "config.json: damaged ("),
+    "a word for a number": ("llama", {"num_hidden_layers": "three"}, "num_hidden_layers='three': must be a whole"),
     "a list for a group": ("llama", {"rope_scaling": [1]}, "config.json: damaged ("),
     "no heads": ("llama", {"num_attention_heads": 0, "head_dim": None}, "config.json: damaged ("),
     "not above 0": ("llama", {"num_hidden_layers": 0}, "model.num_layers=0: input should be greater than 0"),

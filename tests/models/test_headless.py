@@ -13,7 +13,7 @@ from lccp_sim.models.adapter import Adapter, adapted
 from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
+from lccp_sim.records import Record, overall_name
 from tests.monitors.worlds import make_corpus
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2}
@@ -76,9 +76,9 @@ def test_the_needle_and_perplexity_are_those_of_the_models_own_logits(family: st
             logits_TV = model(torch.from_numpy(item.tokens[None]), use_cache=False).logits[0].double()
         wanted_A = torch.from_numpy(item.tokens[first:stop])
         nll.append(float(torch.nn.functional.cross_entropy(logits_TV[first - 1 : stop - 1], wanted_A)))
-    whole = {(r.monitor, r.metric): r.value for r in records if not r.tags}
-    assert whole["needle", "answer_nll_nats"] == pytest.approx(np.mean(nll), abs=1e-4)
-    assert 0 < whole["perplexity", "nll_nats"] < 20
+    whole = {overall_name(r): r.value for r in records}
+    assert whole["needle/sentence_answer_nll_nats"] == pytest.approx(np.mean(nll), abs=1e-4)
+    assert 0 < whole["perplexity/nll_nats"] < 20
     scored = {(r.tags["layer"], r.tags["head"]) for r in records if r.monitor == "heads" and "layer" in r.tags}
     assert scored == ({(i, j) for i in range(2) for j in range(4)} if family == "llama4_text" else set())
 

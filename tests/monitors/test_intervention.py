@@ -27,7 +27,7 @@ def planted_items(count: int, length: int = 100) -> list[NeedleItem]:
 
 def by_arm(seen: ArmValues, metric: str) -> dict[str, float]:
     records = MONITOR.aggregate(seen, Moment(0, 0))
-    return {r.tags["arm"]: r.value for r in records if r.metric == metric}
+    return {r.tags["arm"]: r.value for r in records if r.metric == metric and r.tags.get("span", "full") == "full"}
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -42,7 +42,8 @@ def test_masking_the_planted_head_destroys_the_answer_and_masking_others_does_no
     assert nll["none"] == pytest.approx(nll["mask_random"]) and 0 < nll["boost_top"] < nll["none"] < 2
     assert nll["mask_top"] == pytest.approx(np.log(64), abs=1e-4)  # nothing is written: all tokens are equally likely
     assert by_arm(seen, "answer_ppl")["mask_top"] == pytest.approx(64, rel=1e-3)
-    records = {(r.metric, r.tags.get("arm")): r for r in monitor.aggregate(seen, Moment(0, 0))}
+    found = monitor.aggregate(seen, Moment(0, 0))
+    records = {(r.metric, r.tags.get("arm")): r for r in found if r.tags.get("span", "full") == "full"}
     effect = records["causal_nll_nats", None]
     assert effect.value == pytest.approx(nll["mask_top"] - nll["mask_random"]) and effect.n == 10
     assert records["masked_heads_count", "mask_top"].value == records["masked_heads_count", "mask_random"].value == k
@@ -71,15 +72,18 @@ def test_each_length_is_halved() -> None:
 def test_the_effect_is_paired_item_by_item() -> None:
     nll = {"none": [1.0, 9.0], "mask_top": [4.0, 13.0], "mask_random": [2.0, 10.0], "boost_top": [1.0, 9.0]}
     values = [
-        Value("intervention", "answer_nll_nats", str(i), {"length": 100, "arm": arm}, x)
+        Value("intervention", "answer_nll_nats", str(i), {"length": 100, "arm": arm, "span": span}, x * scale)
+        for span, scale in (("full", 1), ("value", 10))
         for arm, numbers in nll.items()
         for i, x in enumerate(numbers)
     ]
     sets = [[(1, 2), (1, 3)], [(1, 2), (0, 3)], [(0, 0)]]
     records = MONITOR.aggregate(ArmValues(values, [(1, 0), (1, 1)], sets), Moment(0, 0))
-    [effect] = [r for r in records if r.metric == "causal_nll_nats"]
-    assert (effect.value, effect.n, effect.stderr, effect.tags) == (2.5, 2, 0.5, {})
-    spread = next(r for r in records if r.metric == "answer_nll_nats" and r.tags == {"arm": "mask_top"})
+    effect, of_value = (r for r in records if r.metric == "causal_nll_nats")
+    assert (effect.value, effect.n, effect.stderr, effect.tags) == (2.5, 2, 0.5, {"span": "full"})
+    assert (of_value.value, of_value.tags) == (25.0, {"span": "value"})
+    tags = {"arm": "mask_top", "span": "full"}
+    spread = next(r for r in records if r.metric == "answer_nll_nats" and r.tags == tags)
     assert spread.stderr == pytest.approx(4.5)
     counts = {(r.metric, r.tags["arm"]): (r.value, r.n) for r in records if r.metric.endswith(("count", "layers_frac"))}
     assert counts == {
@@ -134,11 +138,12 @@ def test_arms_equal_models_with_the_heads_cut_out() -> None:
         assert (seen.top, seen.others) == (top, sets)
         for arm, cuts in (("none", [[]]), ("mask_top", [top]), ("mask_random", sets)):
             want = [
-                {v.item: v.value for v in needle.score(without(model, heads), items[10:]).values
-                 if v.metric == "answer_nll_nats" and v.tags["span"] == "full"}
+                {(v.item, v.tags["span"]): v.value for v in needle.score(without(model, heads), items[10:]).values
+                 if v.metric == "answer_nll_nats"}
                 for heads in cuts
             ]  # fmt: skip
-            got = {v.item: v.value for v in seen.values if v.metric == "answer_nll_nats" and v.tags["arm"] == arm}
+            of_arm = [v for v in seen.values if v.metric == "answer_nll_nats" and v.tags["arm"] == arm]
+            got = {(v.item, v.tags["span"]): v.value for v in of_arm}
             assert got == pytest.approx({item: np.mean([each[item] for each in want]) for item in want[0]}, abs=1e-5)
     assert all(block.attention.gate_N is None for block in model.blocks)
     assert torch.isfinite(torch.tensor([v.value for v in seen.values])).all()

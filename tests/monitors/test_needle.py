@@ -13,6 +13,8 @@ from lccp_sim.monitors import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
+from lccp_sim.train.images import window_images
+from lccp_sim.train.logs import headline, whole
 from tests.monitors.worlds import NEEDLE, planted_item, planted_model, tiny_model
 
 MONITOR = Needle(
@@ -92,31 +94,57 @@ def test_nll_hit_control_and_gain_equal_full_logits(items: list[NeedleItem], cor
                 assert got[item.id, "gain_nats", span] == pytest.approx(gain, abs=1e-5)
 
 
+def test_a_model_that_knows_the_value_and_not_the_sentence_hits() -> None:
+    """After the needle's first token either of two may follow: the sentence is missed, the value behind it is not."""
+    rng, items = np.random.default_rng(3), []
+    for i in range(5):
+        first, second, third, *value = rng.choice(list(NEEDLE), 5, replace=False).tolist()
+        items.append(planted_item(str(i), 100, [first, second, first, third, *value], i))
+    monitor, moment = Needle(lengths=(100,), haystack="prose"), Moment(0, 0)
+    with observing(model := planted_model()):
+        records = monitor.aggregate(monitor.score(model, items), moment)
+    overall = whole(records)
+    assert (overall["needle/hit_frac"], overall["needle/sentence_hit_frac"]) == (1.0, 0.0)
+    assert overall["needle/answer_nll_nats"] < overall["needle/sentence_answer_nll_nats"]
+    assert "| hit 1.00 | sentence 0.00 | answer NLL " in headline(moment, records, 1.0)
+    image = window_images(records)["needle/hit"]
+    assert (image == window_images([r for r in records if r.tags.get("span") == "value"])["needle/hit"]).all()
+    other = [dataclasses.replace(r, tags=r.tags | {"span": "value"}) for r in records if r.tags.get("span") == "full"]
+    assert (image != window_images(other)["needle/hit"]).any()
+
+
 def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size)
     with observing(model):
         seen = MONITOR.score(model, items)
     records = MONITOR.aggregate(seen, Moment(4, 40))
     assert len({record.key for record in records}) == len(records)
-    nll = [v for v in seen.values if v.metric == "answer_nll_nats" and v.tags["span"] == "full"]
+    nll = [v for v in seen.values if v.metric == "answer_nll_nats" and v.tags["span"] == "value"]
     by = {(r.metric, tuple(sorted(r.tags.items()))): r for r in records if r.monitor == "needle"}
-    whole = by["answer_nll_nats", ()]
+    value = (("span", "value"),)
+    whole = by["answer_nll_nats", value]
     single = [v.value for v in nll if v.tags["variant"] == "single"]
     assert whole.n == 30 and whole.value == pytest.approx(np.mean(single))
-    assert by["gain_nats", ()].n == by["control_nll_nats", ()].n == 12
-    cell = by["answer_nll_nats", (("length", 300), ("span", "full"), ("variant", "heldout"))]
+    assert by["gain_nats", value].n == by["control_nll_nats", value].n == 12
+    cell = by["answer_nll_nats", (("length", 300), ("span", "value"), ("variant", "heldout"))]
     held = [v.value for v in nll if v.tags["variant"] == "heldout" and v.tags["length"] == 300]
     assert cell.n == 9 and cell.value == pytest.approx(np.mean(held))
     for span, metric in itertools.product(("full", "value"), ("hit_frac", "answer_nll_nats", "answer_ppl")):
         assert by[metric, (("depth", 0.25), ("length", 160), ("span", span), ("variant", "single"))].n == 3
-    ppl = by["answer_ppl", ()]
+    ppl = by["answer_ppl", value]
     assert ppl.value == pytest.approx(np.mean(np.exp(single))) and ppl.value > np.exp(whole.value)
-    for metric in ("hit_frac", "answer_nll_nats", "answer_ppl"):
-        of_depth = [r for r in records if r.metric == metric and r.tags.keys() == {"depth"}]
+    for span, metric in itertools.product(("full", "value"), ("hit_frac", "answer_nll_nats", "answer_ppl")):
+        of_depth = [r for r in records if r.metric == metric and r.tags.keys() == {"depth", "span"}]
+        of_depth = [r for r in of_depth if r.tags["span"] == span]
         assert [(r.tags["depth"], r.n) for r in of_depth] == [(i / 4, 6) for i in range(5)]
-        assert np.mean([r.value for r in of_depth]) == pytest.approx(by[metric, ()].value)
+        assert np.mean([r.value for r in of_depth]) == pytest.approx(by[metric, (("span", span),)].value)
     cells = {tuple(sorted(r.tags)) for r in records if r.monitor == "needle"}
-    assert cells == {(), ("depth",), ("length", "span", "variant"), ("depth", "length", "span", "variant")}
+    assert cells == {
+        ("span",),
+        ("depth", "span"),
+        ("length", "span", "variant"),
+        ("depth", "length", "span", "variant"),
+    }
     assert by["hit_frac", (("length", 300), ("span", "value"), ("variant", "interference"))].n == 4
     heads = [r for r in records if r.monitor == "heads" and r.metric != "answer_tokens_count"]
     answer_tokens = sum(len(item.value_mask) for item in items if item.tags["variant"] == "single")

@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lccp_sim.cli import main
 from lccp_sim.config import Config
-from lccp_sim.records import read_records
+from lccp_sim.records import overall_name, read_records
 from lccp_sim.train import board
 from lccp_sim.train.board import in_markdown, keys_of, layout, table
 from lccp_sim.train.directory import read_config
@@ -65,7 +65,7 @@ def test_every_scalar_stands_in_one_chart_of_its_tier(finished: Path) -> None:
     found, shown = charts(read(finished)), set(scalars(finished)) - {"tokens"}
     assert list(found) == ["behavioural", "probabilistic", "mechanistic", "training"]
     patterns = [(tier, tag) for tier, group in found.items() for tags in group.values() for tag in tags]
-    tiers = {f"{r.monitor}/{r.metric}": r.tier for r in read_records(finished / "records.jsonl")[0] if not r.tags}
+    tiers = {overall_name(r): r.tier for r in read_records(finished / "records.jsonl")[0]}
     for name in shown:
         assert [tier for tier, tag in patterns if re.match(tag, name)] == [tiers[name]], name  # as TensorBoard matches
     assert len(patterns) == len(shown) <= 60
@@ -164,7 +164,8 @@ def test_measured_checkpoints_have_the_layout_too(run: Callable[..., Path]) -> N
     directory = run(FEW)
     assert main(["measure", str(directory)]) == 0
     found = charts(read(directory / "measured"))
-    assert found["probabilistic"]["needle/hit_frac"] == ["^needle/hit_frac$"] and "training" not in found
+    beside = ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
+    assert found["probabilistic"]["needle, frac"] == beside and "training" not in found
 
 
 def test_a_table_shows_what_is_plain_and_a_verdict_its_caution() -> None:

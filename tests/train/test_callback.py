@@ -20,7 +20,7 @@ from lccp_sim.cli import main
 from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
-from lccp_sim.records import read_records
+from lccp_sim.records import overall_name, read_records
 from lccp_sim.train.callback import Monitors
 from tests.train.foreign import folder
 
@@ -130,7 +130,7 @@ def test_it_records_at_its_windows_and_changes_nothing(kind: str, fit: Callable[
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
     scalars = {e.step: e.value for e in events.Scalars("needle/answer_nll_nats")}
     assert scalars == pytest.approx({
-        r.step: r.value for r in found if r.monitor == "needle" and r.metric == "answer_nll_nats" and not r.tags
+        r.step: r.value for r in found if overall_name(r) == "needle/answer_nll_nats"
     })  # fmt: skip
     assert main(["report", str(tmp_path / "out")]) == 0
     if kind == "llama":

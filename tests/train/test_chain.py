@@ -72,10 +72,12 @@ def test_the_precondition_is_measured_with_the_base_as_it_was(run: Callable[...,
     assert found[0] == found[1]  # the new RoPE plays no part
     assert [r["metric"] for r in found[0]] == [
         "hit_frac",
+        "hit_frac",
         "copy_nll_ratio",
         "first_copy_nll_nats",
         "second_copy_nll_nats",
     ]
+    assert [r["tags"].pop("span", None) for r in found[0]] == ["value", "full", None, None, None]
     assert all(r["step"] == 0 and r["tags"] == {"length": 128} and r["tier"] == "mechanistic" for r in found[0])
     assert "precondition NOT met" in say.file.getvalue()
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import Record
+from lccp_sim.records import Record, overall_name
 from lccp_sim.train.images import CELL_PIXELS, window_images
-from lccp_sim.train.logs import is_scalar
 from lccp_sim.train.watch import HeadHistory
 
 Grid = list[list[float]]
@@ -84,6 +83,6 @@ def test_all_heads_share_one_image_and_none_is_a_scalar() -> None:
     alone = [window_images(scored(0, scores))["heads/copy_hard"] for scores in (SECOND, FIRST)]
     assert images["heads/copy_hard"].shape == (2 * CELL_PIXELS, 4 * CELL_PIXELS, 3)
     assert (images["heads/copy_hard"] == np.concatenate(alone, axis=1)).all()
-    assert not [r for r in records if is_scalar(r)]
+    assert not [r for r in records if overall_name(r)]
     others = HeadHistory([], [0]).compare(records, Moment(0, 0))
-    assert {r.metric for r in others if is_scalar(r)} == {"retrieval_heads_count", "initial_heads_mean_frac"}
+    assert {r.metric for r in others if overall_name(r)} == {"retrieval_heads_count", "initial_heads_mean_frac"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.cli import is_message
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.console import is_message
 from lccp_sim.train import run as run_module
 from lccp_sim.train.memory import (
     Device,
@@ -107,7 +107,7 @@ def test_a_run_warns_and_fails_in_one_line(
         train(make(NONE), say)
     assert "warning: memory: plan expects" in say.file.getvalue()  # type: ignore[attr-defined]
     failed = Path(caught.value.__notes__[0]) / "FAILED"
-    assert failed.read_text().startswith("OutOfMemory: out of memory: plan expects")
+    assert failed.read_text().startswith("out of memory: plan expects")
 
 
 def test_ranks_of_a_machine_share_its_memory(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_a_killed_rank_ends_the_run_with_a_reason_and_it_goes_on(
     assert ended(start(config, 2, die)) == [1, -signal.SIGKILL]
     assert "another process of the run is gone" in capfd.readouterr().err
     several = next(one.parent.glob("several-*"))
-    assert (several / "FAILED").read_text().startswith("LostRank: another process")
+    assert (several / "FAILED").read_text().startswith("another process")
     assert ended(start(config, 2)) == [0, 0]
     assert not (several / "FAILED").exists()
     assert_close(one, several)

@@ -12,7 +12,7 @@ import yaml
 from tokenizers import processors
 
 from lccp_sim.cli import main
-from lccp_sim.records import Record, read_records
+from lccp_sim.records import Record, overall_name, read_records
 from tests.train.foreign import folder
 
 
@@ -153,7 +153,7 @@ def test_a_run_is_measured_with_other_monitors(measuring: Path, tmp_path: Path, 
     args = ["monitors.needle.items=6", "monitors.probe=null", "--out", str(tmp_path / "out")]
     assert main(["measure", str(run), *args]) == 0
     found = records(tmp_path / "out")
-    assert {r.n for r in found if r.metric == "hit_frac" and not r.tags and r.monitor == "needle"} == {6}
+    assert {r.n for r in found if overall_name(r) == "needle/hit_frac"} == {6}
     assert "probe" not in {r.monitor for r in found}
     refused(look(run, "optim.lr=1"), "for a run, only monitors.KEY=VALUE can be changed")
     [checkpoint] = sorted((run / "checkpoints").glob("window-*.ckpt"))[-1:]

@@ -46,20 +46,22 @@ def planted(directory: Path, levels: dict[str, Callable[[float], float]], noise:
         moment = Moment(index, int(1000 * where))
         for metric, level in levels.items():
             each = level(where) + items[metric] - items[metric].mean() + rng.normal(0, noise, 200)
-            cell: dict[str, Any] = {"variant": "single", "span": "full"}
+            cell: dict[str, Any] = {"variant": "single", "span": "value"}
             values += [Value("needle", metric, f"{i:03}", cell, float(v)) for i, v in enumerate(each)]
             stderr = float(each.std() / np.sqrt(200))
-            found.append(Record(*moment, "probabilistic", "needle", metric, float(each.mean()), 200, stderr))
+            found.append(Record(*moment, "probabilistic", "needle", metric, float(each.mean()), 200, stderr,
+                                {"span": "value"}))  # fmt: skip
+            found.append(Record(*moment, "probabilistic", "needle", metric, 9.0 - index, 200, 0.1, {"span": "full"}))
         journal.write(found)
         journal.write_samples(index, values)
     return directory
 
 
 def test_a_curve_that_levels_is_saturated_and_one_that_falls_is_not(tmp_path: Path) -> None:
-    settings = StoppingConfig(watch=("needle/a_nats", "needle/b_nats", "needle/c_nats"))
+    settings = StoppingConfig(watch=("needle/control_nll_nats", "needle/answer_nll_nats", "needle/c_nats"))
     run = load_run(planted(tmp_path / "run", {
-        "a_nats": lambda n: 1 + 3 * np.exp(-n / 2),
-        "b_nats": lambda n: 4 - 0.5 * np.log2(1 + n),
+        "control_nll_nats": lambda n: 1 + 3 * np.exp(-n / 2),
+        "answer_nll_nats": lambda n: 4 - 0.5 * np.log2(1 + n),
     }))  # fmt: skip
     level, fall, absent = judge(run, settings, range(13))
     assert fall.decision.gain is not None
@@ -70,7 +72,7 @@ def test_a_curve_that_levels_is_saturated_and_one_that_falls_is_not(tmp_path: Pa
     assert {each.decision.verdict for each in early} == {"not enough points"}
     line = advice(fall, Moment(12, 32000), 0.1)
     assert (
-        line.startswith("needle/b_nats: train on: the next doubling buys 0.")
+        line.startswith("needle/answer_nll_nats: train on: the next doubling buys 0.")
         and " nats at a cost of 32k tokens" in line
     )
     assert "to " in line and line.endswith(f" and {3200 / 3600:.3g} h at this speed")

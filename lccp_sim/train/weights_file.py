@@ -1,0 +1,71 @@
+"""One safetensors file with all that a run needs to start from: weights, the facts of their checkpoint, the tokenizer.
+
+Checkpoints of a run also hold optimizer states, and their tokenizer lies beside them. To pass weights on, `lccp export
+RUN NAME.safetensors` writes this file. Some ship with the package: `run.init_from=bundled:NAME`.
+"""
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lccp_sim.config import ConfigError, nearest, refuse
+from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+
+PREFIX = "model."  # of weights in a checkpoint of ours
+SUFFIX = ".safetensors"
+SCHEME = "bundled:"
+
+
+def bundled(name: str) -> Path:
+    """Return the path of a file of weights that ships with the package. Raises ConfigError where there is none."""
+    folder = Path(str(files("lccp_sim") / "bases"))
+    known = [path.stem for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    rule = f"must be one of {', '.join(known)}{nearest(name, known)}"
+    refuse(name not in known, "run.init_from", SCHEME + name, rule)
+    return folder / (name + SUFFIX)
+
+
+def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtype: torch.dtype) -> None:
+    """Write the weights of a checkpoint, rounded to `dtype`, with its facts and the text of its tokenizer.json.
+
+    Raises ConfigError where `path` exists.
+    """
+    refuse(path.exists(), "OUT", str(path), "exists; name a new file, or remove it")
+    weights = {k: v.to(dtype).contiguous() for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    header = {"lccp": json.dumps(content["lccp"]), "tokenizer.json": tokenizer}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(weights, temporary, metadata=header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint without optimizer states, weights in fp32, and its `tokenizer.json`.
+
+    Raises ConfigError where the file is damaged, or was not written by `write_weights_file`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            facts = json.loads(header["lccp"])
+            state = {key: file.get_tensor(key).float() for key in file.keys()}
+        text = header["tokenizer.json"]
+        fits = tokenizer_hash(parse_tokenizer(text)) == facts["tokenizer"]
+    except Exception:  # of safetensors, of JSON, and the bare ones of tokenizers
+        raise ConfigError(
+            f"{path}: not weights that `lccp export RUN NAME{SUFFIX}` wrote, or damaged; name another file"
+        ) from None
+    if not fits:
+        raise ConfigError(f"{path}: its tokenizer is not the one that the weights were trained with; export it again")
+    return {"global_step": facts["step"], "lccp": facts, "state_dict": state, "tokenizer.json": text}
