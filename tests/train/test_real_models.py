@@ -47,7 +47,6 @@ def test_gemmas_head_scores_are_those_of_its_full_matrices(capfd: pytest.Capture
     path = fetched("gemma")
     adapter = load_checkpoint(path, torch.float32, "cpu")
     assert capfd.readouterr().err == "", "no bar of another library"
-    adapter.release()
     adapter.model.set_attn_implementation("eager")
     text, bos = load_tokenizer_json(path)
     assert bos == "<bos>" and (adapter.num_layers, adapter.num_heads) == (18, 4)
