@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name, path in (each.split("=", 1) for each in arguments.bases):
         found[name] = measured(Path(path), tuple(arguments.lengths), arguments.items)
         for row in found[name]["rows"]:
