@@ -87,8 +87,8 @@ class Start:
         refuse(config.run.shard, "run.init_optimizer", "carried", "is not for run.shard=true; use fresh, or one device")
         states = self.content.get("optimizer_states")
         rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
-        refuse(not states, "run.init_optimizer", "carried", rule)
-        assert states is not None
+        if not states:
+            raise ConfigError(f"run.init_optimizer='carried': {rule}")
         return whole(states[0]["state"])
 
     def complete(self, config: Config) -> Config:
