@@ -292,7 +292,7 @@ def smoke(lccp: Commands, found: Found, quick: bool) -> None:
 
 
 def fix_seconds(run: Path) -> None:
-    """Rewrites a run's timing.jsonl as if everything took a second: the page has a table of seconds and their shares."""
+    """Sets every time in a run's timing.jsonl to a second: the page has a table of seconds and their shares."""
     path = run / "timing.jsonl"
     lines = [json.loads(line) | {"seconds": 1.0} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
