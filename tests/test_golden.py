@@ -128,6 +128,13 @@ def test_texts_are_taken_out_with_their_places() -> None:
     assert without_texts({"a": "b", "c": [1, "two", None], "d": ["e"], "f": {"g": "h"}}) == {"c": [1, None]}
 
 
+def test_a_run_that_a_signal_ended_is_no_manifest(tmp_path: Path) -> None:
+    run = plant(tmp_path)
+    (run / "config.yaml").touch()
+    with pytest.raises(Failed, match="tiny-s0-0123abcd is not finished"):
+        Found().run("tiny", run)
+
+
 def test_a_folder_without_the_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"has no lccp_sim in it|was imported already"):
         Commands(tmp_path, tmp_path / "root")
