@@ -52,16 +52,22 @@ FEW += ["data.sources.text.include=['*/Help/command/*.rst']", "data.tokenizer.vo
 FEW += ["monitors.perplexity.items=2", "monitors.induction.items=2"]
 FEW += ["data.sources.unseen_code.include=[networkx/algorithms/flow/*.py,networkx/algorithms/bipartite/*.py]"]
 CHAIN = {
-    "emergence": ["run=tiny_emergence", "run.tokens=4096", "data.sources.repeats.documents=300"],
+    "emergence": [
+        "run=tiny_emergence", "run.tokens=4096", "data.sources.repeats.documents=300",
+        "data.sources.records.documents=300",
+    ],
     "base": [
-        "run=tiny_base", "run.tokens=6144", "monitors.needle.items=5", "data.sources.repeats.documents=200",
-        "data.sources.copies.documents=200", "data.sources.facts.documents=200",
+        "run=tiny_short", "run.tokens=6144", "monitors.needle.items=5", "data.sources.repeats.documents=200",
+        "data.sources.copies.documents=200", "data.sources.facts.documents=200", "data.sources.keyed.documents=200",
+        "data.sources.records.documents=200", "data.sources.asked.documents=100",
     ],
     "arm": [
-        "run=tiny_arm", "run.tokens=6144", "monitors.first_window_tokens=4096", "monitors.needle.items=5",
+        "run=tiny_arm", "run.init_from=runs/tiny_short-s0-*", "run.precondition=false", "run.tokens=6144",
+        "monitors.first_window_tokens=4096", "monitors.needle.items=5",
         "monitors.needle.controls=2", "monitors.heads.items=5", "monitors.probe.steps=2", "monitors.probe.rows=2",
         "monitors.probe.items=4", "monitors.probe.long_tokens=512", "data.sources.copies.documents=60",
-        "data.sources.facts.documents=60",
+        "data.sources.facts.documents=60", "data.sources.keyed.documents=60", "data.sources.asked.documents=30",
+        "data.sources.short_keyed.documents=60",
     ],
 }  # fmt: skip
 ARCHITECTURES = ("hunyuan_v1_moe", "olmoe", "qwen3_moe", "mixtral", "llama", "qwen3")
@@ -322,7 +328,7 @@ def chain(lccp: Commands, found: Found, quick: bool) -> None:
         lccp("train", *words, *FEW)
         (run,) = lccp.root.glob(f"runs/{words[0].removeprefix('run=')}-s0-*")
         found.run(f"tiny {name}", run)
-    again = [*CHAIN["arm"], *FEW, "run.root=killed", "run.init_from=runs/tiny_base-s0-*"]
+    again = [*CHAIN["arm"], *FEW, "run.root=killed"]
     lccp("train", *again, kill_before="window-00000003")
     lccp("train", *again)
     found.run("tiny arm, killed and resumed", lccp.root / "killed" / run.name)

@@ -156,7 +156,8 @@ def test_groups_of_a_user_are_found_beside_ours(home: Path) -> None:
 
 
 def test_a_chain_follows_the_root_and_the_seed() -> None:
-    assert compose(["run=tiny_lccp", "run.root=/a", "seed=3"])["run"]["init_from"] == "/a/tiny_base-s3-*"
+    assert compose(["run=tiny_base", "run.root=/a", "seed=3"])["run"]["init_from"] == "/a/tiny_short-s3-*"
+    assert compose(["run=tiny_lccp", "seed=3"])["run"]["init_from"] == "bundled:tiny-s3"
 
 
 def test_a_signal_from_outside_ends_with_0(home: Path) -> None:

@@ -100,7 +100,9 @@ def test_a_base_above_the_bound_passes_though_one_distance_dips() -> None:
     assert (base_bound(16, 1024) or 0) < 5e5 and warning(rope, 16, 1024) is None
 
 
-@pytest.mark.parametrize("run", ["smoke", "tiny_emergence", "tiny_base", "tiny_lccp", "small_base", "small_lccp"])
+@pytest.mark.parametrize(
+    "run", ["smoke", "tiny_emergence", "tiny_short", "tiny_base", "tiny_raised", "tiny_lccp", "small_lccp"]
+)
 def test_no_shipped_training_run_lies_below_the_bound(run: str) -> None:
     config = check([f"run={run}"])
     assert warning(config.model.rope, config.model.d_head, config.run.context_tokens) is None
