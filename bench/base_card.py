@@ -1,6 +1,6 @@
 """What a base that ships is and can do, into lccp_sim/bases/bases.json: hashes, tokens, and its run's last window.
 
-    python bench/base_card.py RUN lccp_sim/bases/NAME.safetensors
+python bench/base_card.py RUN lccp_sim/bases/NAME.safetensors
 """
 
 import hashlib
