@@ -21,7 +21,7 @@ def test_tables_keep_their_numbers_where_stdout_is_no_terminal(
         (["monitors.needle.variants={}"], {}),
         (["+monitors.needle.variants={}"], {}),
         (["monitors.needle.variants={}", "monitors.needle.variants.distractor=3"], {"distractor": 3}),
-        ([], {"heldout": 5, "distractor": 5}),
+        ([], {"heldout": 10, "distractor": 20, "multikey": 20}),
     ],
 )
 def test_an_empty_mapping_empties_what_is_there(overrides: list[str], variants: dict[str, int]) -> None:

@@ -78,7 +78,7 @@ def test_the_time_of_a_look_is_that_of_its_texts() -> None:
     watch = check(["run=measure"]).monitors.watch
     seconds = {kind: 1.0 for of in kinds(watch).values() for kind in of}
     assert expected(watch, seconds) == {
-        "needle": 3 * (10 + 2), "perplexity": 8 + 8 * 3, "induction": 8, "intervention": 5 * 5, "heads": 5,
+        "needle": 3 * (10 + 2 + 2), "perplexity": 8 + 8 * 3, "induction": 8, "intervention": 5 * 5, "heads": 5,
     }  # fmt: skip
     line = estimate(Bigram(), watch, TEXTS, False, 3)
     assert re.match(r"estimate: about \d+ s for each of 3 checkpoints \(.*needle \d+ s.*timed here$", line)
@@ -104,7 +104,7 @@ def test_a_foreign_series_begins_with_an_estimate_and_is_told_of(
     assert first.startswith("estimate: about 0 s for each of 2 checkpoints (") and rest[0].startswith("step")
     looks = [each for each in told if each[0].startswith("checkpoint")]
     said = [words for words, _ in looks]
-    assert said[0] == "checkpoint 1 of 2, loading a" and "checkpoint 2 of 2, needle: 0 of 6 texts" in said
+    assert said[0] == "checkpoint 1 of 2, loading a" and "checkpoint 2 of 2, needle: 0 of 8 texts" in said
     shares = [share for _, share in looks]
     assert shares == sorted(shares) and shares[said.index("checkpoint 2 of 2, loading b")] == 0.5 and shares[-1] < 1
 
@@ -122,7 +122,7 @@ def test_the_corpus_and_every_window_of_a_run_are_told_of(
     run({"run.tokens": 768, "monitors.probe": None, "data.cache": str(tmp_path / "cache")})
     said = [words for words, _ in told]
     for step in (0, 3):
-        assert f"window at step {step}, needle: 0 of 8 texts" in said
+        assert f"window at step {step}, needle: 0 of 10 texts" in said
         assert f"window at step {step}, induction: 0 of 2 texts" in said
     assert any(re.match(r"step 3 of 3, loss \d\.\d{3}, [\d,]+ tokens/s", words) for words in said)
     assert {"reading prose", "training the tokenizer", "composing copies: 0 of 20 rows"} <= set(said)

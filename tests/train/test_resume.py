@@ -208,10 +208,12 @@ def cells(directory: Path) -> dict[tuple[int, str], str]:
     return found
 
 
-def test_tensorboard_shows_few_scalars_and_three_images(finished: Path) -> None:
+def test_tensorboard_shows_few_scalars_and_four_images(finished: Path) -> None:
     tags = scalars(finished)
     assert {"needle/hit_frac", "train/loss_nats", "heads/retrieval_heads_count", "perplexity/nll_nats"} <= tags.keys()
     assert len(tags) <= 60
     assert [step for step, _ in tags["needle/hit_frac"]] == WINDOWS
-    assert images(finished) == {name: WINDOWS for name in ("needle/hit", "needle/answer_nll", "heads/copy_hard")}
+    probed = {"probe/exact_match": [0, 6, 12]}  # every third window
+    shown = {name: WINDOWS for name in ("needle/hit", "needle/answer_nll", "heads/copy_hard")}
+    assert images(finished) == shown | probed
     assert {column for _, column in cells(finished)} >= tags.keys()
