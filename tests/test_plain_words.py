@@ -17,7 +17,9 @@ from tests import home
 from tests.train.foreign import folder
 from tests.train.tiny import WORDS
 
-CLASSES = re.compile(r"\w(Error|Exception|Warning)\b|Traceback|<class |NoneType|object (has no|is not)|operand type")
+CLASSES = re.compile(
+    r"\w(Error|Exception|Warning)\b|Traceback|<class |NoneType|object (has no|is not)|operand type|\bstr\b|\bbool\b"
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,8 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "null for heads": setting("num_attention_heads", None),
     "a word for layers": setting("num_hidden_layers", "two"),
     "a word for yes": setting("attention_bias", "word"),
+    "a number in quotes": setting("rms_norm_eps", "1e-5"),
+    "quotes around yes": setting("tie_word_embeddings", "true"),
     "a word for RoPE": setting("rope_theta", "much"),
     "a word for a group": setting("quantization_config", "word"),
     "code of its own": setting("auto_map", {"AutoModel": "x.py"}),
@@ -135,3 +139,27 @@ def test_a_folder_that_is_no_model(case: str, place: Path, tmp_path: Path, capsy
         line = refused(capsys, *argv)
         assert str(path) in line
     assert not (tmp_path / "out").exists()
+
+
+CAUSES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a kind of RoPE that is none": (
+        setting("rope_parameters", {"rope_type": "odd", "rope_theta": 1e4}),
+        "'odd'(?!.*miss)",
+    ),
+    "an activation that is none": (setting("hidden_act", "odd"), "'odd'(?!.*miss)"),
+    "RoPE that lacks a number": (
+        setting("rope_parameters", {"rope_type": "linear", "rope_theta": 1e4}),
+        "requ.*factor|factor.*requ",
+    ),
+    "no tokenizer": (lambda path: (path / "tokenizer.json").unlink(), "put its tokenizer.json there$"),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_the_line_names_its_cause(case: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, (change, cause) = folder(place, tmp_path / "model"), CAUSES[case]
+    change(path)
+    look = ["run=tiny", "--config-dir", f"{place}/configs", f"run.root={tmp_path}/runs"]
+    for argv in (["measure", str(path), *look], ["import", str(path), str(tmp_path / "out")]):
+        line = refused(capsys, *argv)
+        assert re.search(cause, line), line

@@ -40,7 +40,8 @@ def decode(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"byte {error.start} is 0x{data[error.start]:02x}"
-        raise ConfigError(f"{name} is not UTF-8: {what}; convert it (iconv -t UTF-8)") from None
+        encoding = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "ITS_ENCODING"
+        raise ConfigError(f"{name} is not UTF-8: {what}; convert it (iconv -f {encoding} -t UTF-8)") from None
 
 
 def field(row: Any, key: str, name: str) -> Any:
@@ -51,10 +52,12 @@ def field(row: Any, key: str, name: str) -> Any:
     if key in row:
         return row[key]
     head, _, rest = key.partition(".")
-    if rest and row.get(head, ()) is None:
-        return None
-    if rest and isinstance(row.get(head), dict):
-        return field(row[head], rest, name)
+    if rest and head in row:
+        inner = row[head]
+        if inner is None or isinstance(inner, dict):
+            return None if inner is None else field(inner, rest, name)
+        what = f"{KINDS.get(type(inner), 'no object')} under the key {head!r}, not an object with the key {rest!r}"
+        raise ConfigError(f"{name} holds {what}; set text_key to the key of a text")
     keys = ", ".join(map(str, row)) or "none"
     raise ConfigError(f"{name} has no key {key!r}, its keys are {keys}; set text_key to the right one")
 

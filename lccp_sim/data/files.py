@@ -129,7 +129,9 @@ class TextFiles(RowSource):
 
     def documents(self) -> Iterator[Document | LeftOut]:
         for path in self._found():
-            yield from [path] if isinstance(path, LeftOut) else self.read(rows(path, self.text_key))
+            found = iter([path] if isinstance(path, LeftOut) else self.read(rows(path, self.text_key)))
+            yield next(found, LeftOut("empty", str(path)))  # a file without a row
+            yield from found
 
 
 def _files(path: Path) -> list[Path]:

@@ -138,7 +138,9 @@ def _saved(path: Path, key: str) -> Iterator[Row]:
         raise
     except Exception as error:  # whatever a decoder raises
         why = cause(error)
-        raise ConfigError(f"{path}: cannot be read as a saved data set after row {number} ({why})") from error
+        raise ConfigError(
+            f"{path}: cannot be read as a saved data set after row {number} ({why}); save it anew"
+        ) from error
 
 
 def _column(columns: list[str], key: str, name: str) -> str:
@@ -167,4 +169,5 @@ def cause(error: BaseException) -> str:
     """One line that says what went wrong: of the error beneath where one only says that something did."""
     while error.__cause__ and (not str(error).strip() or "error occurred while generating the dataset" in str(error)):
         error = error.__cause__
-    return " ".join(str(error).split())[:300]
+    found = f"no {error} there" if type(error) is KeyError else str(error)
+    return " ".join(found.split())[:300]

@@ -132,6 +132,12 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
         if values:
             whole = ours not in COUNTS or type(values[0]) is int
             refuse(not whole, f"{where}: {' or '.join(theirs)}", values[0], "must be a whole number")
+            refuse(
+                isinstance(values[0], str),
+                f"{where}: {' or '.join(theirs)}",
+                values[0],
+                "must be a number, true or false",
+            )
             (tree["router"] if "." in ours else tree)[ours.removeprefix("router.")] = values[0]
     tree |= row.fixed
     if "num_experts" in tree and settings.get(BALANCE) is not None:  # theirs counts every of the k slots of a token
@@ -145,8 +151,9 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
     if not dense:
         tree.pop("d_dense", None)
     tree |= _window(settings, row, layers, where)
-    tree["rope"] = parse_kind(POSITIONS, read_rope(settings, where, row.theta, row.alpha), f"{where}: rope")
+    rope = read_rope(settings, where, row.theta, row.alpha)
     try:
+        tree["rope"] = parse_kind(POSITIONS, rope, "rope")
         return parse(ModelConfig, tree, "model")
     except ConfigError as error:
         raise ConfigError(f"{where}: {'; '.join(str(error).splitlines())}") from None

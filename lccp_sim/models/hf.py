@@ -20,6 +20,8 @@ from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking,
 from lccp_sim.models.rope_settings import nested
 
 OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
+TYPES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "NoneType": "null"}
+TYPES |= {"list": "a list", "dict": "an object"}
 ALPHA_SINCE = "5.20"  # before, Hunyuan's constant alpha was taken for dynamic scaling beyond the context
 
 
@@ -70,7 +72,8 @@ def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
                 str(file.parent if file else path), **source, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise ConfigError(f"{path}: transformers cannot load its tokenizer ({_line(error)})") from error
+            why = f"transformers cannot load its tokenizer ({_line(error)})"
+            raise ConfigError(f"{path}: {why}; put its tokenizer.json there") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(
@@ -88,6 +91,8 @@ def gguf_of(path: Path) -> Path | None:
     if (path / CONFIG).exists() or (path / ADAPTER).exists():
         return None
     ggufs = _ggufs(path)
+    if not ggufs:
+        raise ConfigError(f"{path}: holds no config.json and no GGUF file; name the folder that holds one")
     if len(ggufs) != 1:
         raise ConfigError(f"{path}: holds {len(ggufs)} GGUF files and no config.json; name one of the files")
     return ggufs[0]
@@ -229,9 +234,12 @@ def _line(error: Exception) -> str:
     """The words of an error in one line, without names of classes; Python's own words of its types say nothing."""
     if type(error) in (TypeError, AttributeError):
         return "a key is missing, or a value is of the wrong kind"
-    if type(error) is KeyError:
-        return f"the key {error} is missing"
-    text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", " ".join(str(error).split()))
+    text = " ".join(str(error.args[0] if type(error) is KeyError and error.args else error).split())
+    if type(error) is KeyError and " " not in text:  # a key that it needs, or a name that it does not know
+        return f"it finds no {text!r}"
+    text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text)
+    text = re.sub(r"(?:Class validation error for validator|Validation error for field) '\w+': ", "", text)
+    text = re.sub(r"\b(expected|got) (\w+)", lambda found: f"{found[1]} {TYPES.get(found[2], found[2])}", text)
     text = re.sub(r"\b\w+(?:Error|Exception): ", "", text).replace("NoneType", "null")
     text = re.sub(r"['`]?\b[A-Z]\w*(ForCausalLM|ForConditionalGeneration|Model|Config)\b['`]?", "it", text)
     return text[:200] or "it gives no reason"

@@ -22,12 +22,14 @@ from lccp_sim.config import ConfigError
 from lccp_sim.models.rope_settings import check_rope
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+PAD = "pad_token_id"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FLOATS = {"F64", "F32", "BF16", "F16"}
 # Modules that wrap others and leave their name in those of the tensors: torch.compile, FSDP, checkpointing, Fabric.
 WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 PARALLEL = r"^module\."  # DataParallel and DDP wrap the whole model
+MERGE = "these are of an adapter: merge it first"
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
@@ -117,6 +119,13 @@ def inspect(path: Path) -> Folder:
     files = _files(path)
     names = _names(files, path, quantised=bool(settings.get("quantization_config")))
     names, mapping, notes = _unwrapped(names, path)
+    rows, pad = settings.get("vocab_size"), settings.get(PAD)
+    if isinstance(rows, int) and isinstance(pad, int) and pad >= rows:  # transformers would not build the embedding
+        settings = settings | {PAD: None}
+        notes = [
+            *notes,
+            f"{path}: {PAD} is {pad}, and the embedding has {rows} rows; nothing is padded, so it is left out",
+        ]
     return Folder(path, settings, files, names, mapping, notes)
 
 
@@ -139,6 +148,8 @@ def lacking(where: str, names: Iterable[str], left: Iterable[str] = ()) -> Confi
     remedy = "fetch the checkpoint anew"
     if [name.removesuffix(".weight").rpartition(".")[2] for name in names] == ["lm_head"]:
         remedy = f"where the model ties its head, put tie_word_embeddings=true into config.json, else {remedy}"
+    elif _adapted(left):
+        remedy = f"{few(left)} there; {MERGE}"
     elif left:
         remedy = f"{few(left)} there, and not used: name the tensors as transformers does, or {remedy}"
     return ConfigError(f"{where}: {few(names)} not in the weights; {remedy}")
@@ -147,9 +158,12 @@ def lacking(where: str, names: Iterable[str], left: Iterable[str] = ()) -> Confi
 def unknown(where: str, names: Iterable[str], model: str) -> ConfigError:
     """The error for tensors that the weights have, and the model has not."""
     names = sorted(names)
-    adapted = any(".lora_" in name or name.startswith("base_model.model.") for name in names)
-    remedy = "these are of an adapter: merge it first" if adapted else "remove them, or name the model they are of"
+    remedy = MERGE if _adapted(names) else "remove them, or name the model they are of"
     return ConfigError(f"{where}: {few(names)} in the weights, not in {model}; {remedy}")
+
+
+def _adapted(names: Iterable[str]) -> bool:
+    return any(".lora_" in name or name.startswith("base_model.model.") for name in names)
 
 
 def misfit(where: str, name: str, stored: Iterable[int], wanted: Iterable[int]) -> ConfigError:
@@ -234,7 +248,11 @@ def _unwrapped(names: dict[str, str], path: Path) -> tuple[dict[str, str], dict[
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file. Raises ConfigError where it is damaged."""
+    """An open safetensors file. Raises ConfigError where it is damaged, no file, or may not be read."""
+    try:
+        path.open("rb").close()  # the system's own words: those of safetensors do not always say which file
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); put it back") from None
     try:
         with safe_open(path, "pt") as shard:
             yield shard

@@ -7,7 +7,7 @@ read, and both are written, because a reader that misses its own falls back to a
 import json
 from typing import Any
 
-from lccp_sim.config import ConfigError
+from lccp_sim.config import ConfigError, refuse
 from lccp_sim.models.positions import AlphaRope, Llama3Rope, NtkRope, Rope, YarnRope
 
 ORIGINAL = "original_max_position_embeddings"
@@ -115,11 +115,11 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
         raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over whole heads of type {', '.join(KINDS)} can")
     ours, keys = KINDS[kind]
     plain |= {"kind": ours} | {key: found[key] for key in keys if found.get(key) is not None}
+    for key in keys:
+        refuse(isinstance(plain.get(key), str), f"{where}: {key}", plain.get(key), "must be a number, true or false")
     if kind in ("llama3", "yarn"):
         context = settings.get("max_position_embeddings")
         plain["original_context_tokens"] = settings.get(ORIGINAL) or found.get(ORIGINAL) or context
-        if kind == "yarn" and "factor" not in plain and context:
-            plain["factor"] = context / plain["original_context_tokens"]
     return plain
 
 

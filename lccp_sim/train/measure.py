@@ -61,8 +61,6 @@ def measure(
     records: list[Record] = []
     with claim(out), shown(console) as tell:
         journal = Journal(out)
-        journal.truncate({}, -1)
-        write_atomic(out / "measured.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
         logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
         # Beside windows, training wrote no records.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
@@ -75,6 +73,10 @@ def measure(
             fits = check_same if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             check_ids(corpus.largest, rows)
+            if not number:  # what was measured before stays until there is a model to take its place
+                journal.truncate({}, -1)
+                plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
+                write_atomic(out / "measured.yaml", plain)
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
             if not number and not loaded.model.num_heads:

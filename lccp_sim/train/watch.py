@@ -28,7 +28,9 @@ from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.together import together
 from lccp_sim.train.reference import find_reference, read_reference
 
-NO_HEADS = "warning: the model has layers without attention that can be scored, so head scores are left out"
+NO_HEADS = (
+    "warning: the model has layers without attention that can be scored, so head scores are left out, and interventions"
+)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,27 @@ def test_a_dotted_key_leads_into_objects_and_structs(tmp_path: Path) -> None:
     assert read(tmp_path, text_key="meta.body")[0] == ["flat", *TEXTS]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("inner", "what"), [("text", "text"), ([{"body": "a"}], "a list")])
+def test_a_dotted_key_that_leads_into_no_object_says_what_is_there(
+    tmp_path: Path, kind: str, inner: Any, what: str
+) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([{"meta": inner}]), path)
+    else:
+        path.write_text(json.dumps({"meta": inner}))
+    with pytest.raises(ConfigError, match=f"x.{kind}:1 holds {what} under the key 'meta', not an object with the key"):
+        read(tmp_path, text_key="meta.body")
+
+
+@pytest.mark.parametrize(("kind", "data"), [("jsonl", b""), ("jsonl", b"\n \n"), ("json", b"[]"), ("txt", b" ")])
+def test_a_file_without_a_row_is_counted(tmp_path: Path, kind: str, data: bytes) -> None:
+    (tmp_path / f"a.{kind}").write_bytes(data)
+    (tmp_path / "b.txt").write_text("one")
+    assert read(tmp_path) == (["one"], {"empty": [f"a.{kind}"]})
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
@@ -122,6 +143,7 @@ def test_a_dotted_key_leads_into_objects_and_structs(tmp_path: Path) -> None:
         ('{"text": [1, 2]}', "x.jsonl:3 holds token ids, not text"),
         ('{"text": 7}', "x.jsonl:3 holds a number"),
         ('{"body": "a"}', "x.jsonl:3 has no key 'text', its keys are body; set text_key"),
+        ('{"text": {"a": "b"}}', "x.jsonl:3 holds an object under the key 'text'"),
         ("[1]", "x.jsonl:3 is a list, not an object"),
         ('{"text": "torn', "x.jsonl:3 is not JSON"),
         (b'{"text": "\xe9"}', "x.jsonl:3 is not UTF-8: byte 10 is 0xe9"),
@@ -183,7 +205,10 @@ def test_utf_16_is_refused_and_odd_paths_and_nul_are_read(tmp_path: Path) -> Non
     (odd / "x y*.txt").write_bytes(b"a\x00b\r\nc")
     assert read(odd)[0] == ["a\x00b\r\nc"]
     (odd / "z.txt").write_text("a", encoding="utf-16")
-    with pytest.raises(ConfigError, match="z.txt is not UTF-8: byte 0 is 0xff"):
+    with pytest.raises(ConfigError, match="z.txt is not UTF-8: byte 0 is 0xff; convert it .iconv -f UTF-16 -t UTF-8"):
+        read(odd)
+    (odd / "z.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="z.txt is not UTF-8: byte 0 is 0xe9; convert it .iconv -f ITS_ENCODING -t"):
         read(odd)
 
 

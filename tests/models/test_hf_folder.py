@@ -145,6 +145,8 @@ SAME: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "shards without an index": (PLAIN, shards(TWO), ""),
     "fp64": (PLAIN, lambda path: tensors(path, lambda held: {k: v.double() for k, v in held.items()}), ""),
     "RoPE said twice, equal": (PLAIN, settings(rope_theta=5000.0, rope_scaling={"type": "default"}), ""),
+    "a pad token beyond the embedding": (
+        PLAIN, settings(pad_token_id=V), f"pad_token_id is {V}, and the embedding has {V} rows"),
     "old frequencies carried along": (
         PLAIN,
         lambda path: tensors(path, lambda held: held | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
@@ -214,6 +216,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a wrapper that hides a second one": (
         PLAIN, lambda path: tensors(path, lambda held: held | {f"_orig_mod.{NORM}": held[NORM] + 1}),
         f"mean one tensor, {NORM}; remove one of them"),
+    "the names of an adapter": (
+        PLAIN, renamed(lambda key: f"base_model.model.{key}"), "these are of an adapter: merge it first"),
+    "a link that leads nowhere": (
+        PLAIN, lambda path: ((path / WHOLE).unlink(), (path / WHOLE).symlink_to(path / "blob")),
+        f"{WHOLE}: cannot be read (No such file or directory); put it back"),
+    "a folder for weights": (
+        PLAIN, lambda path: ((path / WHOLE).unlink(), (path / WHOLE).mkdir()),
+        f"{WHOLE}: cannot be read (Is a directory); put it back"),
     "torn": (PLAIN, torn, f"{WHOLE}: damaged"),
     "empty": (PLAIN, lambda path: (path / WHOLE).write_bytes(b""), f"{WHOLE}: damaged"),
     "a shard less": (PLAIN, lambda path: (shards(TWO)(path), (path / TWO[0]).unlink()), "holds 1 of the 2 shards"),
@@ -247,6 +257,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "config.json: damaged"),
     "a list": (PLAIN, lambda path: (path / "config.json").write_text("[]"), "config.json: damaged (no JSON object)"),
     "RoPE that is no group": (PLAIN, settings(rope_scaling=[1]), "config.json: damaged ("),
+    "YaRN without a factor": (PLAIN, settings(rope_parameters={"rope_type": "yarn", "rope_theta": 5000.0}), "factor"),
     "RoPE in words": (PLAIN, settings(rope_theta="much"), "config.json: damaged ("),
     "no type of model": (PLAIN, settings(model_type=...), "model_type"),
     "an unknown type of model": (PLAIN, settings(model_type="no_such"), "model_type='no_such'"),

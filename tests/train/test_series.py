@@ -47,6 +47,16 @@ def test_a_folder_of_transformers_is_measured(measuring: Path, tmp_path: Path, l
     assert list((tmp_path / "out" / "tensorboard").glob("events*"))
 
 
+def test_a_folder_that_is_refused_leaves_earlier_records_alone(measuring: Path, tmp_path: Path, look: Callable) -> None:
+    path = folder(measuring, tmp_path / "llama")
+    assert look(path)[0] == 0
+    kept = {name: (tmp_path / "out" / name).read_bytes() for name in ("records.jsonl", "timing.jsonl", "measured.yaml")}
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
+    assert look(path, "monitors.needle.controls=1")[0] == 1
+    assert kept == {name: (tmp_path / "out" / name).read_bytes() for name in kept}
+    assert list((tmp_path / "out" / "samples").iterdir())
+
+
 def test_a_series_equals_its_members_measured_alone(measuring: Path, tmp_path: Path, look: Callable) -> None:
     paths = [folder(measuring, tmp_path / f"step{seed}", seed) for seed in range(3)]
     listed = [{"path": path.name, "tokens": 1000 * i} for i, path in enumerate(paths)]
@@ -209,7 +219,7 @@ def test_a_model_without_heads_is_measured_without_them(measuring: Path, tmp_pat
     more = ["monitors.intervention={lengths: [96], haystack: prose, items: 10, k: 2}", f"monitors.probe={probe}"]
     status, said = look(path, *more, "monitors.heads={lengths: [160], items: 5}")
     assert status == 0, said
-    assert " ".join(said.split()).count("so head scores are left out") == 1
+    assert " ".join(said.split()).count("so head scores are left out, and interventions") == 1
     found = records(tmp_path / "out")
     assert {r.monitor for r in found} == {"needle", "perplexity", "induction", "heads", "probe"}
     assert not [r for r in found if r.metric == "copy_hard_frac"]

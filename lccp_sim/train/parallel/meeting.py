@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lccp_sim.config import ConfigError
 
 SET_BY_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SAY_AFTER_SECONDS = 5.0  # a user waits 15 s at most for a word, and importing torch takes some of them
+SAY_AFTER_SECONDS = 3.0  # a user waits 15 s at most for a word, and importing torch takes most of them
 POLL_SECONDS = 0.05
 REMEDY = (
     f"for a single process: unset {' '.join(SET_BY_TORCHRUN)}; for several: start all of them with torchrun, "
