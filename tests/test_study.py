@@ -16,7 +16,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.study import Stages, Study, read_study, shape_of, studies
 from lccp_sim.train.directory import run_directory
 
-NAMES = "balance context extension masking mixture replicate rope scale schedule".split()
+NAMES = "balance context masking mixture replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
 RATES = {"low": 1e-3, "high": 2e-3}
 FEW = ["run.tokens=2048", "monitors.perplexity=null"]
