@@ -5,17 +5,17 @@ RUN NAME.safetensors` writes this file. Some ship with the package: `run.init_fr
 """
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+from lccp_sim.records import write_atomic
 
 PREFIX = "model."  # of weights in a checkpoint of ours
 SUFFIX = ".safetensors"
@@ -39,15 +39,7 @@ def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtyp
     refuse(path.exists(), "OUT", str(path), "exists; name a new file, or remove it")
     weights = {k: v.to(dtype).contiguous() for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     header = {"lccp": json.dumps(content["lccp"]), "tokenizer.json": tokenizer}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(weights, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, save(weights, metadata=header))
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
