@@ -126,18 +126,31 @@ def draw_fact(
     Raises ConfigError where the vocabulary has too few words, and where the tokenizer merges across the start of the
     answer or of an atom. Source: arXiv 2604.02650, section 5.
     """
-    words, digits = _enough_words(tokenizer), digit_atoms(tokenizer)
-    while is_evaluation_key(key := rng.choice(words, 2)) != evaluation:
-        pass
-    value = rng.choice(words[:: -(-len(words) // CLOSED)], 1) if closed else rng.choice(words, 4)
-    if len(digits) and not closed:
-        value = np.where(rng.random(4) < 0.25, rng.choice(digits, 4), value)
+    key, value = _atoms_of_fact(rng, tokenizer, evaluation, closed)
     asked, rest, before, between, after, stop = _pieces(tokenizer, template)
     needle = np.concatenate([before, key, between, value, after])
     mask = np.zeros(len(needle), dtype=bool)
     start = len(before) + len(key) + len(between)
     mask[start : start + len(value)] = True
     return Fact(needle, np.concatenate([asked, key, rest]), mask, key, np.concatenate([value, stop]))
+
+
+def draw_words(rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, evaluation: bool) -> tuple[str, str]:
+    """Key and open value as `draw_fact` draws them, as text: each word brings its leading space."""
+    key, value = _atoms_of_fact(rng, tokenizer, evaluation, closed=False)
+    return _text(tokenizer, key), _text(tokenizer, value)
+
+
+def _atoms_of_fact(
+    rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, evaluation: bool, closed: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    words, digits = _enough_words(tokenizer), digit_atoms(tokenizer)
+    while is_evaluation_key(key := rng.choice(words, 2)) != evaluation:
+        pass
+    value = rng.choice(words[:: -(-len(words) // CLOSED)], 1) if closed else rng.choice(words, 4)
+    if len(digits) and not closed:
+        value = np.where(rng.random(4) < 0.25, rng.choice(digits, 4), value)
+    return key, value
 
 
 @lru_cache(maxsize=64)

@@ -9,8 +9,10 @@ import pytest
 import tokenizers
 
 from lccp_sim.config import ConfigError
+from lccp_sim.data import facts
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tasks import (
+    KEYED,
     REAL_TEXT,
     TASKS,
     Half,
@@ -166,6 +168,18 @@ def solve_coreference(context: str, asked: str, held_out: bool) -> str:
     return fields["prefix"] + replies[counting.NTH[held_out].index(nth)]
 
 
+def solve_fact(context: str, asked: str, held_out: bool) -> str:
+    """The statement of the asked fact; key and value are runs of words, so both are read by the words around them."""
+    templates = facts.HELDOUT_TEMPLATES if held_out else facts.TRAIN_TEMPLATES
+    asking = {
+        each: re.fullmatch(re.escape(each.question).replace(r"\{key\}", "(?P<key>.+)"), asked) for each in templates
+    }
+    ((template, hit),) = [(each, hit) for each, hit in asking.items() if hit]
+    before, after = template.statement.format(key=hit["key"], value="|").split("|")
+    (value,) = {value for value in re.findall(f" {re.escape(before)}(.+?){re.escape(after)}", context)}
+    return f"{before}{value}{after}"
+
+
 SOLVERS = {
     **{f"longbio_{style}": (solve_biographies, style) for style in ("standard", "paraphrase", "pronoun")},
     "longbio_multi": (solve_multi,),
@@ -177,6 +191,7 @@ SOLVERS = {
     "common_words": (solve_common,),
     "frequent_words": (solve_frequent,),
     "coreference": (solve_coreference,),
+    **dict.fromkeys(KEYED, (solve_fact,)),
 }
 
 
@@ -245,7 +260,8 @@ def test_held_out_names_are_asked_in_the_phrasings_of_fine_tuning(task: str, tok
     for seed in range(4):
         context, asked, answer = parts(tokenizer, draw(tokenizer, task, seed, 1024, True, False))
         assert solver(*extra, context, asked, False) == answer  # reads the phrasings of fine-tuning alone
-        assert answer == parts(tokenizer, draw(tokenizer, task, seed, 1024, True, True))[2] or "," in answer
+        if task not in KEYED:  # whose answers are sentences
+            assert answer == parts(tokenizer, draw(tokenizer, task, seed, 1024, True, True))[2] or "," in answer
         assert answer != parts(tokenizer, draw(tokenizer, task, seed, 1024, False, False))[2]
 
 
@@ -270,7 +286,7 @@ def test_what_does_not_fit_is_refused_with_the_least_that_does(task: str, tokeni
 
 
 def test_real_text_needs_its_source(tokenizer) -> None:
-    assert REAL_TEXT == {"niah_single_3"}
+    assert REAL_TEXT == {"niah_single_3", "facts_single", "facts_distractor"}
     with pytest.raises(ConfigError, match="its text is real text, and no source of it is given; name one"):
         TASKS["niah_single_3"](np.random.default_rng(0), tokenizer, bos_id(tokenizer), 300, Half(True, True))
 
@@ -285,14 +301,20 @@ def entities(text: str) -> set[str]:
     return {each for each in found if not re.fullmatch(r"(19|20)\d\d|VAR|LET", each)}  # a year is part of a date
 
 
+def keys(asked: str) -> set[str]:
+    """The key that is asked for; values of facts are words of the tokenizer, and are drawn for both halves alike."""
+    forms = [re.escape(each.question) for each in (*facts.TRAIN_TEMPLATES, *facts.HELDOUT_TEMPLATES)]
+    return {hit[1] for form in forms if (hit := re.fullmatch(form.replace(r"\{key\}", "(.+)"), asked))}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_fine_tuning_and_evaluation_share_no_entity_and_no_question(task: str, tokenizer) -> None:
     drawn = {held_out: [draw(tokenizer, task, seed, 700, held_out) for seed in range(40)] for held_out in (False, True)}
     seen, questions = [], []
     for each in drawn.values():
         texts = [parts(tokenizer, question) for question in each]
-        found = [entities(" ".join(text)) for text in texts]
-        seen.append(set().union(*found, *(question.references for question in each)))
+        found = [keys(text[1]) if task in KEYED else entities(" ".join(text)) for text in texts]
+        seen.append(set().union(*found, *(() if task in KEYED else question.references for question in each)))
         questions.append({re.sub("|".join(map(re.escape, sorted(own))) or "$", "#", text[1])
                           for text, own in zip(texts, found, strict=True)})  # fmt: skip
     assert seen[0] & seen[1] == set() == questions[0] & questions[1]

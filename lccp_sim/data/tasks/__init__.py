@@ -13,11 +13,22 @@ import tokenizers
 
 from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
-from lccp_sim.data.tasks import counting, needles, people
+from lccp_sim.data.tasks import counting, keyed, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
 from lccp_sim.data.tasks.question import Draft, Half, Lesson, Question, build, lesson, score_text
 
-__all__ = ["REAL_TEXT", "TASKS", "Completion", "Half", "Lesson", "Question", "Task", "check_tasks", "completion"]
+__all__ = [
+    "KEYED",
+    "REAL_TEXT",
+    "TASKS",
+    "Completion",
+    "Half",
+    "Lesson",
+    "Question",
+    "Task",
+    "check_tasks",
+    "completion",
+]
 __all__ += ["draw_lesson", "score_text"]
 Drafter = Callable[[np.random.Generator, int, Half], Draft]
 
@@ -56,7 +67,18 @@ DRAFTS: dict[str, Drafter] = {
     "frequent_words": counting.frequent_words,
     "coreference": counting.coreference,
 }
-REAL_TEXT = frozenset({"niah_single_3"})  # the tasks that need `fill`
+# These draw their words from the tokenizer.
+KEYED: dict[str, Callable[[tokenizers.Tokenizer, np.random.Generator, int, Half], Draft]] = {
+    "facts_single": partial(keyed.among, facts=1),
+    "facts_distractor": partial(keyed.among, facts=3),
+    "facts_multikey": keyed.multikey,
+}
+REAL_TEXT = frozenset({"niah_single_3", "facts_single", "facts_distractor"})  # the tasks that need `fill`
+
+
+def drafter(task: str, tokenizer: tokenizers.Tokenizer) -> Drafter:
+    """What drafts the questions of a task."""
+    return partial(KEYED[task], tokenizer) if task in KEYED else DRAFTS[task]
 
 
 def _draw(
@@ -68,7 +90,7 @@ def _draw(
     held_out: Half,
     fill: Filler | None = None,
 ) -> Question:
-    return build(task, DRAFTS[task](rng, limit, held_out), rng, tokenizer, bos, limit, fill)
+    return build(task, drafter(task, tokenizer)(rng, limit, held_out), rng, tokenizer, bos, limit, fill)
 
 
 def draw_lesson(
@@ -85,13 +107,14 @@ def draw_lesson(
 
     Tasks that ask about the whole text (common_words, frequent_words, coreference) have one. Raises as a `Task` does.
     """
-    drafts = [DRAFTS[task](rng, limit, held_out)]
+    draft = drafter(task, tokenizer)
+    drafts = [draft(rng, limit, held_out)]
     while drafts[0].about and len(drafts) < questions:
-        drafts.append(DRAFTS[task](rng, limit, held_out))
+        drafts.append(draft(rng, limit, held_out))
     return lesson(task, drafts, rng, tokenizer, bos, limit, fill)
 
 
-TASKS: dict[str, Task] = {task: partial(_draw, task) for task in DRAFTS}
+TASKS: dict[str, Task] = {task: partial(_draw, task) for task in (*DRAFTS, *KEYED)}
 
 
 def check_tasks(weights: Mapping[str, int], key: str) -> None:
