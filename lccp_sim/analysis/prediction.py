@@ -81,6 +81,19 @@ def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Nam
     return replace(row, mae=mae, mae_tokens=mae_tokens, ratio=mae / mae_tokens, wins=wins, slope_agrees=agrees)
 
 
+def errors_left_out(panels: Sequence[Panel], target: str, monitor: Name) -> list[float] | None:
+    """The mean absolute error of predicting the target from `monitor` in each run, left out of the fit.
+
+    None with fewer than 3 runs that have two windows of both.
+    """
+    data = [
+        each for panel in panels if (each := _series(panel, (monitor, target_name(target, None)), False)) is not None
+    ]
+    if len(data) < MIN_RUNS:
+        return None
+    return [float(_left_out(data, left, 0)[0].mean()) for left in range(len(data))]
+
+
 def _series(panel: Panel, names: Sequence[Name], after_hit: bool) -> tuple[Array, Array, Array] | None:
     """Monitor, log tokens and target [W] of a run."""
     shared = panel.shared(*names)

@@ -47,6 +47,23 @@ def at_shared_windows(curves: Sequence[Curve]) -> tuple[Array, Array]:
     return tokens_W, np.stack([curve.value_W[np.isin(curve.tokens_W, tokens_W)] for curve in curves])
 
 
+def over_orders(curves: Sequence[Curve]) -> Curve:
+    """The mean curve [W] of one metric over runs of one seed, at the windows that all share.
+
+    Their items are the same, so the same resample of items is averaged; without resamples of all there are none.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    tokens_W, value_OW = at_shared_windows(curves)
+    kept = [np.isin(curve.tokens_W, tokens_W) for curve in curves]
+    drawn = [
+        curve.draws_RW[:, kept_W] for curve, kept_W in zip(curves, kept, strict=True) if curve.draws_RW is not None
+    ]
+    draws_RW = np.mean(drawn, axis=0) if len(drawn) == len(curves) else None
+    stderr_W = curves[0].stderr_W[kept[0]] if draws_RW is None else draws_RW.std(0, ddof=1)
+    return replace(curves[0], tokens_W=tokens_W, value_W=value_OW.mean(0), stderr_W=stderr_W, draws_RW=draws_RW)
+
+
 def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
     """The mean curve [W] of one metric over seeds, at the windows that all share, and its resamples [R, W].
 

@@ -5,7 +5,7 @@ seed is one point; intervals over items, which the reports of runs have, say not
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from lccp_sim.analysis.answers import answers
 from lccp_sim.analysis.answers import table as answer_table
 from lccp_sim.analysis.arms import Agreement, Curves, Result, Runs, agreements, curves_of, leverage, results
-from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.plotting import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.precondition import precondition, unmet
 from lccp_sim.analysis.repeats import Moved, moved
@@ -54,7 +54,11 @@ def write_study(
     rows, still = results(curves, reference, again), moved(curves, again)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
     table = pd.json_normalize([row.row() for row in rows])
-    found = answers([examine(run) for run in runs[reference].values()]) if paper and reference in runs else []
+    found = (
+        answers(_by_seed(runs[reference], [each.get(reference, {}) for each in repeats]))
+        if paper and reference in runs
+        else []
+    )
     with matplotlib.rc_context(STYLE):
         figure = drawing(curves, list(runs))
     made = [
@@ -97,6 +101,11 @@ def write_study(
     }  # fmt: skip
     write_atomic(folder / "results.csv", table.to_csv(index=False))
     return write_page(folder, page, [figure] if figure else [], data, tidy(drawn))
+
+
+def _by_seed(first: Mapping[int, RunData], repeats: Sequence[Mapping[int, RunData]]) -> list[list[Findings]]:
+    """The findings of one arm's runs, by seed and order of the data."""
+    return [[examine(run), *(examine(each[seed]) for each in repeats if seed in each)] for seed, run in first.items()]
 
 
 def drawing(found: Curves, names: Sequence[str]) -> Drawing | None:
