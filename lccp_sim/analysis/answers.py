@@ -5,7 +5,7 @@ is the mean over its orders of the data. Intervals are over seeds and items wher
 items. "Refuted" is said of what these runs show, never of what an 80B model does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from lccp_sim.analysis.bootstrap import Array, item_values, seed_weights, weights
-from lccp_sim.analysis.curves import Curve, Estimate
+from lccp_sim.analysis.bootstrap import Array, item_values, weights
+from lccp_sim.analysis.curves import Estimate
 from lccp_sim.analysis.dynamics import like_the_paper
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.panel import CEILING, HIT, NLL, gather
 from lccp_sim.analysis.paper import STAGES, TOP, TOTAL
 from lccp_sim.analysis.prediction import errors_left_out
 from lccp_sim.analysis.repeats import noise
-from lccp_sim.analysis.seeds import over_orders, pooled
+from lccp_sim.analysis.seeds import Orders, ceiling, curves_of_seeds, drawn, longest_needles, over, over_orders, pooled
 from lccp_sim.analysis.tables import Table
 from lccp_sim.analysis.thresholding import hit_given_nll, null_hits
 from lccp_sim.analysis.words import interval, number, percent
@@ -37,7 +37,6 @@ SHARE = min(shared for _, _, shared, _ in STAGES) / TOP  # of the strongest head
 MIDDLE = (0.3, 0.8)
 MANY = 100  # seeds, beyond which nobody goes
 TINY = 1e-12  # nats, below which a log factor means nothing
-Orders = Sequence[Findings]  # the runs of one seed
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,11 @@ def table(found: Sequence[Answer], seeds: int) -> Table:
 
 
 def _saturates(seeds: Sequence[Orders]) -> Answer | None:
-    found = _needles(seeds)
+    found = longest_needles(seeds)
     if found is None:
         return None
     length, hits, _ = found
-    shares = [_ceiling(hit) / hit.tokens_W[-1] for hit in hits]
+    shares = [ceiling(hit) / hit.tokens_W[-1] for hit in hits]
     answer = YES if max(shares) <= EARLY else NO if min(shares) > HALF else OPEN
     said = f"the hit at {length} tokens reaches {CEILING} at {_each(shares, _share)} of the tokens"
     return Answer(
@@ -95,18 +94,18 @@ def _saturates(seeds: Sequence[Orders]) -> Answer | None:
 
 
 def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
-    found = _needles(seeds)
+    found = longest_needles(seeds)
     if found is None:
         return None
     length, hits, nlls = found
     where = ("sec. 5", "the answer's likelihood goes on improving after that")
     rules = (f"the NLL falls by a factor of at least {FOLD:g}, its interval above 1 and above what thresholding gives",
              f"the interval is below {FOLD:g}, or inside what thresholding gives")  # fmt: skip
-    places = [int(np.argmax(hit.value_W >= CEILING)) for hit in hits if np.isfinite(_ceiling(hit))]
+    places = [int(np.argmax(hit.value_W >= CEILING)) for hit in hits if np.isfinite(ceiling(hit))]
     if len(places) < len(hits):
         return Answer(*where, OPEN, f"the hit of a seed never reaches {CEILING}", *rules, "Longer runs would tell.")
     logs = [_log_fold(nll.value_W, place) for nll, place in zip(nlls, places, strict=True)]
-    draws = [_log_fold(_drawn(nll), place) for nll, place in zip(nlls, places, strict=True)]
+    draws = [_log_fold(drawn(nll), place) for nll, place in zip(nlls, places, strict=True)]
     fold = over(logs, draws)
     null = [_null_folds(orders, length) for orders in seeds]
     said = f"by {interval(_exp(fold))} at {length} tokens; by seed {_each(np.exp(logs), number)}"
@@ -129,17 +128,17 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
 
 
 def _probe(seeds: Sequence[Orders]) -> Answer | None:
-    found, match = _needles(seeds), _curves(seeds, "probe", "exact_match_frac", {})
+    found, match = longest_needles(seeds), curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if found is None or match is None:
         return None
     where = ("sec. 4", "the probe goes on after the hit's ceiling")
     rules = ("exact match at the end less that at the ceiling: the interval is above 0, and the gain above what the "
              "order of the data does", f"the interval is below {SMALL}")  # fmt: skip
-    after = [np.flatnonzero(own.tokens_W >= _ceiling(hit)) for own, hit in zip(match, found[1], strict=True)]
+    after = [np.flatnonzero(own.tokens_W >= ceiling(hit)) for own, hit in zip(match, found[1], strict=True)]
     if any(len(windows) < 2 for windows in after):
         return Answer(*where, OPEN, "fewer than two windows of the probe after the ceiling", *rules, "Longer runs.")
     gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True)]
-    draws = [_drawn(c)[:, -1] - _drawn(c)[:, w[0]] for c, w in zip(match, after, strict=True)]
+    draws = [drawn(c)[:, -1] - drawn(c)[:, w[0]] for c, w in zip(match, after, strict=True)]
     gain, floor = over(gains, draws), _floor(seeds, [windows[0] for windows in after])
     said = f"exact match gains {interval(gain)}; by seed {_each(gains, number)}"
     said += "" if floor is None else f"; the order of the data alone gives up to {number(floor)}"
@@ -239,24 +238,6 @@ def _depths(seeds: Sequence[Orders]) -> Answer | None:
     return Answer("sec. 7.2", finding, answer, said, *rules, "" if answer != OPEN else "More seeds would tell.")
 
 
-def _needles(seeds: Sequence[Orders]) -> tuple[int, list[Curve], list[Curve]] | None:
-    """The longest length of single needles, and of each seed the curves of hit and answer NLL there."""
-    rows = seeds[0][0].by_length("single")
-    if not rows:
-        return None
-    tags = rows[-1].tags
-    hits, nlls = (_curves(seeds, "needle", metric, tags) for metric in ("hit_frac", "answer_nll_nats"))
-    return None if hits is None or nlls is None else (int(tags["length"]), hits, nlls)
-
-
-def _curves(seeds: Sequence[Orders], monitor: str, metric: str, tags: Mapping[str, Tag]) -> list[Curve] | None:
-    """Of each seed the mean curve over its orders; None where a run has none."""
-    found = [[each.curve(monitor, metric, **tags) for each in orders] for orders in seeds]
-    if any(curve is None for own in found for curve in own):
-        return None
-    return [over_orders([curve for curve in own if curve is not None]) for own in found]
-
-
 def _of_seed(orders: Orders) -> Findings:
     """Findings whose curve of held-out perplexity is the mean over the orders of a seed."""
     if len(orders) == 1:
@@ -266,24 +247,6 @@ def _of_seed(orders: Orders) -> Findings:
     if all(curve is not None for curve in curves):
         mean.enter(over_orders([curve for curve in curves if curve is not None]))
     return mean
-
-
-def over(values: Sequence[float], draws: Sequence[Array]) -> Estimate:
-    """The mean of one quantity over seeds, from its value and its resamples over items of each seed."""
-    draws_SR = np.stack([np.resize(each, min(map(len, draws))) for each in draws])
-    weight_RS = seed_weights(len(values), draws_SR.shape[1])
-    return Estimate.of(float(np.mean(values)), np.einsum("rs,sr->r", weight_RS, draws_SR))
-
-
-def _ceiling(hit: Curve) -> float:
-    """Tokens at the first window where the hit is at the ceiling; infinite where it never is."""
-    passed = np.flatnonzero(hit.value_W >= CEILING)
-    return float(hit.tokens_W[passed[0]]) if len(passed) else float("inf")
-
-
-def _drawn(curve: Curve) -> Array:
-    """The resamples [R, W] of a curve, or the curve itself once."""
-    return curve.value_W[None] if curve.draws_RW is None else curve.draws_RW
 
 
 def _log_fold(nll_W: Array, place: int | Array) -> Any:
@@ -316,11 +279,11 @@ def _null_folds(orders: Orders, length: int) -> Array | None:
 
 def _moved(seeds: Sequence[Orders], metric: str) -> Estimate | None:
     """Last less first value of a metric of the retrieval heads, over seeds."""
-    curves = _curves(seeds, "heads", metric, {})
+    curves = curves_of_seeds(seeds, "heads", metric, {})
     if curves is None:
         return None
     gains = [float(curve.value_W[-1] - curve.value_W[0]) for curve in curves]
-    return over(gains, [_drawn(curve)[:, -1] - _drawn(curve)[:, 0] for curve in curves])
+    return over(gains, [drawn(curve)[:, -1] - drawn(curve)[:, 0] for curve in curves])
 
 
 def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:

@@ -6,15 +6,19 @@ deviations get random weights with the tails of Student's t, which takes seeds t
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
-from lccp_sim.analysis.curves import Curve
+from lccp_sim.analysis.curves import Curve, Estimate
 from lccp_sim.analysis.findings import Findings
+from lccp_sim.analysis.panel import CEILING
 from lccp_sim.analysis.table import differing
+from lccp_sim.records import Tag
+
+Orders = Sequence[Findings]  # the runs of one seed, which differ in the order of their data
 
 
 def arms(found: Sequence[Findings]) -> list[list[Findings]]:
@@ -86,3 +90,39 @@ def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
         curves[0], tokens_W=tokens_W, value_W=value_SW.mean(0), stderr_W=draws_RW.std(0, ddof=1), draws_RW=draws_RW,
         source=f"{len(curves)} seeds, {curves[0].source}", n=min(curve.n for curve in curves),
     )  # fmt: skip
+
+
+def longest_needles(seeds: Sequence[Orders]) -> tuple[int, list[Curve], list[Curve]] | None:
+    """The longest length of single needles, and of each seed the curves of hit and answer NLL there."""
+    rows = seeds[0][0].by_length("single")
+    if not rows:
+        return None
+    tags = rows[-1].tags
+    hits, nlls = (curves_of_seeds(seeds, "needle", metric, tags) for metric in ("hit_frac", "answer_nll_nats"))
+    return None if hits is None or nlls is None else (int(tags["length"]), hits, nlls)
+
+
+def curves_of_seeds(seeds: Sequence[Orders], monitor: str, metric: str, tags: Mapping[str, Tag]) -> list[Curve] | None:
+    """Of each seed the mean curve over its orders; None where a run has none."""
+    found = [[each.curve(monitor, metric, **tags) for each in orders] for orders in seeds]
+    if any(curve is None for own in found for curve in own):
+        return None
+    return [over_orders([curve for curve in own if curve is not None]) for own in found]
+
+
+def over(values: Sequence[float], draws: Sequence[Array]) -> Estimate:
+    """The mean of one quantity over seeds, from its value and its resamples over items of each seed."""
+    draws_SR = np.stack([np.resize(each, min(map(len, draws))) for each in draws])
+    weight_RS = seed_weights(len(values), draws_SR.shape[1])
+    return Estimate.of(float(np.mean(values)), np.einsum("rs,sr->r", weight_RS, draws_SR))
+
+
+def ceiling(hit: Curve) -> float:
+    """Tokens at the first window where the hit is at the ceiling; infinite where it never is."""
+    passed = np.flatnonzero(hit.value_W >= CEILING)
+    return float(hit.tokens_W[passed[0]]) if len(passed) else float("inf")
+
+
+def drawn(curve: Curve) -> Array:
+    """The resamples [R, W] of a curve, or the curve itself once."""
+    return curve.value_W[None] if curve.draws_RW is None else curve.draws_RW

@@ -26,6 +26,7 @@ from lccp_sim.analysis.rule import decide
 from lccp_sim.analysis.saturation import progress
 from lccp_sim.analysis.sections import Section
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
+from lccp_sim.analysis.stopping_cost import cost_table, stopping_costs
 from lccp_sim.analysis.table import RunData, differing, tidy, unlike
 from lccp_sim.analysis.tables import Table
 from lccp_sim.analysis.words import interval, number, setting, tokens
@@ -54,15 +55,15 @@ def write_study(
     rows, still = results(curves, reference, again), moved(curves, again)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
     table = pd.json_normalize([row.row() for row in rows])
-    found = (
-        answers(_by_seed(runs[reference], [each.get(reference, {}) for each in repeats]))
-        if paper and reference in runs
-        else []
+    told = (
+        _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
+    found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
     with matplotlib.rc_context(STYLE):
         figure = drawing(curves, list(runs))
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
+        Section("What stopping would have cost", [], [cost_table(costs)]),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
@@ -95,6 +96,7 @@ def write_study(
         "failed": list(failed), "precondition_not_met": weak,
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
         "answers": [answer.row() for answer in found],
+        "stopping": [cost.row() for cost in costs],
         "repeats": [asdict(row) for row in still],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lccp_sim.analysis.answers import NO, OPEN, YES, Answer, answers, over, table
+from lccp_sim.analysis.answers import NO, OPEN, YES, Answer, answers, table
 from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.laws import Fit
-from lccp_sim.analysis.seeds import over_orders
+from lccp_sim.analysis.seeds import over, over_orders
 from lccp_sim.analysis.simulate import NLL, World, run_data
+from lccp_sim.analysis.stopping_cost import cost_table, stopping_costs
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2))])
 LOG = Fit("log", {"A": -0.4, "B": 8.0, "N0": 5e4}, 0.0).predict(GRID)
@@ -87,9 +88,10 @@ def test_what_the_paper_found_is_found_where_it_is_planted() -> None:
 
 
 def test_what_goes_the_other_way_is_refuted() -> None:
-    found = told(grid(hit_W=LATE, nll_W=STAYS, probe=0.5 - RISES / 10, heads=0.8 - RISES / 2, ppl=10 * POWER))
+    found = told(grid(hit_W=LATE, nll_W=STAYS, heads=0.8 - RISES / 2, ppl=10 * POWER))
     assert found[SATURATES].answer == NO and found[GOES_ON].answer == NO
-    assert found[PROBE].answer == NO and found[MEAN].answer == NO and found[LAW].answer == NO
+    assert found[MEAN].answer == NO and found[LAW].answer == NO
+    assert told(grid(hit_W=EARLY, probe=0.5 - RISES / 10))[PROBE].answer == NO
 
 
 def test_a_hit_that_is_a_threshold_of_the_nll_gives_its_own_factor() -> None:
@@ -141,3 +143,20 @@ def test_each_answer_stands_beside_its_rules_and_numbers() -> None:
     rows = table(made, 3).rows
     assert [row[2] for row in rows] == [answer.answer for answer in made]
     assert all(all(row) for row in rows)
+
+
+def test_the_cost_of_stopping_is_what_the_probe_still_gains() -> None:
+    costs = stopping_costs(grid(hit_W=EARLY))
+    first, *_, log = costs
+    place = int(np.argmax(GRID >= 60_000))
+    assert set(first.read_at) == {GRID[place]} == set(first.at)
+    assert first.cost.value == pytest.approx(RISES[-1] - RISES[place], abs=0.01)
+    assert first.cost.low < first.cost.value < first.cost.high
+    assert all(log_at > at for log_at, at in zip(log.at, costs[2].at, strict=True)), "the logarithm falls for longer"
+    assert log.cost.value < costs[2].cost.value < first.cost.value
+    assert len(cost_table(costs).rows) == 4
+
+
+def test_a_signal_that_never_comes_has_no_cost() -> None:
+    first = stopping_costs(grid(orders=1, hit_W=NEVER))[0]
+    assert first.cost is None and cost_table([first]).rows[0][1].startswith("never")
