@@ -20,9 +20,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers as t  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.models.adapter import Adapter  # noqa: E402
-from lccp_sim.train.estimate import expected, kinds, timed  # noqa: E402
+from lccp_sim.train.window.estimate import expected, kinds, timed  # noqa: E402
 
 SHAPE = {
     "vocab_size": 32768, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,

@@ -16,12 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
+from lccp_sim.configure.load import windows_of  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap  # noqa: E402
 from lccp_sim.monitors.observing import counting, observing  # noqa: E402
-from lccp_sim.train.load import windows_of  # noqa: E402
-from lccp_sim.train.watch import Watch  # noqa: E402
+from lccp_sim.train.window.suite import Watch  # noqa: E402
 
 
 class Out(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.data.pools import Corpus, open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended  # noqa: E402
 from lccp_sim.models.taps import tapping  # noqa: E402

@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from bench.monitor_shares import Counter  # noqa: E402
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.loss import cross_entropy  # noqa: E402
 from lccp_sim.models.optimizer import adamw  # noqa: E402

@@ -18,9 +18,9 @@ from lccp_sim.data.pools import open_corpus
 from lccp_sim.monitors import Needle
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
-from lccp_sim.train.checkpoint import read_checkpoint
-from lccp_sim.train.directory import read_config
-from lccp_sim.train.start import load_transformer
+from lccp_sim.train.saved.checkpoint import read_checkpoint
+from lccp_sim.train.saved.init import load_transformer
+from lccp_sim.train.saved.run_directory import read_config
 
 RESULT = Path(__file__).parent / "results" / "rope_change.json"
 FACTORS = (1, 2, 4, 16)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim import doctor
 from lccp_sim.models import experts
 from lccp_sim.models.experts import EXPERTS, loop
+from lccp_sim.verbs import doctor
 
 
 def no_backend(*_: Tensor) -> Tensor:

@@ -8,18 +8,18 @@ are many of them; whole monitors get them from all.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from lccp_sim.analysis.comparison import Comparison, comparisons
-from lccp_sim.analysis.correlation import Correlation, correlations
-from lccp_sim.analysis.curves import Curve, Estimate, curves
-from lccp_sim.analysis.deceptive import Deceptive, deceptive
-from lccp_sim.analysis.dynamics import SETS, Dynamics, dynamics
-from lccp_sim.analysis.equivalence import Equivalence, probe_stays
-from lccp_sim.analysis.forecast import Forecast, forecasts
-from lccp_sim.analysis.laws import MIN_WINDOWS, Fit, laws_of
-from lccp_sim.analysis.panel import gather
-from lccp_sim.analysis.rule import EPS, Decision, decide, kneedle
-from lccp_sim.analysis.saturation import Lag, Progress, lag, progress
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.comparison import Comparison, comparisons
+from lccp_sim.analysis.stats.correlation import Correlation, correlations
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
+from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
+from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
+from lccp_sim.analysis.stats.forecast import Forecast, forecasts
+from lccp_sim.analysis.stats.laws import MIN_WINDOWS, Fit, laws_of
+from lccp_sim.analysis.stats.pairs import gather
+from lccp_sim.analysis.stats.rule import EPS, Decision, decide, kneedle
+from lccp_sim.analysis.stats.saturation import Lag, Progress, lag, progress
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
-from lccp_sim.analysis.curves import Curve
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.table import differing
+from lccp_sim.analysis.run import differing
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, seed_weights
 
 
 def arms(found: Sequence[Findings]) -> list[list[Findings]]:

@@ -16,7 +16,7 @@ import torch
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.plan.memory import Layout, memory, place_of
 from lccp_sim.plan.shapes import shape_of
-from lccp_sim.train.layout import tokens_at_once
+from lccp_sim.train.parallel.layout import tokens_at_once
 
 
 class OutOfMemory(RuntimeError):

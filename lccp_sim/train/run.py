@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.configure.load import plain_config, windows_of
 from lccp_sim.console import reason
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.beyond import check_ids
@@ -25,11 +26,22 @@ from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.progress import shown
 from lccp_sim.records import DamagedRecords, Record, write_atomic
-from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
-from lccp_sim.train.branch import branch
-from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
-from lccp_sim.train.directory import (
+from lccp_sim.train.loop.loader import LccpData
+from lccp_sim.train.loop.module import LccpModule, NotFinite
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.progress import Progress, loggers
+from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.memory import check_memory, device_of, enough_memory
+from lccp_sim.train.parallel.layout import micro_batches
+from lccp_sim.train.parallel.meeting import place_here
+from lccp_sim.train.parallel.ranks import Ranks, connected, joined
+from lccp_sim.train.parallel.strategy import placement
+from lccp_sim.train.saved.branch import branch
+from lccp_sim.train.saved.checkpoint import VerifiedIO, checkpoints, newest, step_of
+from lccp_sim.train.saved.init import Start, empty, tokenizer_for, transformer_of, weights_of
+from lccp_sim.train.saved.journal import REFERENCE, Journal
+from lccp_sim.train.saved.run_directory import (
     CONFIG,
     DONE,
     FAILED,
@@ -40,24 +52,12 @@ from lccp_sim.train.directory import (
     stopped_by,
     write_facts,
 )
-from lccp_sim.train.feed import LccpData
-from lccp_sim.train.journal import REFERENCE, Journal
-from lccp_sim.train.layout import micro_batches
-from lccp_sim.train.load import plain_config, windows_of
-from lccp_sim.train.memory import check_memory, device_of, enough_memory
-from lccp_sim.train.module import LccpModule, NotFinite
-from lccp_sim.train.observe import Observe
-from lccp_sim.train.parallel.meeting import place_here
-from lccp_sim.train.parallel.ranks import Ranks, connected, joined
-from lccp_sim.train.parallel.strategy import placement
-from lccp_sim.train.precision import bf16_is_native, check_bf16, settle
-from lccp_sim.train.precondition import check_precondition
-from lccp_sim.train.progress import Progress, loggers
-from lccp_sim.train.reference import check_sources
-from lccp_sim.train.start import Start, empty, tokenizer_for, transformer_of, weights_of
-from lccp_sim.train.stopping import Stopping
-from lccp_sim.train.threads import set_threads
-from lccp_sim.train.watch import Watch
+from lccp_sim.train.window.key_tokens import check_sources
+from lccp_sim.train.window.precondition import check_precondition
+from lccp_sim.train.window.run_callback import Observe
+from lccp_sim.train.window.stopping import Stopping
+from lccp_sim.train.window.suite import Watch
+from lccp_sim.train.window.tensorboard import TRAIN, Board, keys_of, texts_of
 
 
 def train(config: Config, console: Console, again: bool = True) -> Path:

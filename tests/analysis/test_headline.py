@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lccp_sim.analysis.answers import answers
-from lccp_sim.analysis.arms import curves_of, results
-from lccp_sim.analysis.curves import curves, whole_curve
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.paper import claims
-from lccp_sim.analysis.precondition import BASE_HIT, SHORT_HIT, precondition
-from lccp_sim.analysis.report import write_report
+from lccp_sim.analysis.format import change, number
+from lccp_sim.analysis.report.answers import answers
+from lccp_sim.analysis.report.compare_page import write_comparison
+from lccp_sim.analysis.report.paper import claims
+from lccp_sim.analysis.report.precondition import BASE_HIT, SHORT_HIT, precondition
+from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.report.tables import windows
+from lccp_sim.analysis.report.verdict import verdict
+from lccp_sim.analysis.run import load_run, unlike
 from lccp_sim.analysis.seeds import pooled
-from lccp_sim.analysis.several import write_comparison
-from lccp_sim.analysis.table import load_run, unlike
-from lccp_sim.analysis.tables import windows
-from lccp_sim.analysis.verdict import verdict
-from lccp_sim.analysis.words import change, number
+from lccp_sim.analysis.stats.arms import curves_of, results
+from lccp_sim.analysis.stats.curve import curves, whole_curve
 
 FEW = {"without": ("heads", "probe", "perplexity", "routing", "induction"), "windows": 8, "hit": (0.7, 0.95)}
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from lccp_sim.analysis.curves import Curve
-from lccp_sim.analysis.laws import LAWS, Fit, fit_laws, gain_per_doubling, laws_of
-from lccp_sim.analysis.projection import FREE
-from lccp_sim.analysis.scatter import onto_scale, scattered
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.laws import LAWS, Fit, fit_laws, gain_per_doubling, laws_of
+from lccp_sim.analysis.stats.projection import FREE
+from lccp_sim.analysis.stats.scatter import onto_scale, scattered
 from lccp_sim.config import ConfigError
 
 FIRST = 31_250.0

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.curves import Curve, Estimate, curves
-from lccp_sim.analysis.saturation import isotonic, lag, progress, reached, tokens_to, value_at
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.estimate import weights
+from lccp_sim.analysis.stats.saturation import isotonic, lag, progress, reached, tokens_to, value_at
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2))])
 ONLY_NEEDLE = ("precondition", "heads", "induction", "perplexity", "probe", "routing")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lccp_sim.config import ConfigError
+from lccp_sim.configure.parse import parse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
 from lccp_sim.models.adapter import Adapter
@@ -19,7 +20,6 @@ from lccp_sim.monitors.longppl import LongPPL, find_keys
 from lccp_sim.monitors.observing import observing, row_nll
 from lccp_sim.monitors.perplexity import DocumentItem
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.parsing import parse
 from tests.monitors.worlds import NEEDLE, WORDS, planted_model, tiny_model
 
 

@@ -13,8 +13,8 @@ from lccp_sim.monitors import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import observing
 from lccp_sim.monitors.values import Moment
-from lccp_sim.train.images import window_images
-from lccp_sim.train.logs import headline, whole
+from lccp_sim.train.window.images import window_images
+from lccp_sim.train.window.logs import headline, whole
 from tests.monitors.worlds import NEEDLE, planted_item, planted_model, tiny_model
 
 MONITOR = Needle(

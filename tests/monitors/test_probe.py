@@ -10,8 +10,8 @@ import torch
 from scipy.stats import binom
 
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.table import load_run
-from lccp_sim.analysis.tables import probe_cells
+from lccp_sim.analysis.report.tables import probe_cells
+from lccp_sim.analysis.run import load_run
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
@@ -23,7 +23,7 @@ from lccp_sim.monitors.probe import ProbeItems, _answer_loss
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, append_lines
-from lccp_sim.train.images import CELL_PIXELS, window_images
+from lccp_sim.train.window.images import CELL_PIXELS, window_images
 from tests.monitors.worlds import digest, tiny_model
 
 MONITOR = Probe(

@@ -15,10 +15,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lccp_sim.cli import main
 from lccp_sim.config import Config
 from lccp_sim.records import overall_name, read_records
-from lccp_sim.train import board
-from lccp_sim.train.board import in_markdown, keys_of, layout, table
-from lccp_sim.train.directory import read_config
 from lccp_sim.train.run import train
+from lccp_sim.train.saved.run_directory import read_config
+from lccp_sim.train.window import tensorboard
+from lccp_sim.train.window.tensorboard import in_markdown, keys_of, layout, table
 from tests.train.test_resume import at_step, before_checkpoint, in_monitor, killed, scalars
 from tests.train.test_stopping import DECAY, FEW, keys, saturated_from
 from tests.train.tiny import BATCH, STEPS
@@ -140,7 +140,7 @@ def test_an_extended_run_has_the_verdict_of_each_end(run: Callable[..., Path]) -
 def test_a_run_that_ends_early_has_its_verdict_and_a_chart_of_its_decisions(
     changes: dict, end: int, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lccp_sim.train.stopping.decide", saturated_from(6))
+    monkeypatch.setattr("lccp_sim.train.window.stopping.decide", saturated_from(6))
     directory = run(changes)
     events = read(directory)
     assert [step for step, _ in texts(events)["verdict"]] == [end]
@@ -154,7 +154,7 @@ def test_a_fault_in_the_verdict_costs_no_checkpoint(
     def fail(found: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(board, "verdict", fail)
+    monkeypatch.setattr(tensorboard, "verdict", fail)
     directory = run(FEW)
     assert (directory / "DONE").exists() and texts(read(directory))["verdict"] == [(STEPS, "No verdict: planted")]
     assert "warning: no verdict for TensorBoard (planted)" in say.file.getvalue()
@@ -173,7 +173,7 @@ def test_a_table_shows_what_is_plain_and_a_verdict_its_caution() -> None:
         "| source | share | tokens |", "| --- | --- | --- |", "| a | 0.25 | 12345678 |",
     ]  # fmt: skip
     assert table([]) == ["|  |", "|  |"]
-    from lccp_sim.analysis.verdict import Verdict
+    from lccp_sim.analysis.report.verdict import Verdict
 
     said = in_markdown(Verdict(("One.", "Two.", "Three."), "Careful.", [("Scale", "Four.")], ["Five."], []))
     assert said == "One.\n\nTwo.\n\nThree.\n\nCareful.\n\n**Scale.** Four.\n\n**Not shown:**\n\n- Five."

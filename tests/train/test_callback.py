@@ -17,12 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
+from lccp_sim.configure.compose import check
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.records import overall_name, read_records
-from lccp_sim.train.callback import Monitors
-from lccp_sim.train.watch import NO_HEADS
+from lccp_sim.train.window.callback import Monitors
+from lccp_sim.train.window.suite import NO_HEADS
 from tests.train.foreign import folder
 
 STEPS, ROWS, LENGTH = 6, 2, 32

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
 from lccp_sim.plan.watching import Pass
 from lccp_sim.progress import Work
-from lccp_sim.train.estimate import Count, estimate, expected, kinds, longer, timed
+from lccp_sim.train.window.estimate import Count, estimate, expected, kinds, longer, timed
 from tests.train.foreign import folder
 from tests.train.test_callback import Bigram
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.console import is_message
 from lccp_sim.train import run as run_module
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.memory import (
     Device,
     OutOfMemory,
@@ -21,7 +22,6 @@ from lccp_sim.train.memory import (
     expected,
     remedies,
 )
-from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
 
 VOCABULARY = 400

@@ -17,9 +17,9 @@ from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.observing import observing
-from lccp_sim.train.measure import measure
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
+from lccp_sim.verbs.measure import measure
 from tests.train.tiny import BATCH, WINDOWS, assert_same_run, final, records
 
 OTHERS = {f"monitors.{name}": None for name in ("needle", "induction", "intervention", "heads", "routing", "probe")}

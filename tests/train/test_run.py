@@ -12,19 +12,19 @@ import torch
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError, OptimConfig
+from lccp_sim.configure.load import load_config, windows_of
+from lccp_sim.configure.windows import window_steps
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
-from lccp_sim.train import watch
 from lccp_sim.train.corpus import feed_of
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.load import load_config, windows_of
-from lccp_sim.train.module import LccpModule, NotFinite
+from lccp_sim.train.loop.module import LccpModule, NotFinite
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
-from lccp_sim.train.watch import HeadHistory, Watch
-from lccp_sim.train.windows import window_steps
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.train.window import suite
+from lccp_sim.train.window.suite import HeadHistory, Watch
 from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
 
 ALL = ("needle", "perplexity", "induction", "intervention", "heads", "routing", "probe")
@@ -217,7 +217,7 @@ def scattered(records: list[Record], metric: str = "copy_hard_frac") -> dict[str
 def test_the_grid_of_an_extended_run_is_that_of_a_longer_one(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "head_scores", scattered)
+    monkeypatch.setattr(suite, "head_scores", scattered)
     keys = {f"monitors.{name}": None for name in ("perplexity", "induction", "intervention", "routing", "probe")}
     longer = rows(run({**keys, "run.name": "longer"}))
     run({**keys, "run.tokens": 7 * BATCH})
@@ -240,7 +240,7 @@ def test_more_tokens_extend_a_finished_run(
 
 
 def test_what_changes_the_numbers_changes_the_directory(make: Callable[..., Config]) -> None:
-    from lccp_sim.train.directory import run_directory
+    from lccp_sim.train.saved.run_directory import run_directory
 
     base = run_directory(make(), None)
     for key, value in {"optim.lr": 1e-4, "seed": 1, "model.d_expert": 32, "data.held_out_frac": 0.2}.items():

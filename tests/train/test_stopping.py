@@ -13,22 +13,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.equivalence import Equivalence
-from lccp_sim.analysis.rule import Decision
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.equivalence import Equivalence
+from lccp_sim.analysis.stats.rule import Decision
 from lccp_sim.cli import main
 from lccp_sim.config import Config, ConfigError, StoppingConfig
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, read_records
-from lccp_sim.train import stopping
-from lccp_sim.train.callback import Monitors
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.journal import Journal
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
-from lccp_sim.train.stopping import Stopping, advice, judge, seconds_per_token
-from lccp_sim.train.watch import Seen
+from lccp_sim.train.saved.journal import Journal
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.train.window import stopping
+from lccp_sim.train.window.callback import Monitors
+from lccp_sim.train.window.stopping import Stopping, advice, judge, seconds_per_token
+from lccp_sim.train.window.suite import Seen
 from tests.train.test_resume import at_step, before_checkpoint, in_records, killed, scalars
 from tests.train.tiny import BATCH, WINDOWS, final, records, samples
 
@@ -311,7 +311,7 @@ class Strange(L.LightningModule):
 
 
 def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool = True, **settings: Any) -> tuple[Any, Any]:
-    monkeypatch.setattr("lccp_sim.train.callback.adapted", lambda model: SimpleNamespace(num_heads=1))
+    monkeypatch.setattr("lccp_sim.train.window.callback.adapted", lambda model: SimpleNamespace(num_heads=1))
     lines: list[str] = []
     watch: Any = Looking()
     monitors = Monitors(watch, Journal(tmp_path), 10, say=lines.append)

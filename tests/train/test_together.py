@@ -18,7 +18,7 @@ from lccp_sim.monitors.heads import CopyTap
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.parallel.ranks import connected, joined
 from lccp_sim.train.parallel.sharding import shard
-from lccp_sim.train.watch import HeadHistory, Seen, Watch
+from lccp_sim.train.window.suite import HeadHistory, Seen, Watch
 from tests.train.test_parallel import CP, EP, SHARD, ended, start
 
 # More texts than one forward takes, of two lengths, and not as many as ranks divide.

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lccp_sim.models.attention import attend_pieces
 from lccp_sim.models.experts import Experts
-from lccp_sim.train.layout import starts
+from lccp_sim.train.parallel.layout import starts
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from lccp_sim.config import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered
-from lccp_sim.train.parallel.folder import Piece
+from lccp_sim.train.saved.sharded import Piece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
 # Weights are gathered, and their gradients formed, in bf16; gradients are summed in fp32, and hidden states left alone.

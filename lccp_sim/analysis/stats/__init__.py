@@ -1,0 +1,1 @@
+"""Statistics of curves, of runs and of studies."""

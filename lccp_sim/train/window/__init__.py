@@ -1,0 +1,1 @@
+"""What happens at a window: monitors, their callbacks, loggers, and the rule that stops a run."""

@@ -1,0 +1,146 @@
+"""The same monitors, after the fact: `lccp measure PATH` looks at checkpoints, ours or any of `transformers`.
+
+It writes records and samples of their own, beside a run's or into a folder that is named after the series. With `check`
+it holds a run's records against them: they must be equal, value by value.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.configure.load import plain_config
+from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.pools import Corpus, open_corpus
+from lccp_sim.data.synthetic import plain_tokens
+from lccp_sim.data.tokenizer import parse_tokenizer
+from lccp_sim.models import hf
+from lccp_sim.progress import Tell, shown
+from lccp_sim.records import Record, write_atomic
+from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
+from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
+from lccp_sim.train.window.estimate import estimate
+from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, Watch
+from lccp_sim.train.window.tensorboard import log_layout
+from lccp_sim.verbs.series import Series, of_checkpoint, of_list, of_run, of_transformers
+
+
+def measure(
+    path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
+) -> int:
+    """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/`, or `out`, made anew.
+
+    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run, which
+    begin with an estimate of their time. Raises ConfigError where the path is no checkpoint, or where `out` is a run
+    itself.
+    """
+    if check and (overrides or not (path / CONFIG).exists()):
+        why = "it is no run directory" if not overrides else "with other settings the values differ"
+        raise ConfigError(f"--check compares with a run's own records, and cannot here: {path}: {why}; leave it out")
+    series, config, default = _open(path, overrides, external)
+    out = out or default
+    if (out / "checkpoints").exists():
+        raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
+    own = Journal(path).records() if check else []
+    set_threads(config)
+    with shown(console) as tell:
+        corpus = _corpus(config, series, tell)
+        monitors, bf16 = config.monitors.watch, config.watched_in_bf16
+        watch = Watch(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
+    home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
+    watch.recall(home / REFERENCE)
+    for warning in watch.notes:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    history = HeadHistory([], series.windows)
+    records: list[Record] = []
+    with claim(out), shown(console) as tell:
+        journal = Journal(out)
+        logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
+        # Beside windows, training wrote no records.
+        points = [point for point in series.points if not check or point.path.name.startswith("window")]
+        for number, point in enumerate(points):
+            whole = number / len(points), (number + 1) / len(points)
+            place = f"checkpoint {number + 1} of {len(points)}, " if points[1:] else ""
+            tell(f"{place}loading {point.path.name}", whole[0])
+            loaded = point.load()
+            rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
+            fits = check_same if hf.is_checkpoint(point.path) else check_rows
+            note = fits(corpus.tokenizer, rows, bos, str(point.path))
+            check_ids(corpus.largest, rows)
+            if not number:  # what was measured before stays until there is a model to take its place
+                journal.truncate({}, -1)
+                plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
+                write_atomic(out / "measured.yaml", plain)
+            for line in [*loaded.notes, *([note] if note else [])]:
+                console.print(f"note: {line}", markup=False)
+            if not number and not loaded.model.num_heads:
+                console.print(NO_HEADS, style="yellow", markup=False)
+            if not number and series.foreign:
+                tell(f"{place}timing a text of each length", 0.0)
+                tokens = plain_tokens(corpus.tokenizer)
+                said = estimate(loaded.model, watch.monitors, tokens, watch.bf16, len(points))
+                console.print(said, markup=False)
+            watch.windows = loaded.windows or series.windows
+            seen = watch.look(loaded.model, point.moment, history, tell, place, whole)
+            journal.write(seen.records)
+            if seen.values:
+                journal.write_samples(point.moment.step, seen.values)
+            journal.write_timing(seen.timing)
+            if not records:
+                log_layout(logger, seen.records)
+            log_scalars([logger], seen.records, point.moment)
+            log_images([logger], seen.records, point.moment.step)
+            records += seen.records
+            console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        logger.finalize("success")
+        console.print(f"{len(records):,} records in {journal.directory / RECORDS}", markup=False)
+    return _compare(own, records, console) if check else 0
+
+
+def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
+    """The series at a path, the config to measure it with, and where the records go unless `--out` says otherwise."""
+    if path.suffix == ".ckpt":  # a file or a folder
+        run = path.parent.parent
+        config = read_config(run, overrides)
+        return of_checkpoint(path, config), config, run / f"measured-{path.stem}"
+    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
+        config = read_config(path, overrides)
+        return of_run(path, config), config, path / "measured"
+    config = external()
+    out = Path(config.run.root).expanduser() / f"{path.stem or path.resolve().name}-measured"
+    if hf.is_checkpoint(path):
+        return of_transformers(path, config), config, out
+    if path.suffix in (".yaml", ".yml"):
+        return of_list(path, config), config, out
+    raise ConfigError(f"{path}: no run directory, checkpoint, or series file (YAML); nothing to measure")
+
+
+def _corpus(config: Config, series: Series, tell: Tell) -> Corpus:
+    tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
+    data = config.data
+    if series.bos and not data.tokenizer.bos_token:
+        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
+    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
+
+
+def _compare(own: list[Record], measured: list[Record], console: Console) -> int:
+    """0 where both hold the same records of what was measured, 1 where one lacks a record or a value differs."""
+    now = {record.key: record for record in measured}
+    looked = {(record.step, record.monitor) for record in measured}
+    then = {r.key: r for r in own if (r.step, r.monitor) in looked}
+    differ = []
+    for key in now | then:
+        new, old = now.get(key), then.get(key)
+        if new is None or old is None or new.line() != old.line():
+            values = [repr(record.value) if record else "missing" for record in (new, old)]
+            differ.append(f"{key[1]}/{key[2]} {key[3]} at step {key[0]}: {values[0]} now, {values[1]} in the run")
+    for line in differ[:5]:
+        console.print(f"differs: {line}", markup=False)
+    console.print(f"check: {len(now | then) - len(differ):,} of {len(now | then):,} records equal")
+    return 1 if differ else 0
