@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.stats.dependent import fisher_interval
-from lccp_sim.analysis.stats.within import Points, degrees, interval
+from lccp_sim.analysis.stats.correlation import fisher_interval
+from lccp_sim.analysis.stats.pairs import Points, degrees, interval
 from lccp_sim.records import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "correlation_coverage.json"

@@ -17,8 +17,7 @@ import numpy as np
 
 from bench.simulate import HIT, NLL, World, plan, simulate
 from lccp_sim.analysis.stats.curve import Curve, Estimate
-from lccp_sim.analysis.stats.laws import LAWS, Fit, gain_per_doubling, laws_of
-from lccp_sim.analysis.stats.projection import FREE, solve
+from lccp_sim.analysis.stats.laws import FREE, LAWS, Fit, gain_per_doubling, laws_of, solve
 from lccp_sim.analysis.stats.rule import EPS, Look, kneedle, looks
 from lccp_sim.analysis.stats.saturation import FRACS, lag, progress
 from lccp_sim.records import write_atomic

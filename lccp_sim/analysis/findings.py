@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.comparison import Comparison, comparisons
-from lccp_sim.analysis.stats.correlation import Correlation, correlations
+from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
 from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
 from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics

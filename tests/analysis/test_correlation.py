@@ -12,12 +12,9 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from bench.correlation_coverage import RESULT, WORLDS, coverage, table
 from lccp_sim.analysis.report.beside_probe import by_task, coefficients, compared, foretold
 from lccp_sim.analysis.run import FIELDS, RunData, load_run
-from lccp_sim.analysis.stats.comparison import comparisons
-from lccp_sim.analysis.stats.correlation import correlations, over_tasks
-from lccp_sim.analysis.stats.dependent import correlation_p, williams
-from lccp_sim.analysis.stats.pairs import gather
+from lccp_sim.analysis.stats.correlation import comparisons, correlation_p, correlations, over_tasks, williams
+from lccp_sim.analysis.stats.pairs import Points, degrees, gather, interval, pooled, ranks
 from lccp_sim.analysis.stats.prediction import predictions
-from lccp_sim.analysis.stats.within import Points, degrees, interval, pooled, ranks
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2)).astype(int)])
 LOG = np.log(GRID + GRID[1])

@@ -11,10 +11,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from bench.deceptive_null import RESULT, WORLDS, rejected, table
 from lccp_sim.analysis.run import load_run
-from lccp_sim.analysis.stats.deceptive import deceptive
+from lccp_sim.analysis.stats.deceptive import deceptive, hit_given_nll, null_hits, own_scale
 from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.analysis.stats.pairs import NLL
-from lccp_sim.analysis.stats.thresholding import hit_given_nll, null_hits, own_scale
 
 ONLY_NEEDLE = ("precondition", "heads", "induction", "perplexity", "probe", "routing")
 WHOLE = '{"depth": 0.0, "length": 128, "span": "value", "variant": "single"}'

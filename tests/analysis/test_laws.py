@@ -5,9 +5,7 @@ import pytest
 import statsmodels.api as sm
 
 from lccp_sim.analysis.stats.curve import Curve
-from lccp_sim.analysis.stats.laws import LAWS, Fit, fit_laws, gain_per_doubling, laws_of
-from lccp_sim.analysis.stats.projection import FREE
-from lccp_sim.analysis.stats.scatter import onto_scale, scattered
+from lccp_sim.analysis.stats.laws import FREE, LAWS, Fit, fit_laws, gain_per_doubling, laws_of, onto_scale, scattered
 from lccp_sim.config import ConfigError
 
 FIRST = 31_250.0

@@ -12,8 +12,7 @@ import torch
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError, OptimConfig
-from lccp_sim.configure.load import load_config, windows_of
-from lccp_sim.configure.windows import window_steps
+from lccp_sim.configure.load import load_config, window_steps, windows_of
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment

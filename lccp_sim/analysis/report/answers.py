@@ -15,7 +15,7 @@ from lccp_sim.analysis.format import change, interval, number, percent
 from lccp_sim.analysis.report.paper import STAGES, TOP, TOTAL, whole_sentence
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.seeds import pooled
-from lccp_sim.analysis.stats.comparison import comparisons
+from lccp_sim.analysis.stats.correlation import comparisons
 from lccp_sim.analysis.stats.dynamics import like_the_paper
 from lccp_sim.analysis.stats.pairs import gather
 from lccp_sim.analysis.stats.rule import decided

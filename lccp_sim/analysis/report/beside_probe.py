@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from lccp_sim.analysis.format import number
 from lccp_sim.analysis.report.tables import Table
-from lccp_sim.analysis.stats.comparison import Comparison
-from lccp_sim.analysis.stats.correlation import Coefficient, Correlation
+from lccp_sim.analysis.stats.correlation import Coefficient, Comparison, Correlation
 from lccp_sim.analysis.stats.pairs import KINDS
 from lccp_sim.analysis.stats.prediction import Prediction
 

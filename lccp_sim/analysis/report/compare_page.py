@@ -23,8 +23,7 @@ from lccp_sim.analysis.report.tables import Table, whole
 from lccp_sim.analysis.report.verdict import deceptive_here, verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.seeds import arms, pooled
-from lccp_sim.analysis.stats.comparison import comparisons
-from lccp_sim.analysis.stats.correlation import correlations
+from lccp_sim.analysis.stats.correlation import comparisons, correlations
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
 from lccp_sim.analysis.stats.prediction import predictions

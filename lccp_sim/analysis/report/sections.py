@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.report import paper, tables
-from lccp_sim.analysis.report.background import corpus, costs
 from lccp_sim.analysis.report.beside_probe import by_task, coefficients, compared
 from lccp_sim.analysis.report.plots import Drawing
-from lccp_sim.analysis.report.tables import Table
+from lccp_sim.analysis.report.tables import Table, corpus, costs
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,18 @@ from lccp_sim.analysis.report.sections import Section
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
-from lccp_sim.analysis.stats.arms import Agreement, Curves, Result, Runs, agreements, curves_of, leverage, results
-from lccp_sim.analysis.stats.repeats import Moved, moved
+from lccp_sim.analysis.stats.arms import (
+    Agreement,
+    Curves,
+    Moved,
+    Result,
+    Runs,
+    agreements,
+    curves_of,
+    leverage,
+    moved,
+    results,
+)
 from lccp_sim.analysis.stats.rule import decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.records import write_atomic

@@ -4,6 +4,13 @@ The index t95(late) / t95(hit) of arXiv 2604.02650 is above 1 for any thresholde
 it stands beside the same index with hits that are derived from the items' NLL. Questionable: the p value asks
 whether the hit ends earlier than one function of NLL allows, not whether the NLL goes on falling; that is the fold
 change, and the test that counts is whether the NLL after the hit foretells the probe in another run.
+
+A hit is a threshold on an item's NLL, so its mean ends early by construction. The null hypothesis is that the item's
+NLL says all: P(hit | NLL) is one falling function, the same for all items and at all windows, fitted by isotonic
+regression to all item-windows; a threshold and every monotone link are inside it. Where each item has a threshold of
+its own, in proportion to its own level, this null is rejected although every hit is a threshold; so the same null on
+`own_scale` stands beside it. It rejects little, because a hit that comes once and stays is always monotone in its
+item's own NLL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from statsmodels.stats.proportion import proportion_confint
 
 from lccp_sim.analysis.run import RunData
@@ -18,9 +26,40 @@ from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
 from lccp_sim.analysis.stats.pairs import CEILING, NLL, TARGETS, gather, probe_tags
 from lccp_sim.analysis.stats.prediction import Prediction, predict
-from lccp_sim.analysis.stats.saturation import progress
-from lccp_sim.analysis.stats.thresholding import hit_given_nll, null_hits, own_scale, t95_of
+from lccp_sim.analysis.stats.saturation import isotonic, progress, tokens_to
 from lccp_sim.records import Tag
+
+
+def hit_given_nll(nll_IW: Array, hit_IW: Array) -> Array:
+    """P(hit | NLL) [I, W] at each item and window: the falling function of NLL nearest to the hits in least squares.
+
+    Source: Barlow et al. 1972, isotonic regression, as scipy has it; its mean over all is that of the hits.
+    """
+    _, place, count = np.unique(nll_IW.ravel(), return_inverse=True, return_counts=True)
+    mean = np.bincount(place, hit_IW.ravel()) / count
+    fitted = isotonic_regression(mean, weights=count, increasing=False).x
+    return np.clip(fitted, 0, 1)[place].reshape(nll_IW.shape)
+
+
+def own_scale(nll_IW: Array) -> Array:
+    """Log NLL [I, W] less its mean over the item's own windows; an NLL of 0 counts as the smallest positive float."""
+    log_IW = np.log(np.maximum(nll_IW, np.finfo(float).tiny))
+    return log_IW - log_IW.mean(1, keepdims=True)
+
+
+def null_hits(hit_given_IW: Array, weight_RI: Array, seed: int = 0) -> Array:
+    """Mean hits [R, W] under the null, each resample with new hits of its own resample of items.
+
+    An item keeps one uniform number through the run and hits where that is below P(hit | NLL): its threshold stays.
+    """
+    uniform_RI = np.random.default_rng([seed, 1]).random(weight_RI.shape)
+    return np.stack([(weight_RI * (uniform_RI < p_I)).sum(1) for p_I in hit_given_IW.T], axis=1)
+
+
+def t95_of(tokens_W: Array, value_RW: Array, rising: bool) -> Array:
+    """Tokens [R] to 95 % of the improvement of each resampled curve, nan where it has none."""
+    return np.array([tokens_to(tokens_W, isotonic(value_W, rising)) for value_W in value_RW])
+
 
 ALPHA = 0.05
 RULES = ("mean", "wilson")

@@ -12,9 +12,8 @@ import numpy as np
 
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.laws import foretold
+from lccp_sim.analysis.stats.laws import MIN_WINDOWS, foretold, scattered
 from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
-from lccp_sim.analysis.stats.scatter import MIN_WINDOWS, scattered
 from lccp_sim.records import Tag
 
 SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows

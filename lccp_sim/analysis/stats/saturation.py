@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.scatter import MIN_WINDOWS, scattered
+from lccp_sim.analysis.stats.laws import MIN_WINDOWS, scattered
 from lccp_sim.records import Tag
 
 FRACS = (0.5, 0.9, 0.95)

@@ -2,8 +2,8 @@
 
 The run's own records are read back, and each watched metric is judged by the saturation rule (analysis/stats/rule.py).
 What a reader would question: the run acts only where *every* watched metric is saturated, because a hit that has
-levelled alone is what deceptive saturation looks like. Once a decay has begun nothing is judged any more: the rule foretells
-what a doubling buys under the learning rate as it is.
+levelled alone is what deceptive saturation looks like. Once a decay has begun nothing is judged any more: the rule
+foretells what a doubling buys under the learning rate as it is.
 """
 
 import dataclasses
