@@ -152,7 +152,7 @@ def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, 
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.writetext_of(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def model_card(

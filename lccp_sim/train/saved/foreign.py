@@ -75,7 +75,7 @@ def read_foreign(
 def text_of(path: Path) -> str:
     """The text of a file. Raises ConfigError where it cannot be read."""
     try:
-        return path.readtext_of(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back") from None
 
