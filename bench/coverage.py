@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.simulate import HIT, NLL, World, plan, simulate
 from lccp_sim.analysis.stats.curve import Curve, Estimate
-from lccp_sim.analysis.stats.laws import FREE, LAWS, Fit, gain_per_doubling, laws_of, solve
+from lccp_sim.analysis.stats.laws import FREE_PARAMETERS, LAWS, Fit, gain_per_doubling, laws_of, solve
 from lccp_sim.analysis.stats.rule import EPS, Look, kneedle, looks
 from lccp_sim.analysis.stats.saturation import FRACS, lag, progress
 from lccp_sim.records import write_atomic
@@ -121,7 +121,9 @@ def identifiability(world: World) -> float | None:
     None for a constant, which every law can be.
     """
     value_W = world.law.predict(world.tokens_W)
-    rivals = [name for name in LAWS if name != world.law.law and FREE[name] <= FREE[world.law.law]]
+    rivals = [
+        name for name in LAWS if name != world.law.law and FREE_PARAMETERS[name] <= FREE_PARAMETERS[world.law.law]
+    ]
     if not rivals:
         return None
     root_W = 1 / (value_W * np.sqrt(world.noise**2 / world.items + world.wobble**2))

@@ -26,7 +26,7 @@ def arms(found: Sequence[Findings]) -> list[list[Findings]]:
     return list(groups.values())
 
 
-def pooled(found: Sequence[Findings]) -> Findings:
+def pooled_over_seeds(found: Sequence[Findings]) -> Findings:
     """The mean curves of whole monitors over seeds, with laws, t95 and verdicts; `run` is that of the first seed.
 
     None of needles where the seeds are judged by different spans of the answer.

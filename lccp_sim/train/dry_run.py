@@ -15,7 +15,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.memory import Layout
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.collectives import local_part
-from lccp_sim.train.parallel.fake_ranks import cuts, pretended
+from lccp_sim.train.parallel.fake_ranks import cuts, fake_rank
 from lccp_sim.train.parallel.layout import tokens_at_once
 from lccp_sim.train.parallel.sharding import shard
 
@@ -55,7 +55,7 @@ def laid_out(config: Config, layout: Layout) -> Config:
 
 def held(config: Config, vocab_size: int, rank: int, world: int) -> tuple[list[Held], int]:
     """What `rank` of `world` holds of each weight, and the bytes of buffers, which every rank has whole."""
-    with pretended(rank, world) as mesh:
+    with fake_rank(rank, world) as mesh:
         with torch.device("meta"):
             model = Transformer(config.model, vocab_size)
         shard(model, mesh if world > 1 else None, config.run.ep, config.run.cp)

@@ -43,7 +43,7 @@ AGREES = {"float32": 1e-4, "bfloat16": 5e-2}  # largest error over the largest v
 
 
 @dataclass(frozen=True)
-class Row:
+class Finding:
     """One line of the answer: what was looked at (topic, name), what was found, and whether it can be used."""
 
     topic: str
@@ -52,7 +52,7 @@ class Row:
     ok: bool = True
 
 
-def doctor(cache: Path) -> list[Row]:
+def doctor(cache: Path) -> list[Finding]:
     """What was found, in the order in which it is shown; `cache` is the folder that corpora and probe sets go to."""
     from lccp_sim.models.experts import EXPERTS
 
@@ -60,7 +60,7 @@ def doctor(cache: Path) -> list[Row]:
     return [*version_rows(), *machine_rows(), *disk_rows(cache), *found, *speed_rows(EXPERTS, found)]
 
 
-def show(rows: list[Row]) -> int:
+def show(rows: list[Finding]) -> int:
     """The exit code, after the rows were printed as a table: 0, or 1 where no expert backend is usable."""
     from rich.table import Table
     from rich.text import Text
@@ -76,20 +76,20 @@ def show(rows: list[Row]) -> int:
     return 0 if any(row.ok for row in rows if row.topic == "experts") else 1
 
 
-def version_rows() -> list[Row]:
+def version_rows() -> list[Finding]:
     """The version of Python, of each package that training needs, and of the optional ones, with how to get them."""
-    rows = [Row("versions", "python", platform.python_version())]
+    rows = [Finding("versions", "python", platform.python_version())]
     for name in (*CORE, *OPTIONAL):
         try:
-            rows.append(Row("versions", name, metadata.version(name)))
+            rows.append(Finding("versions", name, metadata.version(name)))
         except metadata.PackageNotFoundError:
             need = "optional" if name in OPTIONAL else "needed"
             remedy = OPTIONAL.get(name, name)
-            rows.append(Row("versions", name, f"not installed ({need}): pip install '{remedy}'", ok=False))
+            rows.append(Finding("versions", name, f"not installed ({need}): pip install '{remedy}'", ok=False))
     return rows
 
 
-def machine_rows() -> list[Row]:
+def machine_rows() -> list[Finding]:
     """Cores that this process may use, memory in GiB, torch's threads, and each device with its bf16 support."""
     import psutil
     import torch
@@ -99,35 +99,35 @@ def machine_rows() -> list[Row]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     rows = [
-        Row("machine", "cores", f"{cores} usable of {os.cpu_count()}, {torch.get_num_threads()} torch threads"),
-        Row("machine", "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
+        Finding("machine", "cores", f"{cores} usable of {os.cpu_count()}, {torch.get_num_threads()} torch threads"),
+        Finding("machine", "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
     ]
     units, slow = bf16_units(), f"bf16 is emulated, {SLOWER} times slower than fp32 and more, and refused for training"
     bf16 = f"bf16 in hardware ({', '.join(units)})" if units else f"{slow}: use run.precision=fp32 or auto"
-    rows.append(Row("machine", "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {bf16}"))
+    rows.append(Finding("machine", "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {bf16}"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if device.major >= 8 else "no bf16"
         what = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}, {bf16}"
-        rows.append(Row("machine", f"cuda:{index}", what))
+        rows.append(Finding("machine", f"cuda:{index}", what))
     if not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else f"no device for CUDA {torch.version.cuda}"
-        rows.append(Row("machine", "cuda", why, ok=False))
+        rows.append(Finding("machine", "cuda", why, ok=False))
     return rows
 
 
-def disk_rows(cache: Path) -> list[Row]:
+def disk_rows(cache: Path) -> list[Finding]:
     """The cache and the working directory, with their free disk in GiB, and whether they can be written."""
     rows = []
     for name, path in (("cache", cache.expanduser()), ("runs", Path.cwd())):
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         writable = os.access(there, os.W_OK)
         what = f"{path}, {shutil.disk_usage(there).free / 2**30:.1f} GiB free"
-        rows.append(Row("disk", name, what if writable else f"{what}, not writable", ok=writable))
+        rows.append(Finding("disk", name, what if writable else f"{what}, not writable", ok=writable))
     return rows
 
 
-def expert_rows(experts: Mapping[str, Experts]) -> list[Row]:
+def expert_rows(experts: Mapping[str, Experts]) -> list[Finding]:
     """For each backend, on the CPU and on CUDA where there is one: usable, or the reason why not in one line.
 
     `experts` maps a name to `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD` and has "loop", which all are
@@ -138,10 +138,10 @@ def expert_rows(experts: Mapping[str, Experts]) -> list[Row]:
         for name, expert in experts.items():
             where = f"{device}, {str(dtype).removeprefix('torch.')}"
             try:
-                rows.append(Row("experts", name, f"{where}: {_agreement(expert, experts['loop'], device, dtype)}"))
+                rows.append(Finding("experts", name, f"{where}: {_agreement(expert, experts['loop'], device, dtype)}"))
             except Exception as error:  # whatever a backend raises is the answer to the question
                 line = next(iter(str(error).strip().splitlines()), "no message")
-                rows.append(Row("experts", name, f"{where}: {type(error).__name__}: {line}", ok=False))
+                rows.append(Finding("experts", name, f"{where}: {type(error).__name__}: {line}", ok=False))
     return rows
 
 
@@ -151,7 +151,7 @@ def _places() -> list[tuple[str, torch.dtype]]:
     return [("cpu", torch.float32)] + ([("cuda", torch.bfloat16)] if torch.cuda.is_available() else [])
 
 
-def speed_rows(experts: Mapping[str, Experts], found: list[Row]) -> list[Row]:
+def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Finding]:
     """For each device, the time of each backend that `found` (of expert_rows) calls usable there, forward and backward.
 
     The last line of a device says which one `experts: auto` takes, and whether another was faster by more than noise:
@@ -169,7 +169,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Row]) -> list[Row]:
         times = _times(usable, device, dtype)
         for name, (low, middle, high) in times.items():
             text = f"{where}: {1e3 * middle:.1f} ms, half of the times within {1e3 * low:.1f} to {1e3 * high:.1f}"
-            rows.append(Row("speed", name, text))
+            rows.append(Finding("speed", name, text))
         chosen = choose("auto", D, F, torch.device(device), dtype)
         auto = next((name for name, expert in usable.items() if expert is chosen), None)
         text = f"{where}: takes {auto} for {R:,} rows and {E} experts of {D} x {F}, whatever these times"
@@ -178,7 +178,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Row]) -> list[Row]:
             text = f"{where}: takes what is not usable here" + (f"; set model.experts={best}" if best else "")
         elif best and times[best][2] < times[auto][0]:
             text += f"; {best} was faster by more than noise: set model.experts={best}"
-        rows.append(Row("speed", "auto", text, ok=auto is not None))
+        rows.append(Finding("speed", "auto", text, ok=auto is not None))
     return rows
 
 

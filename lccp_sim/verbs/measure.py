@@ -3,8 +3,9 @@
 It writes records and samples of their own, beside a run's or into a folder that is named after the series. With `check`
 it holds a run's records against them: they must be equal, value by value.
 
-A series is a run directory, one checkpoint of ours, a checkpoint of `transformers` (folder or GGUF file), or a YAML file
-that lists some with their tokens. Each is loaded only when its turn comes, and all of a series are of one architecture.
+A series is a run directory, one checkpoint of ours, a checkpoint of `transformers` (folder or GGUF file), or a YAML
+file that lists some with their tokens. Each is loaded only when its turn comes, and all of a series are of one
+architecture.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +37,8 @@ from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
 from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.window.estimate import estimate
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
-from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, Watch
-from lccp_sim.train.window.tensorboard import log_layout
+from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
+from lccp_sim.train.window.tensorboard import log_charts
 
 
 class Loaded(NamedTuple):
@@ -74,7 +75,7 @@ class Series:
     foreign: bool = False
 
 
-def device_of(config: Config) -> str:
+def device_of_config(config: Config) -> str:
     """The device that monitors run on after the fact: a GPU where there is one, unless the config says cpu."""
     return "cuda" if config.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
@@ -156,7 +157,7 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
         hf.notes_of(path)  # what can be refused is refused before anything is prepared
     text, _, bos = read_vocabulary(first)
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-    loads = [_theirs(path, dtype, device_of(config)) for path, _ in places]
+    loads = [_theirs(path, dtype, device_of_config(config)) for path, _ in places]
     return Series(_same(places, loads), steps, text, bos, foreign=True)
 
 
@@ -184,7 +185,7 @@ def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]
 def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
     def load() -> Loaded:
         content = read_checkpoint(path)
-        model = load_transformer(path, content).to(device_of(config)).eval()
+        model = load_transformer(path, content).to(device_of_config(config)).eval()
         return Loaded(model, windows_of(load_config(content["lccp"]["config"])))
 
     return load
@@ -211,10 +212,10 @@ def measure(
     with shown(console) as tell:
         corpus = _corpus(config, series, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
-        watch = Watch(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
+        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
-    watch.recall(home / REFERENCE)
-    for warning in watch.notes:
+    suite.recall(home / REFERENCE)
+    for warning in suite.notes:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     history = HeadHistory([], series.windows)
     records: list[Record] = []
@@ -243,16 +244,16 @@ def measure(
             if not number and series.foreign:
                 tell(f"{place}timing a text of each length", 0.0)
                 tokens = plain_tokens(corpus.tokenizer)
-                said = estimate(loaded.model, watch.monitors, tokens, watch.bf16, len(points))
+                said = estimate(loaded.model, suite.monitors, tokens, suite.bf16, len(points))
                 console.print(said, markup=False)
-            watch.windows = loaded.windows or series.windows
-            seen = watch.look(loaded.model, point.moment, history, tell, place, whole)
+            suite.windows = loaded.windows or series.windows
+            seen = suite.measure(loaded.model, point.moment, history, tell, place, whole)
             journal.write(seen.records)
             if seen.values:
                 journal.write_samples(point.moment.step, seen.values)
             journal.write_timing(seen.timing)
             if not records:
-                log_layout(logger, seen.records)
+                log_charts(logger, seen.records)
             log_scalars([logger], seen.records, point.moment)
             log_images([logger], seen.records, point.moment.step)
             records += seen.records

@@ -189,7 +189,7 @@ class Stages:
     @property
     def shapes(self) -> dict[str, Job]:
         """What each arm asks of its base."""
-        return {arm: shape_of(words) for arm, words in self.study.arms.items()}
+        return {arm: shape_of_study(words) for arm, words in self.study.arms.items()}
 
     def jobs(self, run: str, arms: dict[str, Job]) -> dict[str, Job]:
         """The overrides of a run for each arm, without seed and start."""
@@ -219,6 +219,6 @@ class Stages:
         return {key: each.directory for key, each in ends.items() if each.state == "finished" and each.directory}
 
 
-def shape_of(arm: Sequence[str]) -> Job:
+def shape_of_study(arm: Sequence[str]) -> Job:
     """The overrides of an arm that its base must share: the shape of the model, not its RoPE."""
     return [word for word in arm if word.startswith("model") and not word.startswith("model.rope")]

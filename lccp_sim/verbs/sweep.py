@@ -137,7 +137,7 @@ def sweep(
     write_atomic(folder / JOBS, json.dumps(settings) + "\n")
     for old in folder.glob(f"*/{OUTCOME}"):
         old.unlink()
-    print(expected(configs), flush=True)
+    print(expected_work(configs), flush=True)
     numbers = ",".join(map(str, range(len(jobs))))
     _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
     outcomes = [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
@@ -177,7 +177,7 @@ def _arguments(words: list[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
 
 
-def expected(configs: Sequence["Config"]) -> str:
+def expected_work(configs: Sequence["Config"]) -> str:
     """What the runs take, in words: their number, training tokens, and training FLOPs as `lccp plan` counts them."""
     tokens, flops = map(sum, zip(*map(work_of, configs), strict=True))
     return f"{len(configs)} runs, {tokens:,.0f} training tokens, {flops:.2e} FLOPs of training; monitors come on top"

@@ -23,7 +23,7 @@ from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.train.window import suite
-from lccp_sim.train.window.suite import HeadHistory, Watch
+from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
 
 ALL = ("needle", "perplexity", "induction", "intervention", "heads", "routing", "probe")
@@ -123,14 +123,14 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     model.train(training)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    watch = Watch(config.monitors.watch, corpus, [0])
-    seen = watch.look(model, Moment(0, 0), HeadHistory([], [0]))
+    suite = MonitorSuite(config.monitors.watch, corpus, [0])
+    seen = suite.measure(model, Moment(0, 0), HeadHistory([], [0]))
     assert {value.monitor for value in seen.values} == set(ALL) - {"routing"}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
     assert model.training == training and torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert watch.look(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
+    assert suite.measure(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])

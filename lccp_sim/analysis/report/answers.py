@@ -14,7 +14,7 @@ from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import change, interval, number, percent
 from lccp_sim.analysis.report.paper import STAGES, TOP, TOTAL, whole_sentence
 from lccp_sim.analysis.report.tables import Table
-from lccp_sim.analysis.seeds import pooled
+from lccp_sim.analysis.seeds import pooled_over_seeds
 from lccp_sim.analysis.stats.correlation import comparisons
 from lccp_sim.analysis.stats.dynamics import like_the_paper
 from lccp_sim.analysis.stats.pairs import gather
@@ -45,7 +45,7 @@ def answers(seeds: Sequence[Findings]) -> list[Answer]:
 
     Intervals are over seeds and items where there are several seeds, else over items.
     """
-    over = pooled(seeds) if len(seeds) > 1 else seeds[0]
+    over = pooled_over_seeds(seeds) if len(seeds) > 1 else seeds[0]
     made: list[Callable[[], Answer | None]] = [
         lambda: _levels(over),
         lambda: _goes_on(over),

@@ -16,7 +16,7 @@ SAID = {"level": "values", "differences": "slopes between windows", "partial": "
         "after_hit": "values after the hit"}  # fmt: skip
 
 
-def coefficients(found: Sequence[Correlation]) -> Table:
+def coefficients_table(found: Sequence[Correlation]) -> Table:
     """One row a metric of the probe and monitor, one column a kind: Pearson's r, its bootstrap interval, the points."""
     rows = []
     for target, monitor in dict.fromkeys((each.target, each.monitor) for each in found):
@@ -32,7 +32,7 @@ def coefficients(found: Sequence[Correlation]) -> Table:
     return Table("Monitors with the probe", ["probe", "monitor", *SAID.values()], rows, note)
 
 
-def by_task(found: Sequence[Correlation]) -> Table:
+def by_task_table(found: Sequence[Correlation]) -> Table:
     """One row a metric of the probe, task and monitor: r of values and of slopes, with p adjusted over the tasks."""
     rows = []
     for target, task, monitor in dict.fromkeys((e.target, e.task, e.monitor) for e in found if e.task is not None):
@@ -48,7 +48,7 @@ def by_task(found: Sequence[Correlation]) -> Table:
     return Table("Monitors with each task", head, rows, note)
 
 
-def compared(found: Sequence[Comparison]) -> Table:
+def comparisons_table(found: Sequence[Comparison]) -> Table:
     """One row a metric of the probe, monitor and kind: Williams's test against the hit."""
     rows = []
     for c in found:
@@ -63,7 +63,7 @@ def compared(found: Sequence[Comparison]) -> Table:
     return Table("Closer to the probe than the hit is?", head, rows, note)
 
 
-def foretold(found: Sequence[Prediction]) -> Table:
+def predictions_table(found: Sequence[Prediction]) -> Table:
     """One row a metric of the probe and monitor: the error in runs left out, with the monitor and with tokens alone."""
     rows = []
     for p in found:

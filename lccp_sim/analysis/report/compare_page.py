@@ -15,14 +15,19 @@ import numpy as np
 
 from lccp_sim.analysis.findings import FORETOLD, Findings, examine
 from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
-from lccp_sim.analysis.report.beside_probe import by_task, coefficients, compared, foretold
+from lccp_sim.analysis.report.beside_probe import (
+    by_task_table,
+    coefficients_table,
+    comparisons_table,
+    predictions_table,
+)
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.report.run_page import numbers, saturation, write_page
 from lccp_sim.analysis.report.sections import Section
-from lccp_sim.analysis.report.tables import Table, whole
+from lccp_sim.analysis.report.tables import Table, overall_table
 from lccp_sim.analysis.report.verdict import deceptive_here, verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
-from lccp_sim.analysis.seeds import arms, pooled
+from lccp_sim.analysis.seeds import arms, pooled_over_seeds
 from lccp_sim.analysis.stats.correlation import comparisons, correlations
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
@@ -49,9 +54,9 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     found = [examine(run) for run in runs]
     said = [verdict(each) for each in found]
     with matplotlib.rc_context(STYLE):
-        overlay = overlaid(found)
+        overlay = overlaid_figure(found)
     over_runs, panels = deceptive(runs), gather(runs)
-    groups = [(arm, pooled(arm)) for arm in arms(found) if len(arm) > 1]
+    groups = [(arm, pooled_over_seeds(arm)) for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
     claims = [
         deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
@@ -61,9 +66,9 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
         Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
-        Section("With the probe", [], [coefficients(together), foretold(ahead)]),
+        Section("With the probe", [], [coefficients_table(together), predictions_table(ahead)]),
         Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
-        Section("Every correlation", [], [compared(closer), by_task(together)], folded=True),
+        Section("Every correlation", [], [comparisons_table(closer), by_task_table(together)], folded=True),
     ]
     page = {
         "name": f"{len(runs)} runs",
@@ -87,7 +92,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
 
 
-def overlaid(found: Sequence[Findings]) -> Drawing | None:
+def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     """Each metric of SHOWN in a panel, a line a run; None where no run has a curve of two windows."""
     shown = [(m, n) for m, n in SHOWN if any((c := each.curve(m, n)) and len(c.tokens_W) > 1 for each in found)]
     if not shown:
@@ -164,7 +169,7 @@ def _over_seeds(arm: Sequence[Findings], over: Findings) -> Table:
         f"Means of {names}. In brackets: 95 % intervals over seeds, items within them, and what windows scatter. Of "
         "two or three seeds no resampling knows what another would do."
     )
-    return replace(whole(over), title=f"Over {len(arm)} seeds", note=note)
+    return replace(overall_table(over), title=f"Over {len(arm)} seeds", note=note)
 
 
 def _lags(found: Sequence[Findings]) -> Table:

@@ -32,29 +32,29 @@ from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.saturation import value_at
 
 PLOTS: dict[str, Callable[[Findings], Drawing | None]] = {
-    "needle_by_length": lines.needle_by_length,
-    "needle_maps": maps.needle_maps,
-    "depths": profiles.depths,
-    "variants": profiles.variants,
-    "text": lines.text,
-    "positions": profiles.positions,
-    "heads": lines.heads,
-    "head_map": maps.head_map,
-    "intervention": lines.intervention,
-    "induction": lines.induction,
-    "probe": profiles.probe,
-    "load_map": maps.load_map,
+    "needle_by_length": lines.needle_by_length_figure,
+    "needle_maps": maps.needle_maps_figure,
+    "depths": profiles.depths_figure,
+    "variants": profiles.variants_figure,
+    "text": lines.text_figure,
+    "positions": profiles.positions_figure,
+    "heads": lines.heads_figure,
+    "head_map": maps.head_map_figure,
+    "intervention": lines.intervention_figure,
+    "induction": lines.induction_figure,
+    "probe": profiles.probe_figure,
+    "load_map": maps.load_map_figure,
 }
 
 
 def draw(found: Findings) -> dict[str, Drawing]:
     """Every figure that the run's records allow, by name, the figure of the three tiers first."""
     with matplotlib.rc_context(STYLE):
-        drawings = {"tiers": tiers(found)} | {name: plot(found) for name, plot in PLOTS.items()}
+        drawings = {"tiers": tiers_figure(found)} | {name: plot(found) for name, plot in PLOTS.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def tiers(found: Findings) -> Drawing | None:
+def tiers_figure(found: Findings) -> Drawing | None:
     """The three tiers against tokens on one log axis, with standard errors and t95; None below two windows."""
     heads_total = found.heads["needle"].heads if "needle" in found.heads else 1
     rows = [

@@ -32,7 +32,7 @@ Line = tuple[str, Any, Curve | None]
 AXIS = "training tokens, log scale"
 
 
-def needle_by_length(found: Findings) -> Drawing | None:
+def needle_by_length_figure(found: Findings) -> Drawing | None:
     """Needle hit and needle perplexity, the paper's quantity, for each length of single needles."""
     rows = found.by_length("single")
     if not rows:
@@ -57,7 +57,7 @@ def needle_by_length(found: Findings) -> Drawing | None:
     return _figure("needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
 
 
-def text(found: Findings) -> Drawing | None:
+def text_figure(found: Findings) -> Drawing | None:
     """NLL of held-out text, in long and short contexts and on key tokens (LongPPL), whole and by source."""
     whole: list[Line] = [
         ("whole context", BLUE, found.curve("perplexity", "nll_nats")),
@@ -83,7 +83,7 @@ def text(found: Findings) -> Drawing | None:
     return _figure("text", "Held-out text", alt, caption, drawn)
 
 
-def heads(found: Findings) -> Drawing | None:
+def heads_figure(found: Findings) -> Drawing | None:
     """Retrieval heads on needles and on LongBio: how many, how strong the initial ones, how many of them are left."""
     if not found.heads:
         return None
@@ -118,7 +118,7 @@ def heads(found: Findings) -> Drawing | None:
     return _figure("heads", "Retrieval heads over the run", alt, caption, drawn)
 
 
-def intervention(found: Findings) -> Drawing | None:
+def intervention_figure(found: Findings) -> Drawing | None:
     """Hit and NLL where heads are masked or boosted, and the effect of the strongest beside random ones."""
     names = {"none": "all heads", "mask_top": "strongest masked", "mask_random": "random masked"}
     names["boost_top"] = "strongest boosted"
@@ -142,7 +142,7 @@ def intervention(found: Findings) -> Drawing | None:
     return _figure("intervention", "Interventions on heads", alt, caption, drawn)
 
 
-def induction(found: Findings) -> Drawing | None:
+def induction_figure(found: Findings) -> Drawing | None:
     """What copying costs without a question: NLL of both copies, hits of the second, the strongest induction head."""
     copies: list[Line] = [
         ("first copy", GREY, found.curve("induction", "first_copy_nll_nats")),

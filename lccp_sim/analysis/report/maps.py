@@ -14,7 +14,7 @@ from lccp_sim.analysis.format import judged, tokens
 from lccp_sim.analysis.report.plots import Drawing, png
 
 
-def needle_maps(found: Findings) -> Drawing | None:
+def needle_maps_figure(found: Findings) -> Drawing | None:
     """Hit and answer NLL over length and depth, at the first, the middle and the last window."""
     names, tags = ("depth", "length"), {"span": found.run.span(), "variant": "single"}
     metrics = (("hit_frac", "hit, fraction", "viridis"), ("answer_nll_nats", "answer NLL, nats per token", "viridis_r"))
@@ -45,7 +45,7 @@ def needle_maps(found: Findings) -> Drawing | None:
     return Drawing("needle_maps", "Needle by length and depth", alt, caption, png(figure))
 
 
-def head_map(found: Findings) -> Drawing | None:
+def head_map_figure(found: Findings) -> Drawing | None:
     """Hard copy score of every head at the first and the last window, on needles and, below, on LongBio."""
     table = found.run.select("heads", "copy_hard_frac", "layer", "head")
     other = found.run.select("heads", "copy_hard_frac", "layer", "head", "samples")
@@ -58,7 +58,7 @@ def head_map(found: Findings) -> Drawing | None:
     return _first_last(named, ("layer", "head"), "Retrieval heads", "head_map", unit, (0.0, 1.0), caption)
 
 
-def load_map(found: Findings) -> Drawing | None:
+def load_map_figure(found: Findings) -> Drawing | None:
     """Load of every expert relative to an even share, at the first and the last window."""
     table = found.run.select("routing", "load_frac", "layer", "expert")
     if table.empty:

@@ -30,7 +30,7 @@ CORRELATIONS = {  # table 3 and 4 (p values: 6 and 7): RULER, MRCR, LongBio, mea
 }
 
 
-def stages(found: Findings) -> Table:
+def stages_table(found: Findings) -> Table:
     """Table 5: heads shared between stages, and rank correlations; the paper's beside ours, on needles and LongBio."""
     fractions = (0.0, *(after / TOTAL for _, after, _, _ in STAGES))
     made = {texts: like_the_paper(found.run, fractions, texts) for texts in found.heads}
@@ -56,7 +56,7 @@ def stages(found: Findings) -> Table:
     return Table("Stability of heads, paper and ours", head, rows if kept else [], note)
 
 
-def correlations(found: Findings) -> Table:
+def correlations_table(found: Findings) -> Table:
     """Tables 3 and 4: Pearson's r of each monitor with the probe, the paper's beside ours and ours less the trend."""
     rows = []
     for name, (ruler, mrcr, longbio, mean) in CORRELATIONS.items():
@@ -86,7 +86,7 @@ def correlations(found: Findings) -> Table:
     return Table("Correlation with the probe, paper and ours", head, rows, note)
 
 
-def claims(found: Findings) -> Table:
+def claims_table(found: Findings) -> Table:
     """The paper's statements, one a row, with what this run shows for each; an empty list where it shows none."""
     rows = [row for row in (_hit(found), _ppl(found), _index(found), _peak(found), _heads(found), _law(found),
                             _depth(found), _interference(found)) if row]  # fmt: skip

@@ -23,7 +23,7 @@ VARIANTS = {  # the order of the panels, and their names
 ANSWER = (("hit_frac", "hit, fraction"), ("answer_ppl", "perplexity of the answer"))
 
 
-def depths(found: Findings) -> Drawing | None:
+def depths_figure(found: Findings) -> Drawing | None:
     """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
     tables = [(unit, found.run.select("needle", metric, "depth")) for metric, unit in ANSWER]
     tables = [(unit, table) for unit, table in tables if len(table)]
@@ -47,7 +47,7 @@ def depths(found: Findings) -> Drawing | None:
     return Drawing("depths", "Needle by depth", "Needle hit and perplexity by depth", caption, png(figure))
 
 
-def variants(found: Findings) -> Drawing | None:
+def variants_figure(found: Findings) -> Drawing | None:
     """Hit and perplexity by context length for each kind of surroundings, first and last window."""
 
     def of(metric: str) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def variants(found: Findings) -> Drawing | None:
     return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))
 
 
-def positions(found: Findings) -> Drawing | None:
+def positions_figure(found: Findings) -> Drawing | None:
     """Held-out NLL, and the gain of the long context, by position; first and last window, one column a source."""
     kinds = (("nll_nats", "NLL, nats per token"), ("long_short_gain_nats", "long-context gain, nats"))
     tables = [(unit, found.run.select("perplexity", metric, "position", "source")) for metric, unit in kinds]
@@ -114,7 +114,7 @@ def positions(found: Findings) -> Drawing | None:
     return Drawing("positions", "Held-out text by position", alt, caption, png(figure))
 
 
-def probe(found: Findings) -> Drawing | None:
+def probe_figure(found: Findings) -> Drawing | None:
     """The fine-tuned probe by task: exact match at the first and the last window, with the spread over seeds."""
     if not found.steps_sft:
         return None

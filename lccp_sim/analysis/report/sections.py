@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.report import paper, tables
-from lccp_sim.analysis.report.beside_probe import by_task, coefficients, compared
+from lccp_sim.analysis.report.beside_probe import by_task_table, coefficients_table, comparisons_table
 from lccp_sim.analysis.report.plots import Drawing
-from lccp_sim.analysis.report.tables import Table, corpus, costs
+from lccp_sim.analysis.report.tables import Table, corpus_table, costs_table
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,27 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
     def these(*names: str) -> list[Drawing]:
         return [drawings[name] for name in names if name in drawings]
 
-    with_probe = [tables.probe_cells(found), paper.correlations(found), coefficients(found.correlations)]
+    with_probe = [tables.probe_table(found), paper.correlations_table(found), coefficients_table(found.correlations)]
     made = [
-        Section("Saturation", [], [tables.whole(found), tables.laws(found)]),
-        Section("Deceptive saturation", [], [tables.deceptive(found), tables.ceilings(found)]),
+        Section("Saturation", [], [tables.overall_table(found), tables.laws_table(found)]),
+        Section("Deceptive saturation", [], [tables.deceptive_table(found), tables.ceilings_table(found)]),
         Section("Behavioural: the probe", these("probe"), with_probe),
         Section("Probabilistic: needles", these("needle_by_length", "variants", "depths", "needle_maps")),
         Section("Probabilistic: held-out text", these("text", "positions")),
-        Section("Mechanistic: heads", these("heads", "intervention", "induction", "head_map"), [paper.stages(found)]),
-        Section("The paper and this run", [], [paper.claims(found)]),
-        Section("Forecasts", [], [tables.forecasts(found)]),
-        Section("Training", these("load_map"), [costs(found), corpus(found)]),
-        Section("Every window", [], [tables.windows(found), tables.heads(found)], folded=True),
-        Section("Every part", [], [tables.by_length(found), tables.parts(found)], folded=True),
-        Section("Every correlation", [], [compared(found.comparisons), by_task(found.correlations)], folded=True),
+        Section(
+            "Mechanistic: heads", these("heads", "intervention", "induction", "head_map"), [paper.stages_table(found)]
+        ),
+        Section("The paper and this run", [], [paper.claims_table(found)]),
+        Section("Forecasts", [], [tables.forecasts_table(found)]),
+        Section("Training", these("load_map"), [costs_table(found), corpus_table(found)]),
+        Section("Every window", [], [tables.windows_table(found), tables.heads_table(found)], folded=True),
+        Section("Every part", [], [tables.by_length_table(found), tables.parts_table(found)], folded=True),
+        Section(
+            "Every correlation",
+            [],
+            [comparisons_table(found.comparisons), by_task_table(found.correlations)],
+            folded=True,
+        ),
     ]
     kept = [Section(one.title, one.drawings, [table for table in one.tables if table.rows], one.folded) for one in made]
     return [section for section in kept if section.drawings or section.tables]

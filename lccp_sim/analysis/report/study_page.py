@@ -66,7 +66,7 @@ def write_study(
     table = pd.json_normalize([row.row() for row in rows])
     found = answers([examine(run) for run in runs[reference].values()]) if paper and reference in runs else []
     with matplotlib.rc_context(STYLE):
-        figure = drawing(curves, list(runs))
+        figure = arms_figure(curves, list(runs))
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
@@ -109,7 +109,7 @@ def write_study(
     return write_page(folder, page, [figure] if figure else [], data, tidy(drawn))
 
 
-def drawing(found: Curves, names: Sequence[str]) -> Drawing | None:
+def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
     """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve."""
     shown = [
         metric for metric, arms in found.items() if any(len(c.tokens_W) > 1 for s in arms.values() for c in s.values())

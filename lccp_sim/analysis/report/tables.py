@@ -45,7 +45,7 @@ class Table:
     words: bool = False
 
 
-def whole(found: Findings) -> Table:
+def overall_table(found: Findings) -> Table:
     """One row a metric of a whole monitor: how it moved, what the next doubling would bring, what the rule says."""
     note = (
         "t50, t90, t95: tokens to that share of the metric's own improvement in this run of "
@@ -61,14 +61,14 @@ def whole(found: Findings) -> Table:
     return Table("Metric by metric", [*_MOVED, "Kneedle"], rows, note)
 
 
-def parts(found: Findings) -> Table:
+def parts_table(found: Findings) -> Table:
     """The same for parts: lengths, sources, arms, tasks, texts."""
     rows = [_moved(found, row) for row in _ordered(found.parts())]
     note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
     return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
 
 
-def probe_cells(found: Findings) -> Table:
+def probe_table(found: Findings) -> Table:
     """One row a task and one over all, one column a length and one over all: exact match, first to last window."""
     last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]} if found.steps_sft else {}
     run, metric = found.run, "exact_match_frac"
@@ -93,7 +93,7 @@ def probe_cells(found: Findings) -> Table:
     return Table("Probe by task and length", ["task", *(f"{length} tokens" for length in lengths), "all"], rows, note)
 
 
-def laws(found: Findings) -> Table:
+def laws_table(found: Findings) -> Table:
     """One row a headline metric, one column a law: AICc above the best one, and the error on the last windows."""
     rows = []
     for monitor, metric in FORETOLD:
@@ -115,7 +115,7 @@ def laws(found: Findings) -> Table:
     return Table("Laws", head, rows, note)
 
 
-def deceptive(found: Findings) -> Table:
+def deceptive_table(found: Findings) -> Table:
     """One row a late metric: its index, what thresholding does by itself, and whether the index exceeds it."""
     rows = []
     for index in found.deceptive.runs[0].indices if found.deceptive else ():
@@ -133,7 +133,7 @@ def deceptive(found: Findings) -> Table:
     return Table("Deceptive index, against what a threshold gives by itself", head, rows, note)
 
 
-def ceilings(found: Findings) -> Table:
+def ceilings_table(found: Findings) -> Table:
     """One row a rule for "the hit is complete": where, and by what factor the NLL still falls after it."""
     rows = []
     for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
@@ -145,7 +145,7 @@ def ceilings(found: Findings) -> Table:
     return Table("After the hit is complete", head, rows, note)
 
 
-def forecasts(found: Findings) -> Table:
+def forecasts_table(found: Findings) -> Table:
     """One row a metric and share of windows: what was foretold, and what came."""
     rows = []
     for f in found.forecasts:
@@ -164,7 +164,7 @@ def forecasts(found: Findings) -> Table:
     return Table("Forecasts, and what came", head, rows, note)
 
 
-def heads(found: Findings) -> Table:
+def heads_table(found: Findings) -> Table:
     """One row a window and set of texts: heads above 0.1, those by chance, and what is left of the initial set."""
     rows = []
     for texts, moved in found.heads.items():
@@ -191,7 +191,7 @@ def heads(found: Findings) -> Table:
     return Table("Heads, window by window", head, rows, ". ".join(notes) + "." if notes else "")
 
 
-def windows(found: Findings) -> Table:
+def windows_table(found: Findings) -> Table:
     """One row a window: every monitor's main metrics with their standard errors."""
     columns, head = [], ["tokens"]
     for name, unit, monitor, metric, tags in WINDOWS:
@@ -208,7 +208,7 @@ def windows(found: Findings) -> Table:
     return Table("Windows", head, rows, note)
 
 
-def by_length(found: Findings) -> Table:
+def by_length_table(found: Findings) -> Table:
     """One row a variant, span and length of needle: hit, perplexity and answer NLL, first and last, t95, verdicts."""
     rows = []
     for row in found.rows.values():
@@ -257,7 +257,7 @@ def _ordered(rows: Iterable[Progress]) -> list[Progress]:
 NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}
 
 
-def corpus(found: Findings) -> Table:
+def corpus_table(found: Findings) -> Table:
     """The corpus table of the run."""
     frame = found.run.corpus
     frame = frame[[name for name in frame if not frame[name].map(lambda value: isinstance(value, dict | list)).any()]]
@@ -267,7 +267,7 @@ def corpus(found: Findings) -> Table:
     return Table("Corpus", head, rows, note)
 
 
-def costs(found: Findings) -> Table:
+def costs_table(found: Findings) -> Table:
     """Time and tokens of every monitor, as shares of those of training; the probe, which trains, apart from the others.
 
     A token of the probe's fine-tuning counts as three, one of training as one.

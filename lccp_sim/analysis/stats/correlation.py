@@ -34,9 +34,9 @@ from lccp_sim.analysis.stats.pairs import (
     block,
     degrees,
     gather,
-    interval,
     monitors,
-    pooled,
+    pooled_correlation,
+    pooled_interval,
     target_name,
     targets,
     varies,
@@ -256,8 +256,8 @@ def _correlation(
 
 
 def _coefficient(made: list[Points], ranked: bool, bootstrap: bool, seed: int) -> Coefficient:
-    value, df = pooled(made, ranked), degrees(made)
-    drawn = interval(made, ranked, seed) if bootstrap else None
+    value, df = pooled_correlation(made, ranked), degrees(made)
+    drawn = pooled_interval(made, ranked, seed) if bootstrap else None
     low, high = (drawn.low, drawn.high) if drawn else (None, None)
     return Coefficient(value, correlation_p(value, df), fisher_interval(value, df, ranked), low, high)
 
@@ -328,7 +328,7 @@ def _comparison(panels: list[Panel], target: str, task: str | None, monitor: Nam
     n, r, test = max(degrees(made[0]), 0) + 2, [], None
     if reason is None:
         up = [_up(panels, name) for name in names]
-        r = [up[x] * up[y] * pooled(each, False) for each, (x, y) in zip(made, pairs, strict=True)]
+        r = [up[x] * up[y] * pooled_correlation(each, False) for each, (x, y) in zip(made, pairs, strict=True)]
         test = williams(r[0], r[1], r[2], n)
         reason = None if test else f"the test needs n of at least 4 (here {n}) and two different series"
     return Comparison(

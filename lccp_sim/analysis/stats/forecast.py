@@ -12,7 +12,7 @@ import numpy as np
 
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.laws import MIN_WINDOWS, foretold, scattered
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, law_predictions, scattered
 from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
 from lccp_sim.records import Tag
 
@@ -60,9 +60,9 @@ def forecasts(curve: Curve, planned: int) -> list[Forecast]:
     """
     windows = len(curve.tokens_W)
     if planned > 1.01 * curve.tokens_W[-1]:
-        return [_forecast(curve, windows, 1.0, planned)] if windows >= MIN_WINDOWS else []
+        return [_forecast(curve, windows, 1.0, planned)] if windows >= LAW_WINDOWS else []
     cuts = [(share, round(share * windows)) for share in SHARES]
-    return [_forecast(curve, cut, share, int(curve.tokens_W[-1])) for share, cut in cuts if cut >= MIN_WINDOWS]
+    return [_forecast(curve, cut, share, int(curve.tokens_W[-1])) for share, cut in cuts if cut >= LAW_WINDOWS]
 
 
 def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
@@ -71,7 +71,7 @@ def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
     And the same with the scatter of single windows, as a measurement there would have it.
     """
     noisy_RW = scattered(curve)
-    path_RN = foretold(curve, ahead)
+    path_RN = law_predictions(curve, ahead)
     path_RN[1:] -= (noisy_RW - curve.value_W).mean(1, keepdims=True)  # what a resample shifts at all windows alike
     noise_R = noisy_RW[:, -1] - (curve.value_W[-1] if curve.draws_RW is None else curve.draws_RW[:, -1])
     noise_R = np.random.default_rng(1).permutation(noise_R)  # of another window than that of the same resample

@@ -29,7 +29,7 @@ from lccp_sim.config import ConfigError
 
 # Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
 # (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.
-FREE = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
+FREE_PARAMETERS = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
 OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # points of the grid
 LEAST, MOST = 0.05, 10.0  # exponents: from nearly a log law to nearly an exponential
 FLOOR = 0.1  # of the largest standard error: the smallest that a window can have
@@ -83,7 +83,7 @@ def grid(law: str, tokens_W: Array) -> Array:
 
 def carried(windows: int) -> list[str]:
     """The laws that so many windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
-    return [law for law in FREE if windows >= FREE[law] + 3]
+    return [law for law in FREE_PARAMETERS if windows >= FREE_PARAMETERS[law] + 3]
 
 
 def moving(windows: int) -> list[str]:
@@ -174,7 +174,7 @@ def _rounding(scaled_RW: Array) -> Array:
     return 1e-18 + 1e-14 * (scaled_RW**2).sum(-1)
 
 
-MIN_WINDOWS = 6
+LAW_WINDOWS = 6
 ITEMS = 100  # where a curve does not say how many it has
 
 
@@ -219,17 +219,19 @@ def scattered(curve: Curve) -> Array:
     Without resamples the noise is all there is; with fewer than MIN_WINDOWS they come back as they are.
     """
     draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0) if curve.draws_RW is None else curve.draws_RW
-    if len(curve.tokens_W) < MIN_WINDOWS:
+    if len(curve.tokens_W) < LAW_WINDOWS:
         return draws_RW
     scaled, scale = onto_scale(curve)
     tokens_W, value_W, root_W = scaled.tokens_W, scaled.value_W, root_weights(scaled.stderr_W)
 
     def score(law: str) -> float:
-        return float(aicc(search(law, tokens_W, value_W[None], root_W, tokens_W[-1:])[1][0], root_W, FREE[law]))
+        return float(
+            aicc(search(law, tokens_W, value_W[None], root_W, tokens_W[-1:])[1][0], root_W, FREE_PARAMETERS[law])
+        )
 
     law = min(moving(len(tokens_W)), key=score)
     best = solve(law, tokens_W, value_W, root_W)
-    df = len(root_W) - FREE[law]
+    df = len(root_W) - FREE_PARAMETERS[law]
     basis_WP = np.linalg.qr(tangent(law, tokens_W, best) * root_W[:, None])[0]
     off_RW = (scale.of(draws_RW) - value_W) * root_W
     items = float((off_RW**2).sum(1).mean() - ((off_RW @ basis_WP) ** 2).sum(1).mean())
@@ -293,14 +295,14 @@ def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None) -> 
         raise ConfigError(
             "fit_laws: tokens and values must be finite, one for one, and tokens must increase; mend them"
         )
-    if len(tokens_W) < MIN_WINDOWS:
+    if len(tokens_W) < LAW_WINDOWS:
         return []
     root_W, kept = (
         root_weights(np.zeros_like(value_W) if stderr_W is None else stderr_W),
         len(tokens_W) - max(2, len(tokens_W) // 4),
     )
     fits = [_fit(law, tokens_W, value_W, root_W) for law in carried(len(tokens_W))]
-    able = carried(kept) if kept >= MIN_WINDOWS else []
+    able = carried(kept) if kept >= LAW_WINDOWS else []
     for number, fit in enumerate(fits):
         if fit.law in able:
             early = _fit(fit.law, tokens_W[:kept], value_W[:kept], root_W[:kept])
@@ -318,7 +320,7 @@ def laws_of(curve: Curve) -> list[Fit]:
     return [replace(fit, scale=scale.name) for fit in fit_laws(curve.tokens_W, scaled.value_W, scaled.stderr_W)]
 
 
-def foretold(curve: Curve, ahead: Array, law: str | None = None) -> Array:
+def law_predictions(curve: Curve, ahead: Array, law: str | None = None) -> Array:
     """What the laws foretell at the tokens `ahead`, in the metric's unit: a row for the curve, then one a resample.
 
     Under `law`; else averaged by their Akaike weights, anew in each row, over all but the constant, which would
@@ -332,7 +334,7 @@ def foretold(curve: Curve, ahead: Array, law: str | None = None) -> Array:
     for name in [law] if law else moving(len(root_W)):
         value_RN, rss_R = search(name, scaled.tokens_W, value_RW, root_W, np.asarray(ahead, float))
         paths.append(scale.back(value_RN))
-        scores.append(aicc(rss_R, root_W, FREE[name]))
+        scores.append(aicc(rss_R, root_W, FREE_PARAMETERS[name]))
     weight_LR = np.exp(-(np.array(scores) - np.min(scores, axis=0)) / 2)
     return np.einsum("lrn,lr->rn", np.array(paths), weight_LR / weight_LR.sum(0))
 
@@ -344,9 +346,9 @@ def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
     law, too. nan with fewer than MIN_WINDOWS. The interval is of plain percentiles: a bias correction would take for a
     bias what averaging shrinks in a resample.
     """
-    if len(curve.tokens_W) < MIN_WINDOWS:
+    if len(curve.tokens_W) < LAW_WINDOWS:
         return Estimate(float("nan"))
-    path_RN = foretold(curve, curve.tokens_W[-1] * np.array([1.0, 2.0]), fit.law if fit else None)
+    path_RN = law_predictions(curve, curve.tokens_W[-1] * np.array([1.0, 2.0]), fit.law if fit else None)
     gain_R = (path_RN[:, 1] - path_RN[:, 0]) * (1 if curve.rising else -1)
     low, high = np.quantile(gain_R[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(gain_R[0]), float(low), float(high), gain_R[1:])
@@ -354,7 +356,9 @@ def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
 
 def _fit(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Fit:
     solution = solve(law, tokens_W, value_W, root_W)
-    return Fit(law, _named(law, solution, first_window(tokens_W)), float(aicc(solution.rss, root_W, FREE[law])))
+    return Fit(
+        law, _named(law, solution, first_window(tokens_W)), float(aicc(solution.rss, root_W, FREE_PARAMETERS[law]))
+    )
 
 
 def _named(law: str, solution: Solution, first: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ from lccp_sim.records import Tag
 
 CEILING = 0.95
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
-MONITORS = {  # what is asked for together shares its items
+PAIRED_MONITORS = {  # what is asked for together shares its items
     "needle": ("hit_frac", "answer_nll_nats", "answer_ppl"),
     "heads": ("retrieval_heads_count", "initial_heads_mean_frac"),
     "perplexity": ("nll_nats", "short_nll_nats", "longppl_nats"),
@@ -136,7 +136,7 @@ def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
 
 def monitors(panels: Sequence[Panel]) -> list[Name]:
     """The monitors' metrics that some run has, in the order of MONITORS."""
-    names = [f"{monitor}/{metric}" for monitor, metrics in MONITORS.items() for metric in metrics]
+    names = [f"{monitor}/{metric}" for monitor, metrics in PAIRED_MONITORS.items() for metric in metrics]
     return [name for name in names if any(name in panel.curves for panel in panels)]
 
 
@@ -163,19 +163,19 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
 
 def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
-    for number, (monitor, metrics) in enumerate(MONITORS.items()):
+    for number, (monitor, metrics) in enumerate(PAIRED_MONITORS.items()):
         groups = [metrics] if monitor == "heads" else [(metric,) for metric in metrics]
         for group in groups:
             for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
                 found[f"{monitor}/{metric}"] = curve
     for metric in TARGETS:
         tags = probe_tags(run, metric)
-        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(MONITORS)).values():
+        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(PAIRED_MONITORS)).values():
             found[f"probe/{metric}"] = curve
         if tags and by_task:
             rows = run.select("probe", metric, "task", **tags)
             for task in sorted(set(rows.task)) if len(rows) else ():
-                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(MONITORS))
+                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(PAIRED_MONITORS))
                 found[f"probe/{metric}/{task}"] = only[metric]
     later = [float(t) for curve in found.values() for t in curve.tokens_W if t > 0]
     return Panel(run.path.resolve(), run.name, found, min(later, default=1.0), *_after(found.get(HIT)))
@@ -218,7 +218,7 @@ class Points:
         return len(self.x_W) - (1 if self.trend_W is None else 2)
 
 
-def pooled(runs: Sequence[Points], ranked: bool) -> float:
+def pooled_correlation(runs: Sequence[Points], ranked: bool) -> float:
     """The correlation of x with y inside runs; nan where one of them does not vary. `ranked`: of ranks inside runs."""
     products = [_products(p.x_W[None], p.y_W[None], _row(p.trend_W), ranked) for p in runs]
     return float(_r(np.sum(products, axis=0))[0])
@@ -236,7 +236,7 @@ def degrees(runs: Sequence[Points]) -> int:
     return sum(points.spare for points in runs) - 1
 
 
-def interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
+def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
     """The pooled correlation with its bootstrap interval; none where it is 1 or -1.
 
     In each resample: as many runs as there are, with replacement; in each of these, blocks of about cube root of W
@@ -245,7 +245,7 @@ def interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
     Resamples in which a series does not vary are left out. Source: moving blocks, Kuensch 1989 (Ann. Stat. 17);
     nesting, Davison and Hinkley 1997 sec. 3.8; the shift is ours.
     """
-    value = pooled(runs, ranked)
+    value = pooled_correlation(runs, ranked)
     rng = np.random.default_rng(seed)
     product_KPR = np.stack([_resampled(points, ranked, rng) for points in runs])
     run_SR, row_SR = (

@@ -16,7 +16,7 @@ from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.pairs import Name, Panel, gather, monitors, target_name, targets
 
 MIN_RUNS = 3
-MIN_WINDOWS = 2
+PREDICTION_WINDOWS = 2
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Nam
     row = Prediction(target, task, monitor, after_hit, windows, len(data), None, None, None, None, None, None)
     if len(data) < MIN_RUNS:
         where = " after the hit" if after_hit else ""
-        found = f"{len(data)} runs have {MIN_WINDOWS} windows{where} of both"
+        found = f"{len(data)} runs have {PREDICTION_WINDOWS} windows{where} of both"
         return replace(row, reason=f"{found}, {MIN_RUNS} are needed")
     for place, name in ((0, monitor), (2, names[1])):
         if all(np.ptp(np.concatenate([run[place] for run in data[:i] + data[i + 1 :]])) == 0 for i in range(len(data))):
@@ -87,7 +87,7 @@ def _series(panel: Panel, names: Sequence[Name], after_hit: bool) -> tuple[Array
     if shared is None or (after_hit and panel.after is None):
         return None
     kept_W = shared.tokens_W >= (panel.after if after_hit and panel.after is not None else 0)
-    if kept_W.sum() < MIN_WINDOWS:
+    if kept_W.sum() < PREDICTION_WINDOWS:
         return None
     x_W, y_W = (shared.value_W[name][kept_W] for name in names)
     return x_W, panel.log_tokens(shared.tokens_W[kept_W]), y_W

@@ -15,7 +15,7 @@ from kneed import KneeLocator
 from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
-from lccp_sim.analysis.stats.laws import MIN_WINDOWS, gain_per_doubling, laws_of
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, gain_per_doubling, laws_of
 from lccp_sim.config import ConfigError
 
 EPS = 0.05
@@ -54,7 +54,7 @@ class Look:
 
 def looks(curve: Curve) -> list[Look]:
     """One Look for each window from the sixth on, each from the windows up to it only."""
-    return [_look(curve, number) for number in range(MIN_WINDOWS, len(curve.tokens_W) + 1)]
+    return [_look(curve, number) for number in range(LAW_WINDOWS, len(curve.tokens_W) + 1)]
 
 
 def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> Decision:
@@ -66,10 +66,10 @@ def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> 
         raise ConfigError(f"eps is {eps}; it is a share of the gain so far, above 0 and below 1, such as 0.05")
     sign = 1.0 if curve.rising else -1.0
     windows, so_far = len(curve.tokens_W), sign * float(curve.value_W[-1] - curve.value_W[0])
-    if windows < MIN_WINDOWS:
-        said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {MIN_WINDOWS}"
+    if windows < LAW_WINDOWS:
+        said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {LAW_WINDOWS}"
         return Decision("not enough points", None, None, so_far, None, [said])
-    last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, MIN_WINDOWS - 1, -1))
+    last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, LAW_WINDOWS - 1, -1))
     held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # from the end, no further than needed
     law, row = laws_of(curve)[0].law, len(held)
     bound = eps * so_far

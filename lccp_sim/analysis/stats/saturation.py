@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.laws import MIN_WINDOWS, scattered
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, scattered
 from lccp_sim.records import Tag
 
 FRACS = (0.5, 0.9, 0.95)
@@ -97,7 +97,7 @@ def axis(tokens_W: Array, tokens: Any) -> Any:
     return np.log(tokens + tokens_W[1])
 
 
-def reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
+def tokens_reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
     """Tokens to each share of the curve's own improvement, with intervals; nan where it did not improve.
 
     The resamples are the curve's own: see `scattered` for what they should hold beside items. Before the first window
@@ -134,7 +134,7 @@ def _progress(curve: Curve) -> Progress:
     )
     last_doubling = (
         None
-        if len(tokens_W) < MIN_WINDOWS
+        if len(tokens_W) < LAW_WINDOWS
         else Estimate.of(
             sign * (value_W[-1] - value_at(tokens_W, value_W, half)),
             None if draws_RW is None else sign * (draws_RW[:, -1] - value_at(tokens_W, draws_RW, half)),
@@ -142,8 +142,8 @@ def _progress(curve: Curve) -> Progress:
     )
     reason, bracket = None, None
     found: list[Estimate | None] = [None] * len(FRACS)
-    if len(tokens_W) < MIN_WINDOWS:
-        reason = f"not enough points: {_count(len(tokens_W), 'window')}, at least {MIN_WINDOWS} needed"
+    if len(tokens_W) < LAW_WINDOWS:
+        reason = f"not enough points: {_count(len(tokens_W), 'window')}, at least {LAW_WINDOWS} needed"
     elif np.ptp(value_W) == 0:
         reason = f"constant at {value_W[0]:.3g} at every window"
     elif improvement.value <= 0:
@@ -152,7 +152,7 @@ def _progress(curve: Curve) -> Progress:
         low, high = improvement.low, improvement.high
         reason = f"no improvement beyond noise: {improvement.value:.2g}, interval {low:.2g} to {high:.2g}"
     else:
-        times = reached(curve)
+        times = tokens_reached(curve)
         right, found = int(np.searchsorted(tokens_W, times[-1].value)), [*times]
         bracket = int(tokens_W[right - 1]), int(tokens_W[right])
     return Progress(

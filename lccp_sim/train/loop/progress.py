@@ -18,7 +18,7 @@ SPEED_OVER = 20  # steps
 REFRESH = 0.25  # seconds
 
 
-class Progress(L.Callback):
+class ProgressLine(L.Callback):
     """Tells of steps done of planned, of the loss, and of the speed of the last steps.
 
     It stands before the monitors, so that no window counts as training.

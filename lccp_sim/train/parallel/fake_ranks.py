@@ -17,7 +17,7 @@ from lccp_sim.config import ConfigError
 
 
 @contextmanager
-def pretended(rank: int, world: int) -> Iterator[DeviceMesh]:
+def fake_rank(rank: int, world: int) -> Iterator[DeviceMesh]:
     """While it is open, this process is `rank` of `world`; what it yields is the mesh that Lightning would make.
 
     Raises ConfigError where torch has no such group.

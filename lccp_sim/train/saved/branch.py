@@ -15,7 +15,7 @@ from lccp_sim.configure.load import plain_config
 from lccp_sim.configure.parse import parse
 from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
-from lccp_sim.train.saved.run_directory import CORPUS, FREE
+from lccp_sim.train.saved.run_directory import CORPUS, FREE_KEYS
 
 FILES = (RECORDS, TIMING, DECISIONS, CORPUS, "tokenizer.json")
 FOLDERS = ("samples", REFERENCE, "tensorboard", "csv")
@@ -57,7 +57,7 @@ def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:
         f"is at step {step}, and the run has {config.run.steps}; raise run.tokens",
     )
     old, new = flatten(trunk), flatten(plain_config(config))
-    free = (FREE - {"run.init_from"}) | MAY_DIFFER
+    free = (FREE_KEYS - {"run.init_from"}) | MAY_DIFFER
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     differ = [key for key in differ if not any(f"{key}.".startswith(f"{each}.") for each in free)]
     if differ:

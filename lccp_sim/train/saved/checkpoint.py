@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lccp_sim.config import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.records import write_atomic
-from lccp_sim.train.saved.sharded import Tensors, read_parts, whole
+from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
 from lccp_sim.train.saved.weights_file import SCHEME, bundled
 
 
@@ -53,7 +53,7 @@ class VerifiedIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """The content of a verified checkpoint, on the CPU."""
         content = read_checkpoint(Path(path), mapped=self.pieces)
-        return content if self.pieces else whole(content)
+        return content if self.pieces else unsharded(content)
 
     def remove_checkpoint(self, path: Any) -> None:
         """None, once the checkpoint and its manifest are gone."""

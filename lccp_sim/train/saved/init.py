@@ -19,7 +19,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve, weights_hash
 from lccp_sim.train.saved.foreign import read_foreign
-from lccp_sim.train.saved.sharded import Tensors, whole
+from lccp_sim.train.saved.sharded import Tensors, unsharded
 from lccp_sim.train.saved.weights_file import PREFIX, SUFFIX, read_weights_file
 
 MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
@@ -89,7 +89,7 @@ class Start:
         rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
         if not states:
             raise ConfigError(f"run.init_optimizer='carried': {rule}")
-        return whole(states[0]["state"])
+        return unsharded(states[0]["state"])
 
     def complete(self, config: Config) -> Config:
         """The config with the token that begins a document of the base, where only the base names one."""

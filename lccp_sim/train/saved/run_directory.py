@@ -20,11 +20,11 @@ from lccp_sim.records import write_atomic
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
-FREE = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
-FREE |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
-FREE |= {"data.mirror"}
-FREE |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
-FREE |= {"run.stopping"}  # a decay, which does change numbers, is another directory
+FREE_KEYS = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
+FREE_KEYS |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
+FREE_KEYS |= {"data.mirror"}
+FREE_KEYS |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
+FREE_KEYS |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
 
 def run_directory(config: Config, init_hash: str | None) -> Path:
@@ -173,4 +173,4 @@ def _value(path: Path, key: str) -> Any:
 
 
 def _free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE)
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)

@@ -30,7 +30,7 @@ ADMITTED |= {("torch", name) for name in ("float32", "float64", "bfloat16", "flo
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class ShardPiece:
     """A tensor that lies in a folder, cut into boxes; nothing of it is in memory."""
 
     path: Path
@@ -71,12 +71,12 @@ def _box(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tupl
 class Tensors(Mapping[str, Tensor]):
     """Whole tensors by name, of which those that lie in a folder are read when they are asked for, and not kept."""
 
-    def __init__(self, pieces: Mapping[str, Tensor | Piece]):
+    def __init__(self, pieces: Mapping[str, Tensor | ShardPiece]):
         self.pieces = pieces
 
     def __getitem__(self, name: str) -> Tensor:
         found = self.pieces[name]
-        return found.whole() if isinstance(found, Piece) else found
+        return found.whole() if isinstance(found, ShardPiece) else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pieces)
@@ -116,22 +116,24 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
     def joined(tree: Any) -> Any:
         if isinstance(tree, dict):
             return (
-                Piece(folder, index, tree[PIECE]) if tree.keys() == {PIECE} else {k: joined(v) for k, v in tree.items()}
+                ShardPiece(folder, index, tree[PIECE])
+                if tree.keys() == {PIECE}
+                else {k: joined(v) for k, v in tree.items()}
             )
         return [joined(each) for each in tree] if isinstance(tree, list) else tree
 
     return joined(rest)
 
 
-def whole(tree: Any) -> Any:
+def unsharded(tree: Any) -> Any:
     """The same tree with every piece read."""
     if isinstance(tree, Tensors):
         tree = dict(tree.pieces)
     if isinstance(tree, dict):
-        return {key: whole(each) for key, each in tree.items()}
+        return {key: unsharded(each) for key, each in tree.items()}
     if isinstance(tree, list):
-        return [whole(each) for each in tree]
-    return tree.whole() if isinstance(tree, Piece) else tree
+        return [unsharded(each) for each in tree]
+    return tree.whole() if isinstance(tree, ShardPiece) else tree
 
 
 def _split(tree: Any, name: str, cut: dict[str, DTensor]) -> Any:

@@ -20,30 +20,30 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
-from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, Seen, Watch
+from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
 
 
-class Monitors(L.Callback):
-    """Lets `watch` look at `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
+class MonitorCallback(L.Callback):
+    """Lets `suite` measure `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
 
     `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
-    another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `Watch`. Its state is in
-    every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
+    another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `MonitorSuite`. Its state
+    is in every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
     window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a window
     is.
     """
 
     def __init__(
         self,
-        watch: Watch,
+        suite: MonitorSuite,
         journal: Journal,
         tokens_per_step: int,
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         say: Callable[[str], None] = print,
     ):
-        self.watch, self.journal, self.tokens_per_step = watch, journal, tokens_per_step
+        self.suite, self.journal, self.tokens_per_step = suite, journal, tokens_per_step
         self.model, self.say = model, say
-        self.history = HeadHistory([], watch.windows)
+        self.history = HeadHistory([], suite.windows)
         self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
         self.tell: Tell = silent
@@ -59,7 +59,7 @@ class Monitors(L.Callback):
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
-    ) -> "Monitors":
+    ) -> "MonitorCallback":
         """The callback with the monitors and held-out text of a config (`lccp_sim.cli.check(["run=measure", ...])`).
 
         It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training.
@@ -69,12 +69,17 @@ class Monitors(L.Callback):
         corpus = open_corpus(data, config.run.context_tokens, config.seed, Path(tokenizer))
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        watch = Watch(
+        suite = MonitorSuite(
             config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=config.watched_in_bf16
         )
-        for note in watch.notes:
+        for note in suite.notes:
             say(f"warning: {note}")
-        return cls(watch, Journal(folder), tokens_per_step, model, say)
+        return cls(suite, Journal(folder), tokens_per_step, model, say)
+
+    @property
+    def state_key(self) -> str:
+        """As checkpoints have named this state from the first version on, so that they can be resumed."""
+        return "Monitors"
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: how long the files are at this moment."""
@@ -84,38 +89,38 @@ class Monitors(L.Callback):
         """Cuts the files back to the moment of the checkpoint."""
         self.seen_step = state_dict["seen_step"]
         self.journal.truncate(state_dict["lengths"], self.seen_step)
-        self.watch.recall(self.journal.directory / REFERENCE)
-        self.history = HeadHistory(self.journal.records(), self.watch.windows)
+        self.suite.recall(self.journal.directory / REFERENCE)
+        self.history = HeadHistory(self.journal.records(), self.suite.windows)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The window at step 0, where it is one. Raises ConfigError where the records of another run would be lost."""
         if self.seen_step < 0 and self.journal.records():
             where = self.journal.directory
             raise ConfigError(f"{where}: holds records already; resume with ckpt_path, or name another directory")
-        self._look_if_due(trainer, pl_module)
+        self._measure_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The window of an optimizer step, once."""
-        self._look_if_due(trainer, pl_module)
+        self._measure_if_due(trainer, pl_module)
 
-    def _look_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _measure_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        if step > self.seen_step and step in self.watch.windows:
+        if step > self.seen_step and step in self.suite.windows:
             if trainer.is_global_zero:
                 self.window(trainer, pl_module)
             self.seen_step = step
             trainer.strategy.barrier("lccp monitors")
 
-    def window(self, trainer: L.Trainer, module: Any, first: Sequence[Record] = ()) -> Seen:
+    def window(self, trainer: L.Trainer, module: Any, first: Sequence[Record] = ()) -> WindowResult:
         """What was seen, once it is written (after the records `first`), logged, and said in one line."""
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         model = adapted(self.model(module))
         if not model.num_heads and self.seen_step < 0:
             self.say(NO_HEADS)
-        seen = self.watch.look(model, moment, self.history, self.tell, f"window at step {step:,}, ")
+        seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write([*first, *seen.records])
         if seen.values:
             self.journal.write_samples(step, seen.values)

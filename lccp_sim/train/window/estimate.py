@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.monitors.observing import observing, row_nll
+from lccp_sim.monitors.observing import evaluating, row_nll
 from lccp_sim.plan.watching import Pass, passes
 from lccp_sim.progress import Tell, clock
 
@@ -22,7 +22,7 @@ SECONDS = 10.0  # for timing: once it has taken as long, longer texts are extrap
 Kind = tuple[int, bool]  # tokens of a text, and whether all of them meet the head
 
 
-class Count:
+class TokenCount:
     """What is done of one look: `sent` is told of each forward before it is made, and tells how far the look is.
 
     `plan` says what each monitor sends. One of `world` processes sees its own share of the texts. `before`: words that
@@ -89,7 +89,7 @@ def timed(
     found: dict[Kind, float] = {}
     began, ordered = now(), sorted(set(wanted))
     device = model.device
-    with observing(model, bf16):
+    with evaluating(model, bf16):
         for i, (length, head) in enumerate(ordered):
             if i and now() - began > limit:
                 found[length, head] = longer(found, length, head)
@@ -122,14 +122,14 @@ def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
     return length * (rate + slope * (length - last))
 
 
-def expected(watch: Mapping[str, Any], seconds: Mapping[Kind, float]) -> dict[str, float]:
+def expected_seconds(watch: Mapping[str, Any], seconds: Mapping[Kind, float]) -> dict[str, float]:
     """Seconds of each monitor in a first look."""
     return {name: sum(n * seconds[kind] for kind, n in of.items()) for name, of in kinds(watch).items()}
 
 
 def estimate(model: LanguageModel, watch: Mapping[str, Any], tokens: np.ndarray, bf16: bool, looks: int) -> str:
     """A line for a person: how long `looks` looks like the first will take, monitor by monitor."""
-    found = expected(watch, timed(model, {kind for of in kinds(watch).values() for kind in of}, tokens, bf16))
+    found = expected_seconds(watch, timed(model, {kind for of in kinds(watch).values() for kind in of}, tokens, bf16))
     each = ", ".join(f"{name} {clock(s)}" for name, s in sorted(found.items(), key=lambda item: -item[1]))
     many = f" for each of {looks} checkpoints" if looks > 1 else ""
     return f"estimate: about {clock(sum(found.values()))}{many} ({each}), from one text of each length, timed here"

@@ -21,7 +21,7 @@ from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.models.hf import is_checkpoint, load_checkpoint
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.records import write_atomic
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve
@@ -64,7 +64,7 @@ def find_reference(
 
     def of_another() -> dict[str, np.ndarray]:
         other = load_language_model(source, corpus, key, weight.dtype, weight.device)
-        with observing(other, torch.is_autocast_enabled(model.device.type)):
+        with evaluating(other, torch.is_autocast_enabled(model.device.type)):
             return monitor.reference(other, items)
 
     if source == FIRST_WINDOW:

@@ -14,7 +14,7 @@ from lccp_sim.train.window.images import window_images
 
 def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
     """None; whole-monitor records go to every logger under their overall names."""
-    scalars = whole(records)
+    scalars = overall_values(records)
     for logger in loggers:
         logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
 
@@ -27,14 +27,14 @@ def log_images(loggers: Sequence[Logger], records: list[Record], step: int) -> N
                 logger.experiment.add_image(name, image, step, dataformats="HWC")
 
 
-def whole(records: list[Record]) -> dict[str, float]:
+def overall_values(records: list[Record]) -> dict[str, float]:
     """The values of the few records that loggers show, those that stand for a whole monitor, by their names."""
     return {name: r.value for r in records if (name := overall_name(r)) is not None}
 
 
 def headline(moment: Moment, records: list[Record], seconds: float) -> str:
     """One line about a window for a person."""
-    value = whole(records)
+    value = overall_values(records)
     parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]
     shown = (
         ("needle/hit_frac", "hit {:.2f}"),

@@ -13,23 +13,23 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Induction, Needle
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, overall_name
 from lccp_sim.train.saved.init import Start
-from lccp_sim.train.window.suite import Watch
+from lccp_sim.train.window.suite import MonitorSuite
 
 
 def check_precondition(
-    model: Transformer, corpus: Corpus, watch: Watch, start: Start, console: Console
+    model: Transformer, corpus: Corpus, suite: MonitorSuite, start: Start, console: Console
 ) -> list[Record]:
     """Records of monitor `precondition` at step 0, where there is a base and a needle and an induction monitor.
 
     hit_frac: needles at the base's own context length, of the value (which counts) and of the whole sentence.
     copy_nll_ratio: NLL of the second copy of a random span over that of the first.
     """
-    needle = next((m for m in watch.monitors.values() if isinstance(m, Needle)), None)
-    induction = next((m for m in watch.monitors.values() if isinstance(m, Induction)), None)
+    needle = next((m for m in suite.monitors.values() if isinstance(m, Needle)), None)
+    induction = next((m for m in suite.monitors.values() if isinstance(m, Induction)), None)
     if start.content is None or needle is None or induction is None:
         return []
     old = start.content["lccp"]["config"]["run"]["context_tokens"]
@@ -42,7 +42,7 @@ def check_precondition(
     moment, here = Moment(0, 0), (model.frequencies, model.rope_scale)
     model.frequencies, model.rope_scale = start.model.rope.frequencies(model.config.d_head)
     try:
-        with observing(model, watch.bf16):
+        with evaluating(model, suite.bf16):
             seen = needle.aggregate(needle.score(model, needles), moment)
             seen += induction.aggregate(induction.score(model, repeats), moment)
     finally:

@@ -15,23 +15,30 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.saved.journal import Journal
-from lccp_sim.train.window.callback import Monitors
+from lccp_sim.train.window.callback import MonitorCallback
 from lccp_sim.train.window.logs import log_scalars
-from lccp_sim.train.window.suite import Watch
+from lccp_sim.train.window.suite import MonitorSuite
 
 
-class Observe(Monitors):
-    """Runs `watch` at its windows during training, logs the loss every `log_every` steps, saves on a signal.
+class RunCallback(MonitorCallback):
+    """Runs `suite` at its windows during training, logs the loss every `log_every` steps, saves on a signal.
 
     `say(line)` prints a line for a person.
     """
 
-    def __init__(self, watch: Watch, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]):
-        super().__init__(watch, journal, batch_tokens, say=say)
+    def __init__(
+        self, suite: MonitorSuite, journal: Journal, batch_tokens: int, log_every: int, say: Callable[[str], None]
+    ):
+        super().__init__(suite, journal, batch_tokens, say=say)
         self.log_every = log_every
         self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled = 0
         self.clock = (0, time.perf_counter())
+
+    @property
+    def state_key(self) -> str:
+        """As checkpoints have named this state from the first version on, so that they can be resumed."""
+        return "Observe"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The window at step 0; SIGTERM and SIGUSR1 from now on end the run after the step at hand."""
@@ -59,7 +66,7 @@ class Observe(Monitors):
         pl_module.update_router_bias()
         step = trainer.global_step
         records = self._training(trainer, pl_module) if step % self.log_every == 0 else []
-        if step in self.watch.windows:
+        if step in self.suite.windows:
             self._log_time(trainer)
             self._window(trainer, pl_module, records)
             self.clock = (step, time.perf_counter())

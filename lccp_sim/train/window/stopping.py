@@ -23,7 +23,7 @@ from lccp_sim.analysis.stats.rule import Decision, decide
 from lccp_sim.config import ConfigError, StoppingConfig, nearest
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
-from lccp_sim.train.window.callback import Monitors
+from lccp_sim.train.window.callback import MonitorCallback
 
 ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "stop now or train on, not told apart"}
 
@@ -45,7 +45,7 @@ class Stopping(L.Callback):
     parameter group is linear from what it was to zero, whatever a scheduler says.
     """
 
-    def __init__(self, settings: StoppingConfig, monitors: Monitors):
+    def __init__(self, settings: StoppingConfig, monitors: MonitorCallback):
         self.settings, self.monitors = settings, monitors
         self.since: int | None = None
         self.ends: int | None = None
@@ -56,7 +56,7 @@ class Stopping(L.Callback):
         """Raises ConfigError where the window of a step would come after the decision about it."""
         order: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self.monitors not in order[: order.index(self)]:
-            raise ConfigError("callbacks: Stopping stands before its Monitors, or without; put it after them")
+            raise ConfigError("callbacks: Stopping stands before its MonitorCallback, or without; put it after them")
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what was decided, and the rates that a decay began from."""
@@ -75,7 +75,7 @@ class Stopping(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """All ranks learn what was decided at a window, and stop where the run ends."""
-        if trainer.global_step in self.monitors.watch.windows:
+        if trainer.global_step in self.monitors.suite.windows:
             decided = trainer.strategy.broadcast((self.since, self.ends, self.rates))
             self.since, self.ends, self.rates = decided
         self._plan(trainer)
@@ -97,7 +97,7 @@ class Stopping(L.Callback):
         """The records of what is judged, once written; it acts where all that is watched is saturated."""
         if self.since is not None:
             return []
-        began, journal, windows = time.perf_counter(), self.monitors.journal, self.monitors.watch.windows
+        began, journal, windows = time.perf_counter(), self.monitors.journal, self.monitors.suite.windows
         run = load_run(journal.directory)
         judged = judge(run, self.settings, windows)
         saturated = all(each.decision.verdict == "saturated" for each in judged)
@@ -132,7 +132,7 @@ class Stopping(L.Callback):
         """The step at which the run ends becomes its last window; once it is there, the run stops."""
         if self.ends is None or 0 <= trainer.max_steps < self.ends:
             return
-        windows = self.monitors.watch.windows
+        windows = self.monitors.suite.windows
         windows[:] = [*(step for step in windows if step < self.ends), self.ends]
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.ends
 

@@ -17,7 +17,7 @@ from lccp_sim.config import top_k
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
-from lccp_sim.monitors.observing import counting, observing
+from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.plan.watching import passes
 from lccp_sim.progress import Tell, silent
@@ -25,7 +25,7 @@ from lccp_sim.records import Record, Tag
 from lccp_sim.train.loop.module import NotFinite
 from lccp_sim.train.parallel.monitor_ranks import together
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
-from lccp_sim.train.window.estimate import Count
+from lccp_sim.train.window.estimate import TokenCount
 from lccp_sim.train.window.key_tokens import find_reference, read_reference
 
 NO_HEADS = (
@@ -34,7 +34,7 @@ NO_HEADS = (
 
 
 @dataclass(frozen=True)
-class Seen:
+class WindowResult:
     """What one window gave: records, per-item values, and a row of timing per monitor."""
 
     records: list[Record]
@@ -42,7 +42,7 @@ class Seen:
     timing: list[dict[str, Any]]
 
 
-class Watch:
+class MonitorSuite:
     """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
 
     What the first look fixes for all later ones (`key_tokens.py`) is written to the folder `store`, if any. With
@@ -67,22 +67,22 @@ class Watch:
             self.items[name] = monitor.prepare(corpus)
         self.notes = [note for name, monitor in monitors.items() for note in monitor.notes(self.items[name])]
         self.corpus, self.store = corpus, store
-        self.open = [name for name, monitor in monitors.items() if monitor.reference_from is not None]
+        self.unreferenced = [name for name, monitor in monitors.items() if monitor.reference_from is not None]
 
     def recall(self, store: Path) -> None:
-        """None, after the references that `store` holds were read; `open` names those that it does not hold."""
-        for name in list(self.open):
+        """None, after the references that `store` holds were read; `unreferenced` names those that it does not hold."""
+        for name in list(self.unreferenced):
             found = read_reference(store, name, self.monitors[name], self.items[name])
             if found is not None:
                 self.items[name] = found
-                self.open.remove(name)
+                self.unreferenced.remove(name)
 
     def due(self, step: int) -> list[str]:
         """The monitors that look at the window at `step`; at the last window all do."""
         index = self.windows.index(step)
         return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
 
-    def look(
+    def measure(
         self,
         model: LanguageModel,
         moment: Moment,
@@ -90,30 +90,30 @@ class Watch:
         tell: Tell = silent,
         before: str = "",
         whole: tuple[float, float] = (0.0, 1.0),
-    ) -> Seen:
+    ) -> WindowResult:
         """Everything that is due; at a step that is no window, everything.
 
         The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
         its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `Count`.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
-        plan = {name: passes(self.monitors[name], first=name in self.open) for name in due}
-        count = Count(plan, tell, self.ranks.world, before, whole)
+        plan = {name: passes(self.monitors[name], first=name in self.unreferenced) for name in due}
+        count = TokenCount(plan, tell, self.ranks.world, before, whole)
         with together(model, self.ranks):
-            seen = [self._look(name, model, moment, count) for name in due]
+            seen = [self._measure(name, model, moment, count) for name in due]
         records = [record for each in seen for record in each.records]
         values = [value for each in seen for value in each.values]
         timing = [row for each in seen for row in each.timing]
-        return Seen(records + history.compare(records, moment), values, timing)
+        return WindowResult(records + history.compare(records, moment), values, timing)
 
-    def _look(self, name: str, model: LanguageModel, moment: Moment, count: Count) -> Seen:
+    def _measure(self, name: str, model: LanguageModel, moment: Moment, count: TokenCount) -> WindowResult:
         monitor, start = self.monitors[name], time.perf_counter()
         count.begin(name)
-        with observing(model, self.bf16), counting(model, count.sent) as tokens:
-            if name in self.open:
+        with evaluating(model, self.bf16), counting(model, count.sent) as tokens:
+            if name in self.unreferenced:
                 found = find_reference(self.store, name, monitor, self.items[name], model, self.corpus, self.ranks)
                 self.items[name] = found
-                self.open.remove(name)
+                self.unreferenced.remove(name)
             measured = monitor.score(model, self.items[name])
         try:
             records = monitor.aggregate(measured, moment)
@@ -122,7 +122,7 @@ class Watch:
         values = list(monitor.samples(measured))
         sent = sum(self.ranks.gather(lambda: tokens[0]))
         cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": sent}
-        return Seen(records, values, [moment._asdict() | {"what": f"monitor:{name}"} | cost])
+        return WindowResult(records, values, [moment._asdict() | {"what": f"monitor:{name}"} | cost])
 
 
 class HeadHistory:

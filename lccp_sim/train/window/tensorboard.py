@@ -25,13 +25,13 @@ from lccp_sim.configure.load import plain_config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import TIERS, Record, overall_name
-from lccp_sim.train.saved.run_directory import FREE
-from lccp_sim.train.window.callback import Monitors
-from lccp_sim.train.window.logs import whole
+from lccp_sim.train.saved.run_directory import FREE_KEYS
+from lccp_sim.train.window.callback import MonitorCallback
+from lccp_sim.train.window.logs import overall_values
 
 ORDER = (*TIERS[1:], TIERS[0])  # what is measured first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
-Layout = dict[str, dict[str, list[Any]]]
+Charts = dict[str, dict[str, list[Any]]]
 
 
 class Board:
@@ -43,7 +43,7 @@ class Board:
 
     def __init__(
         self,
-        monitors: Monitors,
+        monitors: MonitorCallback,
         texts: Mapping[str, str],
         keys: Mapping[str, Any],
         train: Iterable[tuple[str, str, str]] = (),
@@ -53,18 +53,18 @@ class Board:
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """No records; what there is to show at this window is written."""
-        windows, boards = self.monitors.watch.windows, boards_of(trainer.loggers)
+        windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
         if not boards or moment.step not in (windows[0], windows[-1]):
             return []
         records = self.monitors.journal.records()
         if moment.step == windows[0]:
             for board in boards:
-                log_layout(board, records, self.train)
+                log_charts(board, records, self.train)
                 for name, text in self.texts.items():
                     board.experiment.add_text(name, text, moment.step)
         if moment.step == windows[-1]:
             said = self._verdict()
-            metrics = {"tokens": float(moment.tokens), **whole(records)}
+            metrics = {"tokens": float(moment.tokens), **overall_values(records)}
             for board in boards:
                 board.experiment.add_text("verdict", said, moment.step)
                 for summary in hparams(dict(self.keys), metrics):
@@ -86,19 +86,19 @@ def boards_of(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def log_layout(board: TensorBoardLogger, records: Iterable[Record], more: Iterable[tuple[str, str, str]] = ()) -> None:
+def log_charts(board: TensorBoardLogger, records: Iterable[Record], more: Iterable[tuple[str, str, str]] = ()) -> None:
     """None; the scalars of `records`, and `more` (tier, monitor, metric), become charts of the Custom Scalars tab."""
     named = ((r, name.partition("/")) for r in records if (name := overall_name(r)) is not None)
     scalars = [(r.tier, monitor, metric) for r, (monitor, _, metric) in named]
-    board.experiment.add_custom_scalars(layout([*scalars, *more]))
+    board.experiment.add_custom_scalars(charts([*scalars, *more]))
 
 
-def layout(scalars: Iterable[tuple[str, str, str]]) -> Layout:
+def charts(scalars: Iterable[tuple[str, str, str]]) -> Charts:
     """{tier: {title: ["Multiline", [tags]]}} of (tier, monitor, metric): one chart for a monitor's metrics of one unit.
 
     TensorBoard takes a tag for the beginning of a regular expression, hence the anchors.
     """
-    found: Layout = {tier: {} for tier in ORDER}
+    found: Charts = {tier: {} for tier in ORDER}
     charts: dict[tuple[str, str, str], list[str]] = {}
     for tier, monitor, metric in dict.fromkeys(scalars):
         charts.setdefault((tier, monitor, metric.rpartition("_")[2]), []).append(f"{monitor}/{metric}")
@@ -112,10 +112,10 @@ def texts_of(config: Config, corpus: Corpus) -> dict[str, str]:
     """The resolved config and the table of the corpus, in Markdown."""
     plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
     notes = [f"- warning: {warning}" for warning in corpus.warnings]
-    return {"config": f"```yaml\n{plain}```", "corpus": "\n".join([*table(corpus.table), "", *notes])}
+    return {"config": f"```yaml\n{plain}```", "corpus": "\n".join([*markdown_table(corpus.table), "", *notes])}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of a Markdown table: the plain keys of the first row, then a line a row."""
     names = [name for name, value in rows[0].items() if isinstance(value, str | int | float)] if rows else []
     cells = [[f"{row[n]:,.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
@@ -126,7 +126,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def keys_of(config: Config) -> dict[str, Any]:
     """The keys of a run that change its training, flat: numbers and words; what is neither is written as JSON."""
     flat = flatten({name: group for name, group in plain_config(config).items() if name != "monitors"})
-    kept = {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+    kept = {
+        key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+    }
     plain = {key for key, value in kept.items() if isinstance(value, str | int | float) and not isinstance(value, bool)}
     return {key: value if key in plain else json.dumps(value) for key, value in kept.items()}
 
