@@ -1,1 +1,1 @@
-"""What the command `lccp` does, a module a verb; cli.py reads the command line."""
+"""The verbs of the command `lccp`, a module each; cli.py reads the command line."""

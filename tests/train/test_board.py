@@ -125,7 +125,7 @@ def test_a_resumed_run_loses_nothing_and_repeats_nothing(
         killed(config, say, plant, step, seconds)
     events = read(train(config, say))
     assert {name: len(points) for name, points in texts(events).items()} == dict.fromkeys(TEXTS, 1)
-    assert {"probabilistic", "training"} <= shown(events).keys()
+    assert {"probabilistic", "training"} <= charts_in(events).keys()
     assert hyperparameters(events)[0]["optim.lr"] == 3e-3
 
 
@@ -133,7 +133,7 @@ def test_an_extended_run_has_the_verdict_of_each_end(run: Callable[..., Path]) -
     run({**FEW, "run.tokens": 7 * BATCH})
     events = read(run(FEW))
     assert [step for step, _ in texts(events)["verdict"]] == [7, STEPS]
-    assert len(texts(events)["config"]) == 1 and shown(events)
+    assert len(texts(events)["config"]) == 1 and charts_in(events)
 
 
 @pytest.mark.parametrize(("changes", "end"), [(keys("stop"), 6), (DECAY, 9)], ids=["stop", "decay"])
@@ -144,7 +144,7 @@ def test_a_run_that_ends_early_has_its_verdict_and_a_chart_of_its_decisions(
     directory = run(changes)
     events = read(directory)
     assert [step for step, _ in texts(events)["verdict"]] == [end]
-    assert shown(events)["training"]["stopping/saturated_frac"] == ["^stopping/saturated_frac$"]
+    assert charts_in(events)["training"]["stopping/saturated_frac"] == ["^stopping/saturated_frac$"]
     assert set(hyperparameters(events)[1]) == set(scalars(directory))
 
 

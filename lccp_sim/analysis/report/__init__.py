@@ -1,1 +1,1 @@
-"""The pages: of a run, of several, of a study."""
+"""The pages: of a run, of several runs, of a study."""

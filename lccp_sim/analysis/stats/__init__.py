@@ -1,1 +1,1 @@
-"""Statistics of curves, of runs and of studies."""
+"""Statistics of curves, runs and studies."""

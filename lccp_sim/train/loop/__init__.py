@@ -1,1 +1,1 @@
-"""The training of a run: the module, its data, its schedule of work."""
+"""The training loop: the module, its data, precision, recomputation and the line of progress."""

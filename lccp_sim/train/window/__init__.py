@@ -1,1 +1,1 @@
-"""What happens at a window: monitors, their callbacks, loggers, and the rule that stops a run."""
+"""A window of a run: all monitors, the callbacks around them, loggers, and the rule that stops a run."""

@@ -94,7 +94,7 @@ class MonitorSuite:
         """Everything that is due; at a step that is no window, everything.
 
         The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
-        its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `Count`.
+        its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
         plan = {name: passes(self.monitors[name], first=name in self.unreferenced) for name in due}
