@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.base_trials import windows
-from lccp_sim.train.weights_file import read_weights_file
+from lccp_sim.train.saved.weights_file import read_weights_file
 
 CARDS = Path(__file__).parents[1] / "lccp_sim" / "bases" / "bases.json"
 

@@ -41,7 +41,7 @@ def main(out: Path) -> None:
     """Measure as it is and held to AVX2, each in a process of its own, and write both to `out`."""
     import torch
 
-    from lccp_sim.train.precision import bf16_units
+    from lccp_sim.train.loop.precision import bf16_units
 
     found = {
         "torch": torch.__version__, "machine": platform.machine(), "cpu": torch.cpu.get_capabilities().get("cpu_name"),

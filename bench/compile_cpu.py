@@ -32,8 +32,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from bench.step_cpu import SHAPE, VOCABULARY, machine, paired, seconds, status_mib
-from lccp_sim.composing import check
 from lccp_sim.config import ModelConfig
+from lccp_sim.configure.compose import check
 from lccp_sim.models import kernels
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.moe import MoE

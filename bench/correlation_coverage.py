@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.dependent import fisher_interval
-from lccp_sim.analysis.within import Points, degrees, interval
+from lccp_sim.analysis.stats.correlation import fisher_interval
+from lccp_sim.analysis.stats.pairs import Points, degrees, pooled_interval
 from lccp_sim.records import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "correlation_coverage.json"
@@ -55,7 +55,7 @@ def coverage(world: dict[str, Any], repetitions: int = REPETITIONS) -> dict[str,
     for seed in range(repetitions):
         rng = np.random.default_rng(seed)
         runs = [points(rng, world) for _ in range(world["runs"])]
-        found = interval(runs, ranked=False, seed=seed)
+        found = pooled_interval(runs, ranked=False, seed=seed)
         held["bootstrap"] += found.low is not None and found.low <= truth <= found.high
         low, high = fisher_interval(found.value, degrees(runs))
         held["fisher"] += low <= truth <= high

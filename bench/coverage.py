@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the planted truth, the planted law is chosen, and the rule calls a curve saturated.
 
-    python bench/coverage.py [--repetitions 500] [--resamples 300]
+    python -m bench.coverage [--repetitions 500] [--resamples 300]
 
 writes bench/results/coverage.json and prints the tables that docs/analysis.md shows of it; `--tables` only prints them.
 """
@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.laws import LAWS, Fit, gain_per_doubling, laws_of
-from lccp_sim.analysis.projection import FREE, solve
-from lccp_sim.analysis.rule import EPS, Look, kneedle, looks
-from lccp_sim.analysis.saturation import FRACS, lag, progress
-from lccp_sim.analysis.simulate import HIT, NLL, World, plan, simulate
+from bench.simulate import HIT, NLL, World, plan, simulate
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.laws import FREE_PARAMETERS, LAWS, Fit, gain_per_doubling, laws_of, solve
+from lccp_sim.analysis.stats.rule import EPS, Look, kneedle, looks
+from lccp_sim.analysis.stats.saturation import FRACS, lag, progress
 from lccp_sim.records import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +121,9 @@ def identifiability(world: World) -> float | None:
     None for a constant, which every law can be.
     """
     value_W = world.law.predict(world.tokens_W)
-    rivals = [name for name in LAWS if name != world.law.law and FREE[name] <= FREE[world.law.law]]
+    rivals = [
+        name for name in LAWS if name != world.law.law and FREE_PARAMETERS[name] <= FREE_PARAMETERS[world.law.law]
+    ]
     if not rivals:
         return None
     root_W = 1 / (value_W * np.sqrt(world.noise**2 / world.items + world.wobble**2))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.thresholding import hit_given_nll, null_hits, own_scale, t95_of
+from lccp_sim.analysis.stats.deceptive import hit_given_nll, null_hits, own_scale, t95_of
+from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.records import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "deceptive_null.json"

@@ -18,8 +18,8 @@ import torch
 from lccp_sim.data.facts import word_atoms
 from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import read_tokenizer
-from lccp_sim.train.checkpoint import read_checkpoint
-from lccp_sim.train.start import load_transformer
+from lccp_sim.train.saved.checkpoint import read_checkpoint
+from lccp_sim.train.saved.init import load_transformer
 
 RESULT = Path(__file__).parent / "results" / "key_distance.json"
 RECORDS, ROWS, DISTANCES = 5, 40, (0, 1, 2, 3)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench.plan_accuracy import one_pass
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.shapes import shape_of

@@ -20,9 +20,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers as t  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.models.adapter import Adapter  # noqa: E402
-from lccp_sim.train.estimate import expected, kinds, timed  # noqa: E402
+from lccp_sim.train.window.estimate import expected_seconds, kinds, timed  # noqa: E402
 
 SHAPE = {
     "vocab_size": 32768, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -66,7 +66,7 @@ def main() -> None:
     results["speeds"] = [
         {"text": n, "head": head, "tokens_per_second": round(n / s, 1)} for (n, head), s in seconds.items()
     ]
-    takes = {run: expected(watch, seconds) for run, watch in watches.items()}
+    takes = {run: expected_seconds(watch, seconds) for run, watch in watches.items()}
     results["seconds"] = {run: {name: round(s, 1) for name, s in of.items()} for run, of in takes.items()}
     results |= minutes(results["seconds"])
     print(json.dumps(results, indent=1))

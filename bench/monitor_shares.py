@@ -16,12 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
+from lccp_sim.configure.load import windows_of  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap  # noqa: E402
-from lccp_sim.monitors.observing import counting, observing  # noqa: E402
-from lccp_sim.train.load import windows_of  # noqa: E402
-from lccp_sim.train.watch import Watch  # noqa: E402
+from lccp_sim.monitors.observing import counting, evaluating  # noqa: E402
+from lccp_sim.train.window.suite import MonitorSuite  # noqa: E402
 
 
 class Out(NamedTuple):
@@ -66,17 +66,17 @@ def shares(run: str) -> dict[str, Any]:
     corpus = open_corpus(config.data, config.run.context_tokens, config.seed)
     monitors = {name: monitor for name, monitor in config.monitors.watch.items() if name != "routing"}
     steps = windows_of(config)
-    watch = Watch(config.monitors.watch, corpus, steps)
+    suite = MonitorSuite(config.monitors.watch, corpus, steps)
     model = Counter(corpus.vocab_size)
     training = config.run.steps * config.run.batch_tokens
     rows = {}
-    for name in watch.monitors:
-        looks, once = sum(name in watch.due(step) for step in steps), 0
+    for name in suite.monitors:
+        looks, once = sum(name in suite.due(step) for step in steps), 0
         if name not in monitors:  # it counts experts, which the stand-in has not
-            tokens = watch.items[name].size
+            tokens = suite.items[name].size
         else:
-            monitor, items = monitors[name], watch.items[name]
-            with observing(model):
+            monitor, items = monitors[name], suite.items[name]
+            with evaluating(model):
                 if monitor.reference_from is not None:  # found once, at the first window
                     with counting(model) as sent:
                         items = monitor.refer(items, monitor.reference(model, items))

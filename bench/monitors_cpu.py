@@ -22,14 +22,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.data.pools import Corpus, open_corpus  # noqa: E402
 from lccp_sim.models.language_model import Attended  # noqa: E402
 from lccp_sim.models.taps import tapping  # noqa: E402
 from lccp_sim.models.transformer import Transformer, initialise  # noqa: E402
 from lccp_sim.monitors import Monitor, Needle  # noqa: E402
 from lccp_sim.monitors.needle_items import NeedleItem  # noqa: E402
-from lccp_sim.monitors.observing import observing, score_spans  # noqa: E402
+from lccp_sim.monitors.observing import evaluating, score_spans  # noqa: E402
 
 GRID = ((1024, 1), (1024, 5), (4096, 1))  # length, items a forward
 AGREE = 1e-6
@@ -155,7 +155,7 @@ def main() -> None:
     watch = config.monitors.watch
     results: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
     results |= {"model": "tiny", "monitors": {}, "heads": []}
-    with observing(model):
+    with evaluating(model):
         for length, batch in GRID:
             row = heads(model, corpus, watch["needle"], length, batch, chosen.pairs)
             print(json.dumps(row), flush=True)

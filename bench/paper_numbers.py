@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lccp_sim.analysis.dependent import correlation_p, critical_r, fisher_interval, williams
+from lccp_sim.analysis.stats.correlation import correlation_p, critical_r, fisher_interval, williams
 from lccp_sim.records import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "shared_trend.json"

@@ -36,9 +36,9 @@ from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.rope import KNOWN, base_bound, first_negative
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
-from lccp_sim.train.parallel.pretend import pretended
+from lccp_sim.train.loop.recompute import recompute
+from lccp_sim.train.parallel.fake_ranks import fake_rank
 from lccp_sim.train.parallel.sharding import shard
-from lccp_sim.train.recompute import recompute
 
 ALONE = Layout()
 LAYOUTS = {
@@ -122,7 +122,7 @@ def first_of(layout: Layout) -> Iterator[DeviceMesh | None]:
         yield None
         return
     with (
-        pretended(0, layout.devices) as mesh,
+        fake_rank(0, layout.devices) as mesh,
         mock.patch.object(dist, "all_to_all_single", lambda out, sent, group: out.copy_(sent)),
     ):
         yield mesh

@@ -22,13 +22,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from bench.monitor_shares import Counter  # noqa: E402
-from lccp_sim.composing import check  # noqa: E402
+from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.data.pools import open_corpus  # noqa: E402
 from lccp_sim.models.loss import cross_entropy  # noqa: E402
 from lccp_sim.models.optimizer import adamw  # noqa: E402
 from lccp_sim.models.transformer import Transformer, initialise  # noqa: E402
 from lccp_sim.monitors import Probe  # noqa: E402
-from lccp_sim.monitors.observing import counting, observing  # noqa: E402
+from lccp_sim.monitors.observing import counting, evaluating  # noqa: E402
 from lccp_sim.monitors.probe import ProbeItems  # noqa: E402
 
 BEFORE: dict[str, Any] = {
@@ -42,7 +42,7 @@ def seconds(probe: Probe, items: ProbeItems, model: Transformer) -> float:
     """CPU seconds of one window."""
     part = dataclasses.replace(probe, steps=probe.steps // PART)
     some = items._replace(train=items.train[: part.steps], evaluation=items.evaluation[::PART])
-    with observing(model):
+    with evaluating(model):
         start = time.process_time()
         part.score(model, some)
         return (time.process_time() - start) * PART
@@ -95,7 +95,7 @@ def main() -> None:
     ratios = [now / before for now, before in zip(taken["now"], taken["before"], strict=True)]
     counter, tokens = Counter(corpus.vocab_size), {}
     for name, probe in forms.items():
-        with observing(counter), counting(counter) as sent:
+        with evaluating(counter), counting(counter) as sent:
             probe.score(counter, prepared[name])
         tokens[name] = sent[0]
     results: dict[str, Any] = {

@@ -25,8 +25,8 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from lccp_sim.analysis.maps import _map
-from lccp_sim.analysis.plotting import STYLE
+from lccp_sim.analysis.report.maps import _map
+from lccp_sim.analysis.report.plots import STYLE
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
@@ -84,8 +84,8 @@ def logits(checkpoint: Path, other: Path, length: int) -> dict[str, float]:
     """
     from lccp_sim.models import transformer
     from lccp_sim.models.hf import load_checkpoint
-    from lccp_sim.train.checkpoint import read_checkpoint
-    from lccp_sim.train.start import load_transformer
+    from lccp_sim.train.saved.checkpoint import read_checkpoint
+    from lccp_sim.train.saved.init import load_transformer
 
     tokens_BT = torch.randint(0, 49152, (1, length), generator=torch.Generator().manual_seed(0))
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lccp_sim.analysis.report import write_report
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.run import load_run
 from lccp_sim.records import HEADLINE, Record, append_lines, write_atomic
 
 ROOT = Path(__file__).parents[1]

@@ -16,11 +16,11 @@ import torch
 
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.monitors import Needle
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
-from lccp_sim.train.checkpoint import read_checkpoint
-from lccp_sim.train.directory import read_config
-from lccp_sim.train.start import load_transformer
+from lccp_sim.train.saved.checkpoint import read_checkpoint
+from lccp_sim.train.saved.init import load_transformer
+from lccp_sim.train.saved.run_directory import read_config
 
 RESULT = Path(__file__).parent / "results" / "rope_change.json"
 FACTORS = (1, 2, 4, 16)
@@ -43,7 +43,7 @@ def measured(path: Path, lengths: tuple[int, ...], items: int) -> dict[str, Any]
     for factor in FACTORS:
         changed = dataclasses.replace(rope, base=rope.base * factor)
         model.frequencies, model.rope_scale = changed.frequencies(model.config.d_head)
-        with observing(model, False):
+        with evaluating(model, False):
             records = needle.aggregate(needle.score(model, texts), Moment(0, 0))
         cells = [r for r in records if set(r.tags) == {"length", "span", "variant"} and r.tags["span"] == "value"]
         rows += [

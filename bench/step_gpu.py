@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.step_cpu import hf_config, hf_model, machine, paired, transformers
-from lccp_sim.composing import check
 from lccp_sim.config import ModelConfig
+from lccp_sim.configure.compose import check
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.loss import CHUNK_ROWS, cross_entropy
 from lccp_sim.models.optimizer import adamw
@@ -38,7 +38,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.hardware import GPUS, RESERVE, hardware
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
-from lccp_sim.train.recompute import recompute
+from lccp_sim.train.loop.recompute import recompute
 
 RESULT = Path(__file__).parent / "results" / "step_gpu.json"
 MODELS = {"small": 16384, "base_1b_7b": 65536}  # vocabulary

@@ -26,7 +26,7 @@ from lccp_sim.models.adapter import adapted
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Needle, Perplexity
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import make_corpus
 
@@ -100,7 +100,7 @@ def measured(model: Any, given: Texts) -> Outcome:
     """The outcome of a model that runs. Raises AssertionError where what is measured is not the model's own."""
     adapter, scored = adapted(model), 0
     for monitor, items in zip(MONITORS, given.items, strict=True):
-        with observing(adapter):
+        with evaluating(adapter):
             found = monitor.score(adapter, items)
         records = monitor.aggregate(found, Moment(0, 0))  # which are finite
         scored += sum(r.metric == "copy_hard_frac" and "layer" in r.tags for r in records)

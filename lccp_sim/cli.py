@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.composing import check
 from lccp_sim.config import ConfigError, refuse
+from lccp_sim.configure.compose import check
 from lccp_sim.console import console_here, is_message
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lccp_sim.config import Config
 
 VERBS = {
@@ -101,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "doctor":
-        from lccp_sim.doctor import doctor, show
+        from lccp_sim.verbs.doctor import doctor, show
 
         return show(doctor(arguments.cache.expanduser()))
     if arguments.verb == "report":
-        from lccp_sim.analysis.report import write_report
-        from lccp_sim.analysis.several import write_comparison
+        from lccp_sim.analysis.report.compare_page import write_comparison
+        from lccp_sim.analysis.report.run_page import write_report
 
         runs, out = arguments.runs, arguments.out
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
@@ -114,7 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
     console = console_here()
     if arguments.verb in ("import", "export"):
         from lccp_sim.progress import shown
-        from lccp_sim.train.exchange import export_checkpoint, import_checkpoint
+        from lccp_sim.verbs.hf import export_checkpoint, import_checkpoint
 
         path, out, dtype = arguments.path, arguments.out, arguments.dtype
         with shown(console) as tell:
@@ -125,8 +123,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(said)
         return 0
     if arguments.verb == "study":
-        from lccp_sim.study import list_studies, study
-        from lccp_sim.sweep import launching
+        from lccp_sim.verbs.study import list_studies, study
+        from lccp_sim.verbs.sweep import launching
 
         names, launcher = launching(arguments.names)
         if not names:
@@ -135,8 +133,8 @@ def _run(arguments: argparse.Namespace) -> int:
         root, repeats = Path(arguments.root), arguments.repeats
         return max(study(name, root, launcher, *options, console, repeats) for name in names)
     if arguments.verb == "measure":
-        from lccp_sim.train.measure import measure
-        from lccp_sim.train.precision import bf16_is_native, settle
+        from lccp_sim.train.loop.precision import bf16_is_native, settle
+        from lccp_sim.verbs.measure import measure
 
         overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
         named = next((word for word in overrides if word.startswith("run=")), None)
@@ -157,13 +155,15 @@ def _run(arguments: argparse.Namespace) -> int:
             for path, out in zip(paths, outs, strict=True)
         )
     if arguments.verb == "train" and arguments.multirun:
-        from lccp_sim.sweep import jobs_of, launching, print_outcomes, sweep
+        from lccp_sim.verbs.sweep import jobs_of, launching, print_outcomes, sweep
 
         words, launcher = launching(arguments.overrides)
         return print_outcomes(sweep(jobs_of(words), launcher, arguments.retry, arguments.config_dir), console)
     config = check(arguments.overrides, arguments.config_dir)
     if arguments.verb == "plan":
-        _plan(arguments, config, console)
+        from lccp_sim.verbs.plan import plan_verb
+
+        plan_verb(arguments, config, console)
         return 0
     if arguments.verb == "data":
         from lccp_sim.train.corpus import show_data
@@ -174,49 +174,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     train(config, console)
     return 0
-
-
-def _plan(arguments: argparse.Namespace, config: "Config", console: "Console") -> None:
-    """Prints the plan, writes it where asked, and ends with ConfigError where a device has too little memory."""
-    import json
-
-    from lccp_sim.data.tokenizer import read_tokenizer
-    from lccp_sim.plan.hardware import hardware, parse_layout
-    from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
-    from lccp_sim.plan.show import show_dry, show_plan
-    from lccp_sim.records import write_atomic
-    from lccp_sim.train.load import windows_of
-    from lccp_sim.train.precision import SLOWER, bf16_units, check_bf16, settle
-
-    layout, dry = parse_layout(arguments.layout), None
-    if arguments.dry_run:
-        from lccp_sim.train.dry import agrees, dry_run, laid_out
-
-        refuse(arguments.counted, "--dry-run", arguments.counted, "nothing here builds a model that is counted only")
-        laid_out(config, layout)  # in the words of training, before any of plan's
-    device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
-    native = device.name != "cpu" or bool(bf16_units())
-    device = device if native else device._replace(bf16_flops=device.fp32_flops / SLOWER)
-    config = settle(config, native)
-    tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0
-    if arguments.counted:
-        plan = plan_counted(config, arguments.counted, device, layout)
-    else:
-        if not vocabulary and tokenizer.kind == "file":
-            vocabulary = read_tokenizer(Path(tokenizer.path).expanduser()).get_vocab_size()
-        vocabulary = vocabulary or tokenizer.vocab_size
-        plan = plan_run(config, vocabulary, windows_of(config), device, layout)
-    show_plan(plan, console, arguments.claim)
-    if arguments.dry_run:
-        plan["dry_run"] = dry = dry_run(config, vocabulary, layout, plan)
-        show_dry(dry, console)
-    if arguments.json:
-        write_atomic(arguments.json, json.dumps(plan, indent=1) + "\n")
-    if dry:
-        agrees(dry)
-    if not arguments.counted:
-        check_bf16(config, native)
-        check_fits(config, vocabulary, device, layout)
 
 
 if __name__ == "__main__":

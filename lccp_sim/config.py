@@ -1,7 +1,7 @@
 """The dataclasses of a run: every key, its rule, and the message where a value breaks it.
 
 Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses beside their
-code, so that this module imports nothing of ours; parsing.py makes all of them from plain dictionaries.
+code, so that this module imports nothing of ours; configure/parse.py makes all of them from plain dictionaries.
 """
 
 import dataclasses
@@ -162,7 +162,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StoppingConfig:
-    """What a run does once the saturation rule (analysis/rule.py, with `eps`) finds every metric of `watch` saturated.
+    """What a run does once the saturation rule (with `eps`) finds every metric of `watch` saturated.
 
     A metric is `monitor/metric`; of the probe, after its last fine-tuning step. Where the run has a probe, its exact
     match must also be shown to stay within +-`probe_margin` (null: not asked) over the last doubling of tokens. warn
@@ -193,7 +193,7 @@ class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
     `init_from` gives the first weights, and where `init_optimizer` is carried, the moments of AdamW and its step count.
-    `branch_from` goes on from another run's checkpoint (train/branch.py).
+    `branch_from` goes on from another run's checkpoint (train/saved/branch.py).
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its

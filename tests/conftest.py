@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def any_cpu_trains_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests train tiny models in bf16 wherever they run; those of the refusal say what the CPU has."""
-    monkeypatch.setattr("lccp_sim.train.precision.bf16_units", lambda: ["avx512_bf16"])
+    monkeypatch.setattr("lccp_sim.train.loop.precision.bf16_units", lambda: ["avx512_bf16"])
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,9 @@ import torch
 from filelock import FileLock
 
 from lccp_sim.cli import main
-from lccp_sim.train import checkpoint, module
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop import module
+from lccp_sim.train.loop.module import LccpModule
+from lccp_sim.train.saved import checkpoint
 from tests.home import build
 from tests.train.tiny import STEPS, assert_same_run
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
 
 
 def test_tables_keep_their_numbers_where_stdout_is_no_terminal(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check, compose
 from lccp_sim.config import ConfigError
-from lccp_sim.study import read_study
-from lccp_sim.sweep import jobs_of, launching
+from lccp_sim.configure.compose import check, compose
+from lccp_sim.verbs.study import read_study
+from lccp_sim.verbs.sweep import jobs_of, launching
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))

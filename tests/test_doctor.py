@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim import doctor
 from lccp_sim.models import experts
 from lccp_sim.models.experts import EXPERTS, loop
+from lccp_sim.verbs import doctor
 
 
 def no_backend(*_: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def no_gradient_of_down(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, count
     return loop(x, gate, up, down.detach() + 0 * down, count)
 
 
-def found(experts: dict, name: str) -> doctor.Row:
+def found(experts: dict, name: str) -> doctor.Finding:
     return next(row for row in doctor.expert_rows(experts) if row.name == name and row.value.startswith("cpu"))
 
 
@@ -110,7 +110,7 @@ def test_a_backend_that_is_faster_than_auto_is_recommended(brief: None, monkeypa
     slow = fake(0.1)
     monkeypatch.setattr(experts, "choose", lambda *_: slow)
     backends = {"loop": loop, "slow": slow}
-    found = [doctor.Row("experts", name, "cpu, float32: agrees") for name in backends]
+    found = [doctor.Finding("experts", name, "cpu, float32: agrees") for name in backends]
     auto = doctor.speed_rows(backends, found)[-1]
     assert auto.ok and auto.value.endswith("; loop was faster by more than noise: set model.experts=loop")
     # Nothing is said of one that is faster but not usable, nor of noise.
@@ -127,6 +127,6 @@ def test_auto_that_takes_what_is_not_usable_is_said(brief: None) -> None:
 def test_an_optional_package_that_is_absent_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", "lccp-sim[none]")
     row = next(row for row in doctor.version_rows() if row.name == "no-such-package")
-    assert row == doctor.Row(
+    assert row == doctor.Finding(
         "versions", "no-such-package", "not installed (optional): pip install 'lccp-sim[none]'", False
     )

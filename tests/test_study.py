@@ -11,10 +11,10 @@ from rich.console import Console
 
 import lccp_sim.train.run as running
 from lccp_sim.cli import main
-from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
-from lccp_sim.study import Stages, Study, read_study, shape_of, studies
-from lccp_sim.train.directory import run_directory
+from lccp_sim.configure.compose import check
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 
 NAMES = "balance context masking mixture replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
@@ -33,7 +33,7 @@ def test_a_shipped_study_is_of_known_keys_and_of_different_runs(name):
     places = set()
     for arm, words in study.arms.items():
         for base in study.base:
-            check([f"run={base}", *shape_of(words)])
+            check([f"run={base}", *shape_of_study(words)])
         start = f"run.init_from={'between' if arm in study.between else 'base'}"
         config = check([f"run={study.run}", *study.common, *words, start])
         places.add(run_directory(config, config.run.init_from))
@@ -184,5 +184,5 @@ def test_an_unknown_study_is_answered_with_those_there_are(capsys):
 
 def test_the_shape_of_an_arm_goes_to_its_base_and_its_rope_does_not():
     words = ["model.d_model=64", "model.rope.base=1e6", "optim.lr=1", "model={a: 1}", "run.tokens=1"]
-    assert shape_of(words) == ["model.d_model=64", "model={a: 1}"]
+    assert shape_of_study(words) == ["model.d_model=64", "model={a: 1}"]
     assert Study("?", "r", {"a": words}, "a", []).small().base == []

@@ -8,18 +8,17 @@ are many of them; whole monitors get them from all.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from lccp_sim.analysis.comparison import Comparison, comparisons
-from lccp_sim.analysis.correlation import Correlation, correlations
-from lccp_sim.analysis.curves import Curve, Estimate, curves
-from lccp_sim.analysis.deceptive import Deceptive, deceptive
-from lccp_sim.analysis.dynamics import SETS, Dynamics, dynamics
-from lccp_sim.analysis.equivalence import Equivalence, probe_stays
-from lccp_sim.analysis.forecast import Forecast, forecasts
-from lccp_sim.analysis.laws import MIN_WINDOWS, Fit, laws_of
-from lccp_sim.analysis.panel import gather
-from lccp_sim.analysis.rule import EPS, Decision, decide, kneedle
-from lccp_sim.analysis.saturation import Lag, Progress, lag, progress
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
+from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
+from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
+from lccp_sim.analysis.stats.forecast import Forecast, forecasts
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, Fit, laws_of
+from lccp_sim.analysis.stats.pairs import gather
+from lccp_sim.analysis.stats.rule import EPS, Decision, decide, kneedle
+from lccp_sim.analysis.stats.saturation import Lag, Progress, lag, progress
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
@@ -27,7 +26,8 @@ ANSWER, CONTROL = ("hit_frac", "answer_nll_nats"), ("control_nll_nats", "gain_na
 HEADS = ("retrieval_heads_count", "initial_heads_mean_frac")
 PROBE = ("exact_match_frac", "canonical_pass_at_1_frac", "canonical_pass_at_3_frac", "recall_frac", "answer_nll_nats")
 GAINS = ("exact_match_gain_frac", "answer_nll_gain_nats")
-WHOLE: dict[str, tuple[tuple[str, ...], ...]] = {  # the metrics of a whole monitor; those of a tuple resampled together
+# The metrics of a whole monitor; those of a tuple are resampled together.
+OVERALL: dict[str, tuple[tuple[str, ...], ...]] = {
     "needle": (ANSWER, CONTROL, ("answer_ppl",)),
     "perplexity": tuple(
         (m,) for m in ("nll_nats", "ppl", "short_nll_nats", "long_short_gain_nats", "longppl_nats", "longppl")
@@ -119,7 +119,7 @@ class Findings:
         name = key(curve.monitor, curve.metric, curve.tags)
         self.curves[name], self.rows[name] = curve, progress(curve)
         self.knees[name] = kneedle(curve)
-        self.fits[name] = laws_of(curve) if len(curve.tokens_W) >= MIN_WINDOWS else []
+        self.fits[name] = laws_of(curve) if len(curve.tokens_W) >= LAW_WINDOWS else []
         self.decisions[name] = decide(curve, self.eps)
 
 
@@ -136,7 +136,7 @@ def gain_of(decision: Decision | None) -> Estimate | None:
 def examine(run: RunData, eps: float = EPS) -> Findings:
     """All curves of a run, each metric whole and in its parts; what the run did not record is simply absent."""
     found = Findings(run, eps=eps)
-    for monitor, groups in WHOLE.items():
+    for monitor, groups in OVERALL.items():
         for metrics in groups:
             found.add(monitor, metrics, {})
     _probe(found)
@@ -145,7 +145,7 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         for variant, length, span in values(run, "needle", "answer_nll_nats", "variant", "length", "span")
     ]
     for tags in lengths:
-        for metrics in WHOLE["needle"]:
+        for metrics in OVERALL["needle"]:
             found.add("needle", metrics, tags)
     sentence = [run.sentence] if run.sentence else []
     for tags in sentence:
@@ -156,7 +156,7 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         hit, nll = found.curve("needle", "hit_frac", **tags), found.curve("needle", "answer_nll_nats", **tags)
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)
-    for (metric,) in WHOLE["perplexity"]:
+    for (metric,) in OVERALL["perplexity"]:
         for (source,) in values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), {"source": source})
     for metrics in (HEADS, ANSWER):

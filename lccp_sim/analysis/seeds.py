@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
-from lccp_sim.analysis.curves import Curve, Estimate
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.panel import CEILING
-from lccp_sim.analysis.table import differing
+from lccp_sim.analysis.run import differing
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, seed_weights
+from lccp_sim.analysis.stats.pairs import CEILING
 from lccp_sim.records import Tag
 
 Orders = Sequence[Findings]  # the runs of one seed, which differ in the order of their data
@@ -30,7 +30,7 @@ def arms(found: Sequence[Findings]) -> list[list[Findings]]:
     return list(groups.values())
 
 
-def pooled(found: Sequence[Findings]) -> Findings:
+def pooled_over_seeds(found: Sequence[Findings]) -> Findings:
     """The mean curves of whole monitors over seeds, with laws, t95 and verdicts; `run` is that of the first seed.
 
     None of needles where the seeds are judged by different spans of the answer.

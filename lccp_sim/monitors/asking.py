@@ -11,7 +11,7 @@ import numpy as np
 
 from lccp_sim.data.tasks import Question, score_text
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.monitors.observing import Spans, score_spans, spread
+from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 
 Scores = dict[str, float]
 
@@ -95,4 +95,4 @@ def _scored(
         spans = [(questions[i].answer_start, len(questions[i].tokens)) for i in group]
         return score_spans(model, [texts[i] for i in group], spans)
 
-    return spread(model, [len(text) for text in texts], tokens_per_forward, look, alike)
+    return map_batches(model, [len(text) for text in texts], tokens_per_forward, look, alike)

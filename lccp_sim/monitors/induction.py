@@ -22,7 +22,7 @@ from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import head_records
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import Spans, score_places, spread
+from lccp_sim.monitors.observing import Spans, map_batches, score_places
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -89,7 +89,7 @@ class Induction(Monitor):
                 return score_places(model, tokens, places), tap.scores
 
         n, lengths = self.span_tokens - 1, [item.length for item in items]
-        for group, (spans, of_heads) in spread(model, lengths, self.tokens_per_forward, look):
+        for group, (spans, of_heads) in map_batches(model, lengths, self.tokens_per_forward, look):
             scores.append(of_heads)
             for i, item in enumerate(items[which] for which in group):
                 numbers = {

@@ -19,7 +19,7 @@ from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records,
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle import score_answers
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import Spans, spread
+from lccp_sim.monitors.observing import Spans, map_batches
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -75,7 +75,7 @@ class LongBioHeads(Monitor):
             return score_answers(model, [items[i] for i in group], list(range(len(group))))
 
         lengths = [len(item.tokens) for item in items]
-        for group, (spans, of_heads) in spread(model, lengths, self.tokens_per_forward, look):
+        for group, (spans, of_heads) in map_batches(model, lengths, self.tokens_per_forward, look):
             scores.append(of_heads)
             answer_tokens += int(spans.mask.sum())
             chosen = [items[i] for i in group]

@@ -37,7 +37,7 @@ class Monitor(ABC):
 
     @abstractmethod
     def score(self, model: LanguageModel, items: Any) -> Any:
-        """What the model does on the items. Called inside `observing`: no gradients, eval mode, forked random state."""
+        """What the model does on the items. Called inside `evaluating`: no gradients, eval mode, forked random state."""
 
     @abstractmethod
     def aggregate(self, measured: Any, moment: Moment) -> list[Record]:
@@ -60,7 +60,7 @@ class Monitor(ABC):
         return None
 
     def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:
-        """What this model fixes for all windows. Called once a run, inside `observing`."""
+        """What this model fixes for all windows. Called once a run, inside `evaluating`."""
         raise NotImplementedError
 
     def refer(self, items: Any, kept: Mapping[str, np.ndarray]) -> Any | None:

@@ -21,7 +21,7 @@ from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
-from lccp_sim.monitors.observing import Spans, score_spans, spread
+from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 from lccp_sim.monitors.recovery import alone_values, recovery_records
 from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import HEADLINE, SENTENCE, Record
@@ -100,7 +100,7 @@ class Needle(Monitor):
             return score_answers(model, [items[i] for i in group], single(group))
 
         lengths = [len(item.tokens) for item in items]
-        for group, (spans, scores) in spread(model, lengths, self.tokens_per_forward, look):
+        for group, (spans, scores) in map_batches(model, lengths, self.tokens_per_forward, look):
             tapped = single(group)
             head_items += [items[group[i]].id for i in tapped]
             head_scores += list(scores)
@@ -121,7 +121,7 @@ class Needle(Monitor):
             return score_spans(model, [c.control for c in chosen if c.control is not None], [c.answer for c in chosen])
 
         lengths = [len(item.tokens) for item in with_control]
-        for group, spans in spread(model, lengths, self.tokens_per_forward, look):
+        for group, spans in map_batches(model, lengths, self.tokens_per_forward, look):
             for i, item in enumerate(with_control[which] for which in group):
                 nll = spans.nll[i, spans.mask[i]]
                 for span, mask in spans_of(item):

@@ -14,7 +14,7 @@ Given = TypeVar("Given")
 
 
 @contextmanager
-def observing(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
+def evaluating(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
     """While it is open: eval mode, no gradients, a forked random state; then all is as before, errors or not.
 
     With `bf16` matrix products run in bf16, except where a monitor or the model asks for fp32 (logits).
@@ -119,7 +119,7 @@ def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
             yield indices[start : start + size]
 
 
-def spread(
+def map_batches(
     model: LanguageModel,
     lengths: list[int],
     tokens_per_forward: int,

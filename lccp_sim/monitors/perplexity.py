@@ -20,7 +20,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.longppl import LongPPL, find_keys
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import row_nll, spread
+from lccp_sim.monitors.observing import map_batches, row_nll
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
@@ -112,7 +112,7 @@ class Perplexity(Monitor):
             return values
 
         lengths = [len(item.tokens) - 1 for item in items]
-        return [value for _, of in spread(model, lengths, self.tokens_per_forward, look) for value in of]
+        return [value for _, of in map_batches(model, lengths, self.tokens_per_forward, look) for value in of]
 
     def notes(self, items: list[DocumentItem]) -> list[str]:
         """A line for each source that has fewer stretches than asked for."""
@@ -140,7 +140,7 @@ class Perplexity(Monitor):
             return np.stack((np.array(group)[row], place), axis=1)
 
         lengths = [len(item.tokens) - 1 for item in items]
-        found = np.concatenate([keys for _, keys in spread(model, lengths, self.tokens_per_forward, look)])
+        found = np.concatenate([keys for _, keys in map_batches(model, lengths, self.tokens_per_forward, look)])
         return {"keys": found, "about": settings.about([item.tokens for item in items])}
 
     def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import Spans, score_spans, spread
+from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, Tag
 
@@ -52,7 +52,7 @@ def alone_values(
         lengths = [chosen[i][0].answer[1] - chosen[i][0].answer[0] for i in group]
         return score_spans(model, texts, [(len(t) - n, len(t)) for t, n in zip(texts, lengths, strict=True)])
 
-    for group, spans in spread(model, [len(text) for _, text in chosen], tokens_per_forward, look):
+    for group, spans in map_batches(model, [len(text) for _, text in chosen], tokens_per_forward, look):
         for i, (item, _) in enumerate(chosen[which] for which in group):
             nll = spans.nll[i, spans.mask[i]]
             for span, mask in (("full", np.ones_like(item.value_mask)), ("value", item.value_mask)):

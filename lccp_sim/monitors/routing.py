@@ -18,7 +18,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import spread
+from lccp_sim.monitors.observing import map_batches
 from lccp_sim.monitors.values import Moment, Tags
 from lccp_sim.records import Record
 
@@ -50,7 +50,7 @@ class Routing(Monitor):
             return model(torch.from_numpy(items[group]).to(model.device)).count_LE.cpu().numpy()
 
         lengths = [self.context_tokens] * len(items)
-        return np.sum([count for _, count in spread(model, lengths, self.tokens_per_forward, look)], axis=0)
+        return np.sum([count for _, count in map_batches(model, lengths, self.tokens_per_forward, look)], axis=0)
 
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
         """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.

@@ -90,7 +90,7 @@ def memory(
 ) -> Memory:
     """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows.
 
-    Checkpointed is the first of every `every` blocks, as in train/recompute.py (None: each block).
+    Checkpointed is the first of every `every` blocks, as in train/loop/recompute.py (None: each block).
     """
     total = sum(part.total for part in shape.parts().values())
     mine, cut = total / layout.devices, layout.devices > 1

@@ -7,13 +7,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lccp_sim.analysis.words import tokens
+from lccp_sim.analysis.format import tokens
 from lccp_sim.config import Config
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
 from lccp_sim.data.usage import Usage, repetition, usage
 from lccp_sim.progress import shown
-from lccp_sim.train.start import Start, tokenizer_for
+from lccp_sim.train.saved.init import Start, tokenizer_for
 
 CUTS = ("cut docs", "cut tokens", "pad")
 

@@ -16,7 +16,7 @@ import torch
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.plan.memory import Layout, memory, place_of
 from lccp_sim.plan.shapes import shape_of
-from lccp_sim.train.layout import tokens_at_once
+from lccp_sim.train.parallel.layout import tokens_at_once
 
 
 class OutOfMemory(RuntimeError):
@@ -48,7 +48,7 @@ class Expected(NamedTuple):
     state: float
 
 
-def expected(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected:
+def expected_memory(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected:
     """What plan expects of one of `world` ranks. Raises ConfigError where they cannot be laid out so."""
     run, tokens = config.run, tokens_at_once(config, world)
     layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
@@ -62,7 +62,7 @@ def check_memory(config: Config, vocab_size: int, world: int, device: Device) ->
 
     Raises ConfigError where a GPU cannot hold even weights, gradients and the optimizer's moments.
     """
-    needs = expected(config, vocab_size, world, device.gpu)
+    needs = expected_memory(config, vocab_size, world, device.gpu)
     if needs.peak <= device.bytes:
         return None
     line = f"memory: {words(config, vocab_size, world, device)}"
@@ -87,7 +87,7 @@ def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -
 
 def words(config: Config, vocab_size: int, world: int, device: Device) -> str:
     """What plan expects, what the device has, and what to change, the least first, with what plan expects then."""
-    needs, tokens = expected(config, vocab_size, world, device.gpu), tokens_at_once(config, world)
+    needs, tokens = expected_memory(config, vocab_size, world, device.gpu), tokens_at_once(config, world)
     tries = [f"{what} ({_gib(then)})" for what, then in remedies(config, vocab_size, world, device.gpu)]
     tries += ["more processes with run.shard=true", "a smaller model or run.context_tokens"]
     return (
@@ -105,11 +105,11 @@ def remedies(config: Config, vocab_size: int, world: int, gpu: bool) -> list[tup
     tries += [{"recompute_every": 1}] if run.recompute_every != 1 else []
     tries += [{"shard": True}] if not run.shard and world > 1 else []
     tries += [{"shard": True, "cp": 2 * run.cp, "micro_batch_tokens": row}] if world > 1 else []
-    before, found = expected(config, vocab_size, world, gpu).peak, []
+    before, found = expected_memory(config, vocab_size, world, gpu).peak, []
     for changes in tries:
         try:
             other = dataclasses.replace(config, run=dataclasses.replace(run, **changes))
-            then = expected(other, vocab_size, world, gpu).peak
+            then = expected_memory(other, vocab_size, world, gpu).peak
         except ConfigError:  # the ranks cannot be laid out so
             continue
         if then < before:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.configure.load import plain_config, windows_of
 from lccp_sim.console import reason
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.beyond import check_ids
@@ -25,11 +26,22 @@ from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.progress import shown
 from lccp_sim.records import DamagedRecords, Record, write_atomic
-from lccp_sim.train.board import TRAIN, Board, keys_of, texts_of
-from lccp_sim.train.branch import branch
-from lccp_sim.train.checkpoint import VerifiedIO, checkpoints, newest, step_of
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
-from lccp_sim.train.directory import (
+from lccp_sim.train.loop.loader import LccpData
+from lccp_sim.train.loop.module import LccpModule, NotFinite
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.progress import ProgressLine, loggers
+from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.memory import check_memory, device_of, enough_memory
+from lccp_sim.train.parallel.layout import micro_batches
+from lccp_sim.train.parallel.meeting import place_here
+from lccp_sim.train.parallel.ranks import Ranks, connected, joined
+from lccp_sim.train.parallel.strategy import placement
+from lccp_sim.train.saved.branch import branch
+from lccp_sim.train.saved.checkpoint import VerifiedIO, checkpoints, newest, step_of
+from lccp_sim.train.saved.init import Start, empty, tokenizer_for, transformer_of, weights_of
+from lccp_sim.train.saved.journal import REFERENCE, Journal
+from lccp_sim.train.saved.run_directory import (
     CONFIG,
     DONE,
     FAILED,
@@ -40,24 +52,12 @@ from lccp_sim.train.directory import (
     stopped_by,
     write_facts,
 )
-from lccp_sim.train.feed import LccpData
-from lccp_sim.train.journal import REFERENCE, Journal
-from lccp_sim.train.layout import micro_batches
-from lccp_sim.train.load import plain_config, windows_of
-from lccp_sim.train.memory import check_memory, device_of, enough_memory
-from lccp_sim.train.module import LccpModule, NotFinite
-from lccp_sim.train.observe import Observe
-from lccp_sim.train.parallel.meeting import place_here
-from lccp_sim.train.parallel.ranks import Ranks, connected, joined
-from lccp_sim.train.parallel.strategy import placement
-from lccp_sim.train.precision import bf16_is_native, check_bf16, settle
-from lccp_sim.train.precondition import check_precondition
-from lccp_sim.train.progress import Progress, loggers
-from lccp_sim.train.reference import check_sources
-from lccp_sim.train.start import Start, empty, tokenizer_for, transformer_of, weights_of
-from lccp_sim.train.stopping import Stopping
-from lccp_sim.train.threads import set_threads
-from lccp_sim.train.watch import Watch
+from lccp_sim.train.window.key_tokens import check_sources
+from lccp_sim.train.window.precondition import check_precondition
+from lccp_sim.train.window.run_callback import RunCallback
+from lccp_sim.train.window.stopping import Stopping
+from lccp_sim.train.window.suite import MonitorSuite
+from lccp_sim.train.window.tensorboard import TRAIN, Board, keys_of, texts_of
 
 
 def train(config: Config, console: Console, again: bool = True) -> Path:
@@ -125,23 +125,23 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     store, bf16 = directory / REFERENCE, config.watched_in_bf16
     with shown(console) as tell:
-        watch = Watch(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
-    for note in watch.notes:
+        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
+    for note in suite.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
-        watch.recall(store)
-        what = f"is missing or of other items ({', '.join(watch.open)}), and only the first window finds it"
-        refuse(watch.open, "reference", str(store), f"{what}; put it back, or move the run away")
+        suite.recall(store)
+        what = f"is missing or of other items ({', '.join(suite.unreferenced)}), and only the first window finds it"
+        refuse(suite.unreferenced, "reference", str(store), f"{what}; put it back, or move the run away")
     else:
-        check_sources(config.monitors.watch, watch.open)
+        check_sources(config.monitors.watch, suite.unreferenced)
     begins = checkpoint is None and config.run.precondition
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
-        return check_precondition(base, corpus, watch, start, console)
+        return check_precondition(base, corpus, suite, start, console)
 
     first = ranks.first(precondition) if begins else []
-    warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *watch.notes]
+    warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *suite.notes]
     table = {"hash": corpus.hash, "warnings": warned, "sources": corpus.table}
     ranks.first(lambda: write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str()))
     ranks.first(lambda: (directory / DONE).unlink(missing_ok=True))
@@ -164,15 +164,15 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     first_state = (weights, moments) if checkpoint is None else ((), None)
     module = LccpModule(config, model, facts, ranks, *first_state)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
-    observe = Observe(watch, journal, tokens, log_every, lambda line: _say(console, line))
-    stopping = None if config.run.stopping is None else Stopping(config.run.stopping, observe)
+    monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
+    stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
     if stopping is not None:
-        observe.lr_factor = stopping.factor
-    Board(observe, texts_of(config, corpus), keys_of(config), TRAIN)
+        monitors.lr_factor = stopping.factor
+    Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
-        observe.tell = tell.beside()
-        ours = [Progress(tell, tokens, config.run.steps), observe, *([stopping] if stopping else [])]
+        monitors.tell = tell.beside()
+        ours = [ProgressLine(tell, tokens, config.run.steps), monitors, *([stopping] if stopping else [])]
         _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps

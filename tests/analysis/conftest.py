@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.curves import Curve
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.estimate import weights
 from tests.analysis.world import METRICS, World, Writer, write_run
 
 

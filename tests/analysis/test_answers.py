@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lccp_sim.analysis.answers import NO, OPEN, YES, Answer, answers, table
-from lccp_sim.analysis.curves import Curve
+from bench.simulate import NLL, World, run_data
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.laws import Fit
+from lccp_sim.analysis.report.answers import NO, OPEN, YES, Answer, answers, table
+from lccp_sim.analysis.report.stopping_cost import cost_table, stopping_costs
 from lccp_sim.analysis.seeds import over, over_orders
-from lccp_sim.analysis.simulate import NLL, World, run_data
-from lccp_sim.analysis.stopping_cost import cost_table, stopping_costs
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.laws import Fit
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2))])
 LOG = Fit("log", {"A": -0.4, "B": 8.0, "N0": 5e4}, 0.0).predict(GRID)

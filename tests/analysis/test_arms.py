@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, t
 
-from lccp_sim.analysis.arms import Result, agreements, curves_of, leverage, results
-from lccp_sim.analysis.study_page import write_study
-from lccp_sim.analysis.table import FIELDS, RunData
+from lccp_sim.analysis.report.study_page import write_study
+from lccp_sim.analysis.run import FIELDS, RunData
+from lccp_sim.analysis.stats.arms import Result, agreements, curves_of, leverage, results
 
 HIT, NLL, PROBE = "needle/hit_frac", "needle/answer_nll_nats", "probe/exact_match_frac"
 

@@ -10,14 +10,16 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from bench.correlation_coverage import RESULT, WORLDS, coverage, table
-from lccp_sim.analysis.beside_probe import by_task, coefficients, compared, foretold
-from lccp_sim.analysis.comparison import comparisons
-from lccp_sim.analysis.correlation import correlations, over_tasks
-from lccp_sim.analysis.dependent import correlation_p, williams
-from lccp_sim.analysis.panel import gather
-from lccp_sim.analysis.prediction import predictions
-from lccp_sim.analysis.table import FIELDS, RunData, load_run
-from lccp_sim.analysis.within import Points, degrees, interval, pooled, ranks
+from lccp_sim.analysis.report.beside_probe import (
+    by_task_table,
+    coefficients_table,
+    comparisons_table,
+    predictions_table,
+)
+from lccp_sim.analysis.run import FIELDS, RunData, load_run
+from lccp_sim.analysis.stats.correlation import comparisons, correlation_p, correlations, over_tasks, williams
+from lccp_sim.analysis.stats.pairs import Points, degrees, gather, pooled_correlation, pooled_interval, ranks
+from lccp_sim.analysis.stats.prediction import predictions
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2)).astype(int)])
 LOG = np.log(GRID + GRID[1])
@@ -112,8 +114,8 @@ def test_items_widen_the_interval_and_do_not_move_it():
     rng = np.random.default_rng(0)
     x_W, y_W = 0.5 * rng.standard_normal((2, 14)) + np.arange(14) / 4
     noise_2RW = 0.5 * rng.standard_normal((2, 1000, 14))
-    alone = interval([Points(x_W, y_W, x_W[None], y_W[None])], False)
-    found = interval([Points(x_W, y_W, x_W + noise_2RW[0], y_W + noise_2RW[1])], False)
+    alone = pooled_interval([Points(x_W, y_W, x_W[None], y_W[None])], False)
+    found = pooled_interval([Points(x_W, y_W, x_W + noise_2RW[0], y_W + noise_2RW[1])], False)
     assert found.value == alone.value and found.low < found.value < found.high
     width, narrower = (np.arctanh(each.high) - np.arctanh(each.low) for each in (found, alone))
     assert width > narrower
@@ -130,7 +132,9 @@ def test_ranks_and_degrees_of_freedom():
     x_W = np.arange(5.0)
     assert degrees([Points(x_W, x_W, x_W[None], x_W[None])] * 2) == 10 - 2 - 1
     assert degrees([Points(x_W, x_W, x_W[None], x_W[None], x_W)]) == 5 - 3
-    assert np.isnan(pooled([Points(x_W, x_W, x_W[None], x_W[None], x_W)], False)), "nothing is left but rounding"
+    assert np.isnan(pooled_correlation([Points(x_W, x_W, x_W[None], x_W[None], x_W)], False)), (
+        "nothing is left but rounding"
+    )
 
 
 def test_williams_of_a_run_is_that_of_its_coefficients():
@@ -260,17 +264,17 @@ def test_the_page_has_what_was_computed_and_says_where_there_is_nothing():
     ]  # fmt: skip
     panels = gather(runs)
     rows, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
-    head, body = coefficients(rows).head, {row[1]: row for row in coefficients(rows).rows}
+    head, body = coefficients_table(rows).head, {row[1]: row for row in coefficients_table(rows).rows}
     assert head[2:] == ["values", "slopes between windows", "values, given log tokens", "values after the hit"]
     level = pick(rows, target="exact_match_frac", task=None, monitor="needle/hit_frac", kind="level")
     said = f"{level.pearson.value:.2f} ({level.pearson.low:.2f} to {level.pearson.high:.2f}), {level.points}"
     assert body["needle/hit_frac"][2] == said and level.points == 3 * 14
     assert all(cell.startswith("none: ") for cell in (row[-1] for row in body.values())), "the hit never gets there"
-    (task,) = {row[1] for row in by_task(rows).rows}
-    assert task == "city" and "(" in by_task(rows).rows[0][3]
+    (task,) = {row[1] for row in by_task_table(rows).rows}
+    assert task == "city" and "(" in by_task_table(rows).rows[0][3]
     test = pick(closer, target="exact_match_frac", task=None, monitor="needle/answer_nll_nats", kind="level")
-    assert compared(closer).rows[0][3:] == [f"{test.r:.2f}", f"{test.r_against:.2f}", f"{test.r_between:.2f}",
+    assert comparisons_table(closer).rows[0][3:] == [f"{test.r:.2f}", f"{test.r_against:.2f}", f"{test.r_between:.2f}",
                                             str(test.n), f"{test.p:.3g}"]  # fmt: skip
     one = pick(ahead, target="exact_match_frac", task=None, monitor="needle/hit_frac", after_hit=False)
-    (row,) = [row for row in foretold(ahead).rows if row[1:3] == ["needle/hit_frac", "all"]]
+    (row,) = [row for row in predictions_table(ahead).rows if row[1:3] == ["needle/hit_frac", "all"]]
     assert row[3:] == [f"{one.mae:.3g}", f"{one.mae_tokens:.3g}", f"{one.ratio:.3g}", f"{one.wins} of 3", "42"]

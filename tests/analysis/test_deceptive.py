@@ -10,11 +10,10 @@ import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from bench.deceptive_null import RESULT, WORLDS, rejected, table
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.deceptive import deceptive
-from lccp_sim.analysis.panel import NLL
-from lccp_sim.analysis.table import load_run
-from lccp_sim.analysis.thresholding import hit_given_nll, null_hits, own_scale
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.deceptive import deceptive, hit_given_nll, null_hits, own_scale
+from lccp_sim.analysis.stats.estimate import weights
+from lccp_sim.analysis.stats.pairs import NLL
 
 ONLY_NEEDLE = ("precondition", "heads", "induction", "perplexity", "probe", "routing")
 WHOLE = '{"depth": 0.0, "length": 128, "span": "value", "variant": "single"}'

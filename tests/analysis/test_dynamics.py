@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.dynamics import dynamics, like_the_paper
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.dynamics import dynamics, like_the_paper
 from lccp_sim.records import Record, append_lines
 
 LAYERS, HEADS = 4, 8  # 32 heads: the 8 strongest are compared

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from statsmodels.stats.weightstats import ttost_paired
 
-from lccp_sim.analysis.curves import Estimate
-from lccp_sim.analysis.equivalence import equivalent, probe_stays
-from lccp_sim.analysis.rule import Decision
-from lccp_sim.analysis.table import RunData, load_run
-from lccp_sim.analysis.verdict import deceptive_here
+from lccp_sim.analysis.report.verdict import deceptive_here
+from lccp_sim.analysis.run import RunData, load_run
+from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.equivalence import equivalent, probe_stays
+from lccp_sim.analysis.stats.rule import Decision
 from lccp_sim.config import ConfigError
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
-from lccp_sim.train.journal import Journal
+from lccp_sim.train.saved.journal import Journal
 
 QUESTIONS = 200
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.curves import Curve
-from lccp_sim.analysis.forecast import forecasts
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.forecast import forecasts
 
 
 def made(value_W, tokens_W, metric="answer_nll_nats", noise=0.0, seed=0, items=40):

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lccp_sim.analysis.arms import curves_of, results
-from lccp_sim.analysis.curves import curves, whole_curve
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.paper import claims
-from lccp_sim.analysis.precondition import BASE_HIT, SHORT_HIT, precondition
-from lccp_sim.analysis.report import write_report
-from lccp_sim.analysis.seeds import pooled
-from lccp_sim.analysis.several import write_comparison
-from lccp_sim.analysis.table import load_run, unlike
-from lccp_sim.analysis.tables import windows
-from lccp_sim.analysis.verdict import verdict
-from lccp_sim.analysis.words import change, number
+from lccp_sim.analysis.format import change, number
+from lccp_sim.analysis.report.compare_page import write_comparison
+from lccp_sim.analysis.report.paper import claims_table
+from lccp_sim.analysis.report.precondition import BASE_HIT, SHORT_HIT, precondition
+from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.report.tables import windows_table
+from lccp_sim.analysis.report.verdict import verdict
+from lccp_sim.analysis.run import load_run, unlike
+from lccp_sim.analysis.seeds import pooled_over_seeds
+from lccp_sim.analysis.stats.arms import curves_of, results
+from lccp_sim.analysis.stats.curve import curves, whole_curve
 
 FEW = {"without": ("heads", "probe", "perplexity", "routing", "induction"), "windows": 8, "hit": (0.7, 0.95)}
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
@@ -61,9 +61,9 @@ def test_every_reader_follows_the_value_and_shows_the_sentence_beside_it(make_ru
     summary = verdict(found).summary[0]
     assert summary.startswith(f"The needle hit goes {change(value)}")
     assert f"Both are of the value's tokens; of the whole answer sentence the hit goes {change(whole)} and" in summary
-    (score,) = [row[-1] for row in claims(found).rows if row[1] == "needle score"]
+    (score,) = [row[-1] for row in claims_table(found).rows if row[1] == "needle score"]
     assert score.startswith(change(value)) and score.endswith(f"; whole sentence {change(whole)}")
-    table = windows(found)
+    table = windows_table(found)
     shown = [dict(zip(table.head, row, strict=True)) for row in table.rows]
     assert shown[-1]["hit, fraction"].startswith(number(hits[-1]))
     assert shown[-1]["hit of the whole sentence, fraction"].startswith(number(sentences[-1]))
@@ -143,5 +143,5 @@ def test_runs_of_different_spans_are_not_averaged_and_said(make_run: Callable) -
     runs = [load_run(path) for path in (new, old)]
     line = "needle: of the whole answer sentence in run-1, of the value's tokens elsewhere; do not compare them"
     assert unlike(runs)[0] == line and unlike(runs[:1]) == []
-    assert pooled([examine(run) for run in runs]).row("needle", "hit_frac") is None
+    assert pooled_over_seeds([examine(run) for run in runs]).row("needle", "hit_frac") is None
     assert line.replace("'", "&#39;") in write_comparison([new, old]).read_text()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lccp_sim.analysis import heads
+from lccp_sim.analysis.stats import heads
 from lccp_sim.config import top_k
 
 SCORES = np.array([[0.05, 0.30, 0.10], [0.90, 0.02, 0.11]])

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from lccp_sim.analysis.curves import Curve
-from lccp_sim.analysis.laws import LAWS, Fit, fit_laws, gain_per_doubling, laws_of
-from lccp_sim.analysis.projection import FREE
-from lccp_sim.analysis.scatter import onto_scale, scattered
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.laws import (
+    FREE_PARAMETERS,
+    LAWS,
+    Fit,
+    fit_laws,
+    gain_per_doubling,
+    laws_of,
+    onto_scale,
+    scattered,
+)
 from lccp_sim.config import ConfigError
 
 FIRST = 31_250.0
@@ -81,7 +88,7 @@ def test_what_too_few_windows_carry():
     assert {fit.law for fit in six} == {"constant", "log", "power"}
     assert all(fit.tail_error is None for fit in six)
     assert {fit.law for fit in fit_laws(GRID[:7], value_W[:7])} == {"constant", "log", "power", "cpt"}
-    assert len(fit_laws(GRID, value_W)) == len(LAWS) == len(FREE)
+    assert len(fit_laws(GRID, value_W)) == len(LAWS) == len(FREE_PARAMETERS)
     assert np.isnan(gain_per_doubling(curve(value_W[:5])).value)
 
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from lccp_sim.analysis.report import write_report
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.run import load_run
 
 
 def test_records_without_overall_rows_are_averaged_over_cells_and_said(make_run):

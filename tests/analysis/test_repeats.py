@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.arms import Curves, curves_of, results
-from lccp_sim.analysis.repeats import Noise, moved, noise
-from lccp_sim.analysis.study_page import write_study
+from lccp_sim.analysis.report.study_page import write_study
+from lccp_sim.analysis.stats.arms import Curves, Noise, curves_of, moved, noise, results
 from tests.analysis.test_arms import HIT, NLL, run_of
 
 

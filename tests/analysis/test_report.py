@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.report import write_report
-from lccp_sim.analysis.rule import decided
-from lccp_sim.analysis.several import write_comparison
-from lccp_sim.analysis.table import load_run
-from lccp_sim.analysis.verdict import verdict
-from lccp_sim.analysis.words import interval, number, tokens
+from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.report.compare_page import write_comparison
+from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.report.verdict import verdict
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.rule import decided
 from lccp_sim.config import ConfigError
 
 NAMES = set(

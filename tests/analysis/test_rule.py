@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.equivalence import Equivalence
-from lccp_sim.analysis.laws import Fit
-from lccp_sim.analysis.rule import EPS, decide, kneedle, looks
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.equivalence import Equivalence
+from lccp_sim.analysis.stats.laws import Fit
+from lccp_sim.analysis.stats.rule import EPS, decide, kneedle, looks
 from lccp_sim.config import ConfigError
 
 FIRST = 31_250.0

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.curves import Curve, Estimate, curves
-from lccp_sim.analysis.saturation import isotonic, lag, progress, reached, tokens_to, value_at
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.estimate import weights
+from lccp_sim.analysis.stats.saturation import isotonic, lag, progress, tokens_reached, tokens_to, value_at
 
 GRID = np.array([0, *(31_250 * 2 ** (np.arange(13) / 2))])
 ONLY_NEEDLE = ("precondition", "heads", "induction", "perplexity", "probe", "routing")
@@ -78,7 +78,9 @@ def test_t50_t90_t95_follow_each_other_and_are_exact_on_a_line_in_log_tokens():
 
 def test_what_was_reached_before_the_first_window_is_known_to_that_stretch_only():
     value_W = 2.0 * 0.2 ** (GRID > 0) + 0.0 * GRID
-    early = reached(curve(value_W, draws_RW=value_W + 1e-6 * np.random.default_rng(0).standard_normal((50, len(GRID)))))
+    early = tokens_reached(
+        curve(value_W, draws_RW=value_W + 1e-6 * np.random.default_rng(0).standard_normal((50, len(GRID))))
+    )
     assert (early[0].low, early[0].high) == (0, GRID[1])
 
 
@@ -87,7 +89,7 @@ def test_what_moves_all_items_of_a_checkpoint_widens_the_interval():
     value_W = 4 - 0.5 * np.log(GRID + GRID[1]) + 0.05 * rng.standard_normal(len(GRID))
     draws_RW = value_W + 0.1 * rng.standard_normal((400, 1))  # items differ, and all the same at every window
     few = curve(value_W, draws_RW=draws_RW)
-    alone, whole = reached(few)[2], progress(few).t95
+    alone, whole = tokens_reached(few)[2], progress(few).t95
     assert alone.high - alone.low < 1e-6 * alone.value < 0.05 * whole.value < whole.high - whole.low
 
 

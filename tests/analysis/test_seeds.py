@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from lccp_sim.analysis.bootstrap import seed_weights, weights
-from lccp_sim.analysis.curves import Curve
+from bench.simulate import NLL, World, items, simulate
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.laws import Fit
-from lccp_sim.analysis.seeds import arms, over_seeds, pooled
-from lccp_sim.analysis.simulate import NLL, World, items, simulate
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.seeds import arms, over_seeds, pooled_over_seeds
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.estimate import seed_weights, weights
+from lccp_sim.analysis.stats.laws import Fit
 
 CPT = Fit("cpt", {"c": 4.0, "B": -3.6, "E": 1 / 2e5, "beta": 1.5}, 0.0)
 WORLD = World(CPT, items=60, seeds=3, seed_spread=0.3)
@@ -79,5 +79,5 @@ def test_arms_differ_in_more_than_the_seed():
     for each, curve in zip(runs, of_seeds(), strict=True):
         each.enter(curve)
         each.enter(replace(curve, tags={"length": 64}))
-    over = pooled(runs[:2])
+    over = pooled_over_seeds(runs[:2])
     assert list(over.curves) == [("needle", NLL, ())] and over.rows["needle", NLL, ()].interval.startswith("2 seeds")

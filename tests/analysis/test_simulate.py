@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.curves import curves
-from lccp_sim.analysis.laws import Fit
-from lccp_sim.analysis.saturation import progress
-from lccp_sim.analysis.simulate import HIT, NLL, World, items, plan, run_data, simulate
+from bench.simulate import HIT, NLL, World, items, plan, run_data, simulate
+from lccp_sim.analysis.stats.curve import curves
+from lccp_sim.analysis.stats.laws import Fit
+from lccp_sim.analysis.stats.saturation import progress
 
 POWER = Fit("power", {"E": 0.3, "A": 3.5 * 31_250.0**0.9, "a": 0.9, "N0": 31_250.0}, 0.0)
 WORLD = World(POWER, items=60)

@@ -5,9 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from lccp_sim.analysis.curves import curves
-from lccp_sim.analysis.reading import parsed_at_once, parsed_by_line
-from lccp_sim.analysis.table import load_run, tidy
+from lccp_sim.analysis.run import load_run, parsed_at_once, parsed_by_line, tidy
+from lccp_sim.analysis.stats.curve import curves
 from lccp_sim.config import ConfigError
 from lccp_sim.records import Record
 

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from scipy.stats import norm
 
-from lccp_sim.analysis.heads import initial_heads, mean_score, retrieval_heads
+from lccp_sim.analysis.stats.heads import initial_heads, mean_score, retrieval_heads
 from lccp_sim.records import Record, append_lines
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
+from lccp_sim.configure.compose import check
 from lccp_sim.data.archives import PackageArchive
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
 from lccp_sim.data.synthetic import Synthetic

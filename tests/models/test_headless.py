@@ -11,7 +11,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.adapter import Adapter, adapted
 from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, overall_name
 from tests.monitors.worlds import make_corpus
@@ -48,7 +48,7 @@ def measured(model: Any, corpus: Corpus, *monitors: Any) -> list[Record]:
     for monitor in monitors:
         items = monitor.prepare(corpus)
         adapter = adapted(model)
-        with observing(adapter):
+        with evaluating(adapter):
             found = monitor.score(adapter, items)
         monitor.samples(found)
         records += monitor.aggregate(found, Moment(0, 0))

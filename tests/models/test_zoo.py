@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from lccp_sim.config import ModelConfig
+from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.parsing import parse, parse_kind
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {path.stem: path for path in sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))}

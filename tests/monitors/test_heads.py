@@ -10,7 +10,7 @@ from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Needle
 from lccp_sim.monitors.heads import METRICS, CopyTap
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import observing, score_spans
+from lccp_sim.monitors.observing import evaluating, score_spans
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import (
     COPY_HEAD,
@@ -68,7 +68,7 @@ def full_matrix_scores(model: torch.nn.Module, items: list[NeedleItem]) -> np.nd
 @pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope"])
 def test_the_planted_head_copies_everything_and_no_other_head_copies(qk_norm: str) -> None:
     items = planted_items()
-    with observing(model := planted_model(qk_norm)):
+    with evaluating(model := planted_model(qk_norm)):
         seen = MONITOR.score(model, items)
     assert seen.head_items == ["0", "1", "2"]
     np.testing.assert_allclose(seen.head_scores[:, *COPY_HEAD, :3], 1.0, atol=1e-4)
@@ -82,7 +82,7 @@ def test_the_planted_head_copies_everything_and_no_other_head_copies(qk_norm: st
 
 def test_a_planted_head_one_token_off_scores_nothing() -> None:
     """The row that predicts token p is p-1: a needle span or an answer shifted by one must not score."""
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         for item in planted_items():
             shifted = item._replace(answer=(item.answer[0] - 1, item.answer[1] - 1))
             n = item.answer[1] - item.answer[0]
@@ -94,7 +94,7 @@ def test_a_planted_head_one_token_off_scores_nothing() -> None:
 
 def test_the_null_of_a_copying_head_is_chance_and_that_of_a_sink_is_nothing() -> None:
     """A head that copies all n distinct tokens keeps the share of tokens that a permutation leaves in place: 1 / n."""
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         for n in (4, 16):
             scores = MONITOR.score(model, planted_items((n,) * 200, 60)).head_scores
             null = scores[:, *COPY_HEAD, NULL]
@@ -106,7 +106,7 @@ def test_the_null_of_a_copying_head_is_chance_and_that_of_a_sink_is_nothing() ->
 
 def test_the_null_does_not_depend_on_the_batch() -> None:
     items, model = planted_items((9, 9, 9, 9)), planted_model()
-    with observing(model):
+    with evaluating(model):
         whole = MONITOR.score(model, items)
         apart = dataclasses.replace(MONITOR, tokens_per_forward=1).score(model, items)
     assert (whole.head_scores[..., NULL] == apart.head_scores[..., NULL]).all()
@@ -119,7 +119,7 @@ def test_uniform_attention_scores_at_chance() -> None:
         for block in model.blocks:
             block.attention.qkv.weight[: 4 * 128] = 0.0
     items = planted_items()
-    with observing(model):
+    with evaluating(model):
         scores = MONITOR.score(model, items).head_scores
     for item, got in zip(items, scores, strict=True):
         n, keys = item.needle[1] - item.needle[0], np.arange(*item.answer)  # row p-1 sees p keys
@@ -139,7 +139,7 @@ def test_tapped_scores_equal_those_of_the_full_matrix(qk_norm: str, length: int)
     if qk_norm == "none":  # nothing bounds q and k: make them as sharp as the norm's gain does
         for block in model.blocks:
             block.attention.qkv.weight.data[: 6 * 8] *= 5.0
-    with observing(model):
+    with evaluating(model):
         got = MONITOR.score(model, items).head_scores
     want = full_matrix_scores(model, items)
     np.testing.assert_allclose(got, want, atol=1e-6)
@@ -149,9 +149,9 @@ def test_tapped_scores_equal_those_of_the_full_matrix(qk_norm: str, length: int)
 def test_bf16_scores_equal_those_of_its_own_matrix_and_are_near_fp32() -> None:
     items = planted_items()
     model = tiny_model(64)
-    with observing(model):
+    with evaluating(model):
         fp32 = MONITOR.score(model, items).head_scores
-    with observing(model.to(torch.bfloat16)):  # one text a forward: in bf16 a batch rounds q and k otherwise
+    with evaluating(model.to(torch.bfloat16)):  # one text a forward: in bf16 a batch rounds q and k otherwise
         bf16 = dataclasses.replace(MONITOR, tokens_per_forward=1).score(model, items).head_scores
     np.testing.assert_allclose(bf16, full_matrix_scores(model, items), atol=1e-6)
     np.testing.assert_allclose(bf16[..., 1:], fp32[..., 1:], atol=0.02)
@@ -163,7 +163,7 @@ def test_an_answer_inside_a_text_is_scored_from_what_lies_before_it() -> None:
         item._replace(answer=(item.answer[0] + 1, item.answer[1] - 4), value_mask=~item.value_mask[:-5])
         for item in items
     ]
-    with observing(model):
+    with evaluating(model):
         got = MONITOR.score(model, inside).head_scores
     np.testing.assert_allclose(got, full_matrix_scores(model, inside), atol=1e-6)
 
@@ -171,7 +171,7 @@ def test_an_answer_inside_a_text_is_scored_from_what_lies_before_it() -> None:
 def test_only_single_needles_are_scored_whatever_stands_beside_them() -> None:
     items, model = planted_items((5, 9, 17)), tiny_model(64)
     mixed = [items[0]._replace(tags=items[0].tags | {"variant": "distractor"}), *items[1:]]
-    with observing(model):
+    with evaluating(model):
         seen, alone = MONITOR.score(model, mixed), MONITOR.score(model, items[1:])
     assert seen.head_items == alone.head_items == ["1", "2"]
     np.testing.assert_allclose(seen.head_scores, alone.head_scores, atol=1e-6)
@@ -179,7 +179,7 @@ def test_only_single_needles_are_scored_whatever_stands_beside_them() -> None:
 
 def test_scoring_heads_does_not_change_what_the_forward_gives() -> None:
     items, model = planted_items(), tiny_model(64)
-    with observing(model):
+    with evaluating(model):
         tokens, answers = [item.tokens for item in items], [item.answer for item in items]
         plain = score_spans(model, tokens, answers)
         tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], [0, 2])

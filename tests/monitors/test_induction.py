@@ -10,7 +10,7 @@ from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Induction
 from lccp_sim.monitors.induction import RepeatItem
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import COPY_HEAD, FILLER, NEEDLE, PREVIOUS_HEAD, planted_model, tiny_model
 
@@ -43,7 +43,7 @@ def repeat_item(length: int, n: int, seed: int) -> RepeatItem:
 
 def test_the_planted_induction_head_matches_every_prefix_and_the_copy_is_free() -> None:
     monitor = Induction(lengths=(90,), haystack="prose", span_tokens=12)
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         seen = monitor.score(model, [repeat_item(90, 12, seed) for seed in range(5)])
     found = {
         tuple(r.tags.values()): r.value for r in monitor.aggregate(seen, Moment(0, 0)) if r.metric == "induction_frac"
@@ -65,7 +65,7 @@ def test_both_copies_are_scored_where_they_are() -> None:
         repeat_item(90, 12, 3),
         tiny_model(64),
     )
-    with observing(model):
+    with evaluating(model):
         values = {v.metric: v.value for v in monitor.score(model, [item]).values}
         logp = (model(torch.from_numpy(item.tokens[None])).hidden_BTD[0] @ model.head_weight.T).log_softmax(-1)
     for metric, (start, stop) in (("first_copy_nll_nats", item.first), ("second_copy_nll_nats", item.second)):
@@ -79,7 +79,7 @@ def test_the_planted_previous_token_head_is_found_alone() -> None:
         Induction(lengths=(90,), haystack="prose", span_tokens=12),
         [repeat_item(90, 12, s) for s in range(5)],
     )
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         seen = monitor.score(model, items)
     found = {
         (r.tags["layer"], r.tags["head"]): (r.value, r.n)
@@ -99,7 +99,7 @@ def test_both_head_scores_equal_those_of_whole_rows() -> None:
         tiny_model(64),
     )
     whole = {}
-    with observing(model):
+    with evaluating(model):
         got = monitor.score(model, [item]).scores[0]
         with tapping(model, lambda layer, attended: whole.update({layer: attended.rows(0, 0, 89).numpy()})):
             model(torch.from_numpy(item.tokens[None, :-1]))

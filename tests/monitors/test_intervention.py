@@ -13,7 +13,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Intervention, Needle
 from lccp_sim.monitors.intervention import ArmValues, random_heads, strongest
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment, Value
 from tests.monitors.worlds import NEEDLE, digest, planted_item, planted_model, tiny_model
 
@@ -34,7 +34,7 @@ def by_arm(seen: ArmValues, metric: str) -> dict[str, float]:
 def test_masking_the_planted_head_destroys_the_answer_and_masking_others_does_not(k: int) -> None:
     """The second of two comes by the tie of all other heads; what random heads write, nothing reads."""
     monitor, items, model = dataclasses.replace(MONITOR, k=k), planted_items(20), planted_model()
-    with observing(model):
+    with evaluating(model):
         model.lm_head.weight *= 0.1  # less sure of itself, so that more of the copying head shows
         seen = monitor.score(model, items)
     assert by_arm(seen, "hit_frac") == {"none": 1.0, "mask_top": 0.0, "mask_random": 1.0, "boost_top": 1.0}
@@ -54,7 +54,7 @@ def test_the_second_half_measures_and_the_first_selects() -> None:
     """Texts of the first half on which nothing can be copied leave the choice to the ties."""
     items = planted_items(20)
     blind = [item._replace(needle=(1, 2), answer=(2, 3), value_mask=np.ones(1, dtype=bool)) for item in items[:10]]
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         lucky, unlucky = MONITOR.score(model, items), MONITOR.score(model, blind + items[10:])
     assert {v.item for v in lucky.values} == {str(i) for i in range(10, 20)}
     assert by_arm(lucky, "hit_frac")["mask_top"] == 0.0 and by_arm(unlucky, "hit_frac")["none"] == 1.0
@@ -63,7 +63,7 @@ def test_the_second_half_measures_and_the_first_selects() -> None:
 
 def test_each_length_is_halved() -> None:
     items = planted_items(20, 80) + [item._replace(id=f"long-{item.id}") for item in planted_items(20, 120)]
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         seen = dataclasses.replace(MONITOR, lengths=(80, 120)).score(model, items)
     names = [str(i) for i in range(10, 20)]
     assert {v.item for v in seen.values} == {*names, *(f"long-{name}" for name in names)}
@@ -130,7 +130,7 @@ def without(model: Transformer, heads: list[tuple[int, int]]) -> Transformer:
 def test_arms_equal_models_with_the_heads_cut_out() -> None:
     monitor, items, model = dataclasses.replace(MONITOR, k=2, draws=2), planted_items(20), tiny_model(64)
     needle = Needle(lengths=(100,), haystack="prose", heads=False)
-    with observing(model):
+    with evaluating(model):
         seen = monitor.score(model, items)
         scores = dataclasses.replace(needle, heads=True).score(model, items[:10]).head_scores[..., 0].mean(0)
         top = strongest(scores, 2)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_in_its_own_name(corpus: Corpus) -> None:
 
 
 def test_k_left_out_is_three_percent_within_bounds() -> None:
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         seen = dataclasses.replace(MONITOR, k=None).score(model, planted_items(20))
     assert len(seen.top) == 8 and seen.others == [[], [], []]  # all heads of the model
     assert by_arm(seen, "same_layers_frac") == {"mask_random": 0.0}

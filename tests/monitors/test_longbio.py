@@ -9,7 +9,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors import LongBioHeads, Needle
 from lccp_sim.monitors.heads import METRICS
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import COPY_HEAD, NEEDLE, digest, make_corpus, planted_item, planted_model, tiny_model
 
@@ -42,7 +42,7 @@ def test_the_planted_head_is_found_under_its_tag() -> None:
         planted_item(str(i), 120, rng.choice(list(NEEDLE), n, replace=False).tolist(), i)._replace(tags=tags)
         for i, n in enumerate((4, 9, 17))
     ]
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         seen = MONITOR.score(model, items)
     records = MONITOR.aggregate(seen, Moment(0, 0))
     assert {r.monitor for r in records} == {"heads"} and all(r.tags["samples"] == "longbio" for r in records)
@@ -60,7 +60,7 @@ def test_the_planted_head_is_found_under_its_tag() -> None:
 def test_scores_are_those_of_the_needle_monitor_on_the_same_texts(corpus: Corpus) -> None:
     items, model = MONITOR.prepare(corpus)[:5], tiny_model(corpus.vocab_size)
     plain = [item._replace(tags=item.tags | {"variant": "single"}) for item in items]
-    with observing(model):
+    with evaluating(model):
         seen, needle = MONITOR.score(model, items), Needle(lengths=(500,), haystack="prose").score(model, plain)
     assert (seen.scores == needle.head_scores).all() and seen.items == needle.head_items
     nll = [v.value for v in needle.values if v.metric == "answer_nll_nats" and v.tags["span"] == "full"]

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from lccp_sim.config import ConfigError
+from lccp_sim.configure.parse import parse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Perplexity
 from lccp_sim.monitors.longppl import LongPPL, find_keys
-from lccp_sim.monitors.observing import observing, row_nll
+from lccp_sim.monitors.observing import evaluating, row_nll
 from lccp_sim.monitors.perplexity import DocumentItem
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.parsing import parse
 from tests.monitors.worlds import NEEDLE, WORDS, planted_model, tiny_model
 
 
 def watched(model: LanguageModel, monitor: Perplexity, items: list[DocumentItem]) -> list[Value]:
     """What a first window sees: keys, then scores."""
-    with observing(model):
+    with evaluating(model):
         known = monitor.refer(items, monitor.reference(model, items))
         assert known is not None
         return monitor.score(model, known)
@@ -52,7 +52,7 @@ def test_keys_equal_a_loop_over_targets(trunc: int, sliding: int) -> None:
         logits = model(torch.cat((tokens_BT[0, :1], context))[None]).hidden_BTD[0, -1] @ model.head_weight.T
         return float(logits.double().log_softmax(-1)[target])
 
-    with observing(model):
+    with evaluating(model):
         got = find_keys(model, tokens_BT, settings)
         for row, text in zip(got, tokens_BT[:, 1:], strict=True):
             want = []
@@ -71,7 +71,7 @@ def test_keys_are_the_tokens_that_only_the_distant_copy_foretells() -> None:
     text = [2] * 10 + span + [2] * 40 + span + [2] * 6
     tokens_BT = torch.tensor([[0, *text]])
     model = planted_model()
-    with observing(model):
+    with evaluating(model):
         near = find_keys(model, tokens_BT, LongPPL(trunc_tokens=60, sliding_tokens=4))
         far = find_keys(model, tokens_BT, LongPPL(trunc_tokens=24, sliding_tokens=4))
     assert not near.any()  # the short context reaches the first copy
@@ -83,11 +83,11 @@ def test_longppl_is_the_mean_nll_of_the_keys_of_the_first_look(corpus: Corpus) -
     settings = LongPPL(trunc_tokens=16, sliding_tokens=8, alpha=0.02, beta=-20.0)
     monitor = Perplexity(sources=("prose", "other"), context_tokens=64, short_tokens=16, items=3, longppl=settings)
     items, first, later = monitor.prepare(corpus), tiny_model(corpus.vocab_size), tiny_model(corpus.vocab_size, seed=1)
-    with observing(first):
+    with evaluating(first):
         kept = monitor.reference(first, items)
     known = monitor.refer(items, kept)
     assert known is not None
-    with observing(later):
+    with evaluating(later):
         scored = monitor.score(later, known)
         for item, count, nll, ppl in zip(
             known, *(values(scored, m) for m in ("key_tokens_count", "longppl_nats", "longppl")), strict=True
@@ -116,7 +116,7 @@ def test_keys_found_for_others_are_of_no_use(change: dict[str, Any], corpus: Cor
     settings = LongPPL(trunc_tokens=16, sliding_tokens=8)
     monitor = Perplexity(sources=("prose",), context_tokens=64, short_tokens=16, items=3, longppl=settings)
     items, model = monitor.prepare(corpus), tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         kept = monitor.reference(model, items)
     assert monitor.refer(items, kept) is not None
     other = dataclasses.replace(monitor, **change)
@@ -185,11 +185,11 @@ def test_agrees_with_the_package_of_the_authors(
     T = len(item.tokens) - 1
     monitor = Perplexity(sources=("prose",), context_tokens=T, short_tokens=T, longppl=settings)
     finder, scored = Adapter(judge), Adapter(judged)
-    with observing(finder):
+    with evaluating(finder):
         kept = monitor.reference(finder, [item])
     known = monitor.refer([item], kept)
     assert known is not None
-    with observing(scored):
+    with evaluating(scored):
         found = monitor.score(scored, known)
         nll_T = row_nll(scored, torch.from_numpy(item.tokens[None]))[0]
     assert values(found, "key_tokens_count") == [want["n_key_token"]] and want["n_key_token"] >= 5

@@ -11,10 +11,10 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
-from lccp_sim.train.images import window_images
-from lccp_sim.train.logs import headline, whole
+from lccp_sim.train.window.images import window_images
+from lccp_sim.train.window.logs import headline, overall_values
 from tests.monitors.worlds import NEEDLE, planted_item, planted_model, tiny_model
 
 MONITOR = Needle(
@@ -60,7 +60,7 @@ def test_the_teacher_forced_hit_equals_greedy_decoding(kind: str) -> None:
                 answer[rng.integers(n)] += 1
             item.tokens[slice(*item.answer)] = answer % 64
         items.append(item)
-    with observing(model):
+    with evaluating(model):
         seen = Needle(lengths=(100,), haystack="prose").score(model, items)
     hits = {v.item: v.value for v in seen.values if v.metric == "hit_frac" and v.tags["span"] == "full"}
     for item in items:
@@ -72,7 +72,7 @@ def test_the_teacher_forced_hit_equals_greedy_decoding(kind: str) -> None:
 
 def test_nll_hit_control_and_gain_equal_full_logits(items: list[NeedleItem], corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         seen = MONITOR.score(model, items)
         got = {(v.item, v.metric, v.tags["span"]): v.value for v in seen.values}
         assert len(got) == len(seen.values) == 6 * len(items) + 8 * 12
@@ -101,9 +101,9 @@ def test_a_model_that_knows_the_value_and_not_the_sentence_hits() -> None:
         first, second, third, *value = rng.choice(list(NEEDLE), 5, replace=False).tolist()
         items.append(planted_item(str(i), 100, [first, second, first, third, *value], i))
     monitor, moment = Needle(lengths=(100,), haystack="prose"), Moment(0, 0)
-    with observing(model := planted_model()):
+    with evaluating(model := planted_model()):
         records = monitor.aggregate(monitor.score(model, items), moment)
-    overall = whole(records)
+    overall = overall_values(records)
     assert (overall["needle/hit_frac"], overall["needle/sentence_hit_frac"]) == (1.0, 0.0)
     assert overall["needle/answer_nll_nats"] < overall["needle/sentence_answer_nll_nats"]
     assert "| hit 1.00 | sentence 0.00 | answer NLL " in headline(moment, records, 1.0)
@@ -115,7 +115,7 @@ def test_a_model_that_knows_the_value_and_not_the_sentence_hits() -> None:
 
 def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         seen = MONITOR.score(model, items)
     records = MONITOR.aggregate(seen, Moment(4, 40))
     assert len({record.key for record in records}) == len(records)
@@ -159,7 +159,7 @@ def test_records_average_the_grid(items: list[NeedleItem], corpus: Corpus) -> No
 
 def test_heads_off_leaves_the_rest_as_it_is(items: list[NeedleItem], corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         on, off = MONITOR.score(model, items), dataclasses.replace(MONITOR, heads=False).score(model, items)
     assert on.values == off.values and not off.head_items
     assert not [r for r in MONITOR.aggregate(off, Moment(0, 0)) if r.monitor == "heads"]

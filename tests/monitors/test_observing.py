@@ -9,7 +9,7 @@ import torch
 
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.taps import tapping
-from lccp_sim.monitors.observing import batches, counting, observing, score_spans
+from lccp_sim.monitors.observing import batches, counting, evaluating, score_spans
 from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from tests.monitors.worlds import tiny_model
 
@@ -22,7 +22,7 @@ def test_modes_random_state_and_gradients_are_restored(fails: bool, grad: bool) 
     before, state = [m.training for m in model.modules()], torch.get_rng_state()
     with torch.set_grad_enabled(grad):
         try:
-            with observing(model):
+            with evaluating(model):
                 assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
                 torch.randn(3)
                 if fails:
@@ -44,13 +44,13 @@ def test_in_bf16_logits_and_what_a_head_attends_to_are_fp32() -> None:
         with torch.autocast("cpu", enabled=False):
             rows.append((seen, attended.rows(0, 30, 34)))
 
-    with observing(model, bf16=True), tapping(model, tap):
+    with evaluating(model, bf16=True), tapping(model, tap):
         hidden_BTD = model(tokens_BT).hidden_BTD
         logits_BTV = model.logits(hidden_BTD)
     assert not torch.is_autocast_enabled("cpu") and model.embedding.weight.dtype == torch.float32
     assert torch.equal(logits_BTV, hidden_BTD.float() @ model.head_weight.detach().T)
     assert len(rows) == model.num_layers and all(torch.equal(mine, exact) for mine, exact in rows)
-    with observing(model):
+    with evaluating(model):
         exact_BTV = model.logits(model(tokens_BT).hidden_BTD)
     assert 1e-4 < (logits_BTV - exact_BTV).abs().max() < 0.05 * exact_BTV.abs().max()
 
@@ -59,7 +59,7 @@ def test_the_random_state_inside_is_always_the_same() -> None:
     drawn = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        with observing(tiny_model(64)):
+        with evaluating(tiny_model(64)):
             drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
 
@@ -68,7 +68,7 @@ def test_spans_equal_full_logits_cross_entropy_in_padded_rows() -> None:
     rng, model = np.random.default_rng(0), tiny_model(64)
     tokens = [rng.integers(0, 64, n) for n in (40, 23, 31)]
     spans = [(1, 6), (20, 23), (13, 31)]
-    with observing(model):
+    with evaluating(model):
         got = score_spans(model, tokens, spans)
         for i, (row, (start, stop)) in enumerate(zip(tokens, spans, strict=True)):
             logits = model(torch.from_numpy(row[None])).hidden_BTD[0] @ model.head_weight.T

@@ -10,7 +10,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Perplexity
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment, Value
 from tests.monitors.worlds import tiny_model
 
@@ -30,7 +30,7 @@ def test_full_and_short_nll_equal_a_loop_over_tokens(short: int, corpus: Corpus)
     """The same targets twice; short windows each begin with BOS, and the last may be cut."""
     monitor = Perplexity(sources=("prose",), context_tokens=24, short_tokens=short, items=3)
     items, model = monitor.prepare(corpus), tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         got = by_metric(monitor.score(model, items))
         for item in items:
             bos, text = item.tokens[:1], item.tokens[1:]
@@ -54,7 +54,7 @@ def test_full_and_short_nll_equal_a_loop_over_tokens(short: int, corpus: Corpus)
 def test_batches_do_not_change_the_numbers(corpus: Corpus) -> None:
     monitor = Perplexity(sources=("prose", "other"), context_tokens=50, short_tokens=16, items=5)
     items, model = monitor.prepare(corpus), tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         together = by_metric(monitor.score(model, items))
         apart = by_metric(dataclasses.replace(monitor, tokens_per_forward=1).score(model, items))
     assert together.keys() == apart.keys()
@@ -76,7 +76,7 @@ def test_stretches_are_held_out_text_and_do_not_overlap(corpus: Corpus) -> None:
 
 def test_records_by_source_and_position(corpus: Corpus) -> None:
     monitor = Perplexity(sources=("prose", "other"), context_tokens=32, short_tokens=8, items=4)
-    with observing(model := tiny_model(corpus.vocab_size)):
+    with evaluating(model := tiny_model(corpus.vocab_size)):
         values = monitor.score(model, monitor.prepare(corpus))
     records = {(r.metric, tuple(sorted(r.tags.items()))): r for r in monitor.aggregate(values, Moment(0, 0))}
     assert len(records) == 4 + 2 * (4 + 2 * 5)
@@ -91,7 +91,7 @@ def test_records_by_source_and_position(corpus: Corpus) -> None:
 def test_ppl_averages_perplexities_and_not_nll(corpus: Corpus) -> None:
     """By Jensen it lies above exp of the mean NLL: the two say different things about one hard stretch."""
     monitor = Perplexity(sources=("prose", "other"), context_tokens=32, short_tokens=8, items=4)
-    with observing(model := tiny_model(corpus.vocab_size)):
+    with evaluating(model := tiny_model(corpus.vocab_size)):
         values = monitor.score(model, monitor.prepare(corpus))
     whole = {r.metric: r.value for r in monitor.aggregate(values, Moment(0, 0)) if not r.tags}
     each = [v.value for v in values if v.metric == "nll_nats" and "position" not in v.tags]

@@ -10,20 +10,20 @@ import torch
 from scipy.stats import binom
 
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.table import load_run
-from lccp_sim.analysis.tables import probe_cells
+from lccp_sim.analysis.report.tables import probe_table
+from lccp_sim.analysis.run import load_run
 from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
-from lccp_sim.monitors.observing import counting, observing
+from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.probe import ProbeItems, _answer_loss
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, append_lines
-from lccp_sim.train.images import CELL_PIXELS, window_images
+from lccp_sim.train.window.images import CELL_PIXELS, window_images
 from tests.monitors.worlds import digest, tiny_model
 
 MONITOR = Probe(
@@ -60,7 +60,7 @@ def tuned(corpus: Corpus, by_heart: list[Question], steps: int) -> LanguageModel
 def test_the_main_model_is_untouched_to_the_bit(corpus: Corpus) -> None:
     model = tiny_model(corpus.vocab_size).train()
     before, state = {name: x.clone() for name, x in model.state_dict().items()}, torch.get_rng_state()
-    with observing(model):
+    with evaluating(model):
         MONITOR.score(model, dataclasses.replace(MONITOR, items=2).prepare(corpus))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -74,7 +74,7 @@ def test_fine_tuning_lowers_the_loss_of_its_own_questions_and_is_deterministic(
     own = ProbeItems([lessons_of(asked[i % 3 :: 3]) for i in range(12)], asked, items.decode)
     runs = []
     for _ in range(2):
-        with observing(model := tiny_model(corpus.vocab_size)):
+        with evaluating(model := tiny_model(corpus.vocab_size)):
             runs.append(MONITOR.score(model, own))
     assert runs[0] == runs[1]
     records = MONITOR.aggregate(runs[0], Moment(0, 0))
@@ -86,7 +86,7 @@ def test_fine_tuning_lowers_the_loss_of_its_own_questions_and_is_deterministic(
 
 def test_the_order_of_the_questions_goes_by_the_probe_seed(items: ProbeItems, corpus: Corpus) -> None:
     monitor = dataclasses.replace(MONITOR, seeds=(0, 7))
-    with observing(model := tiny_model(corpus.vocab_size)):
+    with evaluating(model := tiny_model(corpus.vocab_size)):
         values = monitor.score(model, items._replace(evaluation=items.evaluation[:3])).values
     of_seed = {
         seed: [v.value for v in values if v.tags["seed"] == seed and v.tags["sft_step"] == 12] for seed in (0, 7)
@@ -170,7 +170,7 @@ def test_decoding_by_fixed_point_is_token_by_token_decoding_in_few_forwards(corp
 def test_likeness_is_recorded_for_coreference_alone_and_only_the_first_are_decoded(corpus: Corpus) -> None:
     monitor = dataclasses.replace(MONITOR, tasks={"coreference": 1, "longbio_pronoun": 1}, decoded=3, steps=1, rows=2)
     items = monitor.prepare(corpus)
-    with observing(model := tiny_model(corpus.vocab_size)):
+    with evaluating(model := tiny_model(corpus.vocab_size)):
         values = monitor.score(model, items).values
     of = {m: [v for v in values if v.metric == m] for m in ("recall_frac", "similarity_frac", "exact_match_frac")}
     assert [len(rows) for rows in of.values()] == [2 * 6, 2 * 3, 2 * 10]
@@ -223,7 +223,7 @@ def test_pass_at_k_is_drawn_with_the_probability_of_an_answer_the_same_at_every_
     which = min(range(4), key=lambda i: abs(p[i] - 0.3))
     assert 0.02 < p[which] < 0.98
     items = ProbeItems([], [asked[which]] * 400, corpus.tokenizer.decode)
-    with observing(model):
+    with evaluating(model):
         values = dataclasses.replace(MONITOR, decoded=0)._evaluate(model, items, 12, 0)
         again = dataclasses.replace(MONITOR, decoded=0)._evaluate(model, items, 12, 0)
         off = dataclasses.replace(MONITOR, decoded=0, pass_at=None)._evaluate(model, items, 12, 0)
@@ -300,7 +300,7 @@ def test_a_small_table_and_an_image_show_the_cells_of_task_and_length(tmp_path: 
     better = first._replace(values=[v._replace(value=1.0) if v.tags["sft_step"] else v for v in first.values])
     windows = [probe_records(first, Moment(0, 0), "behavioural"), probe_records(better, Moment(4, 40), "behavioural")]
     append_lines(tmp_path / "records.jsonl", [record.line() for records in windows for record in records])
-    table = probe_cells(examine(load_run(tmp_path)))
+    table = probe_table(examine(load_run(tmp_path)))
     assert table.head == ["task", "128 tokens", "256 tokens", "512 tokens", "all"]
     a, b, whole = table.rows
     assert a == ["a", "1 to 1 (1)", "0.5 to 1 (1)", "", "0.75 ± 0.25 to 1 ± 0 (2)"]

@@ -6,7 +6,7 @@ import torch
 
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors import Needle
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.recovery import recovery, recovery_records
 from lccp_sim.monitors.values import Moment, Value
 from tests.monitors.worlds import FILLER, NEEDLE, QUESTION, planted_item, planted_model, tiny_model
@@ -45,12 +45,12 @@ def test_a_planted_copier_recovers_all_and_a_blind_model_has_no_record() -> None
         alone = np.concatenate(([0, 1], needle, list(QUESTION), [1], needle)).astype(np.int64)
         items.append(item._replace(control=control, alone=alone))
     monitor, model = Needle(lengths=(120,), haystack="prose"), planted_model()
-    with observing(model):
+    with evaluating(model):
         found = {span: value for span, value in _by_span(monitor, model, items)}
     assert set(found) == {"full", "value"} and all(abs(value - 1) < 0.05 for value in found.values())
     with torch.no_grad():
         model.lm_head.weight.zero_()  # all tokens alike: no needle is worth anything
-    with observing(model):
+    with evaluating(model):
         assert not list(_by_span(monitor, model, items))
 
 
@@ -61,7 +61,7 @@ def _by_span(monitor, model, items):
 
 def test_alone_is_the_same_question_without_haystack_and_scored_as_plain_logits_say(corpus: Corpus) -> None:
     items, model = MONITOR.prepare(corpus), tiny_model(corpus.vocab_size)
-    with observing(model):
+    with evaluating(model):
         values = MONITOR.score(model, items).values
         got = {(v.item, v.metric): v.value for v in values if v.tags["span"] == "full"}
         for item in items:

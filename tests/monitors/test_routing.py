@@ -10,7 +10,7 @@ from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Routing
-from lccp_sim.monitors.observing import observing
+from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import tiny_model
 
@@ -19,7 +19,7 @@ MONITOR = Routing(source="prose", context_tokens=32, items=5)
 
 def measure(model: Transformer, corpus: Corpus) -> dict[tuple, float]:
     items = MONITOR.prepare(corpus)
-    with observing(model):
+    with evaluating(model):
         records = MONITOR.aggregate(MONITOR.score(model, items), Moment(0, 0))
     assert len({r.key for r in records}) == len(records)
     return {(r.metric, r.tags.get("layer"), r.tags.get("expert")): r.value for r in records}
@@ -30,7 +30,7 @@ def test_shares_are_counts_of_the_router_and_sum_to_one(corpus: Corpus) -> None:
     handles = [
         block.moe.register_forward_hook(lambda _, __, out: seen.append(out[1].count_E)) for block in model.blocks
     ]
-    with observing(model):
+    with evaluating(model):
         model(torch.from_numpy(MONITOR.prepare(corpus)))
     for handle in handles:
         handle.remove()
@@ -71,7 +71,7 @@ def test_entropy_is_zero_for_one_expert_and_log_e_for_all(corpus: Corpus) -> Non
 
 def test_small_forwards_count_the_same(corpus: Corpus) -> None:
     small = Routing(source="prose", context_tokens=32, items=5, tokens_per_forward=40)
-    with observing(model := tiny_model(corpus.vocab_size)):
+    with evaluating(model := tiny_model(corpus.vocab_size)):
         items = MONITOR.prepare(corpus)
         assert (small.score(model, items) == MONITOR.score(model, items)).all()
 

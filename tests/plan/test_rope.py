@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
 from lccp_sim.models.positions import AlphaRope, BaseRope, LinearRope, Llama3Rope, NtkRope, Rope, YarnRope
 from lccp_sim.plan.rope import (
     STEP,

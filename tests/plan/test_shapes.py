@@ -9,9 +9,9 @@ from torch.utils.flop_counter import sdpa_flop_count
 
 from bench.plan_accuracy import SHAPES, flops_line, model_config
 from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.parsing import parse, parse_kind
 from lccp_sim.plan.shapes import counted, counts, forward_flops, mean_keys, shape_of, training_flops
 
 MODELS = sorted((Path(__file__).parents[2] / "lccp_sim" / "configs" / "model").glob("*.yaml"))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
+from lccp_sim.configure.load import windows_of
 from lccp_sim.monitors import MONITORS
 from lccp_sim.plan.shapes import forward_flops, shape_of
 from lccp_sim.plan.watching import ONCE, PASSES, monitor_costs
-from lccp_sim.train.load import windows_of
 
 COUNTED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "monitor_shares.json").read_text())
 

@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 from lccp_sim.config import Config
+from lccp_sim.configure.load import load_config
 from lccp_sim.data.tokenizer import train_tokenizer
-from lccp_sim.train.board import Board
-from lccp_sim.train.load import load_config
 from lccp_sim.train.run import train
+from lccp_sim.train.window.tensorboard import Board
 from tests import home
 from tests.train.foreign import MONITORS
 from tests.train.tiny import WORDS, plain

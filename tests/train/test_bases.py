@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lccp_sim.composing import check
-from lccp_sim.train.start import Start, transformer_of
-from lccp_sim.train.weights_file import bundled
+from lccp_sim.configure.compose import check
+from lccp_sim.train.saved.init import Start, transformer_of
+from lccp_sim.train.saved.weights_file import bundled
 
 CARDS = json.loads((files("lccp_sim") / "bases" / "bases.json").read_text())
 

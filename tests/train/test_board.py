@@ -15,10 +15,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lccp_sim.cli import main
 from lccp_sim.config import Config
 from lccp_sim.records import overall_name, read_records
-from lccp_sim.train import board
-from lccp_sim.train.board import in_markdown, keys_of, layout, table
-from lccp_sim.train.directory import read_config
 from lccp_sim.train.run import train
+from lccp_sim.train.saved.run_directory import read_config
+from lccp_sim.train.window import tensorboard
+from lccp_sim.train.window.tensorboard import charts, in_markdown, keys_of, markdown_table
 from tests.train.test_resume import at_step, before_checkpoint, in_monitor, killed, scalars
 from tests.train.test_stopping import DECAY, FEW, keys, saturated_from
 from tests.train.tiny import BATCH, STEPS
@@ -36,7 +36,7 @@ def read(directory: Path) -> EventAccumulator:
     return EventAccumulator(str(directory / "tensorboard"), {"tensors": 0}).Reload()
 
 
-def charts(events: EventAccumulator) -> dict[str, dict[str, list[str]]]:
+def charts_in(events: EventAccumulator) -> dict[str, dict[str, list[str]]]:
     """{category: {chart: tags}} of the one layout there is. Fails unless the plugin would find exactly one."""
     assert list(events.PluginTagToContent("custom_scalars")) == ["custom_scalars__config__"]
     [event] = events.Tensors("custom_scalars__config__")
@@ -62,7 +62,7 @@ def hyperparameters(events: EventAccumulator) -> tuple[dict[str, Any], list[str]
 
 
 def test_every_scalar_stands_in_one_chart_of_its_tier(finished: Path) -> None:
-    found, shown = charts(read(finished)), set(scalars(finished)) - {"tokens"}
+    found, shown = charts_in(read(finished)), set(scalars(finished)) - {"tokens"}
     assert list(found) == ["behavioural", "probabilistic", "mechanistic", "training"]
     patterns = [(tier, tag) for tier, group in found.items() for tags in group.values() for tag in tags]
     tiers = {overall_name(r): r.tier for r in read_records(finished / "records.jsonl")[0]}
@@ -76,7 +76,7 @@ def test_every_scalar_stands_in_one_chart_of_its_tier(finished: Path) -> None:
 
 def test_a_layout_groups_by_tier_monitor_and_unit() -> None:
     rows = [("training", "train", "lr"), ("mechanistic", "heads", "a_frac"), ("mechanistic", "heads", "b_frac")]
-    assert layout([*rows, ("mechanistic", "heads", "n_count"), rows[1]]) == {
+    assert charts([*rows, ("mechanistic", "heads", "n_count"), rows[1]]) == {
         "mechanistic": {
             "heads, frac": ["Multiline", ["^heads/a_frac$", "^heads/b_frac$"]],
             "heads/n_count": ["Multiline", ["^heads/n_count$"]],
@@ -125,7 +125,7 @@ def test_a_resumed_run_loses_nothing_and_repeats_nothing(
         killed(config, say, plant, step, seconds)
     events = read(train(config, say))
     assert {name: len(points) for name, points in texts(events).items()} == dict.fromkeys(TEXTS, 1)
-    assert {"probabilistic", "training"} <= charts(events).keys()
+    assert {"probabilistic", "training"} <= charts_in(events).keys()
     assert hyperparameters(events)[0]["optim.lr"] == 3e-3
 
 
@@ -133,18 +133,18 @@ def test_an_extended_run_has_the_verdict_of_each_end(run: Callable[..., Path]) -
     run({**FEW, "run.tokens": 7 * BATCH})
     events = read(run(FEW))
     assert [step for step, _ in texts(events)["verdict"]] == [7, STEPS]
-    assert len(texts(events)["config"]) == 1 and charts(events)
+    assert len(texts(events)["config"]) == 1 and charts_in(events)
 
 
 @pytest.mark.parametrize(("changes", "end"), [(keys("stop"), 6), (DECAY, 9)], ids=["stop", "decay"])
 def test_a_run_that_ends_early_has_its_verdict_and_a_chart_of_its_decisions(
     changes: dict, end: int, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lccp_sim.train.stopping.decide", saturated_from(6))
+    monkeypatch.setattr("lccp_sim.train.window.stopping.decide", saturated_from(6))
     directory = run(changes)
     events = read(directory)
     assert [step for step, _ in texts(events)["verdict"]] == [end]
-    assert charts(events)["training"]["stopping/saturated_frac"] == ["^stopping/saturated_frac$"]
+    assert charts_in(events)["training"]["stopping/saturated_frac"] == ["^stopping/saturated_frac$"]
     assert set(hyperparameters(events)[1]) == set(scalars(directory))
 
 
@@ -154,7 +154,7 @@ def test_a_fault_in_the_verdict_costs_no_checkpoint(
     def fail(found: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(board, "verdict", fail)
+    monkeypatch.setattr(tensorboard, "verdict", fail)
     directory = run(FEW)
     assert (directory / "DONE").exists() and texts(read(directory))["verdict"] == [(STEPS, "No verdict: planted")]
     assert "warning: no verdict for TensorBoard (planted)" in say.file.getvalue()
@@ -163,17 +163,17 @@ def test_a_fault_in_the_verdict_costs_no_checkpoint(
 def test_measured_checkpoints_have_the_layout_too(run: Callable[..., Path]) -> None:
     directory = run(FEW)
     assert main(["measure", str(directory)]) == 0
-    found = charts(read(directory / "measured"))
+    found = charts_in(read(directory / "measured"))
     beside = ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
     assert found["probabilistic"]["needle, frac"] == beside and "training" not in found
 
 
 def test_a_table_shows_what_is_plain_and_a_verdict_its_caution() -> None:
-    assert table([{"source": "a", "share": 0.25, "by_length": {}, "tokens": 12345678}]) == [
+    assert markdown_table([{"source": "a", "share": 0.25, "by_length": {}, "tokens": 12345678}]) == [
         "| source | share | tokens |", "| --- | --- | --- |", "| a | 0.25 | 12345678 |",
     ]  # fmt: skip
-    assert table([]) == ["|  |", "|  |"]
-    from lccp_sim.analysis.verdict import Verdict
+    assert markdown_table([]) == ["|  |", "|  |"]
+    from lccp_sim.analysis.report.verdict import Verdict
 
     said = in_markdown(Verdict(("One.", "Two.", "Three."), "Careful.", [("Scale", "Four.")], ["Five."], []))
     assert said == "One.\n\nTwo.\n\nThree.\n\nCareful.\n\n**Scale.** Four.\n\n**Not shown:**\n\n- Five."

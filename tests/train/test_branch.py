@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.train import branch as branching
-from lccp_sim.train.checkpoint import read_checkpoint
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
+from lccp_sim.train.saved import branch as branching
+from lccp_sim.train.saved.checkpoint import read_checkpoint
 from tests.train.tiny import BATCH, final, records, samples
 
 WSD = {"optim.schedule": "wsd", "optim.decay_steps": 4, "optim.final_lr_frac": 0.0, "run.tokens": 10 * BATCH}

@@ -17,12 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
 from lccp_sim.config import ConfigError
+from lccp_sim.configure.compose import check
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.records import overall_name, read_records
-from lccp_sim.train.callback import Monitors
-from lccp_sim.train.watch import NO_HEADS
+from lccp_sim.train.window.callback import MonitorCallback
+from lccp_sim.train.window.suite import NO_HEADS
 from tests.train.foreign import folder
 
 STEPS, ROWS, LENGTH = 6, 2, 32
@@ -112,7 +112,7 @@ def fit(measuring: Path, tmp_path: Path) -> Callable[..., Foreign]:
         ]
         if watched:
             config = check(["run=look", "monitors.perplexity.items=2"], measuring / "configs")
-            callbacks.insert(0, Monitors.of(
+            callbacks.insert(0, MonitorCallback.of(
                 config, tmp_path / name, measuring / "tokenizer.json", WINDOWS, 2 * ROWS * LENGTH,
                 model=lambda module: module.net, say=say,
             ))  # fmt: skip
@@ -218,5 +218,5 @@ def test_a_tokenizer_without_a_known_beginning_needs_its_name(measuring: Path, t
     config = check(["run=look"], measuring / "configs")
     args = (config, tmp_path / "out", tmp_path / "other.json", [0], 128)
     with pytest.raises(ConfigError, match="set data.tokenizer.bos_token"):
-        Monitors.of(*args)
-    Monitors.of(*args, bos_token="<start-of-text>")
+        MonitorCallback.of(*args)
+    MonitorCallback.of(*args, bos_token="<start-of-text>")

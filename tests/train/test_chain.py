@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.train import watch
-from lccp_sim.train.checkpoint import VerifiedIO, read_checkpoint
-from lccp_sim.train.measure import measure
 from lccp_sim.train.run import train
+from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint
+from lccp_sim.train.window import suite
+from lccp_sim.verbs.measure import measure
 from tests.train.test_run import UNWATCHED, scattered
 from tests.train.tiny import BATCH, STEPS, final, records
 
@@ -147,7 +147,7 @@ def test_a_record_that_is_not_measured_again_is_a_difference(finished: Path, say
 def test_an_extended_run_is_measured_as_it_was(
     run: Callable[..., Path], say: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(watch, "head_scores", scattered)
+    monkeypatch.setattr(suite, "head_scores", scattered)
     keys = {f"monitors.{name}": None for name in ("perplexity", "routing", "induction")}
     run({**keys, "run.tokens": 7 * BATCH})
     assert measure(run(keys), tmp_path / "out", True, [], lambda: None, say) == 0, say.file.getvalue()[-3000:]
@@ -157,7 +157,7 @@ def test_an_extended_run_is_measured_as_it_was(
 def test_a_chained_run_is_resumed_like_any_other(
     make: Callable[..., Config], run: Callable[..., Path], say: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lccp_sim.train.module import LccpModule
+    from lccp_sim.train.loop.module import LccpModule
 
     keys = {**LONGER, "run.precondition": True, "run.init_from": str(run(WIDE))}
     whole = train(make({**keys, "run.name": "whole"}), say)

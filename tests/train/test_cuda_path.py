@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from lccp_sim.config import Config
 from lccp_sim.models import kernels
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import clip
 
 T = 24

@@ -12,7 +12,7 @@ from lccp_sim.cli import main
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.shapes import shape_of
-from lccp_sim.train import dry
+from lccp_sim.train import dry_run
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 512
@@ -28,18 +28,18 @@ def planned(config: Config, layout: Layout) -> dict[str, Any]:
 
 
 def run(config: Config, layout: Layout) -> dict[str, Any]:
-    return dry.dry_run(config, VOCABULARY, layout, planned(config, layout))
+    return dry_run.dry_run(config, VOCABULARY, layout, planned(config, layout))
 
 
 @pytest.mark.parametrize("layout", [Layout(8), Layout(ep=8), Layout(2, 2, 2), Layout(cp=8), Layout()], ids=str)
 def test_what_the_ranks_hold_is_the_model(layout: Layout, make: Callable[..., Config]) -> None:
-    config = dry.laid_out(make(WIDE), layout)
-    ranks = [dry.held(config, VOCABULARY, rank, layout.devices)[0] for rank in range(layout.devices)]
+    config = dry_run.laid_out(make(WIDE), layout)
+    ranks = [dry_run.held(config, VOCABULARY, rank, layout.devices)[0] for rank in range(layout.devices)]
     for same in zip(*ranks, strict=True):
         assert sum(weight.local for weight in same) == same[0].whole
     assert {weight.part for weight in ranks[0]} == planned(config, layout)["parameters"]["parts"].keys()
     tree = run(config, layout)
-    assert tree["problems"] == [] and dry.agrees(tree) is None
+    assert tree["problems"] == [] and dry_run.agrees(tree) is None
     sizes = {"weights": 4, "gradients": 4, "moments": 8}
     held = [sum(weight.local for weight in found) for found in (ranks[0], ranks[-1])]
     for kind, size in sizes.items():
@@ -54,19 +54,19 @@ def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., C
     uneven = run(make(WIDE | {"model.num_experts": 6, "model.d_expert": 20}), Layout(8))
     line = r"^--dry-run: a rank holds .* MiB of weights, [\d.]+% more than .*; most of it experts, cut dim 0 by 8"
     with pytest.raises(ConfigError, match=line):
-        dry.agrees(uneven)
+        dry_run.agrees(uneven)
 
 
 def test_weights_that_nobody_cut_are_named(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry, "shard", lambda *_: None)
+    monkeypatch.setattr(dry_run, "shard", lambda *_: None)
     line = r"rank 0 holds 32,768 numbers of embedding.weight \(cut: whole\), and plan cuts its 32,768 evenly over 8"
     with pytest.raises(ConfigError, match=line):
-        dry.agrees(run(make(WIDE), Layout(8)))
+        dry_run.agrees(run(make(WIDE), Layout(8)))
 
 
 def test_a_plan_of_another_model_is_found(make: Callable[..., Config]) -> None:
     other = planned(make(WIDE | {"model.num_shared_experts": 2}), Layout(8))
-    tree = dry.dry_run(make(WIDE), VOCABULARY, Layout(8), other)
+    tree = dry_run.dry_run(make(WIDE), VOCABULARY, Layout(8), other)
     assert any(re.match("shared experts has .* weights, and plan counts ", line) for line in tree["problems"])
 
 
@@ -82,7 +82,7 @@ def test_what_training_refuses_is_refused_in_its_words(
     layout: Layout, changes: dict, line: str, make: Callable[..., Config]
 ) -> None:
     with pytest.raises(ConfigError, match=line):
-        dry.laid_out(make(WIDE | changes), layout)
+        dry_run.laid_out(make(WIDE | changes), layout)
 
 
 def test_the_command_prints_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

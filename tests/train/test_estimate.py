@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.composing import check
+from lccp_sim.configure.compose import check
 from lccp_sim.plan.watching import Pass
 from lccp_sim.progress import Work
-from lccp_sim.train.estimate import Count, estimate, expected, kinds, longer, timed
+from lccp_sim.train.window.estimate import TokenCount, estimate, expected_seconds, kinds, longer, timed
 from tests.train.foreign import folder
 from tests.train.test_callback import Bigram
 
@@ -30,7 +30,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 def test_a_look_is_counted_in_texts_and_weighed_in_tokens() -> None:
     told: list[tuple[str, float]] = []
     plan = {"needle": [Pass(4, 100)], "probe": [Pass(2, 100, 3)], "other": []}
-    count = Count(plan, lambda *words: told.append(words), before="here, ", whole=(0.5, 1.0))
+    count = TokenCount(plan, lambda *words: told.append(words), before="here, ", whole=(0.5, 1.0))
     count.begin("needle")
     count.sent(2, 200), count.sent(2, 200)
     count.begin("other")
@@ -48,7 +48,7 @@ def test_a_look_is_counted_in_texts_and_weighed_in_tokens() -> None:
 
 def test_one_of_two_processes_speaks_for_both() -> None:
     told: list[tuple[str, float]] = []
-    count = Count({"needle": [Pass(4, 100)]}, lambda *words: told.append(words), world=2)
+    count = TokenCount({"needle": [Pass(4, 100)]}, lambda *words: told.append(words), world=2)
     count.begin("needle")
     count.sent(1, 100), count.sent(1, 100)
     assert told == [("needle: 0 of 4 texts", 0.0), ("needle: 2 of 4 texts", 0.5)]
@@ -77,7 +77,7 @@ def test_timing_ends_at_its_limit() -> None:
 def test_the_time_of_a_look_is_that_of_its_texts() -> None:
     watch = check(["run=measure"]).monitors.watch
     seconds = {kind: 1.0 for of in kinds(watch).values() for kind in of}
-    assert expected(watch, seconds) == {
+    assert expected_seconds(watch, seconds) == {
         "needle": 3 * (10 + 2 + 2), "perplexity": 8 + 8 * 3, "induction": 8, "intervention": 5 * 5, "heads": 5,
     }  # fmt: skip
     line = estimate(Bigram(), watch, TEXTS, False, 3)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.measure import measure
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
+from lccp_sim.verbs.measure import measure
 from tests.train.test_run import UNWATCHED, rows
 from tests.train.tiny import BATCH, assert_same_run, final
 

@@ -16,18 +16,18 @@ from rich.console import Console
 from torch import Tensor
 
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.configure.load import load_config
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.records import read_records
 from lccp_sim.train import run as running
-from lccp_sim.train.checkpoint import checkpoints, damage, manifest_of, newest, read_checkpoint, weights_hash
-from lccp_sim.train.exchange import export_checkpoint
-from lccp_sim.train.journal import RECORDS
-from lccp_sim.train.load import load_config
-from lccp_sim.train.measure import measure
-from lccp_sim.train.module import LccpModule
-from lccp_sim.train.parallel.folder import INDEX, REST
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import whole_tensors
 from lccp_sim.train.run import train
+from lccp_sim.train.saved.checkpoint import checkpoints, damage, manifest_of, newest, read_checkpoint, weights_hash
+from lccp_sim.train.saved.journal import RECORDS
+from lccp_sim.train.saved.sharded import INDEX, REST
+from lccp_sim.verbs.hf import export_checkpoint
+from lccp_sim.verbs.measure import measure
 from tests.train.test_parallel import EP, FEW, SHARD, assert_close, ended, start
 from tests.train.tiny import final, plain
 

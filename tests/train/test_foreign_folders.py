@@ -23,8 +23,8 @@ from lccp_sim.data.tokenizer import encode, parse_tokenizer
 from lccp_sim.models import hf
 from lccp_sim.records import read_records
 from lccp_sim.train.run import train
-from lccp_sim.train.vocabulary import read_vocabulary
-from lccp_sim.train.watch import NO_HEADS
+from lccp_sim.train.saved.vocabulary import read_vocabulary
+from lccp_sim.train.window.suite import NO_HEADS
 from tests.train.foreign import folder
 from tests.train.test_exchange import DENSE, QUIET
 from tests.train.tiny import WORDS, weights

@@ -7,8 +7,8 @@ import pytest
 
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, overall_name
-from lccp_sim.train.images import CELL_PIXELS, window_images
-from lccp_sim.train.watch import HeadHistory
+from lccp_sim.train.window.images import CELL_PIXELS, window_images
+from lccp_sim.train.window.suite import HeadHistory
 
 Grid = list[list[float]]
 SETS = {"": {}, "longbio": {"samples": "longbio"}}

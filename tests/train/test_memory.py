@@ -12,16 +12,16 @@ from rich.console import Console
 from lccp_sim.config import Config, ConfigError
 from lccp_sim.console import is_message
 from lccp_sim.train import run as run_module
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.memory import (
     Device,
     OutOfMemory,
     check_memory,
     device_of,
     enough_memory,
-    expected,
+    expected_memory,
     remedies,
 )
-from lccp_sim.train.module import LccpModule
 from lccp_sim.train.run import train
 
 VOCABULARY = 400
@@ -36,7 +36,7 @@ def test_a_device_that_is_large_enough_is_not_spoken_of(make: Callable[..., Conf
 def test_a_cpu_is_warned_about_and_a_gpu_refused_where_weights_alone_do_not_fit(make: Callable[..., Config]) -> None:
     config = make()
     line = check_memory(config, VOCABULARY, 1, SMALL)
-    needs = expected(config, VOCABULARY, 1, gpu=True)
+    needs = expected_memory(config, VOCABULARY, 1, gpu=True)
     assert line is not None and "\n" not in line
     assert "memory: plan expects " in line and "and a small one has 0.1 MiB; try in this order: run.micro_batch" in line
     tight = Device("a GPU", (needs.state + needs.peak) / 2, True)
@@ -53,14 +53,14 @@ def test_remedies_come_the_least_first_and_help(make: Callable[..., Config]) -> 
         "run.shard=true",
         "run.shard=true run.cp=2 run.micro_batch_tokens=64",
     ]
-    before = expected(config, VOCABULARY, 4, gpu=True).peak
+    before = expected_memory(config, VOCABULARY, 4, gpu=True).peak
     assert all(then < before for _, then in found)
     assert [what for what, _ in remedies(config, VOCABULARY, 1, gpu=False)] == [
         "run.micro_batch_tokens=64",
         "run.recompute_every=1",
     ]
     sharded = dataclasses.replace(config, run=dataclasses.replace(config.run, shard=True))
-    assert expected(sharded, VOCABULARY, 4, True).state == expected(config, VOCABULARY, 4, True).state / 4
+    assert expected_memory(sharded, VOCABULARY, 4, True).state == expected_memory(config, VOCABULARY, 4, True).state / 4
 
 
 def by_the_cpu() -> None:

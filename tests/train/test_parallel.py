@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError
+from lccp_sim.configure.load import load_config
 from lccp_sim.models.moe import Router
 from lccp_sim.models.transformer import Block
 from lccp_sim.records import read_records
-from lccp_sim.train.load import load_config
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
 from tests.train.test_resume import at_step
 from tests.train.tiny import final, plain

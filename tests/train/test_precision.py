@@ -10,11 +10,11 @@ from rich.console import Console
 
 from lccp_sim.cli import main
 from lccp_sim.config import Config, ConfigError
-from lccp_sim.doctor import machine_rows
-from lccp_sim.train import precision
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.precision import SLOWER, settle
+from lccp_sim.train.loop import precision
+from lccp_sim.train.loop.precision import SLOWER, settle
 from lccp_sim.train.run import train
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.verbs.doctor import machine_rows
 
 UNITS, ASKED = precision.bf16_units, torch.cpu.get_capabilities
 RESULT = Path(__file__).parents[2] / "bench" / "results" / "bf16_cpu.json"

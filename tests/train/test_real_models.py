@@ -15,8 +15,8 @@ from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
 from lccp_sim.models.hf import load_checkpoint, load_tokenizer_json
 from lccp_sim.records import read_records
-from lccp_sim.train.checkpoint import checkpoints, read_checkpoint
-from lccp_sim.train.start import load_transformer
+from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint
+from lccp_sim.train.saved.init import load_transformer
 from tests.models.test_adapter import hold_scores
 
 ROOT = Path(__file__).parents[2]

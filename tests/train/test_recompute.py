@@ -11,8 +11,8 @@ from lccp_sim.config import Config, ModelConfig
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.positions import BaseRope
 from lccp_sim.models.transformer import Block, Output, Transformer, initialise
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.recompute import recompute
+from lccp_sim.train.loop.recompute import recompute
+from lccp_sim.train.saved.run_directory import run_directory
 
 CONFIG = ModelConfig(rope=BaseRope(1e4), d_model=32, num_layers=3, num_heads=2, num_kv_heads=1, d_expert=16)
 ROWS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))

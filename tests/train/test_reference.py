@@ -16,10 +16,10 @@ from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.monitors.observing import observing
-from lccp_sim.train.measure import measure
-from lccp_sim.train.module import LccpModule
+from lccp_sim.monitors.observing import evaluating
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
+from lccp_sim.verbs.measure import measure
 from tests.train.tiny import BATCH, WINDOWS, assert_same_run, final, records
 
 OTHERS = {f"monitors.{name}": None for name in ("needle", "induction", "intervention", "heads", "routing", "probe")}
@@ -34,7 +34,7 @@ def named_by(model: LanguageModel, config: Config) -> list[list[int]]:
     """The keys that a model finds in the items of a config's perplexity monitor."""
     monitor = config.monitors.watch["perplexity"]
     items = monitor.prepare(open_corpus(config.data, config.run.context_tokens, config.seed))
-    with observing(model):
+    with evaluating(model):
         return monitor.reference(model, items)["keys"].tolist()
 
 

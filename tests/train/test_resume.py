@@ -19,9 +19,9 @@ from tensorboard.summary.writer import event_file_writer
 
 from lccp_sim.config import Config
 from lccp_sim.monitors import Perplexity
-from lccp_sim.train import checkpoint, journal
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
+from lccp_sim.train.saved import checkpoint, journal
 from tests.train.tiny import STEPS, WINDOWS, assert_same_run
 
 

@@ -12,19 +12,18 @@ import torch
 from rich.console import Console
 
 from lccp_sim.config import Config, ConfigError, OptimConfig
+from lccp_sim.configure.load import load_config, window_steps, windows_of
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
-from lccp_sim.train import watch
 from lccp_sim.train.corpus import feed_of
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.load import load_config, windows_of
-from lccp_sim.train.module import LccpModule, NotFinite
+from lccp_sim.train.loop.module import LccpModule, NotFinite
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
-from lccp_sim.train.watch import HeadHistory, Watch
-from lccp_sim.train.windows import window_steps
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.train.window import suite
+from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
 
 ALL = ("needle", "perplexity", "induction", "intervention", "heads", "routing", "probe")
@@ -124,14 +123,14 @@ def test_a_look_leaves_the_model_and_the_random_states_as_they_were(
     model.train(training)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    watch = Watch(config.monitors.watch, corpus, [0])
-    seen = watch.look(model, Moment(0, 0), HeadHistory([], [0]))
+    suite = MonitorSuite(config.monitors.watch, corpus, [0])
+    seen = suite.measure(model, Moment(0, 0), HeadHistory([], [0]))
     assert {value.monitor for value in seen.values} == set(ALL) - {"routing"}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
     assert model.training == training and torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert watch.look(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
+    assert suite.measure(model, Moment(0, 0), HeadHistory([], [0])).records == seen.records
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
@@ -217,7 +216,7 @@ def scattered(records: list[Record], metric: str = "copy_hard_frac") -> dict[str
 def test_the_grid_of_an_extended_run_is_that_of_a_longer_one(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "head_scores", scattered)
+    monkeypatch.setattr(suite, "head_scores", scattered)
     keys = {f"monitors.{name}": None for name in ("perplexity", "induction", "intervention", "routing", "probe")}
     longer = rows(run({**keys, "run.name": "longer"}))
     run({**keys, "run.tokens": 7 * BATCH})
@@ -240,7 +239,7 @@ def test_more_tokens_extend_a_finished_run(
 
 
 def test_what_changes_the_numbers_changes_the_directory(make: Callable[..., Config]) -> None:
-    from lccp_sim.train.directory import run_directory
+    from lccp_sim.train.saved.run_directory import run_directory
 
     base = run_directory(make(), None)
     for key, value in {"optim.lr": 1e-4, "seed": 1, "model.d_expert": 32, "data.held_out_frac": 0.2}.items():

@@ -13,22 +13,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.analysis.curves import Curve, Estimate
-from lccp_sim.analysis.equivalence import Equivalence
-from lccp_sim.analysis.rule import Decision
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.equivalence import Equivalence
+from lccp_sim.analysis.stats.rule import Decision
 from lccp_sim.cli import main
 from lccp_sim.config import Config, ConfigError, StoppingConfig
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, read_records
-from lccp_sim.train import stopping
-from lccp_sim.train.callback import Monitors
-from lccp_sim.train.directory import run_directory
-from lccp_sim.train.journal import Journal
-from lccp_sim.train.module import LccpModule
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
-from lccp_sim.train.stopping import Stopping, advice, judge, seconds_per_token
-from lccp_sim.train.watch import Seen
+from lccp_sim.train.saved.journal import Journal
+from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.train.window import stopping
+from lccp_sim.train.window.callback import MonitorCallback
+from lccp_sim.train.window.stopping import Stopping, advice, judge, seconds_per_token
+from lccp_sim.train.window.suite import WindowResult
 from tests.train.test_resume import at_step, before_checkpoint, in_records, killed, scalars
 from tests.train.tiny import BATCH, WINDOWS, final, records, samples
 
@@ -278,14 +278,14 @@ def test_settings_that_cannot_be_are_refused(changes: dict, line: str, make: Cal
 
 
 class Looking:
-    """What a stranger's Monitors watches with, in place of a Watch: one number that levels, at every step."""
+    """What a stranger's MonitorCallback measures with, in place of a suite: one number that levels, at every step."""
 
     def __init__(self) -> None:
         self.windows = list(range(40))
 
-    def look(self, model: Any, moment: Moment, history: Any, *told: Any) -> Seen:
+    def measure(self, model: Any, moment: Moment, history: Any, *told: Any) -> WindowResult:
         values = [Value("mine", "x_nats", str(i), {}, 1 + 3 * 0.5**moment.step + i / 10) for i in range(5)]
-        return Seen([Record(*moment, "behavioural", "mine", "x_nats", values[2].value, 5, 0.1)], values, [])
+        return WindowResult([Record(*moment, "behavioural", "mine", "x_nats", values[2].value, 5, 0.1)], values, [])
 
 
 class Strange(L.LightningModule):
@@ -311,10 +311,10 @@ class Strange(L.LightningModule):
 
 
 def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool = True, **settings: Any) -> tuple[Any, Any]:
-    monkeypatch.setattr("lccp_sim.train.callback.adapted", lambda model: SimpleNamespace(num_heads=1))
+    monkeypatch.setattr("lccp_sim.train.window.callback.adapted", lambda model: SimpleNamespace(num_heads=1))
     lines: list[str] = []
-    watch: Any = Looking()
-    monitors = Monitors(watch, Journal(tmp_path), 10, say=lines.append)
+    suite: Any = Looking()
+    monitors = MonitorCallback(suite, Journal(tmp_path), 10, say=lines.append)
     stop = Stopping(StoppingConfig(watch=("mine/x_nats",), **settings), monitors)
     trainer = L.Trainer(
         max_steps=50, callbacks=[monitors, stop] if first else [stop, monitors], accelerator="cpu", logger=False,

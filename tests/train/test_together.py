@@ -18,7 +18,7 @@ from lccp_sim.monitors.heads import CopyTap
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.parallel.ranks import connected, joined
 from lccp_sim.train.parallel.sharding import shard
-from lccp_sim.train.watch import HeadHistory, Seen, Watch
+from lccp_sim.train.window.suite import HeadHistory, MonitorSuite, WindowResult
 from tests.train.test_parallel import CP, EP, SHARD, ended, start
 
 # More texts than one forward takes, of two lengths, and not as many as ranks divide.
@@ -43,7 +43,7 @@ LAYOUTS = {
 }
 
 
-def look(config: Config) -> Seen:
+def look(config: Config) -> WindowResult:
     """What all monitors see of a fresh model, which must be as before, on each rank that torchrun started."""
     with joined(config) as ranks, connected(config):
         corpus = ranks.in_turn(lambda: open_corpus(config.data, config.run.context_tokens, config.seed))
@@ -51,9 +51,9 @@ def look(config: Config) -> Seen:
         if config.run.shard:
             mesh = init_device_mesh("cpu", (ranks.world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
             shard(model, mesh, config.run.ep, config.run.cp)
-        watch = Watch(config.monitors.watch, corpus, [0], None, ranks)
+        suite = MonitorSuite(config.monitors.watch, corpus, [0], None, ranks)
         before, random = held(model), torch.get_rng_state()
-        seen = watch.look(model, Moment(0, 0), HeadHistory([], [0]))
+        seen = suite.measure(model, Moment(0, 0), HeadHistory([], [0]))
         assert all(torch.equal(x, y) for x, y in zip(before, held(model), strict=True))
         assert torch.equal(torch.get_rng_state(), random)
         assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -67,14 +67,14 @@ def held(model: Transformer) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Seen]:
+def alone() -> dict[str, WindowResult]:
     """What one process sees, once a test has asked for it."""
     return {}
 
 
 @pytest.mark.parametrize(("world", "changes"), LAYOUTS.values(), ids=LAYOUTS)
 def test_ranks_see_what_one_process_sees(
-    world: int, changes: dict, alone: dict[str, Seen], make: Callable[..., Config], tmp_path: Path
+    world: int, changes: dict, alone: dict[str, WindowResult], make: Callable[..., Config], tmp_path: Path
 ) -> None:
     if not alone:
         alone["seen"] = look(make(CHANGES))
@@ -85,7 +85,7 @@ def test_ranks_see_what_one_process_sees(
 
     assert ended(start(make(CHANGES | changes), world, work=work)) == [0] * world
     for rank in range(world):
-        seen: Seen = pickle.loads((tmp_path / str(rank)).read_bytes())
+        seen: WindowResult = pickle.loads((tmp_path / str(rank)).read_bytes())
         assert [(r.key, r.n) for r in seen.records] == [(r.key, r.n) for r in one.records]
         assert [v._replace(value=0) for v in seen.values] == [v._replace(value=0) for v in one.values]
         for mine, theirs in ((seen.records, one.records), (seen.values, one.values)):

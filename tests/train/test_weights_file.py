@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from lccp_sim.cli import main
 from lccp_sim.config import ConfigError
-from lccp_sim.train import weights_file
-from lccp_sim.train.checkpoint import checkpoints, read_checkpoint, resolve
-from lccp_sim.train.exchange import export_checkpoint
-from lccp_sim.train.weights_file import PREFIX, bundled, read_weights_file
+from lccp_sim.train.saved import weights_file
+from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, resolve
+from lccp_sim.train.saved.weights_file import PREFIX, bundled, read_weights_file
+from lccp_sim.verbs.hf import export_checkpoint
 
 UNWATCHED = {"monitors.probe": None, "monitors.intervention": None}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lccp_sim.train.checkpoint import read_checkpoint
+from lccp_sim.train.saved.checkpoint import read_checkpoint
 
 WORDS = (
     "the house river stone light under moves slowly while children gather around table where bread lies and nobody "

@@ -1,1 +1,1 @@
-"""The ranks of a run, and the only place that names torch.distributed."""
+"""The ranks of a run: with `train/saved/sharded.py` the only place that names torch.distributed."""

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lccp_sim.models.attention import attend_pieces
 from lccp_sim.models.experts import Experts
-from lccp_sim.train.layout import starts
+from lccp_sim.train.parallel.layout import starts
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(group: Any, x: Tensor) -> Tensor:
+def gathered_weights(group: Any, x: Tensor) -> Tensor:
     """[ranks, *x.shape]: `x` of every rank of `group`. Its backward pass is the reduce-scatter that gloo lacks."""
     return all_to_all_single_autograd(torch.stack([x] * dist.get_world_size(group)), None, None, group)
 
@@ -27,7 +27,7 @@ def attend_across(
     group: Any, q_BSNH: Tensor, k_BSMH: Tensor, v_BSMH: Tensor, scale: float, bounds: Tensor, window: int | None
 ) -> Tensor:
     """[B, S, N, H]: `attend` of this rank's two pieces of each row, to the keys of all ranks of `group`."""
-    pieces = [part.chunk(2, dim=1) for part in gathered(group, torch.cat((k_BSMH, v_BSMH), dim=-1))]
+    pieces = [part.chunk(2, dim=1) for part in gathered_weights(group, torch.cat((k_BSMH, v_BSMH), dim=-1))]
     kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
     first = starts(kv_BTMH.shape[1], dist.get_rank(group), len(pieces))
     k_BTMH, v_BTMH = kv_BTMH.chunk(2, dim=-1)

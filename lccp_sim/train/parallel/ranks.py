@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lccp_sim.config import Config
-from lccp_sim.train.layout import tokens_at_once
+from lccp_sim.train.parallel.layout import tokens_at_once
 from lccp_sim.train.parallel.meeting import LostRank, meet, place_here
 
 PATIENT = timedelta(days=30)

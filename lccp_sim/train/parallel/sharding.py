@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_map
 
 from lccp_sim.config import ConfigError
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered
-from lccp_sim.train.parallel.folder import Piece
+from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered_weights
+from lccp_sim.train.saved.sharded import ShardPiece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
 # Weights are gathered, and their gradients formed, in bf16; gradients are summed in fp32, and hidden states left alone.
 BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-EXPERTS = ("gate_EFD", "up_EFD", "down_EFD")
+EXPERT_WEIGHTS = ("gate_EFD", "up_EFD", "down_EFD")
 
 
 def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1, bf16: bool = False) -> None:
@@ -78,7 +78,7 @@ def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Paramet
     rows, columns = (mesh[axis] for axis in AXES)
     for block in model.layers:
         if block.moe is not None:
-            for name in EXPERTS:
+            for name in EXPERT_WEIGHTS:
                 weight = distribute_tensor(getattr(block.moe, name).data, columns, [Shard(0)], src_data_rank=None)
                 setattr(block.moe, name, nn.Parameter(weight))
             block.moe.dispatch = partial(exchange, columns.get_group())
@@ -90,7 +90,7 @@ def _share_rows(model: Transformer, group: Any) -> None:
     for block in model.layers:
         block.attention.attend = partial(attend_across, group)
         if block.moe is not None:
-            block.moe.average = lambda x: gathered(group, x.float()).mean(0)
+            block.moe.average = lambda x: gathered_weights(group, x.float()).mean(0)
 
 
 @torch.no_grad()
@@ -135,10 +135,10 @@ def whole_tensors(state: Any) -> Any:
 
 def cut_as(value: Any, like: Any) -> Any:
     """A whole tensor cut as `like` is; anything else as it is. Of a Piece no more is read than this rank's part."""
-    alike = isinstance(like, DTensor) and isinstance(value, Tensor | Piece) and value.shape == like.shape
+    alike = isinstance(like, DTensor) and isinstance(value, Tensor | ShardPiece) and value.shape == like.shape
     if not alike:
-        return value.whole() if isinstance(value, Piece) else value
-    if isinstance(value, Piece):
+        return value.whole() if isinstance(value, ShardPiece) else value
+    if isinstance(value, ShardPiece):
         sizes, offsets = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
         local = value.read(offsets, sizes).to(like.device)
         kind = {"shape": like.shape, "stride": like.stride()}

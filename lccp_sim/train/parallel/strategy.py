@@ -9,10 +9,10 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from lccp_sim.config import Config
-from lccp_sim.train.checkpoint import VerifiedIO, commit, fresh_folder, hashes_of, unwritten
-from lccp_sim.train.parallel.folder import Tensors, write_parts
 from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import cut_as, whole_tensors
+from lccp_sim.train.saved.checkpoint import VerifiedIO, commit, fresh_folder, hashes_of, unwritten
+from lccp_sim.train.saved.sharded import Tensors, write_parts
 
 
 def placement(config: Config, ranks: Ranks) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Several runs on one page: what differs between their configs, how each moved, their curves over each other.
+
+Runs are compared by eye and by interval: that of a run is over its items, and what seeds of training disagree about is
+not in it. Over runs together are the means of those that differ in their seed alone, the correlations with the probe
+and the deceptive index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from lccp_sim.analysis.findings import FORETOLD, Findings, examine
+from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
+from lccp_sim.analysis.report.beside_probe import (
+    by_task_table,
+    coefficients_table,
+    comparisons_table,
+    predictions_table,
+)
+from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.run_page import numbers, saturation, write_page
+from lccp_sim.analysis.report.sections import Section
+from lccp_sim.analysis.report.tables import Table, overall_table
+from lccp_sim.analysis.report.verdict import deceptive_here, verdict
+from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
+from lccp_sim.analysis.seeds import arms, pooled_over_seeds
+from lccp_sim.analysis.stats.correlation import comparisons, correlations
+from lccp_sim.analysis.stats.deceptive import deceptive
+from lccp_sim.analysis.stats.pairs import gather
+from lccp_sim.analysis.stats.prediction import predictions
+from lccp_sim.config import ConfigError
+from lccp_sim.records import SENTENCE, Tag
+
+SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),
+         ("probe", "answer_nll_nats"), ("perplexity", "short_nll_nats"))  # fmt: skip
+LOG = ("answer_nll_nats", "answer_ppl", "second_copy_nll_nats")
+
+
+def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """The path of `index.html`, once it, its Markdown, report.json, records.parquet and the figure are in `out`.
+
+    `out` is `compared`, beside the first run, unless given. Raises ConfigError where a directory is no run, or two are
+    the same.
+    """
+    runs = [load_run(path) for path in run_dirs]
+    names = [run.name for run in runs]
+    if len({run.path.resolve() for run in runs}) < len(runs) or len(set(names)) < len(names):
+        raise ConfigError(f"report: a run is named twice, or two directories have one name: {', '.join(sorted(names))}")
+    folder = Path(out) if out is not None else runs[0].path.resolve().parent / "compared"
+    found = [examine(run) for run in runs]
+    said = [verdict(each) for each in found]
+    with matplotlib.rc_context(STYLE):
+        overlay = overlaid_figure(found)
+    over_runs, panels = deceptive(runs), gather(runs)
+    groups = [(arm, pooled_over_seeds(arm)) for arm in arms(found) if len(arm) > 1]
+    together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
+    claims = [
+        deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
+        for each in found
+    ]
+    made = [
+        Section("Runs", [], [_runs(runs)]),
+        Section("Metrics", [], [_metrics(found), _lags(found)]),
+        Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
+        Section("With the probe", [], [coefficients_table(together), predictions_table(ahead)]),
+        Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
+        Section("Every correlation", [], [comparisons_table(closer), by_task_table(together)], folded=True),
+    ]
+    page = {
+        "name": f"{len(runs)} runs",
+        "meta": [", ".join(names)],
+        "summary": [f"{name}: {claim}." for name, claim in zip(names, claims, strict=True)],
+        "caution": " ".join(f"{name}: {v.caution}" for name, v in zip(names, said, strict=True) if v.caution),
+        "main": overlay,
+        "sections": [replace(s, tables=kept) for s in made if (kept := [table for table in s.tables if table.rows])],
+        "warnings": unlike(runs) + [f"{run.name}: {text}" for run in runs for text in dict.fromkeys(run.warnings)],
+    }
+    data = {
+        "runs": [numbers(each, verdict_) for each, verdict_ in zip(found, said, strict=True)],
+        "over_seeds": [
+            {"runs": [each.run.name for each in arm], "saturation": saturation(over)} for arm, over in groups
+        ],
+        "correlations": [row.row() for row in together],
+        "comparisons": [row.row() for row in closer],
+        "predictions": [row.row() for row in ahead],
+        "deceptive_index": over_runs.row(),
+    }
+    return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
+
+
+def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
+    """Each metric of SHOWN in a panel, a line a run; None where no run has a curve of two windows."""
+    shown = [(m, n) for m, n in SHOWN if any((c := each.curve(m, n)) and len(c.tokens_W) > 1 for each in found)]
+    if not shown:
+        return None
+    curves = [curve for each in found for name in shown if (curve := each.curve(*name))]
+    grid_W = np.unique(np.concatenate([curve.tokens_W for curve in curves]))
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = panels(columns, height=2.5, width=3.2, rows=rows)
+    flat = axes.ravel()
+    for ax in flat[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (monitor, metric) in zip(flat, shown, strict=False):
+        for place, each in enumerate(found):
+            curve = each.curve(monitor, metric)
+            if curve is not None:
+                colour = COLOURS[place % len(COLOURS)]
+                style = "-" if place < len(COLOURS) else "--"
+                line(ax, curve.tokens_W, curve.value_W, curve.stderr_W, grid_W, color=colour, linestyle=style)
+        ax.set_title(f"{monitor} {metric}", fontsize=8.5, fontweight="normal")
+        if metric in LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(monitor, metric))):
+            log_values(ax)
+        token_axis(ax, grid_W, "training tokens, log scale", few=True)
+    handles = [
+        matplotlib.lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], linestyle="-" if i < len(COLOURS) else "--")
+        for i in range(len(found))
+    ]
+    names = [each.run.name for each in found]
+    figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)))
+    caption = "Shaded: one standard error over items, which does not hold what another seed of training would do."
+    alt = f"{len(shown)} metrics against training tokens, a line for each of {', '.join(names)}"
+    return Drawing("overlaid", "Curves of all runs", alt, caption, png(figure))
+
+
+def _runs(runs: list[RunData]) -> Table:
+    """One row a run: how far it is, and the config keys that not all share."""
+    keys = differing(runs)
+    rows = []
+    for run, (_, settings) in zip(runs, keys.iterrows(), strict=True):
+        state = "measured" if run.measured else "finished" if run.finished else "unfinished"
+        windows = run.records[run.records.monitor != "train"].step.nunique()
+        rows.append([run.name, state, tokens(run.tokens), str(windows), *map(setting, settings)])
+    head = ["run", "state", "tokens", "windows", *map(str, keys.columns)]
+    return Table("What differs between them", head, rows, "Config keys that all runs share are left out.")
+
+
+def _metrics(found: Sequence[Findings]) -> Table:
+    """One row a metric, three columns a run: how it moved, its t95, and the rule's verdict."""
+    rows = []
+    sentence: dict[str, Tag] = {"span": SENTENCE}
+    for monitor, metric, tags in (*((*name, {}) for name in SHOWN), ("needle", "hit_frac", sentence)):
+        cells = []
+        for each in found:
+            row, decision = each.row(monitor, metric, **tags), each.decision(monitor, metric, **tags)
+            if row is None or decision is None:
+                cells += ["", "", ""]
+                continue
+            reached = f"{interval(row.t95, tokens)} of {tokens(row.run_tokens)}" if row.t95 else f"none: {row.reason}"
+            cells += [change(row).removeprefix("from "), reached, decision.verdict]
+        if any(cells):
+            rows.append([tagged(monitor, metric, tags), *cells])
+    head = ["metric", *(text for each in found for text in (each.run.name, "t95", "rule"))]
+    note = (
+        "t95: tokens to 95 % of a run's own improvement, of its length; in runs of other lengths it is another number. "
+        "span=full: of the whole answer sentence, not of the value."
+    )
+    return Table("How each metric moved", head, rows, note)
+
+
+def _over_seeds(arm: Sequence[Findings], over: Findings) -> Table:
+    """The means of runs that differ in their seed alone, with what the rule says of them."""
+    names = ", ".join(each.run.name for each in arm)
+    note = (
+        f"Means of {names}. In brackets: 95 % intervals over seeds, items within them, and what windows scatter. Of "
+        "two or three seeds no resampling knows what another would do."
+    )
+    return replace(overall_table(over), title=f"Over {len(arm)} seeds", note=note)
+
+
+def _lags(found: Sequence[Findings]) -> Table:
+    """One row a run: the deceptive index and what the NLL gains after the hit's t95."""
+    rows = []
+    for each in found:
+        gap = each.lag()
+        if gap is not None:
+            cells = [interval(gap.index), interval(gap.factor), number(gap.same_shape.value)]
+            rows.append([each.run.name, *cells])
+    head = ["run", "t95(NLL) / t95(hit)", "NLL at the hit's t95 over NLL at the end", "if of the hit's shape"]
+    return Table("After the hit", head, rows)
+
+
+def _predictions(deceptive_row: dict[str, Any]) -> Table:
+    """One row a target: whether the answer NLL after the hit foretells the probe in runs left out."""
+    rows = []
+    for p in deceptive_row["predictions"]:
+        cells = [str(p["windows"]), str(p["runs"])]
+        cells += ["" if p[name] is None else number(p[name]) for name in ("mae", "mae_tokens", "ratio")]
+        cells[2] = f"none: {p['reason']}" if p["reason"] else cells[2]
+        rows.append([p["target"], *cells])
+    head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
+    note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
+    return Table("Does the NLL after the hit foretell the probe?", head, rows, note)

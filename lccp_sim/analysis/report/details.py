@@ -1,0 +1,207 @@
+"""What a run shows beside its three sentences, one statement a topic; a topic whose metrics are absent has none."""
+
+from lccp_sim.analysis.findings import Findings
+from lccp_sim.analysis.format import change, interval, number, percent, reached, tokens
+from lccp_sim.analysis.stats.saturation import FRAC, Lag, Progress
+
+
+def statements(found: Findings) -> list[tuple[str, str]]:
+    """Pairs of topic and sentence, in the order of the report."""
+    hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
+    gap = found.lag()
+    made = (
+        ("After the hit's t95", _after(found, hit, gap)),
+        ("Scale", _scale(found, gap)),
+        ("Knee", _knee(found)),
+        ("By length", _lengths(found)),
+        ("Without the needle", _control(found)),
+        ("End of the run", _end(hit, nll)),
+        ("Retrieval heads", _heads(found)),
+        ("Interventions", _intervention(found)),
+        ("Unmarked copying", _copying(found)),
+        ("Fine-tuned probe", _probe(found)),
+        ("Forgetting", _forgetting(found)),
+        ("Forecasts", _forecasts(found)),
+    )
+    return [(topic, text) for topic, text in made if text]
+
+
+def beyond(row: Progress) -> str:
+    """What to add where a change is no improvement beyond noise: " (within noise)"; "" where it is."""
+    if row.improvement.above(0):
+        return ""
+    if row.improvement.below(0):
+        return " (worse, beyond noise)"
+    return " (within noise)" if row.improvement.low is not None else ""
+
+
+def _after(found: Findings, hit: Progress | None, gap: Lag | None) -> str:
+    if hit is None:
+        return ""
+    if gap is None:
+        return f"Not defined, because the hit {reached(hit)}."
+    text = (
+        f"The answer NLL then falls by a factor of {interval(gap.factor)}, {interval(gap.nats)} nats; a curve of the "
+        f"hit's own shape would show a factor of {number(gap.same_shape.value)}"
+    )
+    if gap.index is None:
+        return f"{text}; t95(NLL) is not defined, so neither is the deceptive index."
+    told = (
+        "the NLL makes 95 % of its improvement before the hit does"
+        if gap.index.below(1)
+        else "the hit makes 95 % of its improvement first"
+        if gap.index.above(1)
+        else "the two are not told apart"
+    )
+    return f"{text}, and the deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: {told}.{_threshold(found)}"
+
+
+def _threshold(found: Findings) -> str:
+    """What the index would be with hits that are made from the NLL alone."""
+    index = found.deceptive.runs[0].indices[0] if found.deceptive else None
+    if index is None or index.null is None:
+        return ""
+    word = "more than" if index.exceeds else "not told apart from"
+    return f" Hits made from the NLL by a threshold alone would show {interval(index.null)}: it is {word} that."
+
+
+def _scale(found: Findings, gap: Lag | None) -> str:
+    parts = []
+    if gap is not None and gap.index_log is not None:
+        parts.append(f"with the NLL in nats the index is {interval(gap.index)}, with its log {interval(gap.index_log)}")
+    ppl = found.decision("needle", "answer_ppl")
+    if ppl is not None and ppl.verdict != "not enough points":
+        parts.append(f"the rule finds the needle's perplexity, the same NLL as exp, {ppl.verdict}")
+    if not parts:
+        return ""
+    text = "; ".join(parts)
+    return (
+        f"t95 and the rule depend on the scale: {text}. t95 is {percent(FRAC)} of this run's own improvement, not a "
+        f"point of saturation: a curve that goes on improving has a later t95 in a run longer than "
+        f"{tokens(found.run.tokens)} tokens."
+    )
+
+
+def _knee(found: Findings) -> str:
+    names = (("hit", "hit_frac"), ("answer NLL", "answer_nll_nats"))
+    knees = [(name, found.knees.get(("needle", metric, ()))) for name, metric in names]
+    said = [f"of the {name} at {tokens(knee)} tokens" for name, knee in knees if knee is not None]
+    if not said:
+        return ""
+    return (
+        f"A knee finder (Kneedle) would put the knee {' and '.join(said)}. It finds one on a curve without end, too, "
+        "and a later one the longer the run: a warning, not a result."
+    )
+
+
+def _lengths(found: Findings) -> str:
+    parts = []
+    for row in found.by_length("single"):
+        gap, decision = found.lag(**row.tags), found.decision("needle", "hit_frac", **row.tags)
+        nll = found.decision("needle", "answer_nll_nats", **row.tags)
+        length = row.tags["length"]
+        verdicts = f", by the rule {decision.verdict} (NLL: {nll.verdict})" if decision and nll else ""
+        if gap and row.t95:
+            index = "" if gap.index is None else f", index {interval(gap.index)}"
+            parts.append(f"at {length} tokens the hit has t95 = {interval(row.t95, tokens)}{index}{verdicts}")
+        else:
+            parts.append(f"at {length} tokens the hit goes {change(row)} and {reached(row)}{verdicts}")
+    return _sentence(parts)
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _control(found: Findings) -> str:
+    control, gain = found.row("needle", "control_nll_nats"), found.row("needle", "gain_nats")
+    if not control or not gain:
+        return ""
+    without = f"With the needle replaced by haystack the answer's NLL goes {change(control, ' nats')}"
+    return (
+        f"{without}, by {interval(control.improvement)}: that part is not retrieval. The needle is worth "
+        f"{number(gain.first)} nats at first and {number(gain.last)} at last, a change of {interval(gain.improvement)}."
+    )
+
+
+def _end(hit: Progress | None, nll: Progress | None) -> str:
+    parts = []
+    for name, row in (("hit", hit), ("answer NLL", nll)):
+        if row is not None and row.last_doubling is not None:
+            still = "improves" if row.last_doubling.above(0) else "does not improve beyond noise"
+            parts.append(f"the {name} {still} over the last doubling of tokens, by {interval(row.last_doubling)}")
+    return ("At its end " + "; ".join(parts) + ".") if parts else ""
+
+
+def _heads(found: Findings) -> str:
+    count, mean = found.row("heads", "retrieval_heads_count"), found.row("heads", "initial_heads_mean_frac")
+    if not count or not mean:
+        return ""
+    text = f"The number of heads above 0.1 goes {change(count)}. "
+    text += f"The mean score of the initial heads goes {change(mean)} and {reached(mean)}."
+    moved = found.heads.get("needle")
+    if moved is None:
+        return text
+    return (
+        f"{text} Of the {len(moved.initial)} initial heads {percent(moved.surviving_W[-1])} are above 0.1 at the end; "
+        f"the last window's {moved.k} strongest were all there from {tokens(moved.fixed_at)} tokens on."
+    )
+
+
+def _intervention(found: Findings) -> str:
+    effect = found.curve("intervention", "causal_nll_nats")
+    if effect is None:
+        return ""
+    at = [f"{number(effect.value_W[i])} ± {number(effect.stderr_W[i])} nats" for i in (0, -1)]
+    return (
+        f"Masking the strongest heads costs {at[0]} more than masking random ones at first, and {at[1]} at the end: "
+        "above 0 the answer needs them more than others."
+    )
+
+
+def _copying(found: Findings) -> str:
+    second = found.row("induction", "second_copy_nll_nats")
+    if second is None:
+        return ""
+    text = f"The NLL of a random span's second copy, without any question, goes {change(second, ' nats')}"
+    return f"{text} and {reached(second)}."
+
+
+def _probe(found: Findings) -> str:
+    parts = []
+    for sft_step in sorted({found.steps_sft[0], found.steps_sft[-1]}) if found.steps_sft else ():
+        for name, metric in (("exact match", "exact_match_frac"), ("answer NLL", "answer_nll_nats")):
+            row = found.row("probe", metric, sft_step=sft_step)
+            if row:
+                when = "before fine-tuning" if sft_step == 0 else f"after {sft_step} fine-tuning steps"
+                parts.append(f"{when}, {name} goes {change(row)}{beyond(row)} over {row.windows} windows")
+    if found.stays is not None:
+        parts.append(found.stays.said())
+    return _sentence(parts)
+
+
+def _forgetting(found: Findings) -> str:
+    short = found.row("perplexity", "short_nll_nats")
+    if short is None:
+        return ""
+    word = (
+        "improves"
+        if short.improvement.above(0)
+        else "gets worse"
+        if short.improvement.below(0)
+        else "does not move beyond noise"
+    )
+    return f"The NLL at the old context length goes {change(short, ' nats')}; it {word}."
+
+
+def _forecasts(found: Findings) -> str:
+    over = [forecast for forecast in found.forecasts if forecast.held is not None]
+    if not over:
+        return ""
+    held = sum(bool(forecast.held) for forecast in over)
+    nearer = sum(abs(f.final.value - f.came) < abs(f.last_seen - f.came) for f in over if f.came is not None)
+    return (
+        f"Of {len(over)} forecasts of the run's last values from its first half or two thirds of windows, {held} held "
+        f"within their 95 % interval, and {nearer} came nearer than the value last seen."
+    )

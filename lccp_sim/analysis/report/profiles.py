@@ -1,0 +1,182 @@
+"""Figures of what a window looks like inside: by depth, length, position and task, early windows beside the last.
+
+Early is grey and dashed, the last window blue, everywhere; what lies between is drawn where there is room.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lccp_sim.analysis.findings import Findings
+from lccp_sim.analysis.format import judged, tokens
+from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, log_values, panels, png
+
+VARIANTS = {  # the order of the panels, and their names
+    "single": "single needle",
+    "heldout": "template never trained",
+    "distractor": "among distractors",
+    "multikey": "among other keys",
+    "interference": "fixed distance to the question",
+}
+ANSWER = (("hit_frac", "hit, fraction"), ("answer_ppl", "perplexity of the answer"))
+
+
+def depths_figure(found: Findings) -> Drawing | None:
+    """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
+    tables = [(unit, found.run.select("needle", metric, "depth")) for metric, unit in ANSWER]
+    tables = [(unit, table) for unit, table in tables if len(table)]
+    if not tables:
+        return None
+    figure, axes = panels(len(tables), height=3.0)
+    for ax, (unit, table) in zip(axes[0], tables, strict=True):
+        _windows(ax, table, "depth")
+        ax.set_title(unit, fontsize=9, fontweight="normal")
+        ax.set_xlabel("depth of the needle, 0 is the start")
+        if unit.startswith("hit"):
+            ax.set_ylim(-0.03, 1.03)
+        else:
+            log_values(ax)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    caption = (
+        f"Single needles, mean over all lengths; of {judged(found.run)} (arXiv 2604.02650 sec. 7.2: depths of 30 to "
+        "80 % start worst, and training flattens the profile). Short lengths are in the mean, too, and have no depth "
+        "to speak of."
+    )
+    return Drawing("depths", "Needle by depth", "Needle hit and perplexity by depth", caption, png(figure))
+
+
+def variants_figure(found: Findings) -> Drawing | None:
+    """Hit and perplexity by context length for each kind of surroundings, first and last window."""
+
+    def of(metric: str) -> pd.DataFrame:
+        return found.run.select("needle", metric, "length", "variant", span=found.run.span())
+
+    tables = [of("answer_nll_nats") if (table := of(metric)).empty else table for metric, _ in ANSWER]
+    if any(table.empty for table in tables):
+        return None
+    names = [name for name in VARIANTS if name in set(tables[0].variant)]
+    figure, axes = panels(len(names), height=2.5, width=2.3, rows=2, sharex=True, sharey="row")
+    for column, name in enumerate(names):
+        for row, table in enumerate(tables):
+            _windows(axes[row, column], table[table.variant == name], "length", middle=False)
+            axes[row, column].set_xscale("log", base=2)
+            axes[row, column].xaxis.set_major_formatter("{x:.0f}")
+            axes[row, column].tick_params(axis="x", labelsize=7.5)
+        axes[0, column].set_title(VARIANTS[name], fontsize=8.5)
+        axes[1, column].set_xlabel("context length, tokens")
+    for row, (table, (_, unit)) in enumerate(zip(tables, ANSWER, strict=True)):
+        axes[row, 0].set_ylabel(unit if (table.metric != "answer_nll_nats").all() else "NLL, nats per token")
+    axes[0, 0].set_ylim(-0.03, 1.03)
+    log_values(axes[1, 0])
+    axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
+    caption = (
+        f"Of {judged(found.run)}. Shaded: one standard error. With a fixed distance between needle and question only "
+        "the text before the needle grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training "
+        "flattens that). Levels of different surroundings are not to be compared in perplexity."
+    )
+    alt = f"Needle hit and perplexity by length for {', '.join(VARIANTS[name] for name in names)}"
+    return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))
+
+
+def positions_figure(found: Findings) -> Drawing | None:
+    """Held-out NLL, and the gain of the long context, by position; first and last window, one column a source."""
+    kinds = (("nll_nats", "NLL, nats per token"), ("long_short_gain_nats", "long-context gain, nats"))
+    tables = [(unit, found.run.select("perplexity", metric, "position", "source")) for metric, unit in kinds]
+    tables = [(unit, table) for unit, table in tables if len(table)]
+    if not tables:
+        return None
+    sources = sorted(set(tables[0][1].source))
+    figure, axes = panels(len(sources), 2.6, 2.9, rows=len(tables), sharex=True, sharey="row")
+    old = found.run.setting("data.old_context_tokens")
+    for row, (unit, table) in enumerate(tables):
+        for ax, source in zip(axes[row], sources, strict=True):
+            _windows(ax, table[table.source == source], "position", middle=False)
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:.0f}")
+            if old:
+                ax.axvline(old, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+            if unit.startswith("long"):
+                ax.axhline(0, color=GREY, linewidth=0.6)
+        axes[row, 0].set_ylabel(unit)
+    for ax, source in zip(axes[0], sources, strict=True):
+        ax.set_title(str(source))
+    for ax in axes[-1]:
+        ax.set_xlabel("position, tokens")
+        ax.tick_params(axis="x", labelsize=7.5)
+    axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
+    caption = (
+        "Positions are grouped by powers of two. Dotted: the old context length. Shaded: one standard error. The gain "
+        "is NLL in short windows less NLL with everything before, so it is 0 by definition inside the first window."
+    )
+    alt = f"NLL and long-context gain by position for {', '.join(map(str, sources))} at the first and the last window"
+    return Drawing("positions", "Held-out text by position", alt, caption, png(figure))
+
+
+def probe_figure(found: Findings) -> Drawing | None:
+    """The fine-tuned probe by task: exact match at the first and the last window, with the spread over seeds."""
+    if not found.steps_sft:
+        return None
+    last = {"sft_step": found.steps_sft[-1]}
+    table = found.run.select("probe", "exact_match_frac", "task", **last)
+    if table.empty:
+        return None
+    seeds = found.run.select("probe", "exact_match_frac", "seed", "task", **last)
+    tasks = sorted(set(table.task))
+    figure, axes = panels(2, height=max(2.2, 0.33 * len(tasks) + 1.1), width=3.6, sharey=True)
+    place = {task: len(tasks) - 1 - number for number, task in enumerate(tasks)}
+    for step, colour, shift in _first_last(table, (GREY, BLUE), (0.13, -0.13)):
+        at = table[table.step == step].set_index("task")
+        y = np.array([place[task] for task in at.index]) + shift
+        label = f"{tokens(at.tokens.iloc[0])} tokens"
+        error = at.stderr.to_numpy(float) if at.stderr.notna().all() else None
+        axes[0, 0].errorbar(at.value, y, xerr=error, fmt="o", color=colour, markersize=4, linewidth=1, label=label)
+        by_seed = seeds[seeds.step == step]
+        y = np.array([place[task] for task in by_seed.task]) + shift
+        axes[0, 1].scatter(by_seed.value, y, s=16, color=colour, alpha=0.6, linewidths=0, label=label)
+    axes[0, 0].set_yticks(list(place.values()), [task.replace("_", " ") for task in place])
+    axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
+    axes[0, 0].set_title("mean over probe seeds", fontsize=9, fontweight="normal")
+    axes[0, 1].set_title("each probe seed", fontsize=9, fontweight="normal")
+    for ax in axes[0]:
+        ax.set_xlim(-0.04, 1.04)
+        ax.set_xlabel("exact match, fraction of questions")
+        ax.grid(axis="y", color="#e5e5e0", linewidth=0.6)
+    asked = " to ".join(sorted({str(table.n.min()), str(table.n.max())}, key=int))
+    caption = (
+        f"After {last['sft_step']} fine-tuning steps. Bars: one standard error over questions, of which a task has "
+        f"{asked}. The seed orders the fine-tuning batches; it is no seed of training."
+    )
+    alt = f"Exact match of {len(tasks)} tasks at the first and the last window, mean and by probe seed"
+    return Drawing("probe", "Fine-tuned probe by task", alt, caption, png(figure))
+
+
+def _windows(ax: Axes, table: pd.DataFrame, name: str, middle: bool = True) -> None:
+    """The curve over `name` at the first, a middle and the last window, with standard errors."""
+    steps = sorted(set(table.step))
+    if not steps:
+        return
+    chosen: list[tuple[Any, str, str]] = [(steps[0], GREY, "--"), (steps[-1], BLUE, "-")]
+    if middle and len(steps) > 2:
+        chosen.insert(1, (steps[len(steps) // 2], SKY, "-"))
+    for step, colour, style in dict.fromkeys(chosen):
+        at = table[table.step == step].sort_values(name)
+        x, value, stderr = (at[column].to_numpy(float) for column in (name, "value", "stderr"))
+        label = f"{tokens(at.tokens.iloc[0])} tokens"
+        ax.plot(x, value, style, color=colour, marker="o", markersize=3, label=label)
+        if np.isfinite(stderr).all():
+            low = value - stderr
+            if (value > 0).all():
+                low = np.maximum(low, 0.5 * value)
+            ax.fill_between(x, low, value + stderr, color=colour, alpha=0.15, linewidth=0)
+
+
+def _first_last(
+    table: pd.DataFrame, colours: tuple[str, str], shifts: tuple[float, float]
+) -> list[tuple[Any, str, float]]:
+    """The first and the last step with their colours and shifts; one of them where they are the same."""
+    first, last = table.step.min(), table.step.max()
+    if first == last:
+        return [(last, colours[1], 0.0)]
+    return [(first, colours[0], shifts[0]), (last, colours[1], shifts[1])]

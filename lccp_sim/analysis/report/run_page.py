@@ -1,0 +1,169 @@
+"""The report of a run: one page that needs nothing else, the same in Markdown, the figures, and every number as JSON.
+
+It reads records and samples only, so it also works on a live run and on another machine, and it holds no clock time:
+the same records give the same bytes. Several runs have a page of their own, see `several`.
+"""
+
+import base64
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from lccp_sim.analysis.findings import Findings, examine
+from lccp_sim.analysis.format import tokens
+from lccp_sim.analysis.report.figures import draw
+from lccp_sim.analysis.report.plots import Drawing
+from lccp_sim.analysis.report.sections import sections
+from lccp_sim.analysis.report.verdict import Verdict, verdict
+from lccp_sim.analysis.run import load_run, tidy
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.analysis.stats.dynamics import Dynamics
+from lccp_sim.analysis.stats.estimate import RESAMPLES
+from lccp_sim.analysis.stats.saturation import FRAC, Progress
+from lccp_sim.records import write_atomic
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """The path of `index.html`, once it, report.md, report.json, records.parquet and the figures are in `out`.
+
+    `out` is RUN/report unless given. The page comes last, so that it never names a figure that is not there. Raises
+    ConfigError where `run_dir` is no run.
+    """
+    run = load_run(run_dir)
+    folder = Path(out) if out is not None else run.path / "report"
+    found = examine(run)
+    said = verdict(found)
+    drawings = draw(found)
+    planned = run.setting("run.tokens", run.tokens)
+    length = f"checkpoints up to {tokens(run.tokens)} training tokens"
+    if not run.measured:
+        length = f"{tokens(run.tokens)} of {tokens(planned)} training tokens"
+    state = "finished" if run.finished else "still running, or stopped before its end"
+    page = {
+        "name": run.name,
+        "meta": [length, "measured after the fact" if run.measured else state, _context(found)],
+        "summary": said.summary,
+        "caution": said.caution,
+        "main": drawings.get("tiers"),
+        "shows": said.statements,
+        "not_shown": said.not_shown,
+        "precondition": said.precondition,
+        "sections": sections(found, drawings),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
+        "warnings": list(dict.fromkeys(run.warnings)),
+    }
+    return write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+
+
+def write_page(
+    folder: Path, page: dict[str, Any], drawings: list[Drawing], data: dict[str, Any], records: pd.DataFrame
+) -> Path:
+    """The path of `index.html`, once the files of a report are in `folder`."""
+    for drawing in drawings:
+        write_atomic(folder / f"{drawing.name}.png", drawing.png)
+    buffer = io.BytesIO()
+    records.to_parquet(buffer, index=False)
+    write_atomic(folder / "records.parquet", buffer.getvalue())
+    write_atomic(folder / "report.json", json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+    write_atomic(folder / "report.md", _template("report.md.j2", autoescape=False).render(page))
+    write_atomic(folder / "index.html", _template("report.html.j2", autoescape=True).render(page))
+    return folder / "index.html"
+
+
+def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
+    """Everything in the report as JSON values: `saturation` has one row a metric, `after_hit` one a set of needles."""
+    lags = [
+        {"tags": dict(tags)} | {name: _estimate(value) for name, value in vars(gap).items()}
+        for (_, _, tags), gap in found.lags.items()
+        if gap is not None
+    ]
+    foretold = [
+        vars(f) | {"tags": dict(f.tags), "final": _estimate(f.final), "reach": _estimate(f.reach), "held": f.held}
+        for f in found.forecasts
+    ]
+    return {
+        "run": found.run.name,
+        "finished": found.run.finished,
+        "tokens": found.run.tokens,
+        "method": {"improvement_frac": FRAC, "interval_level": LEVEL, "resamples": RESAMPLES, "eps": found.eps},
+        "needle_span": found.run.span(),
+        "verdict": asdict(said),
+        "saturation": saturation(found),
+        "after_hit": lags,
+        "correlations": [row.row() for row in found.correlations],
+        "comparisons": [row.row() for row in found.comparisons],
+        "probe_stays": found.stays.row() if found.stays else None,
+        "heads": [_heads(moved) for moved in found.heads.values()],
+        "forecast": foretold,
+        "deceptive_index": found.deceptive.row() if found.deceptive else None,
+        "warnings": list(dict.fromkeys(found.run.warnings)),
+    }
+
+
+def saturation(found: Findings) -> list[dict[str, Any]]:
+    """One row a metric and tags as JSON values, as docs/analysis.md lists them."""
+    return [_saturation(found, name, row) for name, row in found.rows.items()]
+
+
+def _saturation(found: Findings, name: Any, row: Progress) -> dict[str, Any]:
+    decision, fits = found.decisions[name], found.fits[name]
+    counts = {key: _estimate(getattr(row, key), "tokens") for key in ("t50", "t90", "t95")}
+    plain = {key: value for key, value in vars(row).items() if key not in {*counts, "improvement", "last_doubling"}}
+    return (
+        plain
+        | {"tags": dict(row.tags)}
+        | counts
+        | {key: _estimate(getattr(row, key)) for key in ("improvement", "last_doubling")}
+        | {
+            "law": decision.law,
+            "laws": [{"name": fit.law, "aicc": fit.aicc, "tail_error": fit.tail_error} for fit in fits],
+            "gain_per_doubling": _estimate(decision.gain),
+            "verdict": decision.verdict,
+            "since_tokens": decision.since_tokens,
+            "reasons": decision.reasons,
+            "kneedle": found.knees[name],
+        }
+    )
+
+
+def _heads(moved: Dynamics) -> dict[str, Any]:
+    plain = {name: value for name, value in vars(moved).items() if not name.endswith("_W") and name != "stages"}
+    arrays = {
+        name[:-2]: value.tolist() for name, value in vars(moved).items() if name.endswith("_W") and value is not None
+    }
+    return plain | arrays | {"stages": [asdict(stage) for stage in moved.stages], "chance": moved.chance}
+
+
+def _estimate(estimate: Estimate | None, value: str = "value") -> dict[str, float | None] | None:
+    if estimate is None or estimate.value != estimate.value:
+        return None
+    return {value: estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _finite(node: Any) -> Any:
+    """The tree as JSON has it: what is not finite (a forecast of "never") is null."""
+    if isinstance(node, dict):
+        return {str(name): _finite(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    if isinstance(node, float) and node - node != 0:
+        return None
+    return node.item() if hasattr(node, "item") else node
+
+
+def _context(found: Findings) -> str:
+    old, new = found.run.setting("data.old_context_tokens"), found.run.setting("run.context_tokens")
+    return f"context {old} to {new} tokens" if old and new and old != new else f"context {new} tokens" if new else ""
+
+
+def _template(name: str, autoescape: bool) -> jinja2.Template:
+    loader = jinja2.PackageLoader("lccp_sim.analysis.report", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template(name)

@@ -1,0 +1,274 @@
+"""The page of a study: results by arm with their differences to the reference, curves with bands, who ranks arms alike.
+
+It is made of finished runs alone and needs no config but theirs. What a reader would question: a run of each arm and
+seed is one point; intervals over items, which the reports of runs have, say nothing about another seed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from lccp_sim.analysis.findings import Findings, examine
+from lccp_sim.analysis.format import interval, number, setting, tokens
+from lccp_sim.analysis.report.answers import answers
+from lccp_sim.analysis.report.answers import table as answer_table
+from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.precondition import precondition, unmet
+from lccp_sim.analysis.report.run_page import write_page
+from lccp_sim.analysis.report.sections import Section
+from lccp_sim.analysis.report.stopping_cost import cost_table, stopping_costs
+from lccp_sim.analysis.report.tables import Table
+from lccp_sim.analysis.run import RunData, differing, tidy, unlike
+from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
+from lccp_sim.analysis.stats.arms import (
+    Agreement,
+    Curves,
+    Moved,
+    Result,
+    Runs,
+    agreements,
+    curves_of,
+    leverage,
+    moved,
+    results,
+)
+from lccp_sim.analysis.stats.rule import decide
+from lccp_sim.analysis.stats.saturation import progress
+from lccp_sim.records import write_atomic
+
+
+def write_study(
+    name: str,
+    texts: Sequence[str],
+    reference: str,
+    metrics: Sequence[str],
+    runs: Runs,
+    folder: Path,
+    failed: Sequence[str],
+    paper: bool = False,
+    repeats: Sequence[Runs] = (),
+) -> Path:
+    """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
+
+    `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
+    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
+    same arms and seeds with other orders of the data, one after another.
+    """
+    curves = curves_of(runs, metrics)
+    again = [curves_of(each, metrics) for each in repeats]
+    rows, still = results(curves, reference, again), moved(curves, again)
+    agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
+    table = pd.json_normalize([row.row() for row in rows])
+    told = (
+        _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
+    )
+    found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
+    with matplotlib.rc_context(STYLE):
+        figure = arms_figure(curves, list(runs))
+    made = [
+        Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
+        Section("What stopping would have cost", [], [cost_table(costs)]),
+        Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
+        Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
+        Section("Saturation by arm", [], [_saturation(curves)]),
+        Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
+        Section("Runs", [], [_runs(runs), _shared(runs)]),
+    ]
+    weak = [
+        f"{arm}, seed {seed}: the precondition is not met ({missing})."
+        for arm, each in runs.items()
+        for seed, run in each.items()
+        if (missing := unmet(precondition(run)))
+    ]
+    seeds = sorted({seed for each in runs.values() for seed in each})
+    page = {
+        "name": name,
+        "meta": [
+            f"{len(runs)} arm{'s' * (len(runs) > 1)}",
+            f"seeds {', '.join(map(str, seeds))}",
+            f"reference {reference}" if len(runs) > 1 else "",
+            f"{len(repeats) + 1} orders of the data" if repeats else "",
+        ],
+        "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else []), *_stays(still)],
+        "caution": " ".join([*failed, *weak]),
+        "main": figure,
+        "sections": [Section(s.title, [], kept) for s in made if (kept := [each for each in s.tables if each.rows])],
+        "warnings": [*unlike(drawn), *(text for text in texts[1:] if text)],
+    }
+    data = {
+        "study": name, "texts": list(texts), "reference": reference,
+        "failed": list(failed), "precondition_not_met": weak,
+        "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
+        "answers": [answer.row() for answer in found],
+        "stopping": [cost.row() for cost in costs],
+        "repeats": [asdict(row) for row in still],
+        "leverage": {metric: leverage(rows, metric) for metric in metrics},
+        "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},
+    }  # fmt: skip
+    write_atomic(folder / "results.csv", table.to_csv(index=False))
+    return write_page(folder, page, [figure] if figure else [], data, tidy(drawn))
+
+
+def _by_seed(first: Mapping[int, RunData], repeats: Sequence[Mapping[int, RunData]]) -> list[list[Findings]]:
+    """The findings of one arm's runs, by seed and order of the data."""
+    return [[examine(run), *(examine(each[seed]) for each in repeats if seed in each)] for seed, run in first.items()]
+
+
+def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
+    """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve."""
+    shown = [
+        metric for metric, arms in found.items() if any(len(c.tokens_W) > 1 for s in arms.values() for c in s.values())
+    ]
+    if not shown:
+        return None
+    grids = [c.tokens_W for metric in shown for seeds in found[metric].values() for c in seeds.values()]
+    grid_W, columns = np.unique(np.concatenate(grids)), min(3, len(shown))
+    figure, axes = panels(columns, height=2.5, width=3.2, rows=-(-len(shown) // columns))
+    for ax in axes.ravel()[len(shown) :]:
+        ax.set_axis_off()
+    for ax, metric in zip(axes.ravel(), shown, strict=False):
+        for place, arm in enumerate(names):
+            curves = list(found[metric][arm].values())
+            if not curves:
+                continue
+            tokens_W, value_SW = at_shared_windows(curves)
+            stderr_W = value_SW.std(0, ddof=1) / len(curves) ** 0.5 if len(curves) > 1 else None
+            line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
+        ax.set_title(metric, fontsize=8.5, fontweight="normal")
+        token_axis(ax, grid_W, "training tokens, log scale", few=True)
+        if metric.endswith("nats") and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
+            log_values(ax)
+    handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
+    figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))
+    caption = "Means over seeds; shaded: one standard error over seeds, where there are several."
+    return Drawing("arms", "Curves by arm", f"{len(shown)} metrics for arms {', '.join(names)}", caption, png(figure))
+
+
+def _says(rows: Sequence[Result], reference: str) -> list[str]:
+    """A sentence on what differs from the reference beyond seeds, and one on how many comparisons there were."""
+    tested = [row for row in rows if row.p_holm is not None]
+    clear = [row for row in tested if row.p_holm is not None and row.p_holm < 0.05 and not row.inside]
+    said = [f"{row.arm} in {row.metric}, by {interval(row.difference)}" for row in clear]
+    if not tested:
+        return ["No arm has two seeds in common with the reference, so no difference can be told from that of seeds."]
+    found = "; ".join(said) if said else "none"
+    order = " and beyond what the order of the data does" if any(row.floor is not None for row in tested) else ""
+    return [
+        f"Different from {reference} beyond what seeds differ in (p < 0.05, Holm over arms){order}: {found}.",
+        f"There were {len(tested)} comparisons, of metrics that go together; what is not told apart may differ.",
+    ]
+
+
+def _stays(still: Sequence[Moved]) -> list[str]:
+    """A sentence on what does not move more than another order of the data moves it; none without repeats."""
+    if not still:
+        return []
+    quiet = ", ".join(f"{row.metric} of {row.arm}" for row in still if not row.told)
+    return [f"Moved over the run by no more than another order of the data moves it: {quiet or 'nothing'}."]
+
+
+def _order(still: Sequence[Moved], orders: int) -> Table:
+    cells = []
+    for row in still:
+        told = "yes" if row.told else "no: inside the spread of repeats"
+        cells.append([row.metric, row.arm, number(row.change), number(row.spread), number(row.floor), told])
+    note = (
+        f"Runs of one seed that differ in the order of their data alone, {orders} orders. Spread: their standard "
+        "deviation at the end, pooled over seeds and arms. Change: from first to last window, mean over seeds. Noise "
+        "reaches: what such a change may be by order alone (95 %). A change or difference inside it is not called one."
+    )
+    head = ["metric", "arm", "change", "spread of repeats", "noise reaches", "moved"]
+    return Table("Repeated runs", head, cells, note)
+
+
+def _results(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
+    cells = []
+    for row in sorted(rows, key=lambda row: metrics.index(row.metric)):
+        spread = "" if row.spread is None else f" ± {row.spread:.2g}"
+        apart = interval(row.difference) if row.difference else ""
+        if row.floor is not None:
+            apart += f"; order alone {number(row.floor)}{', so none' if row.inside else ''}"
+        p = "" if row.p_holm is None else number(row.p_holm)
+        cells.append([row.metric, row.arm, f"{number(row.mean)}{spread}", str(len(row.values)), apart, p])
+    note = (
+        "Values at a run's end: mean ± standard deviation over seeds. Difference: to the reference at the same seed, "
+        "with its 95 % interval of a paired t test; p adjusted by Holm over the arms. Three seeds leave two degrees of "
+        "freedom."
+    )
+    head = ["metric", "arm", "end", "seeds", "difference to the reference", "p (Holm)"]
+    return Table("Where each arm ends", head, cells, note)
+
+
+def _leverages(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
+    found = [(metric, leverage(rows, metric)) for metric in metrics]
+    cells = [[metric, number(value)] for metric, value in found if value is not None]
+    note = "Standard deviation of arm means over that of seeds inside arms: above 1 the axis moves it more than a seed."
+    return Table("What the axis moves", ["metric", "arms over seeds"], cells, note)
+
+
+def _saturation(found: Curves) -> Table:
+    cells = []
+    for metric, arms in found.items():
+        for arm, seeds in arms.items():
+            curves = list(seeds.values())
+            curve = over_seeds(curves) or (curves[0] if curves else None)
+            if curve is None:
+                continue
+            moved, decision = progress(curve), decide(curve)
+            gain = interval(decision.gain) if decision.gain and np.isfinite(decision.gain.value) else ""
+            t95 = f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {(moved.reason or '').partition(':')[0]}"
+            way = f"{number(moved.first)} to {number(moved.last)}"
+            cells.append([metric, arm, decision.verdict, way, gain, t95])
+    note = (
+        "Means over seeds. t95: tokens to 95 % of the arm's own improvement in its run, not a point of saturation. "
+        "Next doubling and rule: docs/analysis.md. In brackets: 95 % intervals over seeds and items."
+    )
+    return Table("By arm", ["metric", "arm", "rule", "first to last", "next doubling", "t95"], cells, note)
+
+
+def _agreements(found: Sequence[Agreement]) -> Table:
+    cells = []
+    for each in found:
+        tau = f"none: {each.reason}" if each.tau is None else f"{each.tau:.2f}"
+        cells.append([each.monitor, each.probe, tau, "" if each.p is None else number(each.p), str(each.arms)])
+    note = (
+        "Kendall's tau of the arms' means, better first: 1 where the monitor puts them in the probe's order. Few arms "
+        "carry little: of four arms only the same order throughout has p below 0.1."
+    )
+    return Table("Rank agreement", ["monitor", "probe", "tau", "p", "arms"], cells, note)
+
+
+def _runs(runs: Runs) -> Table:
+    drawn = [(arm, seed, run) for arm, seeds in runs.items() for seed, run in seeds.items()]
+    keys = differing([run for _, _, run in drawn]) if drawn else pd.DataFrame()
+    keys = keys.drop(columns="seed", errors="ignore")
+    cells = []
+    for (arm, seed, run), (_, settings) in zip(drawn, keys.iterrows(), strict=True):
+        cells.append([arm, str(seed), run.name, tokens(run.tokens), *map(setting, settings)])
+    head = ["arm", "seed", "run", "tokens", *map(str, keys.columns)]
+    return Table("Runs", head, cells, "Beside them the config keys in which they differ.")
+
+
+def _shared(runs: Runs) -> Table:
+    """Whether the arms of a seed read the same batches: the same corpus, batch and context."""
+    cells = []
+    for seed in sorted({seed for seeds in runs.values() for seed in seeds}):
+        kinds = {arm: _batches(seeds[seed]) for arm, seeds in runs.items() if seed in seeds}
+        groups = [", ".join(arm for arm in kinds if kinds[arm] == kind) for kind in dict.fromkeys(kinds.values())]
+        cells.append([str(seed), "yes" if len(groups) == 1 else "no", "; ".join(groups)])
+    note = "Arms of one seed with the same corpus, context and batch read the same batches in the same order."
+    head = ["seed", "all arms", "arms that share them"]
+    return Table("The same batches?", head, cells if len(runs) > 1 else [], note)
+
+
+def _batches(run: RunData) -> tuple[str, ...]:
+    """What decides a run's batches: its corpus (pools and shares), context, batch and order."""
+    corpus = json.loads((run.path / "corpus.json").read_text())["hash"]
+    keys = ("run.context_tokens", "run.batch_tokens", "data.order_seed")
+    return corpus, *(str(run.setting(key)) for key in keys)

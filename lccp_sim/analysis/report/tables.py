@@ -1,0 +1,300 @@
+"""The tables of a report, each as strings, so that the page and the Markdown show the same.
+
+What a reader would question: parts of a metric (a length, a source, an arm) stand in a table of their own at the end,
+because a screen of intervals hides the six that matter.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lccp_sim.analysis.findings import FORETOLD, Findings, values
+from lccp_sim.analysis.format import change, interval, judged, measured, number, percent, tagged, tokens
+from lccp_sim.analysis.stats.forecast import GAIN
+from lccp_sim.analysis.stats.laws import LAWS
+from lccp_sim.analysis.stats.saturation import Progress
+from lccp_sim.records import SENTENCE, Tag
+
+WINDOWS: tuple[tuple[str, str, str, str, dict[str, Tag]], ...] = (  # column, unit, monitor, metric, tags
+    ("hit", "fraction", "needle", "hit_frac", {}),
+    ("hit of the whole sentence", "fraction", "needle", "hit_frac", {"span": SENTENCE}),
+    ("needle perplexity", "mean of exp", "needle", "answer_ppl", {}),
+    ("answer NLL", "nats", "needle", "answer_nll_nats", {}),
+    ("NLL of the whole sentence", "nats", "needle", "answer_nll_nats", {"span": SENTENCE}),
+    ("control NLL", "nats", "needle", "control_nll_nats", {}),
+    ("heads > 0.1", "count", "heads", "retrieval_heads_count", {}),
+    ("initial heads", "mean score", "heads", "initial_heads_mean_frac", {}),
+    ("initial heads on LongBio", "mean score", "heads", "initial_heads_mean_frac", {"samples": "longbio"}),
+    ("probe", "exact match", "probe", "exact_match_frac", {}),
+    ("held-out NLL", "nats", "perplexity", "nll_nats", {}),
+    ("short NLL", "nats", "perplexity", "short_nll_nats", {}),
+    ("LongPPL", "nats", "perplexity", "longppl_nats", {}),
+)
+FIRST = ("needle", "probe", "heads", "perplexity", "induction", "intervention")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings; `note` says what a reader must know to read it. `words`: of words, not of numbers."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    words: bool = False
+
+
+def overall_table(found: Findings) -> Table:
+    """One row a metric of a whole monitor: how it moved, what the next doubling would bring, what the rule says."""
+    note = (
+        "t50, t90, t95: tokens to that share of the metric's own improvement in this run of "
+        f"{tokens(found.run.tokens)} tokens, from an isotonic fit; not a point of saturation. Law: that of the lowest "
+        "AICc. Next doubling: the improvement that the laws, averaged by their Akaike weights, predict from the run's "
+        f"end to twice its tokens. Saturated: its upper limit is below {percent(found.eps)} of the gain so far at two "
+        "windows in a row. Kneedle: the knee that a knee finder sees; a warning, because it finds one on a curve "
+        "without end, too. In brackets: 95 % intervals over items and over what windows scatter; they do not cover "
+        "another seed of training. *: from standard errors, windows taken as independent, so too wide. Needles: of "
+        f"{judged(found.run)}; with span=full, of the whole answer sentence, as arXiv 2604.02650 has them."
+    )
+    rows = [_moved(found, row) for row in _ordered(found.whole())]
+    return Table("Metric by metric", [*_MOVED, "Kneedle"], rows, note)
+
+
+def parts_table(found: Findings) -> Table:
+    """The same for parts: lengths, sources, arms, tasks, texts."""
+    rows = [_moved(found, row) for row in _ordered(found.parts())]
+    note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
+    return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
+
+
+def probe_table(found: Findings) -> Table:
+    """One row a task and one over all, one column a length and one over all: exact match, first to last window."""
+    last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]} if found.steps_sft else {}
+    run, metric = found.run, "exact_match_frac"
+    lengths = sorted({int(length) for (length,) in values(run, "probe", metric, "length", **last)})
+    tasks = sorted({str(task) for (task,) in values(run, "probe", metric, "task", **last)})
+
+    def cell(tags: Mapping[str, Tag]) -> str:
+        rows = run.select("probe", metric, **tags)
+        if rows.empty:
+            return ""
+        ends = [measured(rows.value.iloc[i], rows.stderr.iloc[i]) for i in (0, -1)]
+        return f"{' to '.join(ends if len(rows) > 1 else ends[:1])} ({rows.n.iloc[-1]})"
+
+    rows = []
+    for own in [*({"task": task} for task in tasks), {}] if lengths else []:
+        by_length: list[dict[str, Tag]] = [last | own | {"length": length} for length in lengths]
+        rows.append([str(own.get("task", "all")), *map(cell, by_length), cell(last | own)])
+    note = (
+        "Exact match after fine-tuning, at the first and the last window, ± one standard error over questions; in "
+        "brackets the questions. A column holds the questions of at most so many tokens, and of more than half as many."
+    )
+    return Table("Probe by task and length", ["task", *(f"{length} tokens" for length in lengths), "all"], rows, note)
+
+
+def laws_table(found: Findings) -> Table:
+    """One row a headline metric, one column a law: AICc above the best one, and the error on the last windows."""
+    rows = []
+    for monitor, metric in FORETOLD:
+        fits = {fit.law: fit for fit in found.fits.get((monitor, metric, ()), [])}
+        if not fits:
+            continue
+        best = min(fit.aicc for fit in fits.values())
+        cells = []
+        for law in LAWS:
+            fit = fits.get(law)
+            error = "" if fit is None or fit.tail_error is None else f" ({number(fit.tail_error)})"
+            cells.append("" if fit is None else f"{number(fit.aicc - best)}{error}")
+        rows.append([tagged(monitor, metric, {}), *cells])
+    head = ["metric", *(law.replace("_", " ") for law in LAWS)]
+    note = (
+        "AICc less that of the best law: 0 is the best, and 2 is hardly worse. In brackets: root mean square error on "
+        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits."
+    )
+    return Table("Laws", head, rows, note)
+
+
+def deceptive_table(found: Findings) -> Table:
+    """One row a late metric: its index, what thresholding does by itself, and whether the index exceeds it."""
+    rows = []
+    for index in found.deceptive.runs[0].indices if found.deceptive else ():
+        told = "" if index.exceeds is None else "yes" if index.exceeds else "no"
+        p_values = ["" if p is None else number(p) for p in (index.p, index.p_own)]
+        known = [interval(each) if each else "" for each in (index.index, index.null, index.null_own, index.excess)]
+        known[1 if index.index else 0] = f"none: {index.reason}" if index.reason else known[1 if index.index else 0]
+        rows.append([index.late, *known[:3], *p_values, told, known[3]])
+    head = ["late metric", "t95 over t95(hit)", "with hits made from the NLL", "the same, by item", "p", "p, by item"]
+    head += ["exceeds both", "excess"]
+    note = (
+        "An index above 1 is what any high threshold on a falling NLL gives. So hits are derived from the items' own "
+        "NLL, by one falling function for all items, and by item; p is the share of these that reach the index."
+    )
+    return Table("Deceptive index, against what a threshold gives by itself", head, rows, note)
+
+
+def ceilings_table(found: Findings) -> Table:
+    """One row a rule for "the hit is complete": where, and by what factor the NLL still falls after it."""
+    rows = []
+    for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
+        where = "none" if each.tokens is None else tokens(each.tokens)
+        where += f": {each.reason}" if each.reason else ""
+        rows.append([each.rule, where, *(interval(e) if e else "" for e in (each.fold, each.nats))])
+    note = "Complete: the mean hit, or the lower bound of its Wilson interval, is at least 0.95; the window as given."
+    head = ["hit complete by", "at tokens", "NLL there over NLL at the end", "nats between"]
+    return Table("After the hit is complete", head, rows, note)
+
+
+def forecasts_table(found: Findings) -> Table:
+    """One row a metric and share of windows: what was foretold, and what came."""
+    rows = []
+    for f in found.forecasts:
+        came = "" if f.came is None else number(f.came)
+        held = "" if f.held is None else "yes" if f.held else "no"
+        cells = [tagged(f.monitor, f.metric, f.tags), f"{f.windows}, to {tokens(f.tokens)}", tokens(f.end)]
+        cells += [interval(f.final), came, held, number(f.last_seen)]
+        rows.append([*cells, interval(f.reach, tokens) if f.reach else "", tokens(f.reached) if f.reached else ""])
+    head = ["metric", "from windows", "for tokens", "foretold", "came", "held", "last seen"]
+    head += [f"tokens to {percent(GAIN)} of the gain, foretold", "took"]
+    note = (
+        "From the first half and two thirds of the windows, and the first third where it holds six; on a log grid half "
+        "of the windows is a small part of the tokens. Last seen: the forecast of who expects nothing more. Never: not "
+        "within ten times the run. The gain is the one that this run made in the end."
+    )
+    return Table("Forecasts, and what came", head, rows, note)
+
+
+def heads_table(found: Findings) -> Table:
+    """One row a window and set of texts: heads above 0.1, those by chance, and what is left of the initial set."""
+    rows = []
+    for texts, moved in found.heads.items():
+        for i, count in enumerate(moved.tokens_W):
+            null = "" if moved.null_W is None or len(moved.null_W) <= i else number(moved.null_W[i])
+            stage = moved.stages[i - 1] if i else None
+            pair = ["", ""]
+            if stage is not None:
+                rank = "" if stage.spearman is None else number(stage.spearman)
+                pair = [f"{stage.shared} of {moved.k}", rank]
+            left = [percent(share[i]) for share in (moved.surviving_W, moved.kept_W, moved.final_W)]
+            rows.append([texts, tokens(count), number(moved.count_W[i]), null, *left, *pair])
+    head = ["texts", "tokens", "heads > 0.1", "null", "initial heads > 0.1", "initial among the strongest"]
+    head += ["last strongest, already", "shared with the window before", "Spearman"]
+    notes = []
+    for texts, moved in found.heads.items():
+        halves = (
+            "" if moved.halves is None else f"; two halves of the last window's items share {percent(moved.halves)}"
+        )
+        notes.append(
+            f"{texts}: top {moved.k} of {moved.heads} heads, of which chance shares {percent(moved.chance)}{halves}; "
+            f"the last window's set is there from {tokens(moved.fixed_at)} tokens on"
+        )
+    return Table("Heads, window by window", head, rows, ". ".join(notes) + "." if notes else "")
+
+
+def windows_table(found: Findings) -> Table:
+    """One row a window: every monitor's main metrics with their standard errors."""
+    columns, head = [], ["tokens"]
+    for name, unit, monitor, metric, tags in WINDOWS:
+        curve = found.curve(monitor, metric, **tags)
+        if curve is not None:
+            columns.append(
+                {t: measured(v, e) for t, v, e in zip(curve.tokens_W, curve.value_W, curve.stderr_W, strict=True)}
+            )
+            head.append(f"{name}, {unit}")
+    grid = sorted(set().union(*columns))
+    rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
+    note = "± one standard error over items. An empty cell: not measured at that window. "
+    note += f"Needles: of {judged(found.run)} unless said otherwise."
+    return Table("Windows", head, rows, note)
+
+
+def by_length_table(found: Findings) -> Table:
+    """One row a variant, span and length of needle: hit, perplexity and answer NLL, first and last, t95, verdicts."""
+    rows = []
+    for row in found.rows.values():
+        if row.monitor != "needle" or row.metric != "hit_frac" or "length" not in row.tags:
+            continue
+        cells = [str(row.tags["variant"]), str(row.tags["span"]), f"{row.tags['length']:.0f}"]
+        for metric in ("hit_frac", "answer_ppl", "answer_nll_nats"):
+            moved = found.row("needle", metric, **row.tags)
+            cells.append(f"{number(moved.first)} to {number(moved.last)}" if moved else "")
+            if moved and metric != "answer_ppl":
+                decision = found.decision("needle", metric, **row.tags)
+                cells.append(interval(moved.t95, tokens) if moved.t95 else "none")
+                cells.append(decision.verdict if decision else "")
+            elif metric != "answer_ppl":
+                cells += ["", ""]
+        gap = found.lag(**row.tags)
+        rows.append([*cells, interval(gap.index) if gap and gap.index else ""])
+    head = ["needle", "span", "length", "hit", "t95", "rule", "perplexity", "NLL", "t95", "rule", "t95(NLL) / t95(hit)"]
+    note = "Hit in fractions, NLL in nats per token, t95 in tokens of this run, first to last window."
+    return Table("Needles by length", head, rows, note)
+
+
+_MOVED = ["metric", "rule", "first to last", "next doubling", "t50", "t90", "t95", "law"]
+
+
+def _moved(found: Findings, row: Progress) -> list[str]:
+    decision = found.decision(row.monitor, row.metric, **row.tags)
+    knee = found.knees.get((row.monitor, row.metric, tuple(sorted(row.tags.items()))))
+    source = " *" if row.interval == "standard errors" else ""
+    gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
+    cells = [tagged(row.monitor, row.metric, row.tags) + source, decision.verdict if decision else ""]
+    cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
+    cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
+    why = (row.reason or "").partition(":")[0]
+    none = "none" if why == cells[1] else f"none: {why}"
+    cells.append(interval(row.t95, tokens) if row.t95 else none)
+    cells.append((decision.law or "").replace("_", " ") if decision else "")
+    return [*cells, tokens(knee) if knee is not None else ""]
+
+
+def _ordered(rows: Iterable[Progress]) -> list[Progress]:
+    """The rows by monitor, as a report has them; within one as they were entered."""
+    return sorted(rows, key=lambda row: FIRST.index(row.monitor))
+
+
+NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}
+
+
+def corpus_table(found: Findings) -> Table:
+    """The corpus table of the run."""
+    frame = found.run.corpus
+    frame = frame[[name for name in frame if not frame[name].map(lambda value: isinstance(value, dict | list)).any()]]
+    head = [NAMES.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
+    rows = [[_cell(str(name), value) for name, value in row.items()] for _, row in frame.iterrows()]
+    note = "Long documents are longer than the old context." if "long_token_frac" in frame else ""
+    return Table("Corpus", head, rows, note)
+
+
+def costs_table(found: Findings) -> Table:
+    """Time and tokens of every monitor, as shares of those of training; the probe, which trains, apart from the others.
+
+    A token of the probe's fine-tuning counts as three, one of training as one.
+    """
+    timing = found.run.timing
+    seconds = timing.groupby("what").seconds.sum() if len(timing) else pd.Series(dtype=float)
+    train = float(seconds.get("train", 0.0))
+    if not train:
+        return Table("Cost", [], [])
+    monitors = seconds[[str(what).startswith("monitor:") for what in seconds.index]].sort_values(ascending=False)
+    forward = timing.groupby("what").forward_tokens.sum()
+
+    def row(name: str, value: float, sent: float) -> list[str]:
+        shares = percent(value / train, 1), percent(sent / forward["train"], 1)
+        return [name, f"{value:.1f}", shares[0], tokens(sent), shares[1]]
+
+    rows = [["training", f"{train:.0f}", "", tokens(forward["train"]), ""]]
+    rows += [row(str(what).removeprefix("monitor:"), value, forward[what]) for what, value in monitors.items()]
+    rest = monitors.drop("monitor:probe", errors="ignore")
+    rows.append(row("all monitors but the probe", rest.sum(), forward[rest.index].sum()))
+    columns = ["what", "seconds", "share of training time", "forward tokens", "share of training tokens"]
+    return Table("Cost", columns, rows)
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float) and name.endswith(("_frac", "share")):
+        return percent(value, 1)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}" if float(value).is_integer() else number(float(value))
+    return str(value)

@@ -1,0 +1,362 @@
+"""A run directory as tables, and the records of several runs as one.
+
+Records become one row each with their tags unpacked into columns; a row's tag *names* are kept beside them, because a
+row with fewer tags is an average over the missing ones, not a part of the same series. A run that is still going
+reads like a finished one, and so does what `lccp measure` wrote.
+
+pyarrow reads records a hundred times faster than Python builds them, but says neither which line is broken nor takes a
+tag that is a number here and a word there. So it goes first, and whatever it does not read to the letter is read again,
+line by line, by `read_records`, whose message names the line. Tests hold the two to the same frame.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json
+import yaml
+
+from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
+from lccp_sim.config import ConfigError
+from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
+
+FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
+TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
+WORDS = ["tier", "monitor", "metric", "names"]  # few different values: kept as categories
+TIMES = ["step", "tokens", "what", "seconds", "forward_tokens"]
+
+
+def records_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
+    """One row a record: FIELDS, `names` (its tag names, sorted, comma-separated) and a column for each tag.
+
+    Of records that are there twice the later one counts. What looks like two runs in one file is said in `warnings`.
+    Raises ConfigError, naming the line, where one is no record, and where there is none.
+    """
+    data = path.read_bytes()
+    frame = parsed_at_once(data[: data.rfind(b"\n") + 1])
+    if frame is None:
+        frame = parsed_by_line(path, warnings)
+    elif not data.endswith(b"\n") and data:
+        rest = len(data) - data.rfind(b"\n") - 1
+        warnings.append(f"{path}: the last line is incomplete ({rest} bytes) and was left out")
+    if frame.empty:
+        raise ConfigError(f"{path}: holds no record yet; the first window, at step 0, writes some")
+    frame[WORDS] = frame[WORDS].astype("category")
+    key = [name for name in frame.columns if name not in ("tokens", "tier", "value", "n", "stderr", "names")]
+    twice = frame.duplicated(key, keep=False)
+    if twice.any():
+        again = frame[twice]
+        cells = again.groupby(key, dropna=False, observed=True).value
+        differ = int((cells.nunique() > 1).sum())
+        dropped = frame.duplicated(key, keep="last")
+        others = f", {differ} of them with different values: did two runs write here?" if differ else ""
+        warnings.append(f"{path}: {dropped.sum()} records are there twice{others}; the later one is used")
+        return frame[~dropped].reset_index(drop=True)
+    warnings += _mixed(path, frame)
+    return frame
+
+
+def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
+    """The frame of whole lines, or None where pyarrow does not read every line as a record."""
+    if not lines:
+        return None
+    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
+    try:
+        table = pa.json.read_json(
+            pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options
+        )
+    except pa.ArrowException:
+        return None
+    if table.num_rows != lines.count(b"\n") or set(table.column_names) - {*FIELDS, "tags"}:
+        return None
+    tags = table.column("tags").combine_chunks() if "tags" in table.column_names else None
+    columns: dict[str, Any] = {name: table.column(name).to_pandas() for name in FIELDS}
+    named = dict(zip([f.name for f in tags.type], tags.flatten(), strict=True)) if tags is not None else {}
+    if any(pa.types.is_nested(column.type) or name in {*FIELDS, "names"} for name, column in named.items()):
+        return None
+    needed = [name for name in FIELDS if name != "stderr"]
+    stderr = columns["stderr"].to_numpy(float)
+    if any(table.column(name).null_count for name in needed) or not np.isfinite(columns["value"]).all():
+        return None
+    if np.isinf(stderr).any() or not set(columns["tier"].unique()) <= set(TIERS) or len(named) > 62:
+        return None
+    pattern = np.zeros(table.num_rows, np.int64)
+    for bit, column in enumerate(named.values()):
+        pattern |= np.asarray(column.is_valid()).astype(np.int64) << bit
+    kinds, which = np.unique(pattern, return_inverse=True)
+    said = [",".join(sorted(name for bit, name in enumerate(named) if kind >> bit & 1)) for kind in kinds.tolist()]
+    columns["names"] = pd.Categorical.from_codes(*_codes(said, which))
+    columns |= {name: column.to_pandas() for name, column in named.items() if column.null_count < len(column)}
+    return pd.DataFrame(columns)
+
+
+def parsed_by_line(path: Path, warnings: list[str]) -> pd.DataFrame:
+    """The same frame, record by record. Raises ConfigError, naming the line, where one is no record."""
+    try:
+        records, warning = read_records(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    warnings += [warning] if warning else []
+    clash = sorted({name for record in records for name in record.tags} & {*FIELDS, "names"})
+    if clash:
+        raise ConfigError(f"{path}: a tag has the name of a field: {', '.join(clash)}; name it otherwise")
+    rows = [
+        {name: getattr(record, name) for name in FIELDS} | {"names": ",".join(sorted(record.tags))} | dict(record.tags)
+        for record in records
+    ]
+    return pd.DataFrame(rows, columns=None if rows else [*FIELDS, "names"]).astype({"stderr": float})
+
+
+def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
+    """Samples of the steps that also have records: a window in the middle of its writing is left out.
+
+    Interventions of an earlier version did not say the span of the answer: it was the whole sentence.
+    """
+    frames = []
+    for file in sorted(folder.glob("[0-9]*.parquet")):
+        if int(file.stem) in steps:
+            try:
+                frames.append(pd.read_parquet(file).assign(step=int(file.stem)))
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"{file}: not a readable Parquet file ({error}); remove it and go on without"
+                ) from error
+    if not frames:
+        return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
+    samples = pd.concat(frames, ignore_index=True)
+    unpacked = []
+    for tags in samples.tags.unique():
+        cell = json.loads(tags)
+        stratum = json.dumps({name: value for name, value in cell.items() if name != "seed"})
+        whole = {"span": SENTENCE} if "variant" in cell else {}
+        unpacked.append({"tags": tags, "stratum": stratum} | whole | cell)
+    return samples.merge(pd.DataFrame(unpacked), on="tags", how="left")
+
+
+def timing_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
+    """Step, tokens, what, seconds and forward tokens, a row each; empty where the run wrote none."""
+    if not path.is_file():
+        warnings.append(f"{path}: missing; what the monitors cost is not shown")
+        return pd.DataFrame(columns=TIMES)
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
+    try:
+        return pd.DataFrame([json.loads(line) for line in lines], columns=TIMES)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
+
+
+def side_file(path: Path, parse: Callable[[str], Any], warnings: list[str], without: str) -> Any:
+    """The parsed file; {} and a warning where there is none. A file that is there and broken is refused."""
+    if not path.is_file():
+        warnings.append(f"{path}: missing; {without}")
+        return {}
+    try:
+        return parse(path.read_text(encoding="utf-8")) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _codes(said: list[str], which: Any) -> tuple[Any, list[str]]:
+    """Codes and categories, sorted, of words picked by `which`."""
+    order = sorted(range(len(said)), key=said.__getitem__)
+    return np.argsort(order)[which], [said[i] for i in order]
+
+
+def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
+    """What a file shows into which two runs wrote: steps that go back, one step with two counts of tokens."""
+    step = frame.step.to_numpy()
+    back = np.flatnonzero(np.diff(step) < 0)
+    if back.size:
+        at = int(back[0])
+        return [
+            f"{path}, line {at + 2}: the steps go back, from {step[at]} to {step[at + 1]}: it may hold the records of "
+            "two runs; give each a directory of its own"
+        ]
+    counts = frame.drop_duplicates(["step", "tokens"])
+    double = counts[counts.duplicated("step", keep=False)]
+    if len(double):
+        first = double[double.step == double.step.iloc[0]].tokens.tolist()
+        return [f"{path}: step {double.step.iloc[0]} has {first[0]} and {first[1]} tokens: records of two runs?"]
+    return []
+
+
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
+MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
+PLACES = {"run.root", "run.name", "run.init_from", "data.cache", "data.mirror"}  # where things lie, not what they are
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run directory holds, read once.
+
+    `records`: FIELDS, `names` (the sorted tag names, comma-separated) and a column for each tag. `samples`: step,
+    monitor, metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
+    forward_tokens. `corpus`: one row a source. Tables are empty, with their columns, where the run did not write
+    them. `measured`: whether these are checkpoints measured after the fact, not a run. `spans`: by monitor, which span
+    of the answer its rows without the tag `span` are of; HEADLINE where it is not named.
+    """
+
+    path: Path
+    records: pd.DataFrame
+    samples: pd.DataFrame
+    timing: pd.DataFrame
+    config: dict[str, Any]
+    corpus: pd.DataFrame
+    warnings: list[str]
+    finished: bool
+    measured: bool = False
+    spans: Mapping[str, str] = field(default_factory=dict)
+
+    def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
+        """The records of a metric whose tags are exactly `names` (any value) and `tags` (this value), by step."""
+        place = self._places.get((monitor, metric, ",".join(sorted({*names, *tags}))))
+        rows = self.records.iloc[:0] if place is None else self.records.take(place)
+        return matching(rows, tags)
+
+    def items(self, monitor: str, metric: str) -> pd.DataFrame:
+        """The samples of a metric, whatever their tags."""
+        place = self._sample_places.get((monitor, metric))
+        return self.samples.iloc[:0] if place is None else self.samples.take(place)
+
+    def span(self, monitor: str = "needle") -> str:
+        """The span of the answer that a monitor is judged by."""
+        return self.spans.get(monitor, HEADLINE)
+
+    @property
+    def sentence(self) -> dict[str, Tag]:
+        """The tags of the overall needle records of the whole sentence; {} where that is the headline itself."""
+        return {} if self.span() == SENTENCE else {"span": SENTENCE}
+
+    def counted(self, monitor: str) -> dict[str, Tag]:
+        """The tags of the items that a record without them averages over, where these are not all."""
+        span: dict[str, Tag] = {"span": self.span(monitor)} if monitor in SPANNED else {}
+        return span | ({"variant": VARIANT} if monitor == "needle" else {})
+
+    def setting(self, dotted: str, default: Any = None) -> Any:
+        """The value of the resolved config at `dotted`, e.g. "run.tokens", or `default` where there is none."""
+        value: Any = self.config
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens at the last record."""
+        return int(self.records.tokens.max())
+
+    @property
+    def name(self) -> str:
+        """The directory's name; with its parent's, where it is one that every measured run has."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if path.name.startswith("measured") else path.name
+
+    @cached_property
+    def _places(self) -> Mapping[Any, npt.NDArray[Any]]:
+        return self.records.groupby(["monitor", "metric", "names"], observed=True).indices
+
+    @cached_property
+    def _sample_places(self) -> Mapping[Any, npt.NDArray[Any]]:
+        return self.samples.groupby(["monitor", "metric"], observed=True).indices
+
+
+def matching(rows: pd.DataFrame, tags: Mapping[str, Tag]) -> pd.DataFrame:
+    """The rows that carry every tag of `tags` with its value, by step."""
+    for name, value in tags.items():
+        rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
+    return rows.sort_values("step", kind="stable")
+
+
+def load_run(path: str | Path) -> RunData:
+    """The run at `path`; works while it is still being written, and for what `lccp measure` wrote.
+
+    Raises ConfigError, in one line, where `path` is no run directory or one of its files cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such directory; give a run directory, such as runs/NAME-s0-1a2b3c4d")
+    if not (path / "records.jsonl").is_file():
+        raise ConfigError(f"{path}: holds no records.jsonl, so it is no run directory (or its training never started)")
+    warnings: list[str] = []
+    records, spans = with_overall(records_frame(path / "records.jsonl", warnings), warnings)
+    measured = (path / MEASURED).is_file() and not (path / "config.yaml").is_file()
+    name = MEASURED if measured else "config.yaml"
+    config = side_file(path / name, yaml.safe_load, warnings, "the config is not shown")
+    unsaid: list[str] = []  # measured checkpoints have no corpus of their own
+    corpus = side_file(path / "corpus.json", json.loads, unsaid, "the corpus is not shown")
+    warnings += [] if measured else unsaid
+    warnings += [f"corpus: {warning}" for warning in corpus.get("warnings", [])] if isinstance(corpus, dict) else []
+    samples = samples_frame(path / "samples", set(records.step))
+    if samples.empty:
+        warnings.append(
+            f"{path / 'samples'}: no samples; intervals come from a parametric bootstrap of the standard errors, "
+            "where there are any"
+        )
+    timing = timing_frame(path / "timing.jsonl", warnings)
+    finished = measured or (path / "DONE").exists()
+    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+
+
+def unlike(runs: list[RunData]) -> list[str]:
+    """A warning for each monitor that is judged by the value's tokens in some runs and by the sentence in others."""
+    lines = []
+    for monitor in SPANNED:
+        whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
+        if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
+            said = f"of the whole answer sentence in {', '.join(whole)}, of the value's tokens elsewhere"
+            lines.append(f"{monitor}: {said}; do not compare them")
+    return lines
+
+
+def differing(runs: list[RunData]) -> pd.DataFrame:
+    """One row a run, one column a config key (dotted) that not all runs share; lists and the like as JSON."""
+    settings = [_flat(run.config) for run in runs]
+    names = sorted(set().union(*settings))
+    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACES]
+    rows = [{name: flat.get(name) for name in kept} for flat in settings]
+    return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
+
+
+def tidy(runs: list[RunData]) -> pd.DataFrame:
+    """The records of all runs as one table: run, the config keys that differ between them, FIELDS, and the tags.
+
+    A key whose name a field or tag has, too, is written `config.KEY`.
+    """
+    keys = differing(runs)
+    frames = []
+    for (_, settings), run in zip(keys.iterrows(), runs, strict=True):
+        added = {f"config.{key}" if key in run.records else str(key): value for key, value in settings.items()}
+        frame = run.records.drop(columns="names").assign(**added)
+        frame.insert(0, "run", run.name)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    for name in filter(lambda name: pd.api.types.is_object_dtype(table[name]), table.columns):
+        if table[name].dropna().map(type).nunique() > 1:  # Parquet columns have one type
+            table[name] = table[name].map(lambda value: value if pd.isna(value) else str(value))
+    return table
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Tag | None]:
+    """The leaves of nested dictionaries by dotted key."""
+    flat: dict[str, Tag | None] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | dict) else value
+    return flat
+
+
+def _corpus(table: Any) -> pd.DataFrame:
+    """One row a source, from a list of rows, {"sources": rows} or {source: row}."""
+    if isinstance(table, dict) and "sources" in table:
+        table = table["sources"]
+    if isinstance(table, dict):
+        table = [{"source": name} | row for name, row in table.items() if isinstance(row, dict)]
+    return pd.DataFrame(table)

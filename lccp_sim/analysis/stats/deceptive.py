@@ -1,0 +1,256 @@
+"""Deceptive saturation, judged against what thresholding does by itself, and by whether it matters for the probe.
+
+The index t95(late) / t95(hit) of arXiv 2604.02650 is above 1 for any thresholded statistic of a steep enough curve. So
+it stands beside the same index with hits that are derived from the items' NLL. Questionable: the p value asks
+whether the hit ends earlier than one function of NLL allows, not whether the NLL goes on falling; that is the fold
+change, and the test that counts is whether the NLL after the hit foretells the probe in another run.
+
+A hit is a threshold on an item's NLL, so its mean ends early by construction. The null hypothesis is that the item's
+NLL says all: P(hit | NLL) is one falling function, the same for all items and at all windows, fitted by isotonic
+regression to all item-windows; a threshold and every monotone link are inside it. Where each item has a threshold of
+its own, in proportion to its own level, this null is rejected although every hit is a threshold; so the same null on
+`own_scale` stands beside it. It rejects little, because a hit that comes once and stays is always monotone in its
+item's own NLL.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+from statsmodels.stats.proportion import proportion_confint
+
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.estimate import Array, item_values, weights
+from lccp_sim.analysis.stats.pairs import CEILING, NLL, TARGETS, gather, probe_tags
+from lccp_sim.analysis.stats.prediction import Prediction, predict
+from lccp_sim.analysis.stats.saturation import isotonic, progress, tokens_to
+from lccp_sim.records import Tag
+
+
+def hit_given_nll(nll_IW: Array, hit_IW: Array) -> Array:
+    """P(hit | NLL) [I, W] at each item and window: the falling function of NLL nearest to the hits in least squares.
+
+    Source: Barlow et al. 1972, isotonic regression, as scipy has it; its mean over all is that of the hits.
+    """
+    _, place, count = np.unique(nll_IW.ravel(), return_inverse=True, return_counts=True)
+    mean = np.bincount(place, hit_IW.ravel()) / count
+    fitted = isotonic_regression(mean, weights=count, increasing=False).x
+    return np.clip(fitted, 0, 1)[place].reshape(nll_IW.shape)
+
+
+def own_scale(nll_IW: Array) -> Array:
+    """Log NLL [I, W] less its mean over the item's own windows; an NLL of 0 counts as the smallest positive float."""
+    log_IW = np.log(np.maximum(nll_IW, np.finfo(float).tiny))
+    return log_IW - log_IW.mean(1, keepdims=True)
+
+
+def null_hits(hit_given_IW: Array, weight_RI: Array, seed: int = 0) -> Array:
+    """Mean hits [R, W] under the null, each resample with new hits of its own resample of items.
+
+    An item keeps one uniform number through the run and hits where that is below P(hit | NLL): its threshold stays.
+    """
+    uniform_RI = np.random.default_rng([seed, 1]).random(weight_RI.shape)
+    return np.stack([(weight_RI * (uniform_RI < p_I)).sum(1) for p_I in hit_given_IW.T], axis=1)
+
+
+def t95_of(tokens_W: Array, value_RW: Array, rising: bool) -> Array:
+    """Tokens [R] to 95 % of the improvement of each resampled curve, nan where it has none."""
+    return np.array([tokens_to(tokens_W, isotonic(value_W, rising)) for value_W in value_RW])
+
+
+ALPHA = 0.05
+RULES = ("mean", "wilson")
+LATE = (NLL, *(f"probe/{target}" for target in TARGETS))
+
+
+@dataclass(frozen=True)
+class Index:
+    """t95(`late`) / t95(hit). `null`: the same with hits derived from the NLL (median and 95 % range of its draws).
+
+    `p`: share of these draws that reach the observed index, one-sided. `null_own` and `p_own`: with hits derived from
+    the NLL relative to the item's own level, so that thresholds may differ between items. `exceeds`: both p are below
+    0.05. `excess`: observed over `null` on the same resampled items, median and 95 % range. None where `reason` says
+    why; the index alone needs no samples.
+    """
+
+    late: str
+    index: Estimate | None
+    null: Estimate | None
+    p: float | None
+    null_own: Estimate | None
+    p_own: float | None
+    exceeds: bool | None
+    excess: Estimate | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """`fold`: the answer NLL at the first window where the hit passes 0.95 over that at the end; `nats`: less it.
+
+    `rule` "mean": the mean hit does; "wilson": the lower bound of its 95 % Wilson interval over items does. The window,
+    at `tokens`, is taken as given: intervals are over items. None where `reason` says why.
+    """
+
+    rule: str
+    tokens: int | None
+    fold: Estimate | None
+    nats: Estimate | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class DeceptiveRun:
+    """One run's part: `items` (with samples at every window) and `windows` of the hit, indices, ceilings."""
+
+    run: str
+    items: int
+    windows: int
+    indices: tuple[Index, ...]
+    ceilings: tuple[Ceiling, ...]
+
+
+@dataclass(frozen=True)
+class Deceptive:
+    """`runs`, one by one, and `predictions`: does the NLL after the hit foretell each target in runs left out?"""
+
+    tags: Mapping[str, Tag]
+    runs: tuple[DeceptiveRun, ...]
+    predictions: tuple[Prediction, ...]
+
+    def row(self) -> dict[str, Any]:
+        """The fields as JSON values; estimates as value, low, high."""
+        return _plain(asdict(self))
+
+
+def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None = None, seed: int = 0) -> Deceptive:
+    """Index, null and ceilings of each run, for needles with `tags` ({}: the whole monitor), and the predictions.
+
+    Predictions are of the whole monitor, whatever `tags`. Never raises for what a run lacks: each part has its reason.
+    Source: arXiv 2604.02650 sec. 5 for the claim; index, null and tests are ours.
+    """
+    tags = dict(tags or {})
+    several = [runs] if isinstance(runs, RunData) else list(runs)
+    distinct = list({run.path.resolve(): run for run in several}.values())
+    panels = gather(distinct, seed, by_task=False)
+    predictions = tuple(predict(panels, target, None, NLL, after_hit=True) for target in TARGETS)
+    return Deceptive(tags, tuple(_one(run, tags, seed) for run in distinct), predictions)
+
+
+def _one(run: RunData, tags: Mapping[str, Tag], seed: int) -> DeceptiveRun:
+    both = curves(run, "needle", ("hit_frac", "answer_nll_nats"), tags, seed)
+    if len(both) < 2:
+        reason = "no needle records with these tags"
+        indices = tuple(_no_index(name, reason) for name in LATE)
+        return DeceptiveRun(run.name, 0, 0, indices, tuple(Ceiling(rule, None, None, None, reason) for rule in RULES))
+    hit, nll = both["hit_frac"], both["answer_nll_nats"]
+    late = {NLL: nll}
+    for target in TARGETS:
+        found = curves(run, "probe", (target,), probe_tags(run, target), seed + 1)
+        late |= {f"probe/{target}": curve for curve in found.values()}
+    steps = [set(run.select("needle", metric, **tags).step) for metric in both]
+    values = item_values(run, "needle", list(both), sorted(set.intersection(*steps)), tags)
+    drawn, items = None, 0
+    if values is not None:
+        by_metric, stratum_I = values
+        nll_IW, hit_IW = by_metric["answer_nll_nats"], by_metric["hit_frac"]
+        items, weight_RI = len(stratum_I), weights(stratum_I, seed=seed)
+        means = [weight_RI @ hit_IW]
+        means += [null_hits(hit_given_nll(x_IW, hit_IW), weight_RI, seed) for x_IW in (nll_IW, own_scale(nll_IW))]
+        drawn = tuple(t95_of(hit.tokens_W, mean_RW, rising=True) for mean_RW in means)
+    indices = tuple(_index(name, late.get(name), hit, drawn) for name in LATE)
+    ceilings = tuple(_ceiling(rule, hit, nll) for rule in RULES)
+    return DeceptiveRun(run.name, items, len(hit.tokens_W), indices, ceilings)
+
+
+def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] | None) -> Index:
+    """`drawn`: t95 [R] of resampled hits, of hits derived from the NLL, and of those derived on the own scale."""
+    if late is None:
+        return _no_index(name, f"no {name} records")
+    first, last = progress(hit), progress(late)
+    if first.t95 is None or last.t95 is None:
+        which, row = ("hit", first) if first.t95 is None else (name, last)
+        return _no_index(name, f"no t95 of {which}: {row.reason}")
+    draws_R = None
+    if first.t95.draws is not None and last.t95.draws is not None:
+        draws_R = last.t95.draws / first.t95.draws
+    index = Estimate.of(last.t95.value / first.t95.value, draws_R)
+    found = replace(_no_index(name, "no samples of the needle at every window"), index=replace(index, draws=None))
+    if drawn is None or late.draws_RW is None:
+        return found
+    hit_R, null_R, own_R = drawn
+    late_R = t95_of(late.tokens_W, late.draws_RW, late.rising)
+    null, p = _against(index.value, late_R / null_R)
+    null_own, p_own = _against(index.value, late_R / own_R)
+    if null is None or null_own is None or p is None or p_own is None:
+        return replace(found, reason="hits derived from the NLL do not improve")
+    excess = _spread(np.round(null_R / hit_R, 9))  # exactly 1 where derived hits are the observed ones
+    return Index(
+        late=name,
+        index=found.index,
+        null=null,
+        p=p,
+        null_own=null_own,
+        p_own=p_own,
+        exceeds=max(p, p_own) < ALPHA,
+        excess=excess,
+        reason=None,
+    )
+
+
+def _against(index: float, null_R: Array) -> tuple[Estimate | None, float | None]:
+    """The spread of an index under a null, and the one-sided p value of the observed one."""
+    null_R = null_R[np.isfinite(null_R)]
+    if not null_R.size:
+        return None, None
+    return _spread(null_R), (1 + int((null_R >= index).sum())) / (1 + null_R.size)
+
+
+def _spread(draws_R: Array) -> Estimate | None:
+    """Median and plain 95 % range of draws: there is no estimate whose bias could be corrected."""
+    draws_R = draws_R[np.isfinite(draws_R)]
+    if not draws_R.size:
+        return None
+    middle, low, high = np.percentile(draws_R, [50, 2.5, 97.5])
+    return Estimate(float(middle), float(low), float(high))
+
+
+def _no_index(name: str, reason: str) -> Index:
+    return Index(name, *(None,) * 7, reason)
+
+
+def _ceiling(rule: str, hit: Curve, nll: Curve) -> Ceiling:
+    lower_W = hit.value_W
+    if rule == "wilson":
+        lower_W = proportion_confint(hit.value_W * hit.n, hit.n, method="wilson")[0]
+    passed = np.flatnonzero(lower_W >= CEILING)
+    none = Ceiling(rule, None, None, None, None)
+    if not len(passed):
+        best = f"the hit's {'mean' if rule == 'mean' else 'lower bound'} never reaches {CEILING}"
+        few = rule == "wilson" and proportion_confint(hit.n, hit.n, method="wilson")[0] < CEILING
+        return replace(
+            none, reason=f"{best}: {hit.n} items are too few" if few else f"{best}: {lower_W.max():.3g} at most"
+        )
+    place = int(passed[0])
+    none = replace(none, tokens=int(hit.tokens_W[place]))
+    if place == len(hit.tokens_W) - 1:
+        return replace(none, reason="reached at the last window only")
+    if nll.value_W[-1] <= 0:
+        return replace(none, reason="the NLL ends at 0")
+    at, end = nll.value_W[place], nll.value_W[-1]
+    fold_R = nats_R = None
+    if nll.draws_RW is not None:
+        end_R = np.where(nll.draws_RW[:, -1] > 0, nll.draws_RW[:, -1], np.nan)
+        fold_R, nats_R = nll.draws_RW[:, place] / end_R, nll.draws_RW[:, place] - end_R
+    fold, nats = Estimate.of(at / end, fold_R), Estimate.of(at - end, nats_R)
+    return replace(none, fold=replace(fold, draws=None), nats=replace(nats, draws=None))
+
+
+def _plain(node: Any) -> Any:
+    """The tree without the draws of its estimates."""
+    if isinstance(node, dict):
+        return {name: _plain(value) for name, value in node.items() if name != "draws"}
+    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node

@@ -1,0 +1,138 @@
+"""What a run could have foretold from its first windows, and how that fared against what came.
+
+The laws are fitted to the windows up to a cut and averaged by their Akaike weights, anew in each resample. What a
+reader would question: the same items are measured at every window, so what a resample shifts at all windows alike is
+taken off again; the interval is about what these items will show, not about what others would.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.estimate import Array
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, law_predictions, scattered
+from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
+from lccp_sim.records import Tag
+
+SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows
+GAIN = 0.9  # of the run's own improvement: the gain whose tokens are foretold
+HORIZON = 10  # times the run's tokens: beyond it a forecast says "not within"
+DRAWS = 300
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast from the first `windows` windows, which end at `tokens`, for the run's end at `end` tokens.
+
+    `final`: the value foretold for the end, with the interval in which a measurement should lie; `came`: the value that
+    the run then had (None while it has not got there); `last_seen`: the value at the cut, the forecast of who expects
+    nothing more. `reach`: tokens foretold to GAIN of the run's own improvement, inf beyond the horizon; `reached`: the
+    tokens that it took. Both None where the run did not improve, or is not over.
+    """
+
+    monitor: str
+    metric: str
+    tags: Mapping[str, Tag]
+    share: float
+    windows: int
+    tokens: int
+    end: int
+    final: Estimate
+    last_seen: float
+    came: float | None
+    reach: Estimate | None
+    reached: float | None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether what came lies in the interval; None where nothing came yet, or there is no interval."""
+        if self.came is None or self.final.low is None or self.final.high is None:
+            return None
+        return self.final.low <= self.came <= self.final.high
+
+
+def forecasts(curve: Curve, planned: int) -> list[Forecast]:
+    """One forecast for each share of the windows; while `planned` tokens lie ahead, one from all windows.
+
+    With fewer than MIN_WINDOWS windows up to a cut there is none for it.
+    """
+    windows = len(curve.tokens_W)
+    if planned > 1.01 * curve.tokens_W[-1]:
+        return [_forecast(curve, windows, 1.0, planned)] if windows >= LAW_WINDOWS else []
+    cuts = [(share, round(share * windows)) for share in SHARES]
+    return [_forecast(curve, cut, share, int(curve.tokens_W[-1])) for share, cut in cuts if cut >= LAW_WINDOWS]
+
+
+def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
+    """What the laws foretell at the tokens `ahead`: a row for the curve and one for each resample, [1 + R, ahead].
+
+    And the same with the scatter of single windows, as a measurement there would have it.
+    """
+    noisy_RW = scattered(curve)
+    path_RN = law_predictions(curve, ahead)
+    path_RN[1:] -= (noisy_RW - curve.value_W).mean(1, keepdims=True)  # what a resample shifts at all windows alike
+    noise_R = noisy_RW[:, -1] - (curve.value_W[-1] if curve.draws_RW is None else curve.draws_RW[:, -1])
+    noise_R = np.random.default_rng(1).permutation(noise_R)  # of another window than that of the same resample
+    return path_RN, np.vstack([path_RN[:1], path_RN[1:] + noise_R[:, None]])
+
+
+def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
+    tokens_W = curve.tokens_W
+    seen = replace(
+        curve,
+        tokens_W=tokens_W[:windows],
+        value_W=curve.value_W[:windows],
+        stderr_W=curve.stderr_W[:windows],
+        draws_RW=None if curve.draws_RW is None else curve.draws_RW[:DRAWS, :windows],
+    )
+    over = end <= tokens_W[-1]
+    grid = np.geomspace(seen.tokens_W[-1], HORIZON * end, 120)
+    path_RN, measured_RN = predicted(seen, np.append(grid, end))
+    reach, reached = None, None
+    sign = 1.0 if curve.rising else -1.0
+    fit_W = sign * isotonic(curve.value_W, curve.rising)
+    if over and fit_W[-1] > fit_W[0]:
+        reached = tokens_to(tokens_W, fit_W, GAIN)
+        level = fit_W[0] + GAIN * (fit_W[-1] - fit_W[0])
+        reach = _open_estimate(_first_at(grid, sign * path_RN[:, :-1] - level))
+    bounded_R = _bounded(curve, measured_RN[:, -1])
+    return Forecast(
+        monitor=curve.monitor,
+        metric=curve.metric,
+        tags=curve.tags,
+        share=share,
+        windows=windows,
+        tokens=int(seen.tokens_W[-1]),
+        end=end,
+        final=Estimate.of(bounded_R[0], bounded_R[1:]),
+        last_seen=float(seen.value_W[-1]),
+        came=float(curve.value_W[-1]) if over else None,
+        reach=reach,
+        reached=reached,
+    )
+
+
+def _first_at(grid_N: Array, above_RN: Array) -> Array:
+    """Tokens [R] at which paths are first at 0 or above, log-linear between points of the grid; inf where never."""
+    right_R = (above_RN >= 0).argmax(1)
+    left_R = np.maximum(right_R - 1, 0)
+    rows = np.arange(len(above_RN))
+    low_R, high_R = above_RN[rows, left_R], above_RN[rows, right_R]
+    share_R = np.where(right_R > 0, -low_R / np.where(high_R > low_R, high_R - low_R, 1), 0)
+    crossed_R = grid_N[left_R] * (grid_N[right_R] / grid_N[left_R]) ** share_R
+    return np.where((above_RN >= 0).any(1), crossed_R, np.inf)
+
+
+def _open_estimate(tokens_R: Array) -> Estimate:
+    """The estimate of tokens of which some resamples have none within the horizon: these count as later than all."""
+    low, high = np.quantile(tokens_R[1:], [0.025, 0.975], method="nearest")
+    return Estimate(float(tokens_R[0]), float(low), float(high))
+
+
+def _bounded(curve: Curve, value_R: Array) -> Array:
+    """Fractions between 0 and 1, and other values not below 0: a law knows no ceiling."""
+    if "gain" in curve.metric or "causal" in curve.metric:
+        return value_R
+    return np.clip(value_R, 0, 1 if curve.metric.endswith("_frac") else None)

@@ -1,0 +1,375 @@
+"""Laws that a curve may follow in training tokens, fitted beside each other, and what they foretell for a doubling.
+
+AICc says which law the windows can carry; the next doubling's gain is averaged over the laws. What a reader would
+question: with a free offset the power law *is* the reduced CPT law, letter for letter, so that `power` has its offset
+fixed at the first window after step 0, and `cpt` is the same family with the offset free. The log law is its limit
+beta -> 0, an exponential approach that of beta -> oo.
+
+Fits are least squares for laws that are linear in all but one or two parameters, for many curves at once. For each
+point of a grid over the searched parameters the linear ones are a projection, so that a thousand resampled curves cost
+one matrix product (variable projection: Golub and Pereyra 1973, SIAM J. Numer. Anal. 10). Resamples take the best point
+of the grid without refining it; its steps are far below their scatter.
+
+`scattered` adds what the windows scatter about any smooth law to the resamples of a curve. Items are the same at every
+window, so resampling them leaves out what moves all of them together from one checkpoint to the next; an interval
+without it is too narrow wherever training wobbles. What the best law does not fit counts as scatter, so that a curve
+that follows no law gets wider intervals, not a warning.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
+from lccp_sim.config import ConfigError
+
+# Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
+# (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.
+FREE_PARAMETERS = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
+OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # points of the grid
+LEAST, MOST = 0.05, 10.0  # exponents: from nearly a log law to nearly an exponential
+FLOOR = 0.1  # of the largest standard error: the smallest that a window can have
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A law's searched parameters, as logarithms [Q], its linear ones [P], and the weighted residual sum of squares."""
+
+    theta_Q: Array
+    linear_P: Array
+    rss: float
+
+
+def columns(law: str, tokens_W: Array, tokens: Array, theta_GQ: Array) -> Array:
+    """The law's linear part [G, tokens, P] at logarithms of its searched parameters: a constant, then its shapes.
+
+    The shapes are ln(1 + N / N0), 1 - (1 + N / N0)^-a, and for the broken stick ln(1 + N / N0) and its part after the
+    break; N0 is the first window after step 0 where the law does not search it.
+    """
+    value_GQ, first = np.exp(theta_GQ)[..., None], first_window(tokens_W)
+    one = np.ones((len(theta_GQ), len(tokens)))
+    if law == "constant":
+        return one[..., None]
+    if law == "log":
+        return np.stack([one, np.log1p(tokens / value_GQ[:, 0])], -1)
+    if law == "power":
+        return np.stack([one, -np.expm1(-value_GQ[:, 0] * np.log1p(tokens / first))], -1)
+    if law == "cpt":
+        return np.stack([one, -np.expm1(-value_GQ[:, 1] * np.log1p(tokens / value_GQ[:, 0]))], -1)
+    x = np.log1p(tokens / first) * one
+    return np.stack([one, x, np.maximum(0, x - np.log1p(value_GQ[:, 0] / first))], -1)
+
+
+def first_window(tokens_W: Array) -> float:
+    """Tokens at the first window after step 0."""
+    return float(tokens_W[tokens_W > 0][0])
+
+
+def grid(law: str, tokens_W: Array) -> Array:
+    """Points [G, Q] over the logarithms of the searched parameters: offset, exponent, both, or the break."""
+    offsets = np.linspace(np.log(first_window(tokens_W) / 16), np.log(10 * tokens_W[-1]), OFFSETS)
+    exponents = np.linspace(np.log(LEAST), np.log(MOST), EXPONENTS)
+    if law == "constant":
+        return np.zeros((1, 0))
+    if law == "cpt":
+        return np.stack(np.meshgrid(offsets, exponents, indexing="ij"), -1).reshape(-1, 2)
+    breaks = np.linspace(np.log(tokens_W[2]), np.log(tokens_W[-3]), BREAKS)
+    return {"log": offsets, "power": exponents, "broken_stick": breaks}[law][:, None]
+
+
+def carried(windows: int) -> list[str]:
+    """The laws that so many windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
+    return [law for law in FREE_PARAMETERS if windows >= FREE_PARAMETERS[law] + 3]
+
+
+def moving(windows: int) -> list[str]:
+    """Those of them that move: a constant foretells no gain without any uncertainty, so it has no part in forecasts."""
+    return [law for law in carried(windows) if law != "constant"]
+
+
+def aicc(rss: float | Array, root_W: Array, free: int) -> Array:
+    """-2 log likelihood + 2 k + 2 k (k + 1) / (W - k - 1) of a weighted residual sum of squares, k = free + 1."""
+    n, k = len(root_W), free + 1
+    twice = n * (np.log(2 * np.pi * np.asarray(rss) / n) + 1) - 2 * np.log(root_W).sum()
+    return twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+
+
+def root_weights(stderr_W: Array) -> Array:
+    """Square roots [W] of the weights, of mean square 1; all 1 without usable standard errors.
+
+    A standard error counts as at least FLOOR of the largest: a hit that is 0 for all items has none, and is not exact.
+    """
+    if not np.isfinite(stderr_W).all() or np.max(stderr_W) <= 0:
+        return np.ones(len(stderr_W))
+    root_W = 1 / np.maximum(stderr_W, FLOOR * np.max(stderr_W))
+    return root_W / np.sqrt((root_W**2).mean())
+
+
+def search(law: str, tokens_W: Array, value_RW: Array, root_W: Array, ahead: Array) -> tuple[Array, Array]:
+    """The law's values [R, ahead] at the tokens `ahead` and residual sums of squares [R], best point of the grid."""
+    theta_GQ, centre = grid(law, tokens_W), float((value_RW[0] * root_W**2).mean())  # the constant takes it up
+    scaled_RW = (value_RW - centre) * root_W
+    upper_GPP, along_RGP, rss_RG = _projected(law, tokens_W, theta_GQ, scaled_RW, root_W)
+    rows, best_R = np.arange(len(value_RW)), rss_RG.argmin(1)
+    linear_RP = np.linalg.solve(upper_GPP[best_R], along_RGP[rows, best_R][..., None])[..., 0]
+    ahead_RN = np.einsum("rnp,rp->rn", columns(law, tokens_W, ahead, theta_GQ)[best_R], linear_RP)
+    return centre + ahead_RN, np.maximum(rss_RG[rows, best_R], _rounding(scaled_RW))
+
+
+def solve(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Solution:
+    """The best fit of one curve, refined from the best point of the grid within the grid's bounds.
+
+    The last few are remembered, because the rule, the laws and the scatter of one curve all ask for the same.
+    """
+    return _solved(law, *(np.asarray(each, float).tobytes() for each in (tokens_W, value_W, root_W)))
+
+
+@lru_cache(maxsize=256)
+def _solved(law: str, *data: bytes) -> Solution:
+    tokens_W, value_W, root_W = (np.frombuffer(each) for each in data)
+    theta_GQ, scaled_W = grid(law, tokens_W), value_W * root_W
+    start_Q = theta_GQ[_projected(law, tokens_W, theta_GQ, scaled_W[None], root_W)[2][0].argmin()]
+
+    def at(theta_Q: Array) -> Solution:
+        design_WP = columns(law, tokens_W, tokens_W, np.asarray(theta_Q)[None])[0] * root_W[:, None]
+        linear_P = np.linalg.lstsq(design_WP, scaled_W, rcond=None)[0]
+        return Solution(np.asarray(theta_Q), linear_P, float(((scaled_W - design_WP @ linear_P) ** 2).sum()))
+
+    best = at(start_Q)
+    if len(start_Q):
+        bounds = list(zip(theta_GQ.min(0), theta_GQ.max(0), strict=True))
+        options = {"xatol": 1e-7, "fatol": 1e-14 * float((scaled_W**2).sum()), "maxiter": 400}
+        found = minimize(lambda t: at(t).rss, start_Q, method="Nelder-Mead", bounds=bounds, options=options)
+        best = min(best, at(found.x), key=lambda solution: solution.rss)
+    return Solution(best.theta_Q, best.linear_P, max(best.rss, float(_rounding(scaled_W[None])[0])))
+
+
+def tangent(law: str, tokens_W: Array, solution: Solution) -> Array:
+    """Derivatives [W, free parameters] of the law's values; the searched ones by central differences."""
+    columns_WP = columns(law, tokens_W, tokens_W, solution.theta_Q[None])[0]
+    step = 1e-4
+    slopes = []
+    for shift_Q in step * np.eye(len(solution.theta_Q)):
+        up, down = (columns(law, tokens_W, tokens_W, (solution.theta_Q + s * shift_Q)[None])[0] for s in (1, -1))
+        slopes.append((up - down) @ solution.linear_P / (2 * step))
+    return np.column_stack([columns_WP, *slopes])
+
+
+def _projected(
+    law: str, tokens_W: Array, theta_GQ: Array, scaled_RW: Array, root_W: Array
+) -> tuple[Array, Array, Array]:
+    """R of QR [G, P, P], the curves along Q [R, G, P], and what is left of them, squared [R, G]."""
+    basis_GWP, upper_GPP = np.linalg.qr(columns(law, tokens_W, tokens_W, theta_GQ) * root_W[:, None])
+    flat = basis_GWP.swapaxes(0, 1).reshape(len(root_W), -1)
+    along_RGP = (scaled_RW @ flat).reshape(len(scaled_RW), len(theta_GQ), -1)
+    return upper_GPP, along_RGP, (scaled_RW**2).sum(1)[:, None] - (along_RGP**2).sum(-1)
+
+
+def _rounding(scaled_RW: Array) -> Array:
+    """What rounding leaves of a residual sum of squares [R]: below it, laws are not told apart."""
+    return 1e-18 + 1e-14 * (scaled_RW**2).sum(-1)
+
+
+LAW_WINDOWS = 6
+ITEMS = 100  # where a curve does not say how many it has
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale on which laws are fitted, by name; shares count as `least` at least and as 1 - `least` at most."""
+
+    name: str = "identity"
+    least: float = 0.0
+
+    def of(self, value: Array) -> Array:
+        """Values on this scale."""
+        return value if self.name == "identity" else logit(np.clip(value, self.least, 1 - self.least))
+
+    def back(self, value: Array) -> Array:
+        """Values in the metric's unit."""
+        return value if self.name == "identity" else expit(value)
+
+
+def onto_scale(curve: Curve) -> tuple[Curve, Scale]:
+    """The curve, without its resamples, on the scale for laws: logits for shares of items (_frac), else unchanged.
+
+    A share counts as half an item of n + 1 at least, and as much less than 1 at most (Haldane 1956, Ann. Hum. Genet.
+    20, has the half item), and so does its standard error. Without standard errors those of the resamples are taken.
+    """
+    if curve.draws_RW is not None and not (np.isfinite(curve.stderr_W).all() and curve.stderr_W.any()):
+        curve = replace(curve, stderr_W=curve.draws_RW.std(0))
+    if not curve.metric.endswith("_frac") or "gain" in curve.metric or (np.abs(curve.value_W - 0.5) > 0.5).any():
+        return replace(curve, draws_RW=None), Scale()
+    scale = Scale("logit", 0.5 / ((curve.n or ITEMS) + 1))
+    share_W = np.clip(curve.value_W, scale.least, 1 - scale.least)
+    stderr_W = np.maximum(curve.stderr_W, scale.least) / (share_W * (1 - share_W))
+    return replace(curve, value_W=scale.of(curve.value_W), stderr_W=stderr_W, draws_RW=None), scale
+
+
+def scattered(curve: Curve) -> Array:
+    """The curve's resamples [R, W], with noise added for the scatter about its best law that items do not explain.
+
+    Both are measured orthogonally to the law's tangent space: the curve's residual variance, less what resampling items
+    gives there. The first is known to its degrees of freedom only, so each resample draws it anew (chi-squared). The
+    noise of NLLs and perplexities, which stay above 0, is log-normal, that of others normal.
+    Without resamples the noise is all there is; with fewer than MIN_WINDOWS they come back as they are.
+    """
+    draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0) if curve.draws_RW is None else curve.draws_RW
+    if len(curve.tokens_W) < LAW_WINDOWS:
+        return draws_RW
+    scaled, scale = onto_scale(curve)
+    tokens_W, value_W, root_W = scaled.tokens_W, scaled.value_W, root_weights(scaled.stderr_W)
+
+    def score(law: str) -> float:
+        return float(
+            aicc(search(law, tokens_W, value_W[None], root_W, tokens_W[-1:])[1][0], root_W, FREE_PARAMETERS[law])
+        )
+
+    law = min(moving(len(tokens_W)), key=score)
+    best = solve(law, tokens_W, value_W, root_W)
+    df = len(root_W) - FREE_PARAMETERS[law]
+    basis_WP = np.linalg.qr(tangent(law, tokens_W, best) * root_W[:, None])[0]
+    off_RW = (scale.of(draws_RW) - value_W) * root_W
+    items = float((off_RW**2).sum(1).mean() - ((off_RW @ basis_WP) ** 2).sum(1).mean())
+    rng = np.random.default_rng([len(root_W), curve.rising])
+    scale_R = np.sqrt(np.maximum(0.0, best.rss / rng.chisquare(df, len(draws_RW)) - items / df))
+    std_RW, normal_RW = scale_R[:, None] / root_W, rng.standard_normal(draws_RW.shape)
+    if curve.rising or scale.name != "identity" or (draws_RW <= 0).any():
+        return np.where(std_RW == 0, draws_RW, scale.back(scale.of(draws_RW) + std_RW * normal_RW))
+    return draws_RW * np.exp(np.sqrt(np.log1p((std_RW / draws_RW) ** 2)) * normal_RW)
+
+
+LAWS: tuple[str, ...] = ("constant", "log", "power", "cpt", "broken_stick")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One law fitted to one curve; N are training tokens, and the value has the metric's unit.
+
+    `parameters` by law: constant {c}; log {A, B, N0}: A ln(N + N0) + B; power {E, A, a, N0}: E + A (N + N0)^-a;
+    cpt {c, B, E, beta}: c + B (1 - (1 + E N)^-beta); broken_stick {A, B, C, N0, Nb}: A x + B + C max(0, x - x(Nb))
+    with x = ln(N + N0). `tail_error` is the RMSE on the last quarter of the windows (at least two) of the law fitted
+    without them; None where fewer than MIN_WINDOWS, or too few for the law, remain.
+
+    Sources: log, arXiv 2604.02650 sec. 7.1 (the offset, which gives step 0 a place, is ours); cpt, arXiv 2505.07796
+    eq. 4 under a constant learning rate, with the slow term of pre-training in c.
+    """
+
+    law: str
+    parameters: dict[str, float]
+    aicc: float
+    tail_error: float | None = None
+    scale: str = "identity"
+
+    def predict(self, tokens: float | Array) -> Array:
+        """The law's value at `tokens` >= 0, of their shape."""
+        return Scale(self.scale).back(self._value(np.asarray(tokens, float)))
+
+    def _value(self, tokens: Array) -> Array:
+        p = self.parameters
+        if self.law == "constant":
+            return np.full_like(tokens, p["c"])
+        if self.law == "power":
+            return p["E"] + p["A"] * (tokens + p["N0"]) ** -p["a"]
+        if self.law == "cpt":
+            return p["c"] - p["B"] * np.expm1(-p["beta"] * np.log1p(p["E"] * tokens))
+        x = np.log(tokens + p["N0"])
+        bend = p["C"] * np.maximum(0, x - np.log(p["Nb"] + p["N0"])) if self.law == "broken_stick" else 0.0
+        return p["A"] * x + p["B"] + bend
+
+
+def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None) -> list[Fit]:
+    """Every law that W windows can carry, lowest AICc first; [] with fewer than MIN_WINDOWS.
+
+    Weighted least squares, `stderr_W` being relative weights: their common scale is estimated, because a standard error
+    over items holds the spread of items, which all windows share. A law of k parameters, the scale among them, needs
+    k + 2 windows. Source of AICc: Hurvich and Tsai 1989 (Biometrika 76). ConfigError where a number is not finite, or
+    tokens do not increase.
+    """
+    tokens_W, value_W = np.asarray(tokens_W, float), np.asarray(value_W, float)
+    if len(tokens_W) != len(value_W) or not np.isfinite([tokens_W, value_W]).all() or (np.diff(tokens_W) <= 0).any():
+        raise ConfigError(
+            "fit_laws: tokens and values must be finite, one for one, and tokens must increase; mend them"
+        )
+    if len(tokens_W) < LAW_WINDOWS:
+        return []
+    root_W, kept = (
+        root_weights(np.zeros_like(value_W) if stderr_W is None else stderr_W),
+        len(tokens_W) - max(2, len(tokens_W) // 4),
+    )
+    fits = [_fit(law, tokens_W, value_W, root_W) for law in carried(len(tokens_W))]
+    able = carried(kept) if kept >= LAW_WINDOWS else []
+    for number, fit in enumerate(fits):
+        if fit.law in able:
+            early = _fit(fit.law, tokens_W[:kept], value_W[:kept], root_W[:kept])
+            error = np.sqrt(((early.predict(tokens_W[kept:]) - value_W[kept:]) ** 2).mean())
+            fits[number] = replace(fit, tail_error=float(error))
+    return sorted(fits, key=lambda fit: fit.aicc)
+
+
+def laws_of(curve: Curve) -> list[Fit]:
+    """`fit_laws` of a curve on its scale: logits for a share of items, so that laws bend at floor and ceiling.
+
+    `parameters` and `tail_error` are then in logits; `predict` answers in the metric's unit.
+    """
+    scaled, scale = onto_scale(curve)
+    return [replace(fit, scale=scale.name) for fit in fit_laws(curve.tokens_W, scaled.value_W, scaled.stderr_W)]
+
+
+def law_predictions(curve: Curve, ahead: Array, law: str | None = None) -> Array:
+    """What the laws foretell at the tokens `ahead`, in the metric's unit: a row for the curve, then one a resample.
+
+    Under `law`; else averaged by their Akaike weights, anew in each row, over all but the constant, which would
+    foretell no change and no uncertainty. Resamples are those of `scattered`.
+    Source of the weights: Burnham and Anderson 2002 sec. 2.9.
+    """
+    scaled, scale = onto_scale(curve)
+    root_W = root_weights(scaled.stderr_W)
+    value_RW = np.vstack([scaled.value_W, scale.of(scattered(curve))])
+    paths, scores = [], []
+    for name in [law] if law else moving(len(root_W)):
+        value_RN, rss_R = search(name, scaled.tokens_W, value_RW, root_W, np.asarray(ahead, float))
+        paths.append(scale.back(value_RN))
+        scores.append(aicc(rss_R, root_W, FREE_PARAMETERS[name]))
+    weight_LR = np.exp(-(np.array(scores) - np.min(scores, axis=0)) / 2)
+    return np.einsum("lrn,lr->rn", np.array(paths), weight_LR / weight_LR.sum(0))
+
+
+def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
+    """The improvement (positive = better) that the next doubling of tokens brings, from the end N to 2 N, if laws hold.
+
+    Unit of the metric. Under the law of `fit`; else averaged over the laws, so that the interval holds the choice of a
+    law, too. nan with fewer than MIN_WINDOWS. The interval is of plain percentiles: a bias correction would take for a
+    bias what averaging shrinks in a resample.
+    """
+    if len(curve.tokens_W) < LAW_WINDOWS:
+        return Estimate(float("nan"))
+    path_RN = law_predictions(curve, curve.tokens_W[-1] * np.array([1.0, 2.0]), fit.law if fit else None)
+    gain_R = (path_RN[:, 1] - path_RN[:, 0]) * (1 if curve.rising else -1)
+    low, high = np.quantile(gain_R[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(gain_R[0]), float(low), float(high), gain_R[1:])
+
+
+def _fit(law: str, tokens_W: Array, value_W: Array, root_W: Array) -> Fit:
+    solution = solve(law, tokens_W, value_W, root_W)
+    return Fit(
+        law, _named(law, solution, first_window(tokens_W)), float(aicc(solution.rss, root_W, FREE_PARAMETERS[law]))
+    )
+
+
+def _named(law: str, solution: Solution, first: float) -> dict[str, float]:
+    """The parameters of `Fit` from those of the linear form c0 + c1 shape(N) (+ c2 shape(N))."""
+    theta, linear = [float(t) for t in np.exp(solution.theta_Q)], [float(c) for c in solution.linear_P]
+    if law == "constant":
+        return {"c": linear[0]}
+    if law == "power":
+        return {"E": linear[0] + linear[1], "A": -linear[1] * first ** theta[0], "a": theta[0], "N0": first}
+    if law == "cpt":
+        return {"c": linear[0], "B": linear[1], "E": 1 / theta[0], "beta": theta[1]}
+    offset = theta[0] if law == "log" else first
+    line = {"A": linear[1], "B": linear[0] - linear[1] * float(np.log(offset)), "N0": offset}
+    return line if law == "log" else {**line, "C": linear[2], "Nb": theta[0]}

@@ -1,0 +1,322 @@
+"""The monitors and the probe of a run beside each other, at the windows that they share.
+
+The probe is measured at fewer windows than the rest, so every comparison first asks which windows both sides have.
+Questionable: "after the hit" starts at the first window where the mean hit is at least 0.95, one window being enough,
+and in a run that never gets there at the hit's t95, which is no ceiling.
+
+Correlations are taken inside runs and pooled over runs: each run's own mean (and, where asked, its own trend in log
+tokens) is removed before products are added up, because a run that is better throughout says nothing about windows.
+Windows are resampled in short blocks, which keeps neighbours together but knows nothing of a trend longer than a block,
+so an interval of a coefficient that still has the trend in it is about this trend, not about what the two series have
+in common besides.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
+from lccp_sim.analysis.stats.saturation import progress
+from lccp_sim.records import Tag
+
+CEILING = 0.95
+HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
+PAIRED_MONITORS = {  # what is asked for together shares its items
+    "needle": ("hit_frac", "answer_nll_nats", "answer_ppl"),
+    "heads": ("retrieval_heads_count", "initial_heads_mean_frac"),
+    "perplexity": ("nll_nats", "short_nll_nats", "longppl_nats"),
+    "induction": ("second_copy_nll_nats",),
+}
+TARGETS = ("exact_match_frac", "answer_nll_nats")
+KINDS = ("level", "differences", "partial", "after_hit")
+MIN_POINTS = 4
+Name = str  # "monitor/metric", "probe/metric" or "probe/metric/task"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Curves at their common windows, by name; `kept_W`: which of a curve's own windows these are."""
+
+    tokens_W: Array
+    value_W: dict[Name, Array]
+    kept_W: dict[Name, npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Values [W] and resamples over items [R or 1, W] of curves, in the order asked for; the trend to partial out."""
+
+    values: list[Array]
+    draws: list[Array]
+    trend_W: Array | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One run's curves by name. `first` is its first window after step 0, in tokens.
+
+    `after` is where "after the hit" starts, in tokens, and `rule` says by which rule, or why there is no such place.
+    """
+
+    path: Path
+    run: str
+    curves: dict[Name, Curve] = field(repr=False)
+    first: float
+    after: float | None
+    rule: str
+
+    def shared(self, *names: Name) -> Shared | None:
+        """The curves `names` at the windows that all of them have; None where one is missing or none is shared."""
+        if not set(names) <= set(self.curves):
+            return None
+        chosen = [self.curves[name] for name in names]
+        tokens_W = reduce(np.intersect1d, [curve.tokens_W for curve in chosen])
+        if not len(tokens_W):
+            return None
+        kept = [np.isin(curve.tokens_W, tokens_W) for curve in chosen]
+        value_W = {name: curve.value_W[at_W] for name, curve, at_W in zip(names, chosen, kept, strict=True)}
+        return Shared(tokens_W, value_W, dict(zip(names, kept, strict=True)))
+
+    def aligned(self, kind: str, *names: Name, items: bool = False) -> Aligned | None:
+        """The curves `names` as `kind` wants them; None where they share no window or the hit's place is not known.
+
+        `level`: values. `differences`: slopes between windows in log tokens, so that a straight line in log tokens has
+        none, however the windows lie. `partial`: values, with log tokens as their trend. `after_hit`: values from
+        `after` on. `items`: with resamples over items, where there are any. Raises ValueError for another kind.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"aligned: kind {kind!r} is none of {', '.join(KINDS)}")
+        shared = self.shared(*names)
+        if shared is None or (kind == "after_hit" and self.after is None):
+            return None
+        log_W = self.log_tokens(shared.tokens_W)
+        values = [shared.value_W[name] for name in names]
+        draws = [value[None] for value in values]
+        if items:
+            found = {name: self.curves[name].draws_RW for name in names}
+            draws = [
+                d if (r := found[n]) is None else r[:, shared.kept_W[n]] for n, d in zip(names, draws, strict=True)
+            ]
+        if kind == "differences":
+            values, draws = ([np.diff(value) / np.diff(log_W) for value in each] for each in (values, draws))
+        if kind == "after_hit" and self.after is not None:
+            later_W = shared.tokens_W >= self.after
+            values, draws = ([value[..., later_W] for value in each] for each in (values, draws))
+            log_W = log_W[later_W]
+        return Aligned(values, draws, log_W if kind == "partial" else None)
+
+    def log_tokens(self, tokens_W: Array) -> Array:
+        """ln(tokens + first window after step 0), as t95 has it."""
+        return np.log(tokens_W + self.first)
+
+
+def gather(runs: Sequence[RunData | Panel], seed: int = 0, by_task: bool = True) -> list[Panel]:
+    """One panel a run; a run that is given twice is used once, since it is one observation. `seed`: of the resamples.
+
+    The probe is taken after its last fine-tuning step; `by_task`: its tasks, too. Monitors draw their resamples apart
+    from each other and from the probe, whose items are others. A panel stands for itself, so that several analyses can
+    share what `gather` made.
+    """
+    distinct = {run.path.resolve() if isinstance(run, RunData) else run.path: run for run in runs}
+    return [run if isinstance(run, Panel) else _panel(run, seed, by_task) for run in distinct.values()]
+
+
+def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
+    """The tags of the probe after its last fine-tuning step; {} where the run has no records by step."""
+    rows = run.select("probe", metric, "sft_step")
+    return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
+
+
+def monitors(panels: Sequence[Panel]) -> list[Name]:
+    """The monitors' metrics that some run has, in the order of MONITORS."""
+    names = [f"{monitor}/{metric}" for monitor, metrics in PAIRED_MONITORS.items() for metric in metrics]
+    return [name for name in names if any(name in panel.curves for panel in panels)]
+
+
+def targets(panels: Sequence[Panel]) -> list[tuple[str, str | None]]:
+    """(metric, task) of the probe that some run has; task None is the whole probe."""
+    return [
+        (metric, task)
+        for metric in TARGETS
+        if any(f"probe/{metric}" in panel.curves for panel in panels)
+        for task in (None, *tasks(panels, metric))
+    ]
+
+
+def target_name(metric: str, task: str | None) -> Name:
+    """The name of a target's curve."""
+    return f"probe/{metric}" + (f"/{task}" if task else "")
+
+
+def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
+    """The probe's tasks that some run has `metric` of, sorted."""
+    start = f"probe/{metric}/"
+    return sorted({name.removeprefix(start) for panel in panels for name in panel.curves if name.startswith(start)})
+
+
+def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
+    found: dict[Name, Curve] = {}
+    for number, (monitor, metrics) in enumerate(PAIRED_MONITORS.items()):
+        groups = [metrics] if monitor == "heads" else [(metric,) for metric in metrics]
+        for group in groups:
+            for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
+                found[f"{monitor}/{metric}"] = curve
+    for metric in TARGETS:
+        tags = probe_tags(run, metric)
+        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(PAIRED_MONITORS)).values():
+            found[f"probe/{metric}"] = curve
+        if tags and by_task:
+            rows = run.select("probe", metric, "task", **tags)
+            for task in sorted(set(rows.task)) if len(rows) else ():
+                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(PAIRED_MONITORS))
+                found[f"probe/{metric}/{task}"] = only[metric]
+    later = [float(t) for curve in found.values() for t in curve.tokens_W if t > 0]
+    return Panel(run.path.resolve(), run.name, found, min(later, default=1.0), *_after(found.get(HIT)))
+
+
+def _after(hit: Curve | None) -> tuple[float | None, str]:
+    if hit is None:
+        return None, "no needle records"
+    reached = hit.tokens_W[hit.value_W >= CEILING]
+    if len(reached):
+        return float(reached[0]), f"hit >= {CEILING}"
+    row = progress(hit)
+    if row.t95 is None:
+        return None, f"the hit never reaches {CEILING} and has no t95 ({row.reason})"
+    return row.t95.value, f"t95 of the hit, which never reaches {CEILING}"
+
+
+MOST = 1 - 1e-9  # a larger |r| counts as 1
+PERCENTS = (2.5, 97.5)
+TINY = 1e-18  # a sum of squares below this share of what it was made of is rounding
+Index = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Two series of one run, of W points; `trend_W` is partialled out of both unless it is None.
+
+    `x_RW` and `y_RW` are their resamples over items, or the values themselves, [1, W], where there are none.
+    """
+
+    x_W: Array
+    y_W: Array
+    x_RW: Array
+    y_RW: Array
+    trend_W: Array | None = None
+
+    @property
+    def spare(self) -> int:
+        """Points beyond those that the run's mean and trend use up."""
+        return len(self.x_W) - (1 if self.trend_W is None else 2)
+
+
+def pooled_correlation(runs: Sequence[Points], ranked: bool) -> float:
+    """The correlation of x with y inside runs; nan where one of them does not vary. `ranked`: of ranks inside runs."""
+    products = [_products(p.x_W[None], p.y_W[None], _row(p.trend_W), ranked) for p in runs]
+    return float(_r(np.sum(products, axis=0))[0])
+
+
+def varies(runs: Sequence[Points], ranked: bool) -> tuple[bool, bool]:
+    """Whether x, and whether y, varies inside some run, beyond its trend where one is taken out."""
+    products = [_products(p.x_W[None], p.y_W[None], _row(p.trend_W), ranked) for p in runs]
+    xx, yy, _ = np.sum(products, axis=0)[:, 0]
+    return bool(xx > 0), bool(yy > 0)
+
+
+def degrees(runs: Sequence[Points]) -> int:
+    """Degrees of freedom of the pooled correlation: n - 2 for one run without a trend."""
+    return sum(points.spare for points in runs) - 1
+
+
+def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
+    """The pooled correlation with its bootstrap interval; none where it is 1 or -1.
+
+    In each resample: as many runs as there are, with replacement; in each of these, blocks of about cube root of W
+    windows; and one of the run's resamples of items. Fisher's z of the resamples is shifted onto that of the estimate
+    before its 95 % range is taken: noise of items is added to what has it already, so that resamples lie too near 0.
+    Resamples in which a series does not vary are left out. Source: moving blocks, Kuensch 1989 (Ann. Stat. 17);
+    nesting, Davison and Hinkley 1997 sec. 3.8; the shift is ours.
+    """
+    value = pooled_correlation(runs, ranked)
+    rng = np.random.default_rng(seed)
+    product_KPR = np.stack([_resampled(points, ranked, rng) for points in runs])
+    run_SR, row_SR = (
+        rng.integers(len(runs), size=(len(runs), RESAMPLES)),
+        rng.integers(RESAMPLES, size=(len(runs), RESAMPLES)),
+    )
+    if len(runs) == 1:
+        row_SR = np.arange(RESAMPLES)[None]
+    z_R = np.arctanh(_r(product_KPR[run_SR, :, row_SR].sum(0).T).clip(-MOST, MOST))
+    z_R = z_R[np.isfinite(z_R)]
+    if not z_R.size or abs(value) >= MOST:
+        return Estimate(value)
+    low, high = np.tanh(np.arctanh(value) + np.percentile(z_R - np.median(z_R), PERCENTS))
+    return Estimate(value, float(low), float(high))
+
+
+def block(windows: int) -> int:
+    """Windows in a block: the cube root of their number, rounded (Hall, Horowitz and Jing 1995, Biometrika 82)."""
+    return max(1, round(windows ** (1 / 3)))
+
+
+def ranks(value_RW: Array) -> Array:
+    """Ranks [R, W] inside each row, from 0; equal values share the mean of theirs."""
+    other_R1W, own_RW1 = value_RW[:, None, :], value_RW[:, :, None]
+    return (other_R1W < own_RW1).sum(-1) + ((other_R1W == own_RW1).sum(-1) - 1) / 2
+
+
+def _resampled(points: Points, ranked: bool, rng: np.random.Generator) -> Array:
+    window_RW = _blocks(len(points.x_W), rng)
+    x_RW, y_RW = (
+        np.take_along_axis(np.broadcast_to(value_RW, window_RW.shape), window_RW, axis=1)
+        for value_RW in (points.x_RW, points.y_RW)
+    )
+    trend_RW = None if points.trend_W is None else points.trend_W[window_RW]
+    return _products(x_RW, y_RW, trend_RW, ranked)
+
+
+def _blocks(windows: int, rng: np.random.Generator) -> Index:
+    length = block(windows)
+    start_RB = rng.integers(windows - length + 1, size=(RESAMPLES, math.ceil(windows / length)))
+    return (start_RB[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :windows]
+
+
+def _products(x_RW: Array, y_RW: Array, trend_RW: Array | None, ranked: bool) -> Array:
+    """Sums [3, R] of x x, y y and x y, after the mean and the trend were taken out of each row."""
+    if ranked:
+        x_RW, y_RW = ranks(x_RW), ranks(y_RW)
+        trend_RW = None if trend_RW is None else ranks(trend_RW)
+    (x_RW, y_RW), trend_RW = (_centred(x_RW), _centred(y_RW)), None if trend_RW is None else _centred(trend_RW)
+    if trend_RW is not None:
+        x_RW, y_RW = _detrended(x_RW, trend_RW), _detrended(y_RW, trend_RW)
+    return np.stack([(x_RW**2).sum(1), (y_RW**2).sum(1), (x_RW * y_RW).sum(1)])
+
+
+def _centred(value_RW: Array) -> Array:
+    less_RW = value_RW - value_RW.mean(1, keepdims=True)
+    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+
+
+def _detrended(value_RW: Array, trend_RW: Array) -> Array:
+    square_R1 = (trend_RW**2).sum(1, keepdims=True)
+    slope_R1 = (value_RW * trend_RW).sum(1, keepdims=True) / np.where(square_R1 > 0, square_R1, 1)
+    less_RW = value_RW - slope_R1 * trend_RW
+    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+
+
+def _r(product_PR: Array) -> Array:
+    xx_R, yy_R, xy_R = product_PR
+    scale_R = np.sqrt(xx_R * yy_R)
+    return np.divide(xy_R, scale_R, out=np.full(xx_R.shape, np.nan), where=scale_R > 0).clip(-1, 1)
+
+
+def _row(value_W: Array | None) -> Array | None:
+    return None if value_W is None else value_W[None]

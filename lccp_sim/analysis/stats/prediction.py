@@ -1,0 +1,121 @@
+"""Whether a monitor foretells the probe in a run that it was not fitted on.
+
+The line from monitor to probe is fitted on the other runs and judged by its mean absolute error in the run left out,
+beside a line that knows nothing but log tokens. Questionable: the errors of the two are compared as a ratio without an
+interval, because few runs carry none; the number of runs in which the monitor wins stands beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.estimate import Array
+from lccp_sim.analysis.stats.pairs import Name, Panel, gather, monitors, target_name, targets
+
+MIN_RUNS = 3
+PREDICTION_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The mean absolute error `mae` (unit of the target) of predicting the probe from `monitor` in runs left out.
+
+    `mae_tokens`: from log tokens alone; `ratio`: mae / mae_tokens, below 1 where the monitor helps; `wins`: the runs,
+    of `runs`, in which its error is the smaller one; `slope_agrees`: in how many fits the slope has the sign of all
+    runs' together. `after_hit`: windows after the hit only. None where `reason` says why.
+    """
+
+    target: str
+    task: str | None
+    monitor: Name
+    after_hit: bool
+    windows: int
+    runs: int
+    mae: float | None
+    mae_tokens: float | None
+    ratio: float | None
+    wins: int | None
+    slope_agrees: int | None
+    reason: str | None
+
+    def row(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:
+    """Leave-one-run-out prediction of each target by each monitor, over all windows and over those after the hit."""
+    panels = gather(runs, seed)
+    return [
+        predict(panels, target, task, monitor, after_hit)
+        for target, task in targets(panels)
+        for monitor in monitors(panels)
+        for after_hit in (False, True)
+    ]
+
+
+def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Name, after_hit: bool) -> Prediction:
+    """The prediction of one target by one monitor; a run counts with two windows or more that have both."""
+    names = (monitor, target_name(target, task))
+    data = [each for panel in panels if (each := _series(panel, names, after_hit)) is not None]
+    windows = sum(len(y_W) for _, _, y_W in data)
+
+    row = Prediction(target, task, monitor, after_hit, windows, len(data), None, None, None, None, None, None)
+    if len(data) < MIN_RUNS:
+        where = " after the hit" if after_hit else ""
+        found = f"{len(data)} runs have {PREDICTION_WINDOWS} windows{where} of both"
+        return replace(row, reason=f"{found}, {MIN_RUNS} are needed")
+    for place, name in ((0, monitor), (2, names[1])):
+        if all(np.ptp(np.concatenate([run[place] for run in data[:i] + data[i + 1 :]])) == 0 for i in range(len(data))):
+            return replace(row, reason=f"{name}: constant")
+    errors = [[_left_out(data, left, place) for left in range(len(data))] for place in (0, 1)]
+    mae, mae_tokens = (float(np.concatenate([error for error, _ in each]).mean()) for each in errors)
+    wins = sum(float(a.mean()) < float(b.mean()) for (a, _), (b, _) in zip(*errors, strict=True))
+    whole = _fit(data, 0)[1]
+    agrees = sum(bool(np.sign(slope) == np.sign(whole)) for _, slope in errors[0])
+    if not mae_tokens > 0:
+        return replace(row, mae=mae, mae_tokens=mae_tokens, reason="log tokens foretell the probe exactly")
+    return replace(row, mae=mae, mae_tokens=mae_tokens, ratio=mae / mae_tokens, wins=wins, slope_agrees=agrees)
+
+
+def errors_left_out(panels: Sequence[Panel], target: str, monitor: Name) -> list[float] | None:
+    """The mean absolute error of predicting the target from `monitor` in each run, left out of the fit.
+
+    None with fewer than 3 runs that have two windows of both.
+    """
+    data = [
+        each for panel in panels if (each := _series(panel, (monitor, target_name(target, None)), False)) is not None
+    ]
+    if len(data) < MIN_RUNS:
+        return None
+    return [float(_left_out(data, left, 0)[0].mean()) for left in range(len(data))]
+
+
+def _series(panel: Panel, names: Sequence[Name], after_hit: bool) -> tuple[Array, Array, Array] | None:
+    """Monitor, log tokens and target [W] of a run."""
+    shared = panel.shared(*names)
+    if shared is None or (after_hit and panel.after is None):
+        return None
+    kept_W = shared.tokens_W >= (panel.after if after_hit and panel.after is not None else 0)
+    if kept_W.sum() < PREDICTION_WINDOWS:
+        return None
+    x_W, y_W = (shared.value_W[name][kept_W] for name in names)
+    return x_W, panel.log_tokens(shared.tokens_W[kept_W]), y_W
+
+
+def _left_out(data: Sequence[tuple[Array, Array, Array]], left: int, place: int) -> tuple[Array, float]:
+    """Absolute errors [W] in the run `left` of a line fitted on the others, and its slope."""
+    level, slope = _fit([run for number, run in enumerate(data) if number != left], place)
+    return np.abs(level + slope * data[left][place] - data[left][2]), slope
+
+
+def _fit(data: Sequence[tuple[Array, Array, Array]], place: int) -> tuple[float, float]:
+    """Level and slope of the least-squares line; slope 0 where the monitor does not vary."""
+    x_W, y_W = (np.concatenate([run[index] for run in data]) for index in (place, 2))
+    centred_W = x_W - x_W.mean()
+    square = float(centred_W @ centred_W)
+    slope = float(centred_W @ y_W) / square if square > 0 else 0.0
+    return float(y_W.mean() - slope * x_W.mean()), slope

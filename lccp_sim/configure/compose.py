@@ -1,0 +1,71 @@
+"""From overrides to a checked config: Hydra composes the groups, the dataclasses say what is wrong.
+
+What a reader would question: a key may be set whether a YAML names it or not, as with Hydra's ++, so that one way of
+writing an override serves them all; what is no key at all is found by the dataclasses.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lccp_sim.config import ConfigError
+
+if TYPE_CHECKING:
+    from lccp_sim.config import Config
+
+GROUPS = ("model", "data", "optim", "monitors", "run")
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such directory")
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    try:
+        with initialize_config_module("lccp_sim.configs", version_base="1.3"):
+            composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _marked(overrides: Sequence[str]) -> Iterator[str]:
+    """The overrides, those of a value with Hydra's ++: set it or add it. Raises ConfigError where one is none."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == override and not key.startswith("~"):
+            raise ConfigError(f"{override!r}: not an override; write key=value")
+        if override == f"{key}=null" and key in GROUPS:
+            raise ConfigError(f"{override}: a group of keys cannot be left out; name a config")
+        if override.endswith("={}") and key not in GROUPS:  # Hydra would merge it into what is there
+            yield f"++{key.lstrip('+')}=null"
+        yield override if key in GROUPS or key.startswith("~") or "@" in key else f"++{override.lstrip('+')}"
+
+
+def explain(error: Exception) -> str:
+    """Hydra's message in one line, without what only concerns Hydra."""
+    message = " ".join(str(error).split())
+    if override := getattr(error, "override", None):
+        why = message.partition(" See https")[0]
+        return f"{override.lstrip('+')}: cannot be read ({why}); quote the value as Hydra asks"
+    if "You must specify 'run'" in message:
+        return "run: name a run, for example run=tiny_lccp"
+    found = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*?) Config search path", message)
+    return f"{found[1]}={found[2]}: no such config; there are {', '.join(found[3].split())}" if found else message
+
+
+def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
+    """The checked config of some overrides. Raises ConfigError."""
+    plain = compose(overrides, config_dir)
+    from lccp_sim.configure.load import load_config
+
+    return load_config(plain)

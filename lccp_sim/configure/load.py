@@ -1,0 +1,182 @@
+"""From plain dictionaries to a checked Config: the place that knows every table of variants."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lccp_sim.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    StoppingConfig,
+    nearest,
+    refuse,
+)
+from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.pools import DataConfig
+from lccp_sim.data.sources import SOURCES
+from lccp_sim.models.experts import EXPERTS
+from lccp_sim.models.positions import POSITIONS
+from lccp_sim.monitors import MONITORS, Monitor
+
+
+def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> list[int]:
+    """The steps of the windows: 0, first_tokens * 2^(j/2) for j = 0, 1, ..., and the last; None: only 0 and the last.
+
+    The grid is fixed in tokens, so runs of different length or batch share it.
+    """
+    windows = {0, steps}
+    if first_tokens is not None:
+        j, step = 0, 0
+        while step < steps:
+            step = max(1, round(first_tokens * 2 ** (j / 2) / batch_tokens))
+            j += 1
+            if step < steps:
+                windows.add(step)
+    return sorted(windows)
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorsConfig:
+    """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end).
+
+    They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
+    """
+
+    first_window_tokens: int | None
+    watch: dict[str, Monitor]
+    precision: Literal["fp32", "bf16"] | None = None
+
+
+def load_config(plain: Mapping[str, Any]) -> Config:
+    """The checked config. Raises ConfigError: one line for each key or value that is wrong."""
+    problems: list[str] = []
+
+    def attempt(build: Any, *args: Any) -> Any:
+        try:
+            return build(*args)
+        except ConfigError as error:
+            problems.extend(str(error).split("\n"))
+            return None
+
+    sections = [field.name for field in dataclasses.fields(Config)]
+    notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
+    notes += [f"{key}: missing" for key in sections if key not in plain]
+    if notes:
+        raise ConfigError("\n".join(notes))
+    run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
+    model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
+    sources = attempt(_sources, data)
+    config = Config(
+        seed=plain["seed"],
+        run=attempt(parse, RunConfig, run, "run"),
+        model=attempt(parse, ModelConfig, model, "model"),
+        optim=attempt(parse, OptimConfig, optim, "optim"),
+        data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
+        monitors=attempt(_monitors, monitors, sources),
+    )
+    attempt(_check_decay, config.run, config.optim)
+    attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    bad = isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0
+    refuse(bad, "seed", config.seed, "must be an integer >= 0")
+    known = ("auto", *EXPERTS)
+    refuse(config.model.experts not in known, "model.experts", config.model.experts, f"one of {', '.join(known)}")
+    return config
+
+
+def load_model(plain: Mapping[str, Any]) -> ModelConfig:
+    """The model alone of a config that was checked before: it asks nothing of the data, which may be gone by now."""
+    rope = parse_kind(POSITIONS, plain["model"]["rope"], "model.rope")
+    return parse(ModelConfig, {**plain["model"], "rope": rope}, "model")
+
+
+def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
+    refuse(not isinstance(plain[key], Mapping), f"{where}{key}", plain[key], "must be a group of keys")
+    return dict(plain[key])
+
+
+def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources by name. One without a kind is most likely another one's name, mistyped."""
+    sources = _mapping({"sources": {}, **data}, "sources", "data.")
+    problems: list[str] = []
+    found: dict[str, Any] = {}
+    for name, settings in sources.items():
+        others = [other for other in sources if other != name]
+        try:
+            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
+        except ConfigError as error:
+            kindless = isinstance(settings, Mapping) and "kind" not in settings
+            problems.append(str(error) + (nearest(str(name), others) if kindless else ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> MonitorsConfig:
+    first = plain.get("first_window_tokens")
+    bad = first is not None and (not isinstance(first, int) or first < 1)
+    refuse(
+        bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
+    )
+    precision = plain.get("precision")
+    known = precision in (None, "fp32", "bf16")
+    refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
+    problems, watch = [], {}
+    for name in plain:
+        if name not in ("first_window_tokens", "precision") and plain[name] is not None:
+            try:
+                settings = {"kind": name} | _mapping(plain, name, "monitors.")
+                watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
+                _check_sources(name, watch[name], sources)
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return MonitorsConfig(first, watch, precision)
+
+
+def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
+    """None, or ConfigError where a monitor reads a source that the run does not have."""
+    for key in ("haystack", "source", "sources"):
+        value = getattr(monitor, key, ())
+        for source in (value,) if isinstance(value, str) else value or ():
+            unknown = sources is not None and source not in sources
+            rule = f"no such source; data.sources has {', '.join(sources or ())}{nearest(source, sources or ())}"
+            refuse(unknown, f"monitors.{name}.{key}", source, rule)
+
+
+def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
+    """None, or ConfigError where a run is too short for its warm-up and decay."""
+    if run is not None and optim is not None and optim.decay_steps is not None:
+        rule = f"with optim.warmup_steps={optim.warmup_steps} more than the run's {run.steps} steps; lower it"
+        refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
+
+
+def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
+    """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
+    if stopping is None:
+        return
+    for name in stopping.watch if monitors is not None else ():
+        monitor, known = name.partition("/")[0], list(monitors.watch)
+        rule = f"no such monitor here; there are {', '.join(known)}{nearest(monitor, known)}"
+        refuse(monitor not in known, "run.stopping.watch", name, rule)
+    if optim is not None:
+        decays = stopping.action == "decay" and optim.schedule != "constant"
+        rule = f"needs a learning rate that is constant until then, and optim.schedule is {optim.schedule}; use stop"
+        refuse(decays, "run.stopping.action", "decay", rule)
+
+
+def plain_config(config: Config) -> dict[str, Any]:
+    """The resolved config as it is written to config.yaml, in the layout that `load_config` reads."""
+    plain = config.plain()
+    watch = plain["monitors"].pop("watch")
+    return plain | {"monitors": plain["monitors"] | watch}
+
+
+def windows_of(config: Config) -> list[int]:
+    """The steps of the run's windows."""
+    return window_steps(config.monitors.first_window_tokens, config.run.batch_tokens, config.run.steps)

@@ -1,0 +1,1 @@
+"""Training: a run from a checked config to a finished directory."""

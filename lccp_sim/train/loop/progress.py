@@ -1,0 +1,96 @@
+"""What a person sees of a run while it trains: the line of progress, the loggers."""
+
+import csv
+import io
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lccp_sim.config import Config, ConfigError
+from lccp_sim.progress import Tell
+from lccp_sim.records import write_atomic
+
+SPEED_OVER = 20  # steps
+REFRESH = 0.25  # seconds
+
+
+class ProgressLine(L.Callback):
+    """Tells of steps done of planned, of the loss, and of the speed of the last steps.
+
+    It stands before the monitors, so that no window counts as training.
+    """
+
+    def __init__(self, tell: Tell, batch_tokens: int, steps: int):
+        self.tell, self.batch_tokens, self.steps = tell, batch_tokens, steps
+        self.busy: deque[float] = deque(maxlen=SPEED_OVER)
+        self.began = self.told = time.monotonic()
+        self.last = ("training", 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a run goes on, its pace counts from there."""
+        self.last = ("training", trainer.global_step / self.steps)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A step begins with its first micro-batch; where a window came before, the line is training's again."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.began = time.monotonic()
+            self.tell(*self.last)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a step, a few times a second at most."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        now, step = time.monotonic(), trainer.global_step
+        self.busy.append(now - self.began)
+        if now - self.told < REFRESH and step < self.steps:
+            return
+        self.told = now
+        loss = float(getattr(pl_module, "loss_nats", float("nan")))
+        speed = self.batch_tokens * len(self.busy) / max(sum(self.busy), 1e-9)
+        self.last = (f"step {step:,} of {self.steps:,}, loss {loss:.3f}, {speed:,.0f} tokens/s", step / self.steps)
+        self.tell(*self.last)
+
+
+def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
+    """TensorBoard, CSV, and what `run.loggers` adds ({name: {class: dotted path, ...}}), to go on at step `first`.
+
+    What a killed process wrote of that step and later ones is cut away: TensorBoard does so when it reads the new file.
+    """
+    _cut_csv(directory / "csv", first)
+    out: list[Logger] = [
+        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=first),
+        CSVLogger(directory, name="csv", version=f"from_step_{first:08d}", flush_logs_every_n_steps=1),
+    ]
+    for name, settings in config.run.loggers.items():
+        module, _, kind = settings["class"].rpartition(".")
+        own = {key: value for key, value in settings.items() if key != "class"}
+        try:
+            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**own))
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"run.loggers.{name}: {error}") from error
+    return out
+
+
+def _cut_csv(folder: Path, first: int) -> None:
+    """None; the CSVs of earlier starts lose their rows from `first` on. (Lightning empties one that it opens again.)"""
+    for path in sorted(folder.glob("from_step_*/metrics.csv")):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        # A kill may have cut the last row off; it lacks columns then.
+        keep = [row for row in rows if None not in row.values() and int(row["step"]) < first]
+        if not keep:
+            path.unlink()
+            continue
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(keep)
+        write_atomic(path, text.getvalue())

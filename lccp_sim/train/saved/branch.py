@@ -1,0 +1,73 @@
+"""A run that branches off another one, its trunk: it begins as a copy of it, at one of its checkpoints.
+
+Both are the same run up to there, so the branch is what it would be from scratch, to the byte, without the cost: the
+decay of a warm-up-stable-decay schedule can start from any window of a run at constant rate. Unlike `init_from`, which
+takes weights alone, optimizer, data order, records and windows go on.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lccp_sim.config import Config, ConfigError, OptimConfig, flatten, refuse
+from lccp_sim.configure.load import plain_config
+from lccp_sim.configure.parse import parse
+from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
+from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
+from lccp_sim.train.saved.run_directory import CORPUS, FREE_KEYS
+
+FILES = (RECORDS, TIMING, DECISIONS, CORPUS, "tokenizer.json")
+FOLDERS = ("samples", REFERENCE, "tensorboard", "csv")
+KEY = "run.branch_from"
+MAY_DIFFER = {"run.name", "optim.schedule", "optim.decay_steps", "optim.final_lr_frac"}  # the rates are compared
+
+
+def branch(config: Config, directory: Path) -> None:
+    """None, once a directory without a checkpoint holds all that its trunk had when it wrote `run.branch_from`.
+
+    What the trunk wrote later is cut off when the run resumes there. Raises ConfigError where the trunk is another run
+    before that checkpoint already.
+    """
+    if config.run.branch_from is None or checkpoints(directory):
+        return
+    path = resolve(config.run.branch_from, KEY)
+    _check_same(config, read_checkpoint(path), path)
+    trunk, kept = path.parent.parent, directory / "checkpoints"
+    for name in FILES:
+        if (trunk / name).exists():
+            shutil.copyfile(trunk / name, directory / name)
+    for name in FOLDERS:
+        if (trunk / name).exists():
+            shutil.copytree(trunk / name, directory / name, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+    kept.mkdir(exist_ok=True)
+    shutil.copyfile(manifest_of(path), kept / manifest_of(path).name)
+    temporary = kept / f".{path.name}.tmp"  # the checkpoint comes last: killed before, the copy is made again
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary)
+    os.replace(temporary, kept / path.name)
+
+
+def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:
+    """None, or ConfigError where a run of `config` would not have come to this checkpoint."""
+    trunk, step = content["lccp"]["config"], content["global_step"]
+    refuse(
+        step >= config.run.steps,
+        KEY,
+        str(path),
+        f"is at step {step}, and the run has {config.run.steps}; raise run.tokens",
+    )
+    old, new = flatten(trunk), flatten(plain_config(config))
+    free = (FREE_KEYS - {"run.init_from"}) | MAY_DIFFER
+    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    differ = [key for key in differ if not any(f"{key}.".startswith(f"{each}.") for each in free)]
+    if differ:
+        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in differ[:5])
+        raise ConfigError(f"{KEY}: {path} is of a run with other settings: {shown}; only the decay may differ")
+    optim = parse(OptimConfig, trunk["optim"], "optim")
+    steps = -(-trunk["run"]["tokens"] // trunk["run"]["batch_tokens"])
+    other = [s for s in range(step + 1) if optim.factor(s, steps) != config.optim.factor(s, config.run.steps)]
+    stopping = content.get("callbacks", {}).get("Stopping", {})
+    rule = f"had another learning rate from step {min(other, default=step)} on; branch from an earlier checkpoint"
+    refuse(other or stopping.get("rates"), KEY, str(path), rule)
+    ended = stopping.get("since") is not None and config.run.stopping is not None
+    refuse(ended, "run.stopping", stopping.get("action"), f"is what ended {path}; set run.stopping=null for the branch")

@@ -1,0 +1,212 @@
+"""Checkpoints: written atomically, verified before they are read, never unpickled.
+
+One is a file, or with cut weights a folder of what each rank held (sharded.py); every reader takes both. Beside
+it stands a manifest (SHA-256 of the file, or of each file of the folder, and the step). It is loaded with
+`weights_only` and only after all hashes match; a torn one is passed over for the last good one, and that is said.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lccp_sim.config import ConfigError
+from lccp_sim.models import hf
+from lccp_sim.records import write_atomic
+from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
+from lccp_sim.train.saved.weights_file import SCHEME, bundled
+
+
+class VerifiedIO(TorchCheckpointIO):
+    """Lightning's plug for reading and writing: atomic, with a manifest, `weights_only`.
+
+    With `pieces` what it reads is left on disk, tensor by tensor, for a strategy that takes parts.
+    """
+
+    def __init__(self, pieces: bool = False):
+        super().__init__()
+        self.pieces = pieces
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """None, once the checkpoint and then its manifest are on disk."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise unwritten(path, error.__context__ if isinstance(error.__context__, OSError) else error) from error
+        commit(temporary, path, _sha256(temporary), checkpoint["global_step"])
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """The content of a verified checkpoint, on the CPU."""
+        content = read_checkpoint(Path(path), mapped=self.pieces)
+        return content if self.pieces else unsharded(content)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """None, once the checkpoint and its manifest are gone."""
+        path = Path(path)
+        if path.is_dir():  # under its own name it is whole, or not there
+            gone = path.with_name(f".{path.name}.gone.tmp")
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+        path.unlink(missing_ok=True)
+        manifest_of(path).unlink(missing_ok=True)
+
+
+def fresh_folder(path: Path) -> None:
+    """None, once there is an empty folder of that name."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int) -> None:
+    """None, once what was written under another name is the checkpoint `path`, with its manifest."""
+    # The manifest comes first: killed in between, there is a manifest without a file, which nobody looks for.
+    VerifiedIO().remove_checkpoint(path)
+    write_atomic(manifest_of(path), json.dumps({"sha256": sha256, "step": step}))
+    os.replace(temporary, path)
+
+
+def unwritten(path: Path, cause: BaseException) -> OSError:
+    """What to raise where a checkpoint could not be written."""
+    return OSError(f"{path}: could not be written ({cause}); the checkpoints before it are whole")
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest's path of a checkpoint."""
+    return path.with_suffix(".json")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of these files of a folder, by name."""
+    return {name: _sha256(folder / name) for name in names}
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None."""
+    try:
+        manifest = json.loads(manifest_of(path).read_text())
+    except (OSError, ValueError):
+        return f"{path}: its manifest {manifest_of(path).name} is missing or damaged"
+    wanted = manifest.get("sha256")
+    if not path.is_dir():
+        return f"{path}: the file does not match its manifest's hash" if _sha256(path) != wanted else None
+    held = hashes_of(path, sorted(each.name for each in path.iterdir()))
+    wanted = wanted if isinstance(wanted, dict) else {}
+    wrong = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
+    if not wrong:
+        return None
+    what = "is missing" if wrong[0] not in held else "does not match its manifest's hash"
+    return f"{path}: {wrong[0]} {what}{f', and {len(wrong) - 1} more are damaged' if wrong[1:] else ''}"
+
+
+def read_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint of ours. Raises ConfigError where it is missing, damaged or not ours.
+
+    Of a folder, `state_dict` is read a tensor at a time, when it is asked for, and optimizer states are left as pieces;
+    the tensors of a file are `mapped`, which comes to the same, or read at once.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such checkpoint")
+    problem = damage(path)
+    if problem:
+        raise ConfigError(f"{problem}; name another checkpoint of the run")
+    try:
+        if path.is_dir():
+            content: Any = read_parts(path, {each.name for each in path.iterdir()})
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        why = f" ({error})" if path.is_dir() else ""
+        raise ConfigError(f"{path}: not a checkpoint of lccp-sim; it was not unpickled{why}") from error
+    if not isinstance(content, dict) or "lccp" not in content:
+        raise ConfigError(f"{path}: not a checkpoint of lccp-sim")
+    return content | {"state_dict": Tensors(content["state_dict"])} if path.is_dir() else content
+
+
+def weights_hash(content: dict[str, Any]) -> str:
+    """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, wherever they lie."""
+    hashed = hashlib.sha256()
+    for name in sorted(content["state_dict"]):
+        tensor = content["state_dict"][name]  # one at a time: of a folder it is read here
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run directory, oldest first; at one step a window comes before a periodic one."""
+    files = [path for path in (run / "checkpoints").glob("*.ckpt") if re.fullmatch(r"(window|last)-\d{8}", path.stem)]
+    return sorted(files, key=lambda path: (step_of(path), path.stem.startswith("last")))
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step of a checkpoint, from its name."""
+    return int(path.stem.split("-")[1])
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and what is wrong with the newer ones."""
+    problems: list[str] = []
+    for path in reversed(checkpoints(run)):
+        problem = damage(path)
+        if problem is None:
+            return path, problems
+        problems.append(problem)
+    return None, problems
+
+
+def resolve(name: str, key: str = "run.init_from") -> Path:
+    """What a key's value names: a checkpoint, a finished run (its last one), or one of Hugging Face; globs may be used.
+
+    `bundled:NAME` is a file of weights that ships with the package. Raises ConfigError where nothing, or more than one
+    thing, is meant.
+    """
+    if name.startswith(SCHEME):
+        return bundled(name.removeprefix(SCHEME))
+    found = list(_expand(name))
+    if len(found) != 1:
+        what = "nothing there" if not found else "more than one: " + ", ".join(str(path) for path in found)
+        remedy = "train that run first, or name another" if not found else "name one of them"
+        raise ConfigError(f"{key}={name!r}: {what}; {remedy}")
+    path = found[0]
+    if path.is_file() or path.suffix == ".ckpt" or hf.is_checkpoint(path):
+        return path
+    if not (path / "DONE").exists():
+        raise ConfigError(f"{key}={name!r}: {path} is not finished; finish it, or name one of its checkpoints")
+    checkpoint, problems = newest(path)
+    if checkpoint is None or step_of(checkpoint) != step_of(checkpoints(path)[-1]):
+        why = "; ".join(problems) or "it has none"
+        raise ConfigError(f"{key}={name!r}: {path} has no whole last checkpoint ({why}); name another one")
+    return checkpoint
+
+
+def _expand(name: str) -> Iterator[Path]:
+    """What a name or glob stands for; of several directories those that hold a run."""
+    path = Path(name).expanduser()
+    if path.exists():
+        yield path
+    elif any(letter in name for letter in "*?["):
+        anchor = Path(path.anchor) if path.is_absolute() else Path()
+        hits = sorted(anchor.glob(str(path.relative_to(anchor))))
+        yield from (
+            hit for hit in hits if hit.suffix == ".ckpt" or (hit / "config.yaml").exists() or hf.is_checkpoint(hit)
+        )

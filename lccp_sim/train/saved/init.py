@@ -1,0 +1,177 @@
+"""What a run starts from: fresh weights, or a checkpoint that `init_from` names, ours or one of Hugging Face."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lccp_sim.config import Config, ConfigError, ModelConfig, flatten, refuse
+from lccp_sim.configure.load import load_model
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+from lccp_sim.models import hf
+from lccp_sim.models.architectures import function_of
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.progress import Tell, silent
+from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve, weights_hash
+from lccp_sim.train.saved.foreign import read_foreign
+from lccp_sim.train.saved.sharded import Tensors, unsharded
+from lccp_sim.train.saved.weights_file import PREFIX, SUFFIX, read_weights_file
+
+MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint's path and content, the hash of its weights, the tokens that they have seen; or nothing of it."""
+
+    path: Path | None = None
+    content: dict[str, Any] | None = None
+    hash: str | None = None
+    tokens: int = 0
+
+    @staticmethod
+    def of(config: Config, tell: Tell = silent) -> "Start":
+        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another model.
+
+        `tell` hears how far the reading is.
+        """
+        if config.run.init_from is None:
+            return Start()
+        path = resolve(config.run.init_from)
+        if hf.is_checkpoint(path):
+            content = read_foreign(path, torch.float32, lambda base, n: _check_same(base, n, config.model, path), tell)
+        else:
+            tell(f"reading {path.name}", 0.0)
+            content = read_weights_file(path) if path.suffix == SUFFIX else read_checkpoint(path)
+            _check_same(load_model(content["lccp"]["config"]), content["lccp"]["vocab_size"], config.model, path)
+        facts = content["lccp"]
+        tell(f"hashing the weights of {path.name}", 0.0)
+        return Start(path, content, weights_hash(content), facts["tokens"] + facts["tokens_before"])
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model config of the checkpoint, RoPE included."""
+        assert self.content is not None
+        return load_model(self.content["lccp"]["config"])
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embedding; None for fresh weights. The tokenizer may have more that no text becomes."""
+        return self.content["lccp"]["vocab_size"] if self.content else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about a checkpoint of Hugging Face, a line each."""
+        return self.content.get("notes", []) if self.content else []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the checkpoints of a run take over from its start: what an imported model brought with it."""
+        source = self.content["lccp"].get("source") if self.content else None
+        return {"source": source} if source else {}
+
+    def moments(self, config: Config) -> dict[int, Any] | None:
+        """The optimizer's state of each weight, in the order of its groups; None where the run begins with a fresh one.
+
+        Raises ConfigError where it is to be carried on, and there is none or the weights are cut.
+        """
+        if config.run.init_optimizer == "fresh":
+            return None
+        refuse(self.content is None, "run.init_optimizer", "carried", "needs run.init_from; name a run, or use fresh")
+        assert self.content is not None
+        refuse(config.run.shard, "run.init_optimizer", "carried", "is not for run.shard=true; use fresh, or one device")
+        states = self.content.get("optimizer_states")
+        rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
+        if not states:
+            raise ConfigError(f"run.init_optimizer='carried': {rule}")
+        return unsharded(states[0]["state"])
+
+    def complete(self, config: Config) -> Config:
+        """The config with the token that begins a document of the base, where only the base names one."""
+        tokenizer = config.data.tokenizer
+        base = self.content["lccp"]["config"]["data"]["tokenizer"].get("bos_token") if self.content else None
+        if base is None or tokenizer.bos_token or tokenizer.kind == "file":
+            return config
+        tokenizer = dataclasses.replace(tokenizer, bos_token=base)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+
+    def check_tokenizer(self, corpus: Corpus) -> None:
+        """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""
+        if self.content is not None and self.content["lccp"]["tokenizer"] != tokenizer_hash(corpus.tokenizer):
+            raise ConfigError(
+                f"data.tokenizer: is not the tokenizer of {self.path} ({self.content['lccp']['vocab_size']} tokens "
+                f"there, {corpus.vocab_size} here); remove data.tokenizer.path, or name that run's tokenizer.json"
+            )
+
+
+def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> None:
+    """None, or ConfigError with the keys in which the two models differ, RoPE and windows apart."""
+    old, now = function_of(base), flatten(dataclasses.asdict(new)) | function_of(new)
+    old["vocab_size"], now["vocab_size"] = rows, new.vocab_size or rows
+    differ = [key for key in old if old[key] != now[key] and key not in MAY_CHANGE]
+    if differ:
+        shown = ", ".join(f"model.{key} ({old[key]!r} there, {now[key]!r} here)" for key in differ)
+        values = " ".join(f"model.{key}={'null' if old[key] is None else old[key]}" for key in differ)
+        raise ConfigError(f"run.init_from: {path} has another shape: {shown}; set {values}")
+
+
+def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Any:
+    """The tokenizer to use instead of training one, or its path: the run's own, or its base's. None: the config's."""
+    if directory is not None and (own := directory / "tokenizer.json").exists():
+        return own
+    if start.path is None or start.content is None or config.data.tokenizer.kind == "file":
+        return None
+    if "tokenizer.json" in start.content:
+        return parse_tokenizer(start.content["tokenizer.json"])
+    base = start.path.parent.parent / "tokenizer.json"
+    if not base.exists():
+        raise ConfigError(
+            f"{base}: missing; a chained run needs its base's tokenizer (or set data.tokenizer.kind=file)"
+        )
+    return base
+
+
+def load_transformer(path: Path, content: dict[str, Any]) -> Transformer:
+    """The model of a checkpoint of ours, by its own config, RoPE included."""
+    return transformer_of(load_model(content["lccp"]["config"]), Start(path, content))
+
+
+def transformer_of(config: ModelConfig, start: Start) -> Transformer:
+    """A model in fp32 that takes over the weights of the start, so that none is held twice.
+
+    Raises ConfigError where they are of another architecture.
+    """
+    model = empty(config, start)
+    model.load_state_dict(dict(weights_of(start)), assign=True)
+    return model
+
+
+def weights_of(start: Start) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value, in fp32, of each weight of the start, read one at a time where they lie in a folder."""
+    assert start.content is not None
+    state = start.content["state_dict"]
+    return ((key.removeprefix(PREFIX), state[key].float()) for key in state if key.startswith(PREFIX))
+
+
+def empty(config: ModelConfig, start: Start) -> Transformer:
+    """A model on the meta device. Raises ConfigError where the weights of the start are of another architecture."""
+    assert start.content is not None
+    with torch.device("meta"):
+        model = Transformer(config, start.content["lccp"]["vocab_size"])
+    state = start.content["state_dict"]
+    pieces = state.pieces if isinstance(state, Tensors) else state
+    mine = {key: value.shape for key, value in model.state_dict().items()}
+    theirs = {key.removeprefix(PREFIX): value.shape for key, value in pieces.items() if key.startswith(PREFIX)}
+    differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    if differ:
+        shapes = [None if each is None else tuple(each) for each in (theirs.get(differ[0]), mine.get(differ[0]))]
+        raise ConfigError(
+            f"{start.path}: weights of another architecture: {differ[0]} is {shapes[0]} there and {shapes[1]} here"
+            f"{f', and {len(differ) - 1} more differ' if differ[1:] else ''}"
+        )
+    return model

@@ -1,0 +1,176 @@
+"""The run directory: its name, who may write to it, and whether it holds the same run.
+
+The name ends in a hash of what changes the numbers, so another seed or learning rate is another directory, and the same
+command finds its own unfinished or finished run.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lccp_sim.config import Config, ConfigError, flatten, refuse, short_hash
+from lccp_sim.configure.load import load_config, plain_config
+from lccp_sim.records import write_atomic
+
+CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
+# Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
+FREE_KEYS = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
+FREE_KEYS |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
+FREE_KEYS |= {"data.mirror"}
+FREE_KEYS |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
+FREE_KEYS |= {"run.stopping"}  # a decay, which does change numbers, is another directory
+
+
+def run_directory(config: Config, init_hash: str | None) -> Path:
+    """`<root>/<name>-s<seed>-<8 hex>`."""
+    plain = plain_config(config)
+    batch = {key: plain["run"][key] for key in ("context_tokens", "batch_tokens", "precision")}
+    free = config.optim.schedule == "constant"
+    length = None if free else config.run.tokens
+    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "mirror")}
+    if data["order_seed"] is None:  # as before there was this key
+        del data["order_seed"]
+    parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
+    if config.run.stopping is not None and config.run.stopping.action == "decay":
+        parts.append(plain["run"]["stopping"])
+    if config.run.init_optimizer != "fresh":
+        parts.append(config.run.init_optimizer)
+    return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """While it is open, the directory is ours. Raises ConfigError where a live process holds it.
+
+    What killed writers left half-written goes at the start, and at the end a directory in which nothing was begun.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{directory}: in use by a live process; wait for it, or change run.name") from None
+    try:
+        for pattern in (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp"):
+            for path in directory.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+    finally:
+        if all(path.name == LOCK for path in directory.iterdir()):
+            (directory / LOCK).unlink(missing_ok=True)
+            directory.rmdir()
+        lock.release()
+
+
+def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run directory, with keys changed (`monitors.needle.items=100`).
+
+    Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
+    """
+    plain = _read_plain(directory)
+    for override in overrides:
+        _set(plain, override)
+    if isinstance(plain.get("run"), dict):
+        plain["run"].pop("tokens_before", None)
+    try:
+        return load_config(plain)
+    except ConfigError as error:
+        why = "; ".join(str(error).splitlines())
+        raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
+
+
+def _set(plain: dict[str, Any], override: str) -> None:
+    """None; sets a dotted key to a YAML value. Only what is measured can be changed: the run is what it is."""
+    key, equals, value = override.partition("=")
+    first, *path = key.split(".")
+    if not equals or first != "monitors" or not path:
+        raise ConfigError(f"{override!r}: for a run, only monitors.KEY=VALUE can be changed when it is measured")
+    branch = plain
+    for part in (first, *path[:-1]):
+        branch = branch.setdefault(part, {}) if isinstance(branch, dict) else {}
+    try:
+        branch[path[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value cannot be read as YAML") from None
+
+
+def _read_plain(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{directory}: no run directory (it has no {CONFIG})")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: damaged (no YAML mapping); put it back, or move the directory away to start anew")
+    return plain
+
+
+def check_same(directory: Path, config: Config) -> None:
+    """None, or ConfigError naming the keys in which an existing directory's config differs."""
+    if not (directory / CONFIG).exists():
+        return
+    old, new = flatten(_read_plain(directory)), flatten(plain_config(config))
+    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _free(key))
+    if differ:
+        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differ[:5])
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise ConfigError(f"{directory}: holds a run with other settings: {shown}{more}; change run.name or run.root")
+    planned = old.get("run.tokens")
+    fewer = finished_tokens(directory) is None and isinstance(planned, int) and config.run.tokens < planned
+    refuse(
+        fewer,
+        "run.tokens",
+        config.run.tokens,
+        f"fewer than the {planned} that {directory} was begun with; it can only grow",
+    )
+
+
+def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dict[str, Any], tokenizer: str) -> None:
+    """None, once config.yaml (with the training tokens of the runs before), tokenizer.json and corpus.json are there.
+
+    Raises ConfigError where the run began with other text: resumed on it, the run would be none of the two.
+    """
+    path = directory / CORPUS
+    began = _value(path, "hash") if path.exists() else corpus["hash"]
+    if began != corpus["hash"]:
+        raise ConfigError(
+            f"{directory}: the text of data.sources is not what the run began with (corpus {began[:12]} then, "
+            f"{corpus['hash'][:12]} now: other files or package versions?); bring it back, or change run.name"
+        )
+    plain = plain_config(config)
+    plain["run"]["tokens_before"] = tokens_before
+    write_atomic(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_atomic(directory / "tokenizer.json", tokenizer)
+    write_atomic(path, json.dumps(corpus, indent=1, default=float) + "\n")
+
+
+def finished_tokens(directory: Path) -> int | None:
+    """The tokens of a finished run, or None."""
+    path = directory / DONE
+    return _value(path, "tokens") if path.exists() else None
+
+
+def stopped_by(directory: Path) -> str | None:
+    """The action of run.stopping that ended a finished run before its planned tokens, or None."""
+    path = directory / DONE
+    return _value(path, "stopped_by") if path.exists() and '"stopped_by"' in path.read_text() else None
+
+
+def _value(path: Path, key: str) -> Any:
+    """The value of a key in a JSON file of ours."""
+    try:
+        return json.loads(path.read_text())[key]
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{path}: damaged (no JSON object with {key!r}); put it back, or remove it") from None
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)

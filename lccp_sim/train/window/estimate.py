@@ -1,0 +1,135 @@
+"""What a look at a model sends through it, counted from the settings, and from there how long it will take here.
+
+Texts of a length cost the same, so a text of each length is sent once and timed. Questionable: one text at a time,
+where the monitors send several; on a GPU, and for very short texts, the estimate is then too high. Scoring heads adds a
+few percent (docs/monitors.md, Cost).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.observing import evaluating, row_nll
+from lccp_sim.plan.watching import Pass, passes
+from lccp_sim.progress import Tell, clock
+
+SECONDS = 10.0  # for timing: once it has taken as long, longer texts are extrapolated
+
+Kind = tuple[int, bool]  # tokens of a text, and whether all of them meet the head
+
+
+class TokenCount:
+    """What is done of one look: `sent` is told of each forward before it is made, and tells how far the look is.
+
+    `plan` says what each monitor sends. One of `world` processes sees its own share of the texts. `before`: words that
+    each line begins with; `whole`: where [0, 1] of this look lies in all that is to be done.
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[str, Iterable[Pass]],
+        tell: Tell,
+        world: int = 1,
+        before: str = "",
+        whole: tuple[float, float] = (0.0, 1.0),
+    ):
+        self.plan = {name: list(each) for name, each in plan.items()}
+        self.tell, self.world, self.before, self.whole = tell, world, before, whole
+        self.name, self.texts, self.tokens, self.ended = "", 0, 0, 0.0
+
+    def begin(self, name: str) -> None:
+        """None; from now on it is monitor `name` that sends, and those before it are done."""
+        self.ended += _tokens(self.plan.get(self.name, ()))
+        self.name, self.texts, self.tokens = name, 0, 0
+
+    def sent(self, texts: int, tokens: int) -> None:
+        """None; tells of the texts before these, which are on their way."""
+        own = self.plan.get(self.name, [])
+        known = round(sum(each.sequences for each in own))
+        of = f"{min(self.texts, known):,} of {known:,} texts" if known else f"{self.texts:,} texts"
+        done = self.ended + min(self.tokens, _tokens(own))
+        share = done / (sum(map(_tokens, self.plan.values())) or 1)
+        start, stop = self.whole
+        self.tell(f"{self.before}{self.name}: {of}", start + (stop - start) * share)
+        self.texts, self.tokens = self.texts + texts * self.world, self.tokens + tokens * self.world
+
+
+def _tokens(passes: Iterable[Pass]) -> float:
+    return sum(each.sequences * each.tokens * each.weight for each in passes)
+
+
+def kinds(watch: Mapping[str, Any]) -> dict[str, dict[Kind, float]]:
+    """How many texts of each kind each monitor sends in a first look; one that is learned from counts as three."""
+    found: dict[str, dict[Kind, float]] = {}
+    for name, monitor in watch.items():
+        of: dict[Kind, float] = {}
+        for each in passes(monitor, first=True):
+            kind = each.tokens, each.head
+            of[kind] = of.get(kind, 0.0) + each.sequences * each.weight
+        found[name] = of
+    return found
+
+
+def timed(
+    model: LanguageModel,
+    wanted: Iterable[Kind],
+    tokens: np.ndarray,
+    bf16: bool = False,
+    limit: float = SECONDS,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[Kind, float]:
+    """Seconds of a forward of one text of each kind, shorter ones first, until that has taken `limit` seconds.
+
+    `tokens` int64 [n] are repeated to fill the texts. The rest is extrapolated by `longer`.
+    """
+    found: dict[Kind, float] = {}
+    began, ordered = now(), sorted(set(wanted))
+    device = model.device
+    with evaluating(model, bf16):
+        for i, (length, head) in enumerate(ordered):
+            if i and now() - began > limit:
+                found[length, head] = longer(found, length, head)
+                continue
+            row_BT = torch.from_numpy(np.resize(tokens, (1, length + 1))).to(device)
+            for _ in range(2 if i == 0 else 1):  # the first forward of all also warms up
+                start = now()
+                if head:
+                    row_nll(model, row_BT)
+                else:
+                    model(row_BT[:, :-1])
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                found[length, head] = now() - start
+    return found
+
+
+def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
+    """Seconds of a longer text, by the seconds a token of shorter ones: they grow with the length, in a line.
+
+    Those without the head stand in where none with it was timed, and the other way round.
+    """
+    alike = {kind: seconds for kind, seconds in found.items() if kind[1] == head} or found
+    rates = {n: seconds / n for (n, _), seconds in alike.items()}
+    *_, (last, rate) = sorted(rates.items())
+    slope = 0.0
+    if len(rates) > 1:
+        first, least = min(rates.items())
+        slope = max(0.0, (rate - least) / (last - first))
+    return length * (rate + slope * (length - last))
+
+
+def expected_seconds(watch: Mapping[str, Any], seconds: Mapping[Kind, float]) -> dict[str, float]:
+    """Seconds of each monitor in a first look."""
+    return {name: sum(n * seconds[kind] for kind, n in of.items()) for name, of in kinds(watch).items()}
+
+
+def estimate(model: LanguageModel, watch: Mapping[str, Any], tokens: np.ndarray, bf16: bool, looks: int) -> str:
+    """A line for a person: how long `looks` looks like the first will take, monitor by monitor."""
+    found = expected_seconds(watch, timed(model, {kind for of in kinds(watch).values() for kind in of}, tokens, bf16))
+    each = ", ".join(f"{name} {clock(s)}" for name, s in sorted(found.items(), key=lambda item: -item[1]))
+    many = f" for each of {looks} checkpoints" if looks > 1 else ""
+    return f"estimate: about {clock(sum(found.values()))}{many} ({each}), from one text of each length, timed here"

@@ -1,0 +1,130 @@
+"""What the first look fixes for all later ones, as which tokens are key: found once, kept, read by whoever goes on.
+
+It lies in the run directory, `reference/<monitor>.npz`, and not in the checkpoints: each would hold it again, and those
+of another trainer have no place for it. It is written before the checkpoint of the first window, so a run that goes on
+finds it there, and one that begins anew overwrites it.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lccp_sim.config import ConfigError
+from lccp_sim.data.pools import Corpus
+from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.models.hf import is_checkpoint, load_checkpoint
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
+from lccp_sim.monitors.observing import evaluating
+from lccp_sim.records import write_atomic
+from lccp_sim.train.parallel.ranks import ALONE, Ranks
+from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve
+from lccp_sim.train.saved.init import load_transformer
+from lccp_sim.train.saved.vocabulary import read_vocabulary
+
+
+def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
+    """The monitor's items with what `store` keeps of them; None where it keeps nothing, or what is about others.
+
+    Raises ConfigError where the file is damaged.
+    """
+    path = store / f"{name}.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            kept = dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: damaged ({error}); put it back, or move the run away to start anew") from None
+    return monitor.refer(items, kept)
+
+
+def find_reference(
+    store: Path | None,
+    name: str,
+    monitor: Monitor,
+    items: Any,
+    model: LanguageModel,
+    corpus: Corpus,
+    ranks: Ranks = ALONE,
+) -> Any:
+    """The monitor's items with its reference, which `model` or the checkpoint `reference_from` gives; then kept.
+
+    The checkpoint is read and asked on rank 0 alone. Raises ConfigError where there is none, or it has another
+    tokenizer than the corpus.
+    """
+    key, source = _source(name, monitor)
+    weight = next(model.parameters())
+
+    def of_another() -> dict[str, np.ndarray]:
+        other = load_language_model(source, corpus, key, weight.dtype, weight.device)
+        with evaluating(other, torch.is_autocast_enabled(model.device.type)):
+            return monitor.reference(other, items)
+
+    if source == FIRST_WINDOW:
+        kept = monitor.reference(model, items)
+    else:
+        kept = ranks.gather(lambda: {} if ranks.rank else of_another())[0]
+    if store is not None and ranks.rank == 0:
+        write_atomic(store / f"{name}.npz", _packed(kept))
+    return monitor.refer(items, kept)
+
+
+def check_sources(monitors: Mapping[str, Monitor], names: Iterable[str]) -> None:
+    """None, or ConfigError where a reference of these monitors is to come from a checkpoint that is not there."""
+    for name in names:
+        key, source = _source(name, monitors[name])
+        if source != FIRST_WINDOW:
+            _locate(source, key)
+
+
+def _source(name: str, monitor: Monitor) -> tuple[str, str]:
+    """The dotted key of `reference_from`, and its value."""
+    assert monitor.reference_from is not None
+    key, source = monitor.reference_from
+    return f"monitors.{name}.{key}", source
+
+
+def _locate(name: str, key: str) -> Path:
+    """The path of a checkpoint: a folder or file of `transformers`, or what `run.init_from` could name."""
+    path = Path(name).expanduser()
+    return path if is_checkpoint(path) else resolve(name, key)
+
+
+def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """The model of a checkpoint of ours (named as in `run.init_from`) or of `transformers`.
+
+    Raises ConfigError, naming `key`, where there is none, or where it has another tokenizer than the corpus.
+    """
+    path = _locate(name, key)
+    if is_checkpoint(path):
+        _check(path, key, _rules(read_vocabulary(path).text) == _rules(corpus.tokenizer.to_str()))
+        return load_checkpoint(path, dtype, str(device))
+    content = read_checkpoint(path)
+    _check(path, key, content["lccp"]["tokenizer"] == tokenizer_hash(corpus.tokenizer))
+    return load_transformer(path, content).to(device, dtype)
+
+
+def _check(path: Path, key: str, same: bool) -> None:
+    if not same:
+        raise ConfigError(f"{key}: {path} has another tokenizer than the corpus, so other tokens; name another one")
+
+
+def _rules(tokenizer: str) -> list[Any]:
+    """What decides the ids of plain text in a tokenizer.json; templates and padding differ from copy to copy."""
+    parts = json.loads(tokenizer)
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
+    return [parts["model"]["vocab"], merges, parts["normalizer"], parts["pre_tokenizer"]]
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file; the same arrays give the same bytes."""
+    file = io.BytesIO()
+    np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # mypy fears that a name could be `allow_pickle`
+    return file.getvalue()

@@ -1,0 +1,51 @@
+"""Views of a window: scalars and images for Lightning's loggers, one line for a person.
+
+Loggers show the few records that stand for a whole monitor; cells and heads go to records and images, never to scalars.
+"""
+
+from collections.abc import Sequence
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lccp_sim.monitors.values import Moment
+from lccp_sim.records import Record, overall_name
+from lccp_sim.train.window.images import window_images
+
+
+def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
+    """None; whole-monitor records go to every logger under their overall names."""
+    scalars = overall_values(records)
+    for logger in loggers:
+        logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
+
+
+def log_images(loggers: Sequence[Logger], records: list[Record], step: int) -> None:
+    """None; the maps of a window go to TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, image in window_images(records).items():
+                logger.experiment.add_image(name, image, step, dataformats="HWC")
+
+
+def overall_values(records: list[Record]) -> dict[str, float]:
+    """The values of the few records that loggers show, those that stand for a whole monitor, by their names."""
+    return {name: r.value for r in records if (name := overall_name(r)) is not None}
+
+
+def headline(moment: Moment, records: list[Record], seconds: float) -> str:
+    """One line about a window for a person."""
+    value = overall_values(records)
+    parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]
+    shown = (
+        ("needle/hit_frac", "hit {:.2f}"),
+        ("needle/sentence_hit_frac", "sentence {:.2f}"),
+        ("needle/answer_nll_nats", "answer NLL {:.3f}"),
+        ("heads/retrieval_heads_count", "heads {:.0f}"),
+        ("heads/initial_heads_mean_frac", "initial heads {:.2f}"),
+        ("induction/second_copy_nll_nats", "2nd copy {:.2f}"),
+        ("perplexity/nll_nats", "NLL {:.3f}"),
+        ("perplexity/short_nll_nats", "short {:.3f}"),
+        ("probe/exact_match_frac", "probe {:.2f}"),
+    )
+    parts += [text.format(value[name]) for name, text in shown if name in value]
+    return " | ".join([*parts, f"{seconds:.1f} s"])

@@ -1,0 +1,224 @@
+"""Studies: a question, one axis of arms, several seeds; trained as sweeps, compared in one report.
+
+Every seed has a base of its own, which all arms of one model shape share: arms differ in the axis alone, and seeds in
+everything. What a reader would question: runs keep the names of their configs, so that studies with an arm in common
+train it once.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lccp_sim.config import ConfigError, nearest, refuse
+from lccp_sim.configure.compose import check
+from lccp_sim.verbs.sweep import Schedule, print_outcomes, sweep, work_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SMOKE = ["run.tokens=6144"]
+Job = list[str]
+Places = dict[tuple[int, str], str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One of configs/study/*.yaml. An arm, as all that is trained, is a list of overrides, as `lccp train` takes them.
+
+    `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
+    its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
+    `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
+    whether the reference arm answers the findings of arXiv 2604.02650. `repeats`: runs of each arm and seed, which
+    differ in the order of their data alone.
+    """
+
+    question: str
+    run: str
+    arms: dict[str, Job]
+    reference: str
+    metrics: list[str]
+    base: list[str] = field(default_factory=list)
+    between: dict[str, Job] = field(default_factory=dict)
+    common: Job = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    note: str = ""
+    paper: bool = False
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        names = ", ".join(self.arms)
+        refuse(not self.arms, "study.arms", {}, "is an empty axis; name at least one arm")
+        refuse(self.reference not in self.arms, "study.reference", self.reference, f"must be one of the arms {names}")
+        stray = [name for name in self.between if name not in self.arms]
+        refuse(stray, "study.between", stray, f"must name arms, which are {names}")
+        seeds = self.seeds
+        refuse(not seeds or len(set(seeds)) < len(seeds), "study.seeds", seeds, "must be one or more different seeds")
+        refuse(self.repeats < 1, "study.repeats", self.repeats, "must be at least 1: runs of each arm and seed")
+        for metric in self.metrics:
+            refuse(not all(metric.partition("/")[::2]), "study.metrics", metric, "must be monitor/metric")
+
+    def small(self) -> "Study":
+        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone."""
+        arms, between = ({arm: [*words, *SMOKE] for arm, words in each.items()} for each in (self.arms, self.between))
+        return replace(self, run="smoke_study", base=[], common=[], arms=arms, between=between, seeds=self.seeds[:1])
+
+
+def studies(config_dir: Path | None = None) -> dict[str, Any]:
+    """The study files by name: those of the package, and above them those of `config_dir`/study."""
+    own = config_dir / "study" if config_dir else None
+    folders: list[Any] = [files("lccp_sim.configs") / "study", *([own] if own and own.is_dir() else [])]
+    found = [path for folder in folders for path in sorted(folder.iterdir(), key=lambda path: path.name)]
+    return {path.name.removesuffix(".yaml"): path for path in found if path.name.endswith(".yaml")}
+
+
+def read_study(name: str, config_dir: Path | None = None) -> Study:
+    """The study of this name. Raises ConfigError where there is none, or its file is none."""
+    import yaml
+
+    from lccp_sim.configure.parse import parse
+
+    known = studies(config_dir)
+    if name not in known:
+        raise ConfigError(f"study {name!r}: no such study; there are {', '.join(known)}{nearest(name, known)}")
+    try:
+        plain = yaml.safe_load(known[name].read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"study {name}: not YAML ({' '.join(str(error).split())})") from None
+    return parse(Study, plain, "study")
+
+
+def list_studies(config_dir: Path | None, console: "Console") -> int:
+    """0, after a table of all studies: their questions, arms, seeds and runs."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("study", no_wrap=True)
+    table.add_column("question", ratio=2)
+    table.add_column("arms, the reference first", ratio=1)
+    table.add_column("seeds")
+    for name in studies(config_dir):
+        found = read_study(name, config_dir)
+        arms = [found.reference, *(arm for arm in found.arms if arm != found.reference)]
+        table.add_row(name, found.question, ", ".join(arms), str(len(found.seeds)))
+    console.print(table)
+    return 0
+
+
+def study(
+    name: str,
+    root: Path,
+    launcher: Sequence[str],
+    smoke: bool,
+    retry: bool,
+    config_dir: Path | None,
+    console: "Console",
+    repeats: int | None = None,
+) -> int:
+    """0 once every run of the study is finished and its report is in ROOT/studies/NAME; 1 where some are not.
+
+    Started again, it goes on where it was. `repeats`: in place of the study's own. Raises ConfigError for what is wrong
+    in the study, before anything starts.
+    """
+    from lccp_sim.analysis.report.study_page import write_study
+    from lccp_sim.analysis.run import RunData, load_run
+
+    plan = read_study(name, config_dir)
+    plan = plan.small() if smoke else plan
+    plan = plan if repeats is None else replace(plan, repeats=repeats)
+    stages = Stages(plan, root, launcher, retry, config_dir, console)
+
+    def read(done: dict[str, dict[int, str]]) -> dict[str, dict[int, RunData]]:
+        return {arm: {s: load_run(path) for s, path in seeds.items()} for arm, seeds in done.items() if seeds}
+
+    runs, *again = map(read, stages.train())
+    if not runs:
+        raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
+    folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
+    texts, metrics = [plan.question, plan.note], plan.metrics
+    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again)
+    console.print(str(page), markup=False)
+    return int(bool(stages.failed))
+
+
+@dataclass
+class Stages:
+    """Trains a study stage by stage: its bases, what lies between, its arms. `failed`: a line for each run that is not.
+
+    Arms that ask for the same run share it.
+    """
+
+    study: Study
+    root: Path
+    launcher: Sequence[str]
+    retry: bool
+    config_dir: Path | None
+    console: "Console"
+    failed: list[str] = field(default_factory=list)
+    schedule: Schedule | None = None
+
+    def train(self) -> list[dict[str, dict[int, str]]]:
+        """Of each repeat the directory of the finished run of each arm and seed, of those seeds that finished."""
+        self.check()
+        plan, start = self.study, Places()
+        for base in plan.base:
+            start = self.stage(self.jobs(base, self.shapes), start)
+            if not start:
+                return [{}]
+        if plan.between:
+            start |= self.stage(self.jobs(plan.run, plan.between), start)
+        ended = [self.stage(self.jobs(plan.run, plan.arms), start, repeat) for repeat in range(plan.repeats)]
+        return [
+            {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
+            for done in ended
+        ]
+
+    def check(self) -> None:
+        """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts."""
+        plan = self.study
+        stages = [self.jobs(base, self.shapes) for base in plan.base]
+        stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
+        arms = set(map(tuple, stages[-1].values()))
+        unique = dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values())
+        times = {job: len(plan.seeds) * (plan.repeats if job in arms else 1) for job in unique}
+        flops = sum(times[job] * work_of(check(job, self.config_dir))[1] for job in unique)
+        self.schedule = Schedule(sum(times.values()), flops, time.time())
+
+    @property
+    def shapes(self) -> dict[str, Job]:
+        """What each arm asks of its base."""
+        return {arm: shape_of_study(words) for arm, words in self.study.arms.items()}
+
+    def jobs(self, run: str, arms: dict[str, Job]) -> dict[str, Job]:
+        """The overrides of a run for each arm, without seed and start."""
+        return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
+
+    def stage(self, jobs: dict[str, Job], start: Places, repeat: int = 0) -> Places:
+        """The directories of the finished runs by seed and arm; a `repeat` above 0 has an order of data of its own.
+
+        `start`: what each goes on from; what has no entry starts anew, unless its base is missing: then it is left out.
+        """
+        anew = not (start and self.study.base)
+        # No number of a seed, which is the order that its first run has.
+        order = {seed: [f"data.order_seed={1000 * repeat + seed}"] if repeat else [] for seed in self.study.seeds}
+        wanted = {
+            (seed, arm): (*words, f"seed={seed}", *order[seed], f"run.root={self.root}", *began)
+            for seed in self.study.seeds
+            for arm, words in jobs.items()
+            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
+        }
+        unique = list(dict.fromkeys(wanted.values()))
+        ended = sweep(unique, self.launcher, self.retry, self.config_dir, self.schedule)
+        outcomes = dict(zip(unique, ended, strict=True))
+        print_outcomes(list(outcomes.values()), self.console)
+        lost = [each for each in outcomes.values() if each.state != "finished"]
+        self.failed += [f"{' '.join(each.job)}: {each.state}, {each.reason}." for each in lost]
+        ends = {key: outcomes[job] for key, job in wanted.items()}
+        return {key: each.directory for key, each in ends.items() if each.state == "finished" and each.directory}
+
+
+def shape_of_study(arm: Sequence[str]) -> Job:
+    """The overrides of an arm that its base must share: the shape of the model, not its RoPE."""
+    return [word for word in arm if word.startswith("model") and not word.startswith("model.rope")]
