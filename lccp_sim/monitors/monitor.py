@@ -37,7 +37,7 @@ class Monitor(ABC):
 
     @abstractmethod
     def score(self, model: LanguageModel, items: Any) -> Any:
-        """What the model does on the items. Called inside `evaluating`: no gradients, eval mode, forked random state."""
+        """What the model does on the items. Called inside `evaluating`: no gradients, eval mode, forked RNG."""
 
     @abstractmethod
     def aggregate(self, measured: Any, moment: Moment) -> list[Record]:

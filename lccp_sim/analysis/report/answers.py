@@ -198,10 +198,8 @@ def _stable(seeds: Sequence[Orders]) -> Answer | None:
 
 def _law(seeds: Sequence[Orders]) -> Answer | None:
     runs = [_of_seed(orders) for orders in seeds]
-    fits = {
-        fit.law: fit
-        for fit in (pooled_over_seeds(runs) if len(runs) > 1 else runs[0]).fits.get(("perplexity", "ppl", ()), [])
-    }
+    over_all = pooled_over_seeds(runs) if len(runs) > 1 else runs[0]
+    fits = {fit.law: fit for fit in over_all.fits.get(("perplexity", "ppl", ()), [])}
     if "log" not in fits:
         return None
     best = min(fits.values(), key=lambda fit: fit.aicc)
