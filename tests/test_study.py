@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +11,15 @@ import yaml
 from rich.console import Console
 
 import lccp_sim.train.run as running
+from bench.publish_study import pack
+from bench.publish_study import page as publish
 from lccp_sim.cli import main
 from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 
-NAMES = "balance context masking mixture replicate rope scale schedule".split()
+NAMES = "balance context extension masking mixture replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
 RATES = {"low": 1e-3, "high": 2e-3}
 FEW = ["run.tokens=2048", "monitors.perplexity=null"]
@@ -186,3 +189,21 @@ def test_the_shape_of_an_arm_goes_to_its_base_and_its_rope_does_not():
     words = ["model.d_model=64", "model.rope.base=1e6", "optim.lr=1", "model={a: 1}", "run.tokens=1"]
     assert shape_of_study(words) == ["model.d_model=64", "model={a: 1}"]
     assert Study("?", "r", {"a": words}, "a", []).small().base == []
+
+
+def test_a_packed_study_gives_its_page_again_and_keeps_what_was_written_above(whole, tmp_path) -> None:
+    _, root = whole
+    archive = pack("mine", root, tmp_path / "data")
+    assert archive.read_bytes() == pack("mine", root, tmp_path / "again").read_bytes()
+    with tarfile.open(archive) as packed:
+        names = packed.getnames()
+        configs = [packed.extractfile(name).read().decode() for name in names if name.endswith("config.yaml")]
+    assert len(configs) == 4 and not any(str(root) in config.split("init_from")[0] for config in configs)
+    assert not any("checkpoints" in name for name in names)
+    (tmp_path / "mine.md").write_text("# mine\n\nFixed before.\n")
+    first = publish("mine", tmp_path / "data", tmp_path, tmp_path / "results").read_text()
+    assert first.startswith("# mine\n\nFixed before.\n\n## Results\n") and (tmp_path / "mine.png").exists()
+    assert publish("mine", tmp_path / "data", tmp_path, tmp_path / "results").read_text() == first
+    kept, made = (json.loads(path.read_text()) for path in (
+        tmp_path / "results" / "study_mine.json", root / "studies" / "mine" / "report.json"))  # fmt: skip
+    assert kept["results"] == made["results"] and kept["answers"] == made["answers"]

@@ -102,17 +102,22 @@ def write_study(
         "warnings": [*unlike(drawn), *(text for text in texts[1:] if text)],
     }
     data = {
-        "study": name, "texts": list(texts), "reference": reference,
+        "study": name, "texts": list(texts), "reference": reference, "metrics": list(metrics), "paper": paper,
         "failed": list(failed), "precondition_not_met": weak,
         "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
         "answers": [answer.row() for answer in found],
         "stopping": [cost.row() for cost in costs],
         "repeats": [asdict(row) for row in still],
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
-        "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},
+        "runs": _names(runs), "again": [_names(each) for each in repeats],
     }  # fmt: skip
     write_atomic(folder / "results.csv", table.to_csv(index=False))
     return write_page(folder, page, [figure] if figure else [], data, tidy(drawn))
+
+
+def _names(runs: Runs) -> dict[str, dict[str, str]]:
+    """The names of runs by arm and seed."""
+    return {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()}
 
 
 def _by_seed(first: Mapping[int, RunData], repeats: Sequence[Mapping[int, RunData]]) -> list[list[Findings]]:
