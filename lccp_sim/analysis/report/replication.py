@@ -96,10 +96,9 @@ def probe_table(seeds: Sequence[Orders]) -> Table:
         whole = over([float(c.value_W[place]) for c in match], [drawn(c)[:, place] for c in match])
         parts = [number(float(np.mean([c.value_W[place] for c in own]))) for own in by_task.values() if own]
         rows.append([tokens(tokens_), interval(whole), *parts])
-    moved = over(
-        [float(c.value_W[-1] - c.value_W[0]) for c in match], [drawn(c)[:, -1] - drawn(c)[:, 0] for c in match]
-    )
-    errors = [moved_.mean() / moved_.std() for moved_, c in zip(gains_SR, match, strict=True) if c.draws_RW is not None]
+    gains_SR = [drawn(c)[:, -1] - drawn(c)[:, 0] for c in match]
+    moved = over([float(c.value_W[-1] - c.value_W[0]) for c in match], gains_SR)
+    errors = [g_R.mean() / g_R.std() for g_R, c in zip(gains_SR, match, strict=True) if c.draws_RW is not None]
     note = f"Exact match after fine-tuning, 95 % intervals over seeds and items. First to last: {interval(moved)}; "
     note += f"in standard errors over items, seed by seed: {', '.join(number(error) for error in errors)}."
     return Table("The probe", ["tokens", "exact match", *(task for task, own in by_task.items() if own)], rows, note)
