@@ -1,0 +1,106 @@
+"""A file of criteria: what a gate asks, in YAML that a person writes before the run."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lccp_sim.analysis.curves import Estimate
+from lccp_sim.analysis.intervals import Of, parse_tokens
+from lccp_sim.analysis.words import tagged
+from lccp_sim.config import ConfigError, refuse
+from lccp_sim.parsing import parse
+from lccp_sim.records import Tag
+
+Outcome = Literal["pass", "fail", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One line of a gate: a metric, where it is looked at, and the bound that it has to keep.
+
+    `metric`: monitor/metric; `tags`: none for the whole monitor. `of`: the value, its change since the first window, or
+    its factor of the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to
+    there. `by`: the whole interval, or the end of it (low, high) or the value that decides alone. `over`: the interval
+    of items, each run by itself, or of seeds, over all runs; unset: seeds where the gate needs two runs or more.
+    """
+
+    metric: str
+    tags: dict[str, Tag] = field(default_factory=dict)
+    of: Of = "value"
+    at_least: float | None = None
+    at_most: float | None = None
+    at: str | int = "end"
+    by: Literal["interval", "low", "high", "value"] = "interval"
+    over: Literal["items", "seeds"] | None = None
+
+    def __post_init__(self) -> None:
+        refuse(not all(self.metric.partition("/")), "metric", self.metric, "must be monitor/metric")
+        both = {"at_least": self.at_least, "at_most": self.at_most}
+        given = [value for value in both.values() if value is not None]
+        refuse(len(given) != 1, "at_least, at_most", both, "give one of the two; a band is two criteria")
+        refuse(not isfinite(given[0]), "at_least, at_most", given[0], "must be a finite number")
+        if self.share is not None:
+            refuse(not 0 < self.share <= 1, "at", self.at, "must be more than 0 % and at most 100 % of the run")
+        elif self.at != "end":
+            parse_tokens(self.at, "at")
+
+    @property
+    def share(self) -> float | None:
+        """The share of the run at which it is looked at, where `at` is one."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(self.at))
+        return float(found[1]) / 100 if found else None
+
+    @property
+    def rule(self) -> str:
+        """The criterion in words: "needle hit_frac at least 0.9 at the end"."""
+        of = {"value": "", "change": "change of ", "factor": "factor of "}[self.of]
+        bound = f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+        where = "the end" if self.at == "end" else str(self.at)
+        by = {"interval": "", "value": ", by its value"}.get(self.by, f", by the {self.by} end of its interval")
+        return f"{of}{tagged(*self.metric.split('/', 1), self.tags)} {bound} at {where}{by}"
+
+    def outcome(self, estimate: Estimate) -> Outcome:
+        """What an estimate answers. `by: interval` needs both ends on one side of the bound."""
+        ends = {"interval": (estimate.low, estimate.high), "low": (estimate.low,), "high": (estimate.high,)}
+        deciding = ends.get(self.by, (estimate.value,))
+        if any(end is None or not isfinite(end) for end in deciding):
+            return "cannot be told"
+        kept = [self._kept(end) for end in deciding if end is not None]
+        return "pass" if all(kept) else "cannot be told" if any(kept) else "fail"
+
+    def _kept(self, value: float) -> bool:
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A criteria file. `written`: the day on which it was fixed. `runs`: how many runs (seeds, repeats) it needs."""
+
+    written: date
+    criteria: dict[str, Any]
+    runs: int = 1
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        refuse(not self.criteria, "criteria", {}, "is empty; name at least one criterion")
+        refuse(self.runs < 1, "runs", self.runs, "must be at least 1")
+
+
+def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
+    """A criteria file and its criteria by name. Raises ConfigError, a line each, for what is wrong in it."""
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    try:
+        gate = parse(Gate, plain, "gate")
+        return gate, {str(name): parse(Criterion, each, f"criteria.{name}") for name, each in gate.criteria.items()}
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None

@@ -1,0 +1,280 @@
+"""A gate: criteria that were fixed before a run, each answered pass, fail, or cannot be told, with the numbers behind.
+
+Design note: an interval that holds the bound is an answer of its own, "cannot be told", and never a pass. A window is
+judged by the items and runs that are there; more of them may tell later what cannot be told now.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lccp_sim.analysis.criteria import Criterion, Gate, Outcome, read_gate
+from lccp_sim.analysis.curves import LEVEL, Estimate
+from lccp_sim.analysis.intervals import Measured, measured, names_of, over_seeds, parse_tokens
+from lccp_sim.analysis.items import unlike_items
+from lccp_sim.analysis.table import RunData, differing, load_run
+from lccp_sim.analysis.words import interval, tokens
+from lccp_sim.config import ConfigError, nearest, refuse
+from lccp_sim.records import OF_SENTENCE, Tag
+
+STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
+SEEDS = {"seed", "data.order_seed"}  # what runs of one gate may differ in
+RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # of `run.`: what counts
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one run shows of a criterion; `why` says what it lacks."""
+
+    run: str
+    tokens: int | None
+    items: int | None
+    estimate: Estimate | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A criterion answered: the estimate that decided (of one run or over seeds), each run's own, and a reason."""
+
+    name: str
+    criterion: Criterion
+    over: str
+    outcome: Outcome
+    estimate: Estimate | None
+    seen: list[Seen]
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        seen = [asdict(each) | {"estimate": _plain(each.estimate)} for each in self.seen]
+        return asdict(self) | {"estimate": _plain(self.estimate), "seen": seen, "rule": self.criterion.rule}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A whole gate answered: fail where a criterion fails, else cannot be told where one cannot, else pass."""
+
+    path: Path
+    gate: Gate
+    sha256: str
+    modified: str
+    runs: list[str]
+    answers: list[Answer]
+    notes: list[str]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst answer."""
+        found = {answer.outcome for answer in self.answers}
+        return "fail" if "fail" in found else "cannot be told" if "cannot be told" in found else "pass"
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "outcome": self.outcome,
+            "status": STATUS[self.outcome],
+            "question": self.gate.question,
+            "criteria_file": {
+                "path": str(self.path),
+                "sha256": self.sha256,
+                "written": self.gate.written.isoformat(),
+                "modified": self.modified,
+            },
+            "runs": self.runs,
+            "runs_needed": self.gate.runs,
+            "interval_level": LEVEL,
+            "answers": [answer.row() for answer in self.answers],
+            "notes": self.notes,
+        }
+
+    def markdown(self) -> str:
+        """The answer as a comment on a pull request."""
+        count = sum(answer.outcome == "pass" for answer in self.answers)
+        lines = [f"**Gate: {self.outcome}** ({count} of {len(self.answers)} criteria pass)", ""]
+        lines += [self.gate.question, ""] if self.gate.question else []
+        lines += ["| criterion | answer | asked | measured (95 % interval) | |", "|---|---|---|---|---|"]
+        for each in self.answers:
+            cells = [each.name, f"**{each.outcome}**", each.criterion.rule, _measured(each), each.reason]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        runs = ", ".join(f"`{name}`" for name in self.runs)
+        lines += ["", f"Runs: {runs} ({self.gate.runs} needed). Criteria: `{self.path.name}`, {self.provenance}."]
+        return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)]) + "\n"
+
+    @property
+    def provenance(self) -> str:
+        """The file's date and hash, for a reader."""
+        return f"written {self.gate.written}, SHA-256 `{self.sha256}`"
+
+
+def answer_gate(path: Path, run_paths: Sequence[Path]) -> Answered:
+    """The criteria of a file answered by runs that differ in their seed alone.
+
+    Raises ConfigError for a wrong file, for runs that are none or unlike, and for a criterion that names nothing.
+    """
+    gate, criteria = read_gate(path)
+    runs = [load_run(each) for each in run_paths]
+    _check_runs(runs)
+    answers = [
+        _answer(gate, name, each, runs, _find(runs, each, f"{path}: criteria.{name}"))
+        for name, each in criteria.items()
+    ]
+    notes = []
+    changed = path.stat().st_mtime
+    begun = {
+        run.name: min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed)
+        for run in runs
+    }
+    if late := [name for name, first in begun.items() if first < changed]:
+        notes.append(f"the file {path.name} was changed after the first window of {', '.join(late)}")
+    unknown = [run.name for run in runs if not run.config and not run.finished]
+    if unknown:
+        notes.append(f"{', '.join(unknown)} has no config.yaml: its last window is taken for its end")
+    modified = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Answered(path, gate, digest, modified, [run.name for run in runs], answers, notes)
+
+
+def _check_runs(runs: Sequence[RunData]) -> None:
+    """None, or ConfigError where one run is there twice, or they differ in more than their seed."""
+    seen: dict[str, RunData] = {}
+    for run in runs:
+        digest = hashlib.sha256((run.path / "records.jsonl").read_bytes()).hexdigest()
+        if digest in seen:
+            raise ConfigError(f"{run.path}: has the records of {seen[digest].path}; a gate counts each run once")
+        seen[digest] = run
+    settings = differing(list(runs))
+    counts = [key for key in settings if key not in SEEDS and not (key.startswith("run.") and key[4:] not in RUN)]
+    if counts and all(run.config for run in runs):
+        key, more = counts[0], f" and {len(counts) - 1} more keys" if counts[1:] else ""
+        values = ", ".join(f"{value!r} in {name}" for name, value in settings[key].items())
+        raise ConfigError(
+            f"runs of one gate may differ in their seed alone: {key} is {values}{more}; give one arm's runs"
+        )
+
+
+def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[Measured | None]:
+    """The curve of each run. ConfigError where none has it, or where runs measured other items."""
+    found = [measured(run, criterion.metric, criterion.tags) for run in runs]
+    monitor, _, metric = criterion.metric.partition("/")
+    metric = metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
+    if not any(found):
+        pairs = {
+            f"{row.monitor}/{row.metric}"
+            for run in runs
+            for row in run.records.drop_duplicates(["monitor", "metric"]).itertuples()
+        }
+        known = sorted({*pairs, *(name for run in runs for name in names_of(run))})
+        refuse(
+            criterion.metric not in known,
+            f"{where}.metric",
+            criterion.metric,
+            f"no record of it{nearest(criterion.metric, known)}",
+        )
+        raise ConfigError(f"{where}.tags={criterion.tags!r}: {_tags_there(runs, monitor, metric, criterion.tags)}")
+    for run in runs[1:]:
+        if reason := unlike_items(runs[0], run, monitor, metric):
+            raise ConfigError(f"{where}: the runs measured other items: {reason}")
+    return found
+
+
+def _tags_there(runs: Sequence[RunData], monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
+    """The nearest tags that are there: the end of a message."""
+    there = set()
+    for run in runs:
+        rows = run.records[(run.records.monitor == monitor) & (run.records.metric == metric)]
+        for names, group in rows.groupby(rows.names.astype(str)):
+            columns = [name for name in str(names).split(",") if name]
+            for values in group[columns].drop_duplicates().itertuples(index=False):
+                there.add(tuple((name, _tag(value)) for name, value in zip(columns, values, strict=True)))
+    wanted = set(tags.items())
+    best = min(there, key=lambda each: (len(set(each) ^ wanted), len({n for n, _ in each} ^ set(tags)), str(each)))
+    written = "{" + ", ".join(f"{name}: {value}" for name, value in best) + "}"
+    return f"no record of {monitor}/{metric} has these tags; did you mean {written}?"
+
+
+def _tag(value: Any) -> Tag:
+    """A tag as YAML writes it: whole numbers of a column with gaps are floats there."""
+    return int(value) if isinstance(value, (float, np.floating)) and float(value).is_integer() else value
+
+
+def _answer(
+    gate: Gate, name: str, criterion: Criterion, runs: Sequence[RunData], found: Sequence[Measured | None]
+) -> Answer:
+    over = criterion.over or ("seeds" if gate.runs > 1 else "items")
+    seen = [_see(run, criterion, each) for run, each in zip(runs, found, strict=True)]
+    estimates = [each.estimate for each in seen if each.estimate is not None]
+    why = "; ".join(f"{each.run}: {each.why}" if runs[1:] else each.why for each in seen if each.why)
+    together = estimates[0] if len(estimates) == 1 else over_seeds(estimates) if estimates else None
+
+    def told(outcome: Outcome, reason: str, estimate: Estimate | None = together) -> Answer:
+        return Answer(name, criterion, over, outcome, estimate, seen, reason)
+
+    if why:
+        return told("cannot be told", why)
+    if len(runs) < gate.runs:
+        return told("cannot be told", f"{len(runs)} of {gate.runs} runs needed")
+    if over == "seeds" and len(runs) < 2:
+        return told("cannot be told", "an interval over seeds needs two runs or more")
+    deciding = [together] if over == "seeds" and together is not None else estimates
+    outcomes = [criterion.outcome(each) for each in deciding]
+    worst: Outcome = "fail" if "fail" in outcomes else "cannot be told" if "cannot be told" in outcomes else "pass"
+    if worst != "cannot be told":
+        return told(worst, "")
+    if not all(isfinite(each.value) for each in deciding):
+        return told(worst, "its first value is not above 0, so it has no factor")
+    if any(each.low is None for each in deciding):
+        return told(worst, "its records have no interval; `by: value` judges the number alone")
+    return told(worst, "the interval holds the bound")
+
+
+def _see(run: RunData, criterion: Criterion, found: Measured | None) -> Seen:
+    """What a run shows at the window of a criterion."""
+    if found is None:
+        return Seen(run.name, None, None, None, "no record of it yet")
+    planned = run.tokens if run.measured or not run.config else int(run.setting("run.tokens", run.tokens))
+    ended = run.finished or not run.config
+    why = ""
+    if criterion.at == "end":
+        limit = run.tokens
+        why = "" if ended else f"the run has not ended, it is at {tokens(run.tokens)} of {tokens(planned)} tokens"
+    else:
+        limit = round(criterion.share * planned) if criterion.share else parse_tokens(criterion.at, "at")
+        if run.tokens < limit:
+            why = f"the run {'ended' if ended else 'is'} at {tokens(run.tokens)} tokens, before {tokens(limit)}"
+    there = np.flatnonzero(found.curve.tokens_W <= limit)
+    if not len(there):
+        first = tokens(float(found.curve.tokens_W[0]))
+        return Seen(run.name, None, None, None, f"its first window is at {first} tokens, after {tokens(limit)}")
+    at = int(there[-1])
+    if criterion.of != "value" and at == 0:
+        why = why or "there is no window after the first"
+    items = len(found.item_IW) if found.item_IW is not None else found.curve.n
+    return Seen(run.name, int(found.curve.tokens_W[at]), items, found.estimate(at, criterion.of), why)
+
+
+def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
+    if estimate is None or not isfinite(estimate.value):
+        return None
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _measured(answer: Answer) -> str:
+    """The numbers behind an answer: one estimate, or of several runs each."""
+    if answer.over == "seeds" and answer.estimate is not None and answer.seen[1:]:
+        return f"{interval(answer.estimate)} over {len(answer.seen)} runs, {_where(answer.seen)}"
+    parts = [f"{interval(each.estimate)}" for each in answer.seen if each.estimate is not None]
+    return f"{'; '.join(parts)}, {_where(answer.seen)}" if parts else "nothing"
+
+
+def _where(seen: Sequence[Seen]) -> str:
+    """The windows and items that numbers are of."""
+    at = " and ".join(dict.fromkeys(tokens(each.tokens) for each in seen if each.tokens is not None))
+    items = {each.items for each in seen if each.items}
+    return f"at {at} tokens" + (f", {min(items):,} items" if items else "")
