@@ -5,11 +5,9 @@ is. Design note: metrics of different items are left out by name and never compa
 of lengths or texts moves a mean by more than a model does.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,14 +16,15 @@ from scipy.stats import norm
 from lccp_sim.analysis.curves import LEVEL, Estimate
 from lccp_sim.analysis.intervals import Z, measured, names_of
 from lccp_sim.analysis.items import unlike_items
-from lccp_sim.analysis.table import RunData, load_run
+from lccp_sim.analysis.table import RunData
 from lccp_sim.analysis.words import interval, number, tokens
 from lccp_sim.config import ConfigError
-from lccp_sim.records import OF_SENTENCE, write_atomic
+from lccp_sim.records import OF_SENTENCE
 
 POWER = 0.8
 UNLIKE = {"train", "stopping", "precondition"}  # of the mixture, of the rule, of the base: no models to compare
 OF_TEXTS = ("answer_tokens_count", "key_tokens_count", "initial_heads_mean_frac")  # of the texts, of heads of its own
+ROUNDING = 1e-9
 TIMES = 1000  # as many items at most are worth naming
 
 
@@ -52,6 +51,8 @@ class Difference:
     @property
     def answer(self) -> str:
         """One word or three for a reader."""
+        if abs(self.difference.value) <= ROUNDING and not self.told:
+            return "equal" if self.difference.low is None else "not told apart"
         if self.difference.low is None:
             return "no interval"
         return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "not told apart"
@@ -81,6 +82,44 @@ class Compared:
             "left_out": self.left_out,
             "warnings": [f"{run.name}: {line}" for run in (self.a, self.b) for line in dict.fromkeys(run.warnings)],
         }
+
+    def table(self) -> list[list[str]]:
+        """A row a metric for a reader: metric, A, B, B - A, answer, items, items needed."""
+        rows = []
+        for row in self.rows:
+            needed = "" if row.needed is None else f"{row.needed:,}"
+            if row.needed is not None and row.items and row.needed > TIMES * row.items:
+                needed = f"over {TIMES * row.items:,}"
+            answer = row.answer if row.paired or row.difference.low is None else f"{row.answer} (unpaired)"
+            items = "" if row.items is None else f"{row.items:,}"
+            rows.append([row.metric, number(row.a), number(row.b), interval(row.difference), answer, items, needed])
+        return rows
+
+    def head(self) -> list[str]:
+        """What A and B are, and which monitors' last windows lie before those of others."""
+        lines = []
+        for side, run in (("a", self.a), ("b", self.b)):
+            counts = {row.metric: getattr(row, f"{side}_tokens") for row in self.rows}
+            last = max(counts.values())
+            lines.append(f"{side.upper()}: {run.name} at {tokens(last)} tokens")
+            early = dict.fromkeys((name.partition("/")[0], count) for name, count in counts.items() if count < last)
+            lines += [f"   {monitor}: last measured at {tokens(count)} tokens" for monitor, count in early]
+        return lines
+
+    def foot(self) -> list[str]:
+        """What was left out and why, and how many rows are told apart."""
+        grouped: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            grouped.setdefault(reason, []).append(name)
+        lines = [f"left out, different items: {', '.join(names)} ({reason})" for reason, names in grouped.items()]
+        if any(not row.paired and row.difference.low is not None for row in self.rows):
+            lines.append("unpaired: no samples, so the interval comes from two standard errors and is too wide")
+        told = sum(row.told for row in self.rows)
+        return [
+            *lines,
+            f"{told} of {len(self.rows)} metrics are told apart; between equal models, expect about one in 20",
+            f"items needed: to tell this difference with {POWER:.0%} power",
+        ]
 
 
 def compare(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
@@ -133,13 +172,13 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
     if found is None or len(found.curve.value_W) < 2:
         return None
     curve, difference = found.curve, found.estimate(1, "change")
-    items = len(found.item_IW) if found.item_IW is not None else None if found.paired else curve.n
-    told = difference.above(0) or difference.below(0)
+    items = found.items
+    told = difference.above(ROUNDING) or difference.below(-ROUNDING)
     detectable = needed = None
     if difference.low is not None and difference.high is not None:
         spread = (difference.high - difference.low) / 2 / Z
         detectable = (Z + float(norm.ppf(POWER))) * spread
-        if items and not told and difference.value:
+        if items and not told and abs(difference.value) > ROUNDING:
             needed = ceil(items * max(1.0, (detectable / abs(difference.value)) ** 2))
     (first, last), (before, after) = curve.value_W, curve.tokens_W
     ends = {"a": float(first), "b": float(last), "a_tokens": int(before), "b_tokens": int(after)}
@@ -167,45 +206,3 @@ def _window(run: RunData, monitor: str, metric: str, limit: int) -> tuple[pd.Dat
     with_needles = [monitor, "needle"] if monitor == "heads" else [monitor]
     samples = run.samples[run.samples.monitor.isin(with_needles) & (run.samples.step == steps.max())]
     return rows[rows.step == steps.max()], samples
-
-
-def show(found: Compared) -> list[list[str]]:
-    """The table as a person reads it, a row a metric: metric, A, B, B - A, answer, items, items needed."""
-    rows = []
-    for row in found.rows:
-        needed = "" if row.needed is None else f"{row.needed:,}"
-        if row.needed is not None and row.items and row.needed > TIMES * row.items:
-            needed = f"over {TIMES * row.items:,}"
-        answer = row.answer if row.paired or row.difference.low is None else f"{row.answer} (unpaired)"
-        items = "" if row.items is None else f"{row.items:,}"
-        rows.append([row.metric, number(row.a), number(row.b), interval(row.difference), answer, items, needed])
-    return rows
-
-
-def compare_paths(
-    a: Path, b: Path, at: Sequence[int] = (), out: Path | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Lines that say what was compared, and the rows of `show`; writes JSON to `out` where one is given."""
-    found = compare(load_run(a), load_run(b), at)
-    if out is not None:
-        write_atomic(out, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
-    when = [max(getattr(row, f"{side}_tokens") for row in found.rows) for side in "ab"]
-    lines = [
-        f"{side}: {run.name} at {tokens(count)} tokens"
-        for side, run, count in zip("AB", (found.a, found.b), when, strict=True)
-    ]
-    for name in {row.metric.partition("/")[0]: None for row in found.rows}:
-        for side, count in zip("ab", when, strict=True):
-            early = {getattr(r, f"{side}_tokens") for r in found.rows if r.metric.startswith(f"{name}/")} - {count}
-            lines += [
-                f"{name} of {side.upper()} is from {tokens(each)} tokens, its last window" for each in sorted(early)
-            ]
-    grouped: dict[str, list[str]] = {}
-    for name, reason in found.left_out.items():
-        grouped.setdefault(reason, []).append(name)
-    lines += [f"left out, of different items: {', '.join(names)} ({reason})" for reason, names in grouped.items()]
-    told = sum(row.told for row in found.rows)
-    lines.append(
-        f"{told} of {len(found.rows)} metrics are told apart at 95 %; of equal models about one in 20 would be, too"
-    )
-    return lines, show(found)

@@ -11,7 +11,6 @@ import yaml
 
 from lccp_sim.analysis.curves import Estimate
 from lccp_sim.analysis.intervals import Of, parse_tokens
-from lccp_sim.analysis.words import tagged
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.parsing import parse
 from lccp_sim.records import Tag
@@ -57,12 +56,14 @@ class Criterion:
 
     @property
     def rule(self) -> str:
-        """The criterion in words: "needle hit_frac at least 0.9 at the end"."""
+        """The criterion in words: "needle/hit_frac (length=512) at least 0.9 at the end"."""
+        tags = ", ".join(f"{name}={value}" for name, value in self.tags.items())
         of = {"value": "", "change": "change of ", "factor": "factor of "}[self.of]
+        since = "" if self.of == "value" else " since the first window"
         bound = f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
-        where = "the end" if self.at == "end" else str(self.at)
-        by = {"interval": "", "value": ", by its value"}.get(self.by, f", by the {self.by} end of its interval")
-        return f"{of}{tagged(*self.metric.split('/', 1), self.tags)} {bound} at {where}{by}"
+        where = "at the end" if self.at == "end" else f"at {self.at}" + (" of the run" if self.share else " tokens")
+        by = {"interval": "", "value": ", by the value"}.get(self.by, f", by the {self.by} end of the interval")
+        return f"{of}{self.metric}{f' ({tags})' if tags else ''}{since} {bound} {where}{by}"
 
     def outcome(self, estimate: Estimate) -> Outcome:
         """What an estimate answers. `by: interval` needs both ends on one side of the bound."""
@@ -99,8 +100,16 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
         raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    wrong, criteria = [], {}
     try:
         gate = parse(Gate, plain, "gate")
-        return gate, {str(name): parse(Criterion, each, f"criteria.{name}") for name, each in gate.criteria.items()}
+        for name, each in gate.criteria.items():
+            try:
+                criteria[str(name)] = parse(Criterion, each, f"criteria.{name}")
+            except ConfigError as error:
+                wrong += str(error).splitlines()
     except ConfigError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        wrong = str(error).splitlines()
+    if wrong:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in wrong))
+    return gate, criteria

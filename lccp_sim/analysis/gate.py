@@ -41,7 +41,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """A criterion answered: the estimate that decided (of one run or over seeds), each run's own, and a reason."""
+    """A criterion answered: each run's estimate, the one over seeds (or of the only run), and a reason.
+
+    `estimate` is None where each of several runs is judged by itself.
+    """
 
     name: str
     criterion: Criterion
@@ -75,11 +78,16 @@ class Answered:
         found = {answer.outcome for answer in self.answers}
         return "fail" if "fail" in found else "cannot be told" if "cannot be told" in found else "pass"
 
+    @property
+    def status(self) -> int:
+        """The exit status: 0 pass, 1 fail, 2 cannot be told."""
+        return STATUS[self.outcome]
+
     def plain(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
             "outcome": self.outcome,
-            "status": STATUS[self.outcome],
+            "status": self.status,
             "question": self.gate.question,
             "criteria_file": {
                 "path": str(self.path),
@@ -94,15 +102,18 @@ class Answered:
             "notes": self.notes,
         }
 
+    def rows(self) -> list[list[str]]:
+        """A row a criterion for a reader: its name, the answer, what was asked, what was measured, and a reason."""
+        return [[each.name, each.outcome, each.criterion.rule, _measured(each), each.reason] for each in self.answers]
+
     def markdown(self) -> str:
         """The answer as a comment on a pull request."""
         count = sum(answer.outcome == "pass" for answer in self.answers)
         lines = [f"**Gate: {self.outcome}** ({count} of {len(self.answers)} criteria pass)", ""]
         lines += [self.gate.question, ""] if self.gate.question else []
-        lines += ["| criterion | answer | asked | measured (95 % interval) | |", "|---|---|---|---|---|"]
-        for each in self.answers:
-            cells = [each.name, f"**{each.outcome}**", each.criterion.rule, _measured(each), each.reason]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines += ["| criterion | answer | asked | measured (95 % interval) | why |", "|---|---|---|---|---|"]
+        for row in self.rows():
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
         runs = ", ".join(f"`{name}`" for name in self.runs)
         lines += ["", f"Runs: {runs} ({self.gate.runs} needed). Criteria: `{self.path.name}`, {self.provenance}."]
         return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)]) + "\n"
@@ -110,7 +121,7 @@ class Answered:
     @property
     def provenance(self) -> str:
         """The file's date and hash, for a reader."""
-        return f"written {self.gate.written}, SHA-256 `{self.sha256}`"
+        return f"written {self.gate.written}, SHA-256 {self.sha256}"
 
 
 def answer_gate(path: Path, run_paths: Sequence[Path]) -> Answered:
@@ -132,7 +143,10 @@ def answer_gate(path: Path, run_paths: Sequence[Path]) -> Answered:
         for run in runs
     }
     if late := [name for name, first in begun.items() if first < changed]:
-        notes.append(f"the file {path.name} was changed after the first window of {', '.join(late)}")
+        notes.append(
+            f"{path.name} was changed after the first window of {', '.join(late)}: its date here does not show that it "
+            "was fixed before"
+        )
     unknown = [run.name for run in runs if not run.config and not run.finished]
     if unknown:
         notes.append(f"{', '.join(unknown)} has no config.yaml: its last window is taken for its end")
@@ -193,8 +207,14 @@ def _tags_there(runs: Sequence[RunData], monitor: str, metric: str, tags: Mappin
             columns = [name for name in str(names).split(",") if name]
             for values in group[columns].drop_duplicates().itertuples(index=False):
                 there.add(tuple((name, _tag(value)) for name, value in zip(columns, values, strict=True)))
-    wanted = set(tags.items())
-    best = min(there, key=lambda each: (len(set(each) ^ wanted), len({n for n, _ in each} ^ set(tags)), str(each)))
+    wanted = runs[0].counted(monitor) | dict(tags) if tags else {}
+
+    def far(each: tuple[tuple[str, Tag], ...]) -> tuple[int, int, float, str]:
+        other = [(value, wanted[name]) for name, value in each if name in wanted and value != wanted[name]]
+        numbers = [(x, y) for x, y in other if not isinstance(x, str) and not isinstance(y, str)]
+        return len(dict(each).keys() ^ wanted), len(other), sum(abs(x - y) for x, y in numbers), str(each)
+
+    best = min(there, key=far)
     written = "{" + ", ".join(f"{name}: {value}" for name, value in best) + "}"
     return f"no record of {monitor}/{metric} has these tags; did you mean {written}?"
 
@@ -211,7 +231,7 @@ def _answer(
     seen = [_see(run, criterion, each) for run, each in zip(runs, found, strict=True)]
     estimates = [each.estimate for each in seen if each.estimate is not None]
     why = "; ".join(f"{each.run}: {each.why}" if runs[1:] else each.why for each in seen if each.why)
-    together = estimates[0] if len(estimates) == 1 else over_seeds(estimates) if estimates else None
+    together = estimates[0] if len(estimates) == 1 else over_seeds(estimates) if estimates and over == "seeds" else None
 
     def told(outcome: Outcome, reason: str, estimate: Estimate | None = together) -> Answer:
         return Answer(name, criterion, over, outcome, estimate, seen, reason)
@@ -255,8 +275,7 @@ def _see(run: RunData, criterion: Criterion, found: Measured | None) -> Seen:
     at = int(there[-1])
     if criterion.of != "value" and at == 0:
         why = why or "there is no window after the first"
-    items = len(found.item_IW) if found.item_IW is not None else found.curve.n
-    return Seen(run.name, int(found.curve.tokens_W[at]), items, found.estimate(at, criterion.of), why)
+    return Seen(run.name, int(found.curve.tokens_W[at]), found.items, found.estimate(at, criterion.of), why)
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:

@@ -13,10 +13,10 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from lccp_sim.analysis.bootstrap import RESAMPLES, Array, item_values, seed_weights
-from lccp_sim.analysis.curves import LEVEL, Curve, Estimate, curves
+from lccp_sim.analysis.curves import ITEM_METRICS, LEVEL, Curve, Estimate, curves
 from lccp_sim.analysis.table import RunData
 from lccp_sim.config import refuse
-from lccp_sim.records import OF_SENTENCE, Tag
+from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
 Of = Literal["value", "change", "factor"]
 Z = float(norm.ppf((1 + LEVEL) / 2))
@@ -34,6 +34,13 @@ class Measured:
     def paired(self) -> bool:
         """Whether windows are compared item by item."""
         return self.curve.source == "paired items"
+
+    @property
+    def items(self) -> int | None:
+        """How many items a mean is of; None for summaries of heads, which no mean over items is."""
+        if self.item_IW is not None:
+            return len(self.item_IW)
+        return None if self.curve.monitor == "heads" and self.curve.metric not in ITEM_METRICS else self.curve.n
 
     def estimate(self, at: int, of: Of = "value") -> Estimate:
         """The value at the window with index `at`, its change since the first window, or its factor of the first.
@@ -115,8 +122,10 @@ def names_of(run: RunData) -> list[str]:
     """The metrics of whole monitors, as `monitor/metric`; a needle's whole sentence is `needle/sentence_metric`."""
     pairs = run.records[["monitor", "metric", "names"]].drop_duplicates()
     whole = [f"{row.monitor}/{row.metric}" for row in pairs[pairs.names == ""].itertuples()]
-    spanned = pairs[(pairs.monitor == "needle") & (pairs.names == "span")]
-    return whole + [f"needle/{OF_SENTENCE}{metric}" for metric in spanned.metric]
+    spanned = run.records[(run.records.monitor == "needle") & (run.records.names == "span")]
+    for metric, span in spanned[["metric", "span"]].drop_duplicates().itertuples(index=False) if len(spanned) else ():
+        whole.append(f"needle/{OF_SENTENCE if span == SENTENCE else ''}{metric}")
+    return whole
 
 
 def measured(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Measured | None:
@@ -129,8 +138,11 @@ def measured(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> 
     tags = dict(tags or {})
     if monitor == "needle" and metric.startswith(OF_SENTENCE):
         metric, tags = metric.removeprefix(OF_SENTENCE), run.sentence | tags
-    if run.select(monitor, metric, **tags).empty and tags:
-        tags = run.counted(monitor) | tags
+    counted = run.counted(monitor)
+    spans = {name: value for name, value in counted.items() if name == "span"}
+    tags = next(
+        (each for each in (tags, spans | tags, counted | tags) if len(run.select(monitor, metric, **each))), tags
+    )
     of_items = tags
     tuned = run.select(monitor, metric, *{"sft_step", *tags}, **tags)
     if monitor == "probe" and len(tuned):

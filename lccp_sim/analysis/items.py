@@ -76,6 +76,8 @@ def _held_out(run: RunData, source: str) -> int | None:
 
 def _ids(run: RunData, monitor: str, metric: str) -> set[tuple[str, ...]]:
     rows = run.items(monitor, metric)
+    if rows.empty and monitor == "heads":  # summaries of heads are of the texts that the heads read
+        rows = run.items(monitor, "copy_hard_frac")
     cell = [name for name in CELL if name in rows]
     return set(rows[["item_id", *cell]].drop_duplicates().astype(str).itertuples(index=False, name=None))
 
