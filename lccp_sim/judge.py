@@ -43,6 +43,7 @@ def _gate(arguments: argparse.Namespace, console: "Console") -> int:
 
     from lccp_sim.analysis.first_gate import write_first
     from lccp_sim.analysis.gate import answer_gate
+    from lccp_sim.analysis.table import load_run
 
     path = arguments.criteria
     if arguments.init is not None:
@@ -54,7 +55,7 @@ def _gate(arguments: argparse.Namespace, console: "Console") -> int:
         return 0
     if not arguments.runs:
         raise ConfigError(f"gate: no run given to answer {path}; lccp gate {path} RUN...")
-    found = answer_gate(path, arguments.runs)
+    found = answer_gate(path, [load_run(each) for each in arguments.runs])
     table = Table("criterion", "answer", "asked", "measured (95 % interval)", "why")
     for cells in found.rows():
         table.add_row(*map(_plain, cells))

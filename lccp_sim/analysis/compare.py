@@ -181,10 +181,12 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         if items and not told and abs(difference.value) > ROUNDING:
             needed = ceil(items * max(1.0, (detectable / abs(difference.value)) ** 2))
     (first, last), (before, after) = curve.value_W, curve.tokens_W
-    ends = {"a": float(first), "b": float(last), "a_tokens": int(before), "b_tokens": int(after)}
     return Difference(
-        name,
-        **ends,
+        metric=name,
+        a=float(first),
+        b=float(last),
+        a_tokens=int(before),
+        b_tokens=int(after),
         difference=difference,
         items=items,
         paired=found.paired,

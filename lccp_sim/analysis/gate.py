@@ -18,7 +18,7 @@ from lccp_sim.analysis.criteria import Criterion, Gate, Outcome, read_gate
 from lccp_sim.analysis.curves import LEVEL, Estimate
 from lccp_sim.analysis.intervals import Measured, measured, names_of, over_seeds, parse_tokens
 from lccp_sim.analysis.items import unlike_items
-from lccp_sim.analysis.table import RunData, differing, load_run
+from lccp_sim.analysis.table import RunData, differing
 from lccp_sim.analysis.words import interval, tokens
 from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.records import OF_SENTENCE, Tag
@@ -124,13 +124,12 @@ class Answered:
         return f"written {self.gate.written}, SHA-256 {self.sha256}"
 
 
-def answer_gate(path: Path, run_paths: Sequence[Path]) -> Answered:
+def answer_gate(path: Path, runs: Sequence[RunData]) -> Answered:
     """The criteria of a file answered by runs that differ in their seed alone.
 
-    Raises ConfigError for a wrong file, for runs that are none or unlike, and for a criterion that names nothing.
+    Raises ConfigError for a wrong file, runs that are unlike or given twice, and a criterion that names nothing.
     """
     gate, criteria = read_gate(path)
-    runs = [load_run(each) for each in run_paths]
     _check_runs(runs)
     answers = [
         _answer(gate, name, each, runs, _find(runs, each, f"{path}: criteria.{name}"))
@@ -167,7 +166,7 @@ def _check_runs(runs: Sequence[RunData]) -> None:
     counts = [key for key in settings if key not in SEEDS and not (key.startswith("run.") and key[4:] not in RUN)]
     if counts and all(run.config for run in runs):
         key, more = counts[0], f" and {len(counts) - 1} more keys" if counts[1:] else ""
-        values = ", ".join(f"{value!r} in {name}" for name, value in settings[key].items())
+        values = ", ".join(f"{value} in {name}" for name, value in settings[key].items())
         raise ConfigError(
             f"runs of one gate may differ in their seed alone: {key} is {values}{more}; give one arm's runs"
         )
@@ -250,7 +249,10 @@ def _answer(
     if not all(isfinite(each.value) for each in deciding):
         return told(worst, "its first value is not above 0, so it has no factor")
     if any(each.low is None for each in deciding):
-        return told(worst, "its records have no interval; `by: value` judges the number alone")
+        lacks = (
+            "its records hold no interval" if all(each.draws is None for each in deciding) else "its items all agree"
+        )
+        return told(worst, f"{lacks}; `by: value` judges the number alone")
     return told(worst, "the interval holds the bound")
 
 

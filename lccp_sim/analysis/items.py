@@ -5,6 +5,7 @@ that make the items, the held-out text they are made from and the tokenizer are 
 them. Records alone still tell tokenizers apart, by the number of answer tokens.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,12 +75,17 @@ def _held_out(run: RunData, source: str) -> int | None:
     return None if rows.empty else int(rows.iloc[0])
 
 
-def _ids(run: RunData, monitor: str, metric: str) -> set[tuple[str, ...]]:
+def _ids(run: RunData, monitor: str, metric: str) -> set[tuple[str, str]]:
     rows = run.items(monitor, metric)
     if rows.empty and monitor == "heads":  # summaries of heads are of the texts that the heads read
         rows = run.items(monitor, "copy_hard_frac")
-    cell = [name for name in CELL if name in rows]
-    return set(rows[["item_id", *cell]].drop_duplicates().astype(str).itertuples(index=False, name=None))
+    cells = {tags: _cell(json.loads(tags)) for tags in rows.tags.unique()}
+    return set(zip(rows.item_id, rows.tags.map(cells), strict=True))
+
+
+def _cell(tags: dict[str, Any]) -> str:
+    """Where an item lies in the grid of its monitor, whatever model or arm it was asked of."""
+    return json.dumps({name: tags[name] for name in CELL if name in tags})
 
 
 def _keys(run: RunData) -> dict[str, float]:
