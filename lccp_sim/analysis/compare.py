@@ -173,7 +173,7 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         return None
     curve, difference = found.curve, found.estimate(1, "change")
     items = found.items
-    told = difference.above(ROUNDING) or difference.below(-ROUNDING)
+    told = bool(difference.above(ROUNDING) or difference.below(-ROUNDING))
     detectable = needed = None
     if difference.low is not None and difference.high is not None:
         spread = (difference.high - difference.low) / 2 / Z
