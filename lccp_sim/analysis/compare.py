@@ -14,12 +14,12 @@ import pandas as pd
 from scipy.stats import norm
 
 from lccp_sim.analysis.curves import LEVEL, Estimate
-from lccp_sim.analysis.intervals import Z, measured, names_of
+from lccp_sim.analysis.intervals import Z
 from lccp_sim.analysis.items import unlike_items
+from lccp_sim.analysis.lookup import measured, names_of, split_name
 from lccp_sim.analysis.table import RunData
 from lccp_sim.analysis.words import interval, number, tokens
 from lccp_sim.config import ConfigError
-from lccp_sim.records import OF_SENTENCE
 
 POWER = 0.8
 UNLIKE = {"train", "stopping", "precondition"}  # of the mixture, of the rule, of the base: no models to compare
@@ -136,10 +136,10 @@ def compare(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
     if a.path.resolve() == b.path.resolve() and limits[0] == limits[1]:
         raise ConfigError(f"{a.path}: given twice at the same tokens; name two runs, or two windows: --tokens A B")
     rows, left_out = [], {}
+    theirs = names_of(b)
     for name in names_of(a):
-        monitor, _, metric = name.partition("/")
-        metric = metric.removeprefix(OF_SENTENCE)
-        if name not in names_of(b) or monitor in UNLIKE or metric in OF_TEXTS:
+        monitor, metric = split_name(name)
+        if name not in theirs or monitor in UNLIKE or metric in OF_TEXTS:
             continue
         if reason := unlike_items(a, b, monitor, metric):
             left_out[name] = reason
@@ -155,11 +155,7 @@ def compare(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
 
 def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Difference | None:
     """One row, from the two windows as one series; None where a run has no window of the metric by then."""
-    monitor, _, metric = name.partition("/")
-    parts = [
-        _window(run, monitor, metric.removeprefix(OF_SENTENCE), limit)
-        for run, limit in zip((a, b), limits, strict=True)
-    ]
+    parts = [_window(run, *split_name(name), limit) for run, limit in zip((a, b), limits, strict=True)]
     if any(part is None for part in parts):
         return None
     windows = [part for part in parts if part is not None]

@@ -92,10 +92,21 @@ class Gate:
         refuse(self.runs < 1, "runs", self.runs, "must be at least 1")
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which a key stands once: a criterion that a second one of its name replaces would not be asked."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
     """A criteria file and its criteria by name. Raises ConfigError, a line each, for what is wrong in it."""
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -9,7 +9,8 @@ from math import ceil, floor, isfinite, log10
 from pathlib import Path
 
 from lccp_sim.analysis.curves import Estimate
-from lccp_sim.analysis.intervals import Of, measured
+from lccp_sim.analysis.intervals import Of
+from lccp_sim.analysis.lookup import measured
 from lccp_sim.analysis.table import RunData, load_run
 from lccp_sim.analysis.words import interval, tokens
 from lccp_sim.config import ConfigError, refuse

@@ -5,7 +5,7 @@ judged by the items and runs that are there; more of them may tell later what ca
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import isfinite
@@ -16,12 +16,12 @@ import numpy as np
 
 from lccp_sim.analysis.criteria import Criterion, Gate, Outcome, read_gate
 from lccp_sim.analysis.curves import LEVEL, Estimate
-from lccp_sim.analysis.intervals import Measured, measured, names_of, over_seeds, parse_tokens
+from lccp_sim.analysis.intervals import Measured, over_seeds, parse_tokens
 from lccp_sim.analysis.items import unlike_items
+from lccp_sim.analysis.lookup import measured, refuse_missing, split_name
 from lccp_sim.analysis.table import RunData, differing
 from lccp_sim.analysis.words import interval, tokens
-from lccp_sim.config import ConfigError, nearest, refuse
-from lccp_sim.records import OF_SENTENCE, Tag
+from lccp_sim.config import ConfigError
 
 STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
 SEEDS = {"seed", "data.order_seed"}  # what runs of one gate may differ in
@@ -75,8 +75,7 @@ class Answered:
     @property
     def outcome(self) -> Outcome:
         """The worst answer."""
-        found = {answer.outcome for answer in self.answers}
-        return "fail" if "fail" in found else "cannot be told" if "cannot be told" in found else "pass"
+        return _worst(answer.outcome for answer in self.answers)
 
     @property
     def status(self) -> int:
@@ -135,23 +134,24 @@ def answer_gate(path: Path, runs: Sequence[RunData]) -> Answered:
         _answer(gate, name, each, runs, _find(runs, each, f"{path}: criteria.{name}"))
         for name, each in criteria.items()
     ]
-    notes = []
     changed = path.stat().st_mtime
-    begun = {
-        run.name: min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed)
-        for run in runs
-    }
-    if late := [name for name, first in begun.items() if first < changed]:
-        notes.append(
-            f"{path.name} was changed after the first window of {', '.join(late)}: its date here does not show that it "
-            "was fixed before"
-        )
-    unknown = [run.name for run in runs if not run.config and not run.finished]
-    if unknown:
-        notes.append(f"{', '.join(unknown)} has no config.yaml: its last window is taken for its end")
     modified = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Answered(path, gate, digest, modified, [run.name for run in runs], answers, notes)
+    return Answered(path, gate, digest, modified, [run.name for run in runs], answers, _notes(path, runs))
+
+
+def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
+    """What weakens an answer: a file that is younger than a run's first window, a run whose length is not known."""
+    changed, notes = path.stat().st_mtime, []
+    begun = [min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed) for run in runs]
+    late = [run.name for run, first in zip(runs, begun, strict=True) if first < changed]
+    unknown = [run.name for run in runs if not run.config and not run.finished]
+    if late:
+        said = "its date does not show that it was fixed before"
+        notes.append(f"{path.name} was changed after the first window of {', '.join(late)}: {said}")
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: without a config.yaml, the last window is taken for the end")
+    return notes
 
 
 def _check_runs(runs: Sequence[RunData]) -> None:
@@ -175,52 +175,12 @@ def _check_runs(runs: Sequence[RunData]) -> None:
 def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[Measured | None]:
     """The curve of each run. ConfigError where none has it, or where runs measured other items."""
     found = [measured(run, criterion.metric, criterion.tags) for run in runs]
-    monitor, _, metric = criterion.metric.partition("/")
-    metric = metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
     if not any(found):
-        pairs = {
-            f"{row.monitor}/{row.metric}"
-            for run in runs
-            for row in run.records.drop_duplicates(["monitor", "metric"]).itertuples()
-        }
-        known = sorted({*pairs, *(name for run in runs for name in names_of(run))})
-        refuse(
-            criterion.metric not in known,
-            f"{where}.metric",
-            criterion.metric,
-            f"no record of it{nearest(criterion.metric, known)}",
-        )
-        raise ConfigError(f"{where}.tags={criterion.tags!r}: {_tags_there(runs, monitor, metric, criterion.tags)}")
+        refuse_missing(runs, criterion.metric, criterion.tags, where)
     for run in runs[1:]:
-        if reason := unlike_items(runs[0], run, monitor, metric):
+        if reason := unlike_items(runs[0], run, *split_name(criterion.metric)):
             raise ConfigError(f"{where}: the runs measured other items: {reason}")
     return found
-
-
-def _tags_there(runs: Sequence[RunData], monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
-    """The nearest tags that are there: the end of a message."""
-    there = set()
-    for run in runs:
-        rows = run.records[(run.records.monitor == monitor) & (run.records.metric == metric)]
-        for names, group in rows.groupby(rows.names.astype(str)):
-            columns = [name for name in str(names).split(",") if name]
-            for values in group[columns].drop_duplicates().itertuples(index=False):
-                there.add(tuple((name, _tag(value)) for name, value in zip(columns, values, strict=True)))
-    wanted = runs[0].counted(monitor) | dict(tags) if tags else {}
-
-    def far(each: tuple[tuple[str, Tag], ...]) -> tuple[int, int, float, str]:
-        other = [(value, wanted[name]) for name, value in each if name in wanted and value != wanted[name]]
-        numbers = [(x, y) for x, y in other if not isinstance(x, str) and not isinstance(y, str)]
-        return len(dict(each).keys() ^ wanted), len(other), sum(abs(x - y) for x, y in numbers), str(each)
-
-    best = min(there, key=far)
-    written = "{" + ", ".join(f"{name}: {value}" for name, value in best) + "}"
-    return f"no record of {monitor}/{metric} has these tags; did you mean {written}?"
-
-
-def _tag(value: Any) -> Tag:
-    """A tag as YAML writes it: whole numbers of a column with gaps are floats there."""
-    return int(value) if isinstance(value, (float, np.floating)) and float(value).is_integer() else value
 
 
 def _answer(
@@ -242,8 +202,7 @@ def _answer(
     if over == "seeds" and len(runs) < 2:
         return told("cannot be told", "an interval over seeds needs two runs or more")
     deciding = [together] if over == "seeds" and together is not None else estimates
-    outcomes = [criterion.outcome(each) for each in deciding]
-    worst: Outcome = "fail" if "fail" in outcomes else "cannot be told" if "cannot be told" in outcomes else "pass"
+    worst = _worst(criterion.outcome(each) for each in deciding)
     if worst != "cannot be told":
         return told(worst, "")
     if not all(isfinite(each.value) for each in deciding):
@@ -254,6 +213,12 @@ def _answer(
         )
         return told(worst, f"{lacks}; `by: value` judges the number alone")
     return told(worst, "the interval holds the bound")
+
+
+def _worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Fail before what cannot be told, and that before pass."""
+    there = set(outcomes)
+    return "fail" if "fail" in there else "cannot be told" if "cannot be told" in there else "pass"
 
 
 def _see(run: RunData, criterion: Criterion, found: Measured | None) -> Seen:

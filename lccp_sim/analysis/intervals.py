@@ -5,18 +5,16 @@ items that all agree is a point: 40 hits of 40 do not show a hit rate of 1.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array, item_values, seed_weights
-from lccp_sim.analysis.curves import ITEM_METRICS, LEVEL, Curve, Estimate, curves
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
+from lccp_sim.analysis.curves import ITEM_METRICS, LEVEL, Curve, Estimate
 from lccp_sim.config import refuse
-from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
 Of = Literal["value", "change", "factor"]
 Z = float(norm.ppf((1 + LEVEL) / 2))
@@ -116,45 +114,6 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         widest = max(known, key=lambda each: (each.high or 0.0) - (each.low or 0.0))
         return replace(mean, low=widest.low, high=widest.high)
     return mean
-
-
-def names_of(run: RunData) -> list[str]:
-    """The metrics of whole monitors, as `monitor/metric`; a needle's whole sentence is `needle/sentence_metric`."""
-    pairs = run.records[["monitor", "metric", "names"]].drop_duplicates()
-    whole = [f"{row.monitor}/{row.metric}" for row in pairs[pairs.names == ""].itertuples()]
-    spanned = run.records[(run.records.monitor == "needle") & (run.records.names == "span")]
-    for metric, span in spanned[["metric", "span"]].drop_duplicates().itertuples(index=False) if len(spanned) else ():
-        whole.append(f"needle/{OF_SENTENCE if span == SENTENCE else ''}{metric}")
-    return whole
-
-
-def measured(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Measured | None:
-    """The curve of `monitor/metric` with these tags; without any, over the whole monitor. None where there is none.
-
-    Tags that a monitor is judged by where nothing is said (needles: the value's tokens, single needles) may be left
-    out.
-    """
-    monitor, _, metric = name.partition("/")
-    tags = dict(tags or {})
-    if monitor == "needle" and metric.startswith(OF_SENTENCE):
-        metric, tags = metric.removeprefix(OF_SENTENCE), run.sentence | tags
-    counted = run.counted(monitor)
-    spans = {name: value for name, value in counted.items() if name == "span"}
-    tags = next(
-        (each for each in (tags, spans | tags, counted | tags) if len(run.select(monitor, metric, **each))), tags
-    )
-    of_items = tags
-    tuned = run.select(monitor, metric, *{"sft_step", *tags}, **tags)
-    if monitor == "probe" and len(tuned):
-        last: dict[str, Tag] = {"sft_step": int(tuned.sft_step.max())}
-        of_items = last | tags
-        tags = tags if len(run.select(monitor, metric, **tags)) else of_items
-    curve = curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)
-    if curve is None:
-        return None
-    steps = sorted(set(run.select(monitor, metric, **tags).step))
-    found = item_values(run, monitor, [metric], steps, of_items) if curve.source == "paired items" else None
-    return Measured(curve, None if found is None else found[0][metric])
 
 
 def parse_tokens(text: str | int, where: str) -> int:
