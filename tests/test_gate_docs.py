@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.analysis.criteria import Criterion, read_gate
+from lccp_sim.analysis.judge.criteria import Criterion, read_gate
 from lccp_sim.cli import main
 from tests.analysis.world import World, write_run
 from tests.test_docs import ROOT, commands, run_dry
@@ -48,7 +48,7 @@ def test_every_command_runs(
 
 def test_the_table_names_every_key(place: Path) -> None:
     gate, criteria = read_gate(place / "page.yaml")
-    assert gate.runs == 2 and len(criteria) == 4
+    assert gate.seeds == 2 and len(criteria) == 4
     table = PAGE.partition("### The keys of a criterion")[2].partition("\n\n")[0]
     rows = {
         key for line in table.splitlines() for key in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")

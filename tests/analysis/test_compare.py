@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lccp_sim.analysis.bootstrap import weights
-from lccp_sim.analysis.compare import Compared, Difference, compare
-from lccp_sim.analysis.curves import Curve
-from lccp_sim.analysis.intervals import Measured, change_of_shares
-from lccp_sim.analysis.table import load_run
+from lccp_sim.analysis.judge.compare import Compared, Difference, compare_runs
+from lccp_sim.analysis.judge.intervals import ItemCurve, change_of_shares
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Curve
+from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.cli import main
 from lccp_sim.config import ConfigError
 from lccp_sim.records import Record
@@ -36,7 +36,7 @@ def row(found: Compared, name: str) -> Difference:
 
 
 def test_items_are_paired_and_what_is_told_apart_is_said(pair: tuple[Path, Path]) -> None:
-    found = compare(*map(load_run, pair))
+    found = compare_runs(*map(load_run, pair))
     nll, short = row(found, NLL), row(found, SHORT)
     assert nll.difference.value == pytest.approx(-0.1) and nll.answer == "B lower" and nll.needed is None
     low, high = nll.difference.low, nll.difference.high
@@ -44,23 +44,23 @@ def test_items_are_paired_and_what_is_told_apart_is_said(pair: tuple[Path, Path]
     assert short.answer == "not told apart" and short.paired and short.items == 40
     assert short.needed == pytest.approx((2.8 * 0.1 / 0.005) ** 2, rel=0.3)
     assert row(found, HIT).answer == "not told apart" and row(found, HIT).difference.value == pytest.approx(1 / 40)
-    assert row(compare(*map(load_run, pair), [0]), NLL).answer == "equal"
-    turned = row(compare(*map(load_run, pair[::-1])), NLL)
+    assert row(compare_runs(*map(load_run, pair), [0]), NLL).answer == "equal"
+    turned = row(compare_runs(*map(load_run, pair[::-1])), NLL)
     assert turned.answer == "B higher" and turned.difference.value == pytest.approx(0.1)
 
 
 def test_two_windows_of_one_run_are_compared(pair: tuple[Path, Path]) -> None:
     run = load_run(pair[0])
-    nll = row(compare(run, run, [0, 2000]), NLL)
+    nll = row(compare_runs(run, run, [0, 2000]), NLL)
     assert nll.difference.value == pytest.approx(-2) and (nll.a_tokens, nll.b_tokens) == (0, 2000)
 
 
-def measured(before_I: np.ndarray, after_I: np.ndarray, seed: int) -> Measured:
+def measured(before_I: np.ndarray, after_I: np.ndarray, seed: int) -> ItemCurve:
     item_IW = np.stack([before_I, after_I], axis=1)
     draws_RW = weights(np.zeros(len(item_IW)), 400, seed) @ item_IW
     nothing_W = np.zeros(2)
     curve = Curve("needle", "x_frac", {}, nothing_W, item_IW.mean(0), nothing_W, draws_RW, "paired items", len(item_IW))
-    return Measured(curve, item_IW)
+    return ItemCurve(curve, item_IW)
 
 
 @pytest.mark.parametrize("kind", ["nats", "shares", "rare misses"])
@@ -107,7 +107,7 @@ def test_needed_items_tell_the_difference_in_four_of_five_samples() -> None:
 def test_a_difference_without_samples_is_unpaired_and_says_so(tmp_path: Path) -> None:
     hard = spread(2.0, 1.0)
     a, b = (plant(tmp_path / n, {NLL: [hard + d]}, (0,), samples=False) for n, d in (("a", 0.0), ("b", 0.1)))
-    found = compare(load_run(a), load_run(b))
+    found = compare_runs(load_run(a), load_run(b))
     low, high = row(found, NLL).difference.low, row(found, NLL).difference.high
     assert not row(found, NLL).paired and "not told apart (unpaired)" in found.table()[0]
     assert low is not None and high is not None and high - low == pytest.approx(2 * 1.96 * (2 / 40) ** 0.5, rel=0.1)
@@ -155,7 +155,7 @@ def test_different_items_are_refused_in_one_line(case: str, tmp_path: Path, caps
 def test_a_monitor_of_other_items_is_left_out_and_the_rest_compared(pair: tuple[Path, Path], tmp_path: Path) -> None:
     changed = other(perplexity={"items": 30})
     b = plant(tmp_path / "b", {NLL: [spread(2.0)], SHORT: [spread(2.0, items=30)]}, (0,), changed=changed)
-    found = compare(load_run(pair[0]), load_run(b), [0, 0])
+    found = compare_runs(load_run(pair[0]), load_run(b), [0, 0])
     assert [each.metric for each in found.rows] == [NLL]
     assert found.left_out == {SHORT: "monitors.perplexity.items is 40 in a and 30 in b"}
     assert any(SHORT in line for line in found.foot())
@@ -191,7 +191,7 @@ def test_bad_input_is_refused_in_one_line(
 def test_a_run_is_not_compared_with_itself_or_with_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
     run = load_run(pair[0])
     with pytest.raises(ConfigError, match="given twice at the same tokens"):
-        compare(run, run)
+        compare_runs(run, run)
     lone = plant(tmp_path / "lone", {"perplexity/nll_nats": [spread(2.0)]}, (0,))
     with pytest.raises(ConfigError, match="they share no metric"):
-        compare(run, load_run(lone), [0])
+        compare_runs(run, load_run(lone), [0])

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lccp_sim.analysis.criteria import read_gate
-from lccp_sim.analysis.gate import answer_gate
-from lccp_sim.analysis.intervals import share
-from lccp_sim.analysis.table import RunData, load_run
+from lccp_sim.analysis.judge.criteria import read_gate
+from lccp_sim.analysis.judge.gate import answer_gate
+from lccp_sim.analysis.judge.intervals import share
+from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.cli import main
 from lccp_sim.records import Record
 from tests.analysis.planted import CONFIG, hits, plant, spread
@@ -120,8 +120,8 @@ def test_a_metric_without_interval_is_judged_by_its_value_alone(loaded: list[Run
 @pytest.mark.parametrize(
     ("criterion", "more", "reason"),
     [
-        ({"metric": NLL, "at_most": 9}, {"runs": 3}, "1 of 3 runs needed"),
-        ({"metric": NLL, "at_most": 9, "over": "seeds"}, {}, "an interval over seeds needs two runs or more"),
+        ({"metric": NLL, "at_most": 9}, {"seeds": 3}, "1 of 3 seeds needed"),
+        ({"metric": NLL, "at_most": 9, "over": "seeds"}, {}, "an interval over seeds needs two seeds or more"),
         ({"metric": NLL, "at_most": 9, "at": "3k"}, {}, "the run ended at 2k tokens, before 3k"),
         ({"metric": NLL, "at_most": 9, "of": "change", "at": 999}, {}, "there is no window after the first"),
         ({"metric": HIT, "at_least": 9, "of": "factor"}, {}, "its first value is not above 0, so it has no factor"),
@@ -155,7 +155,7 @@ def test_the_exit_status_and_the_files(runs: list[Path], tmp_path: Path, capsys:
         assert data["status"] == status and [each["outcome"] for each in data["answers"]] == list(names)
         assert (
             data["answers"][0]["estimate"]["value"] == pytest.approx(1.0)
-            and data["answers"][0]["seen"][0]["items"] == 40
+            and data["answers"][0]["evidence"][0]["items"] == 40
         )
         assert digest in page and "written 2026-01-31" in page and "Does it?" in page and not data["notes"]
         [table] = [block for block in page.split("\n\n") if block.startswith("| criterion")]
@@ -178,7 +178,7 @@ WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no mapping": ("- a", "must be a group of keys"),
     "no date": ("criteria: {a: {metric: a/b, at_most: 1}}", "gate.written: this key is required"),
     "no criterion": ("written: 2026-01-31\ncriteria: {}", "is empty"),
-    "a wrong key": ("written: 2026-01-31\nruns: 1\ncriterion: {}", "did you mean 'criteria'?"),
+    "a wrong key": ("written: 2026-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),
     "a wrong key within": ("{metric: a/b, at_mots: 1}", "criteria.a.at_mots: no such key; did you mean 'at_most'?"),
     "no bound": ("{metric: needle/hit_frac}", "give one of the two"),
     "two bounds": ("{metric: needle/hit_frac, at_least: 0, at_most: 1}", "give one of the two"),

@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace, console: "Console") -> int:
 def _gate(arguments: argparse.Namespace, console: "Console") -> int:
     from rich.table import Table
 
-    from lccp_sim.analysis.first_gate import write_first
-    from lccp_sim.analysis.gate import answer_gate
-    from lccp_sim.analysis.table import load_run
+    from lccp_sim.analysis.judge.first_gate import write_first
+    from lccp_sim.analysis.judge.gate import answer_gate
+    from lccp_sim.analysis.run import load_run
 
     path = arguments.criteria
     if arguments.init is not None:
@@ -73,15 +73,15 @@ def _gate(arguments: argparse.Namespace, console: "Console") -> int:
 def _compare(arguments: argparse.Namespace, console: "Console") -> int:
     from rich.table import Table
 
-    from lccp_sim.analysis.compare import compare
-    from lccp_sim.analysis.intervals import parse_tokens
-    from lccp_sim.analysis.table import load_run
+    from lccp_sim.analysis.judge.compare import compare_runs
+    from lccp_sim.analysis.judge.intervals import parse_tokens
+    from lccp_sim.analysis.run import load_run
 
     refuse(
         len(arguments.tokens) > 2, "--tokens", " ".join(arguments.tokens), "takes one count, or one each for A and B"
     )
     at = [parse_tokens(each, "--tokens") for each in arguments.tokens]
-    found = compare(load_run(arguments.a), load_run(arguments.b), at)
+    found = compare_runs(load_run(arguments.a), load_run(arguments.b), at)
     table = Table("metric", "A", "B", "B - A (95 % interval)", "answer", "items", "items needed")
     for cells in found.table():
         table.add_row(*map(_plain, cells))

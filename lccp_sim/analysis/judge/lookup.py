@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.bootstrap import item_values
-from lccp_sim.analysis.curves import curves
-from lccp_sim.analysis.intervals import Measured
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.judge.intervals import ItemCurve
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import curves
+from lccp_sim.analysis.stats.estimate import item_values
 from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
@@ -29,7 +29,7 @@ def names_of(run: RunData) -> list[str]:
     return whole
 
 
-def measured(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Measured | None:
+def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
     """The curve of `monitor/metric` with these tags; without any, over the whole monitor. None where there is none.
 
     Tags that a monitor is judged by where nothing is said (needles: the value's tokens, single needles) may be left
@@ -55,7 +55,7 @@ def measured(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> 
         return None
     steps = sorted(set(run.select(monitor, metric, **tags).step))
     found = item_values(run, monitor, [metric], steps, of_items) if curve.source == "paired items" else None
-    return Measured(curve, None if found is None else found[0][metric])
+    return ItemCurve(curve, None if found is None else found[0][metric])
 
 
 def refuse_missing(runs: Sequence[RunData], name: str, tags: Mapping[str, Tag], where: str) -> None:

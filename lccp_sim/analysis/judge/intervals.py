@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from lccp_sim.analysis.bootstrap import RESAMPLES, Array, seed_weights
-from lccp_sim.analysis.curves import ITEM_METRICS, LEVEL, Curve, Estimate
+from lccp_sim.analysis.seeds import over
+from lccp_sim.analysis.stats.curve import ITEM_METRICS, LEVEL, Curve, Estimate
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.config import refuse
 
 Of = Literal["value", "change", "factor"]
@@ -22,7 +23,7 @@ MOST_UNDEFINED = 0.05  # of the resamples of a factor
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemCurve:
     """A curve with what its intervals are made from: `item_IW`, its items at every window, None without samples."""
 
     curve: Curve
@@ -99,17 +100,19 @@ def change_of_shares(before_I: Array, after_I: Array) -> tuple[float, float]:
     return max(-1.0, change - half), min(1.0, change + half)
 
 
-def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over runs that differ in their seed, with the interval of seeds and, within them, of items.
+def mean_over_seeds(estimates: Sequence[Sequence[Estimate]]) -> Estimate:
+    """The mean over seeds, each with the estimates of its runs, with the interval of seeds and, within them, of items.
 
-    A run without resamples is taken as it is. Where neither seeds nor items vary, the widest interval of a run counts.
+    Runs of one seed, which differ in the order of their data, count by their mean. A run without resamples is taken as
+    it is. Where neither seeds nor items vary, the widest interval of a run counts.
     """
-    values_S = np.array([each.value for each in estimates])
-    draws_SR = np.stack([
-        np.full(RESAMPLES, each.value) if each.draws is None else each.draws for each in estimates
-    ])  # fmt: skip
-    mean = _varied(Estimate.of(values_S.mean(), np.einsum("rs,sr->r", seed_weights(len(values_S), seed=1), draws_SR)))
-    known = [each for each in estimates if each.low is not None and each.high is not None]
+    values = [float(np.mean([each.value for each in own])) for own in estimates]
+    draws = [
+        np.mean([np.full(RESAMPLES, each.value) if each.draws is None else each.draws for each in own], axis=0)
+        for own in estimates
+    ]
+    mean = _varied(over(values, draws))
+    known = [each for own in estimates for each in own if each.low is not None and each.high is not None]
     if mean.low is None and known:
         widest = max(known, key=lambda each: (each.high or 0.0) - (each.low or 0.0))
         return replace(mean, low=widest.low, high=widest.high)

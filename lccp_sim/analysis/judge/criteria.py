@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
-from lccp_sim.analysis.curves import Estimate
-from lccp_sim.analysis.intervals import Of, parse_tokens
+from lccp_sim.analysis.judge.intervals import Of, parse_tokens
+from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.config import ConfigError, refuse
-from lccp_sim.parsing import parse
+from lccp_sim.configure.parse import parse
 from lccp_sim.records import Tag
 
 Outcome = Literal["pass", "fail", "cannot be told"]
@@ -20,12 +20,12 @@ Outcome = Literal["pass", "fail", "cannot be told"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """One line of a gate: a metric, where it is looked at, and the bound that it has to keep.
+    """One line of a gate: a metric, the window that is judged, and the bound to keep.
 
-    `metric`: monitor/metric; `tags`: none for the whole monitor. `of`: the value, its change since the first window, or
+    `metric`: monitor/metric; `tags`: none for its overall value. `of`: the value, its change since the first window, or
     its factor of the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to
-    there. `by`: the whole interval, or the end of it (low, high) or the value that decides alone. `over`: the interval
-    of items, each run by itself, or of seeds, over all runs; unset: seeds where the gate needs two runs or more.
+    there. `by`: both ends of the interval, or the end of it (low, high) or the value that decides alone. `over`: the interval
+    of items, each run by itself, or of seeds, of their mean; unset: seeds where the gate needs two or more.
     """
 
     metric: str
@@ -50,7 +50,7 @@ class Criterion:
 
     @property
     def share(self) -> float | None:
-        """The share of the run at which it is looked at, where `at` is one."""
+        """The share of the run at which it is judged, if `at` is one."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(self.at))
         return float(found[1]) / 100 if found else None
 
@@ -80,16 +80,16 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Gate:
-    """A criteria file. `written`: the day on which it was fixed. `runs`: how many runs (seeds, repeats) it needs."""
+    """A criteria file. `written`: the day on which it was fixed. `seeds`: how many seeds it needs."""
 
     written: date
     criteria: dict[str, Any]
-    runs: int = 1
+    seeds: int = 1
     question: str = ""
 
     def __post_init__(self) -> None:
         refuse(not self.criteria, "criteria", {}, "is empty; name at least one criterion")
-        refuse(self.runs < 1, "runs", self.runs, "must be at least 1")
+        refuse(self.seeds < 1, "seeds", self.seeds, "must be at least 1")
 
 
 class _Once(yaml.SafeLoader):

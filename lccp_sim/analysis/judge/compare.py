@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
-from lccp_sim.analysis.curves import LEVEL, Estimate
-from lccp_sim.analysis.intervals import Z
-from lccp_sim.analysis.items import unlike_items
-from lccp_sim.analysis.lookup import measured, names_of, split_name
-from lccp_sim.analysis.table import RunData
-from lccp_sim.analysis.words import interval, number, tokens
+from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.judge.intervals import Z
+from lccp_sim.analysis.judge.items import unlike_items
+from lccp_sim.analysis.judge.lookup import item_curve, names_of, split_name
+from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate
 from lccp_sim.config import ConfigError
 
 POWER = 0.8
@@ -122,7 +122,7 @@ class Compared:
         ]
 
 
-def compare(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
+def compare_runs(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
     """The metrics of whole monitors that both have, at their last windows or at the last ones up to `at` tokens.
 
     `at`: one count for both, or one each. Raises ConfigError where a count lies outside a run, where both are the same
@@ -164,7 +164,7 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         for frames in zip(*windows, strict=True)
     )
     pair = replace(a, records=records, samples=samples, warnings=[])
-    found = measured(pair, name)
+    found = item_curve(pair, name)
     if found is None or len(found.curve.value_W) < 2:
         return None
     curve, difference = found.curve, found.estimate(1, "change")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.table import RunData
+from lccp_sim.analysis.run import RunData
 
 NEUTRAL = {
     "kind",

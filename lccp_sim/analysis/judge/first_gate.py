@@ -8,11 +8,11 @@ from datetime import date
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
 
-from lccp_sim.analysis.curves import Estimate
-from lccp_sim.analysis.intervals import Of
-from lccp_sim.analysis.lookup import measured
-from lccp_sim.analysis.table import RunData, load_run
-from lccp_sim.analysis.words import interval, tokens
+from lccp_sim.analysis.format import interval, tokens
+from lccp_sim.analysis.judge.intervals import Of
+from lccp_sim.analysis.judge.lookup import item_curve
+from lccp_sim.analysis.run import RunData, load_run
+from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.records import write_atomic
 
@@ -39,7 +39,7 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
     head = (
         f"# What {run.name} shows, as a start. Set the bounds that the next run must keep, before it begins.\n"
         f"# Keys: metric, tags, of, at_least or at_most, at, by, over; docs/gate.md has them all.\n"
-        f"written: {today.isoformat()}\nruns: 1\ncriteria:\n"
+        f"written: {today.isoformat()}\nseeds: 1\ncriteria:\n"
     )
     write_atomic(path, head + "".join(blocks))
     return path
@@ -47,7 +47,7 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
 
 def _block(run: RunData, name: str, metric: str, of: Of, side: str) -> str:
     """The lines of one criterion; "" where the run has no interval for it."""
-    found = measured(run, metric)
+    found = item_curve(run, metric)
     if found is None:
         return ""
     last = len(found.curve.value_W) - 1

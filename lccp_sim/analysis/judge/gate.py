@@ -5,6 +5,7 @@ judged by the items and runs that are there; more of them may tell later what ca
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.criteria import Criterion, Gate, Outcome, read_gate
-from lccp_sim.analysis.curves import LEVEL, Estimate
-from lccp_sim.analysis.intervals import Measured, over_seeds, parse_tokens
-from lccp_sim.analysis.items import unlike_items
-from lccp_sim.analysis.lookup import measured, refuse_missing, split_name
-from lccp_sim.analysis.table import RunData, differing
-from lccp_sim.analysis.words import interval, tokens
+from lccp_sim.analysis.format import interval, tokens
+from lccp_sim.analysis.judge.criteria import Criterion, Gate, Outcome, read_gate
+from lccp_sim.analysis.judge.intervals import ItemCurve, mean_over_seeds, parse_tokens
+from lccp_sim.analysis.judge.items import unlike_items
+from lccp_sim.analysis.judge.lookup import item_curve, refuse_missing, split_name
+from lccp_sim.analysis.run import RunData, differing
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate
 from lccp_sim.config import ConfigError
 
 STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
@@ -29,7 +30,7 @@ RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer"
 
 
 @dataclass(frozen=True)
-class Seen:
+class Evidence:
     """What one run shows of a criterion; `why` says what it lacks."""
 
     run: str
@@ -40,7 +41,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CriterionAnswer:
     """A criterion answered: each run's estimate, the one over seeds (or of the only run), and a reason.
 
     `estimate` is None where each of several runs is judged by itself.
@@ -51,17 +52,17 @@ class Answer:
     over: str
     outcome: Outcome
     estimate: Estimate | None
-    seen: list[Seen]
+    evidence: list[Evidence]
     reason: str
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        seen = [asdict(each) | {"estimate": _plain(each.estimate)} for each in self.seen]
-        return asdict(self) | {"estimate": _plain(self.estimate), "seen": seen, "rule": self.criterion.rule}
+        evidence = [asdict(each) | {"estimate": _plain(each.estimate)} for each in self.evidence]
+        return asdict(self) | {"estimate": _plain(self.estimate), "evidence": evidence, "rule": self.criterion.rule}
 
 
 @dataclass(frozen=True)
-class Answered:
+class GateAnswer:
     """A whole gate answered: fail where a criterion fails, else cannot be told where one cannot, else pass."""
 
     path: Path
@@ -69,7 +70,7 @@ class Answered:
     sha256: str
     modified: str
     runs: list[str]
-    answers: list[Answer]
+    answers: list[CriterionAnswer]
     notes: list[str]
 
     @property
@@ -95,7 +96,7 @@ class Answered:
                 "modified": self.modified,
             },
             "runs": self.runs,
-            "runs_needed": self.gate.runs,
+            "seeds_needed": self.gate.seeds,
             "interval_level": LEVEL,
             "answers": [answer.row() for answer in self.answers],
             "notes": self.notes,
@@ -114,7 +115,10 @@ class Answered:
         for row in self.rows():
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
         runs = ", ".join(f"`{name}`" for name in self.runs)
-        lines += ["", f"Runs: {runs} ({self.gate.runs} needed). Criteria: `{self.path.name}`, {self.provenance}."]
+        lines += [
+            "",
+            f"Runs: {runs} ({self.gate.seeds} seeds needed). Criteria: `{self.path.name}`, {self.provenance}.",
+        ]
         return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)]) + "\n"
 
     @property
@@ -123,7 +127,7 @@ class Answered:
         return f"written {self.gate.written}, SHA-256 {self.sha256}"
 
 
-def answer_gate(path: Path, runs: Sequence[RunData]) -> Answered:
+def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
     """The criteria of a file answered by runs that differ in their seed alone.
 
     Raises ConfigError for a wrong file, runs that are unlike or given twice, and a criterion that names nothing.
@@ -137,7 +141,7 @@ def answer_gate(path: Path, runs: Sequence[RunData]) -> Answered:
     changed = path.stat().st_mtime
     modified = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Answered(path, gate, digest, modified, [run.name for run in runs], answers, _notes(path, runs))
+    return GateAnswer(path, gate, digest, modified, [run.name for run in runs], answers, _notes(path, runs))
 
 
 def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
@@ -172,9 +176,9 @@ def _check_runs(runs: Sequence[RunData]) -> None:
         )
 
 
-def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[Measured | None]:
+def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[ItemCurve | None]:
     """The curve of each run. ConfigError where none has it, or where runs measured other items."""
-    found = [measured(run, criterion.metric, criterion.tags) for run in runs]
+    found = [item_curve(run, criterion.metric, criterion.tags) for run in runs]
     if not any(found):
         refuse_missing(runs, criterion.metric, criterion.tags, where)
     for run in runs[1:]:
@@ -184,23 +188,28 @@ def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[Mea
 
 
 def _answer(
-    gate: Gate, name: str, criterion: Criterion, runs: Sequence[RunData], found: Sequence[Measured | None]
-) -> Answer:
-    over = criterion.over or ("seeds" if gate.runs > 1 else "items")
-    seen = [_see(run, criterion, each) for run, each in zip(runs, found, strict=True)]
-    estimates = [each.estimate for each in seen if each.estimate is not None]
-    why = "; ".join(f"{each.run}: {each.why}" if runs[1:] else each.why for each in seen if each.why)
-    together = estimates[0] if len(estimates) == 1 else over_seeds(estimates) if estimates and over == "seeds" else None
+    gate: Gate, name: str, criterion: Criterion, runs: Sequence[RunData], found: Sequence[ItemCurve | None]
+) -> CriterionAnswer:
+    over = criterion.over or ("seeds" if gate.seeds > 1 else "items")
+    evidence = [_evidence(run, criterion, each) for run, each in zip(runs, found, strict=True)]
+    estimates = [each.estimate for each in evidence if each.estimate is not None]
+    why = "; ".join(f"{each.run}: {each.why}" if runs[1:] else each.why for each in evidence if each.why)
+    seeds: dict[str, list[Estimate]] = defaultdict(list)
+    for run, each in zip(runs, evidence, strict=True):
+        if each.estimate is not None:
+            seeds[_seed(run)].append(each.estimate)
+    together = mean_over_seeds(list(seeds.values())) if over == "seeds" and len(seeds) > 1 else None
+    together = estimates[0] if len(estimates) == 1 else together
 
-    def told(outcome: Outcome, reason: str, estimate: Estimate | None = together) -> Answer:
-        return Answer(name, criterion, over, outcome, estimate, seen, reason)
+    def told(outcome: Outcome, reason: str, estimate: Estimate | None = together) -> CriterionAnswer:
+        return CriterionAnswer(name, criterion, over, outcome, estimate, evidence, reason)
 
     if why:
         return told("cannot be told", why)
-    if len(runs) < gate.runs:
-        return told("cannot be told", f"{len(runs)} of {gate.runs} runs needed")
-    if over == "seeds" and len(runs) < 2:
-        return told("cannot be told", "an interval over seeds needs two runs or more")
+    if len(seeds) < gate.seeds:
+        return told("cannot be told", f"{len(seeds)} of {gate.seeds} seeds needed")
+    if over == "seeds" and len(seeds) < 2:
+        return told("cannot be told", "an interval over seeds needs two seeds or more")
     deciding = [together] if over == "seeds" and together is not None else estimates
     worst = _worst(criterion.outcome(each) for each in deciding)
     if worst != "cannot be told":
@@ -215,16 +224,22 @@ def _answer(
     return told(worst, "the interval holds the bound")
 
 
+def _seed(run: RunData) -> str:
+    """What runs of one seed share; a run that does not say its seed is one by itself."""
+    known = run.config and not run.measured
+    return f"seed {run.setting('seed')}" if known else str(run.path.resolve())
+
+
 def _worst(outcomes: Iterable[Outcome]) -> Outcome:
     """Fail before what cannot be told, and that before pass."""
     there = set(outcomes)
     return "fail" if "fail" in there else "cannot be told" if "cannot be told" in there else "pass"
 
 
-def _see(run: RunData, criterion: Criterion, found: Measured | None) -> Seen:
+def _evidence(run: RunData, criterion: Criterion, found: ItemCurve | None) -> Evidence:
     """What a run shows at the window of a criterion."""
     if found is None:
-        return Seen(run.name, None, None, None, "no record of it yet")
+        return Evidence(run.name, None, None, None, "no record of it yet")
     planned = run.tokens if run.measured or not run.config else int(run.setting("run.tokens", run.tokens))
     ended = run.finished or not run.config
     why = ""
@@ -238,11 +253,11 @@ def _see(run: RunData, criterion: Criterion, found: Measured | None) -> Seen:
     there = np.flatnonzero(found.curve.tokens_W <= limit)
     if not len(there):
         first = tokens(float(found.curve.tokens_W[0]))
-        return Seen(run.name, None, None, None, f"its first window is at {first} tokens, after {tokens(limit)}")
+        return Evidence(run.name, None, None, None, f"its first window is at {first} tokens, after {tokens(limit)}")
     at = int(there[-1])
     if criterion.of != "value" and at == 0:
         why = why or "there is no window after the first"
-    return Seen(run.name, int(found.curve.tokens_W[at]), found.items, found.estimate(at, criterion.of), why)
+    return Evidence(run.name, int(found.curve.tokens_W[at]), found.items, found.estimate(at, criterion.of), why)
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
@@ -251,16 +266,16 @@ def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _measured(answer: Answer) -> str:
+def _measured(answer: CriterionAnswer) -> str:
     """The numbers behind an answer: one estimate, or of several runs each."""
-    if answer.over == "seeds" and answer.estimate is not None and answer.seen[1:]:
-        return f"{interval(answer.estimate)} over {len(answer.seen)} runs, {_where(answer.seen)}"
-    parts = [f"{interval(each.estimate)}" for each in answer.seen if each.estimate is not None]
-    return f"{'; '.join(parts)}, {_where(answer.seen)}" if parts else "nothing"
+    if answer.over == "seeds" and answer.estimate is not None and answer.evidence[1:]:
+        return f"{interval(answer.estimate)} over {len(answer.evidence)} runs, {_where(answer.evidence)}"
+    parts = [f"{interval(each.estimate)}" for each in answer.evidence if each.estimate is not None]
+    return f"{'; '.join(parts)}, {_where(answer.evidence)}" if parts else "nothing"
 
 
-def _where(seen: Sequence[Seen]) -> str:
+def _where(evidence: Sequence[Evidence]) -> str:
     """The windows and items that numbers are of."""
-    at = " and ".join(dict.fromkeys(tokens(each.tokens) for each in seen if each.tokens is not None))
-    items = {each.items for each in seen if each.items}
+    at = " and ".join(dict.fromkeys(tokens(each.tokens) for each in evidence if each.tokens is not None))
+    items = {each.items for each in evidence if each.items}
     return f"at {at} tokens" + (f", {min(items):,} items" if items else "")
