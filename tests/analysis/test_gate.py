@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import t as student
 
 from lccp_sim.analysis.judge.criteria import read_gate
 from lccp_sim.analysis.judge.gate import answer_gate
@@ -98,6 +100,24 @@ def test_forty_hits_of_forty_do_not_show_a_rate_of_one(loaded: list[RunData], tm
         more = {"over": "seeds"} if given[1:] else {}
         assert outcome(tmp_path, given, {"metric": HIT, "at_least": low - 0.001} | more)[0] == PASS
         assert outcome(tmp_path, given, {"metric": HIT, "at_least": low + 0.001} | more)[0] == OPEN
+
+
+def test_runs_of_one_seed_count_by_their_mean(tmp_path: Path) -> None:
+    ends = [0.9, 1.0, 1.1]
+    metrics = [{NLL: [spread(4.0), spread(2.0), spread(end, seed=2)]} for end in (*ends, 1.5)]
+    seeds = [{"seed": 0}, {"seed": 1}, {"seed": 2}, {"seed": 2, "data": {"order_seed": 7}}]
+    made = [
+        load_run(plant(tmp_path / f"r{i}", m, changed=s)) for i, (m, s) in enumerate(zip(metrics, seeds, strict=True))
+    ]
+    path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_most": 9}], seeds=3)
+    [answer] = answer_gate(path, made).answers
+    assert answer.outcome == PASS and answer.estimate is not None
+    assert answer.estimate.value == pytest.approx((0.9 + 1.0 + 1.3) / 3)
+    spread_of_seeds = np.std([0.9, 1.0, 1.3], ddof=1) / 3**0.5
+    assert answer.estimate.high == pytest.approx(
+        answer.estimate.value + student.ppf(0.975, 2) * spread_of_seeds, rel=0.1
+    )
+    assert outcome(tmp_path, made[2:], {"metric": NLL, "at_most": 9}, seeds=2) == (OPEN, "1 of 2 seeds needed")
 
 
 def test_a_share_without_samples_has_the_same_interval(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ is. Design note: metrics of different items are left out by name and never compa
 of lengths or texts moves a mean by more than a model does.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -108,10 +109,10 @@ class Compared:
 
     def foot(self) -> list[str]:
         """What was left out and why, and how many rows are told apart."""
-        grouped: dict[str, list[str]] = {}
-        for name, reason in self.left_out.items():
-            grouped.setdefault(reason, []).append(name)
-        lines = [f"left out, different items: {', '.join(names)} ({reason})" for reason, names in grouped.items()]
+        grouped = Counter((reason, name.partition("/")[0]) for name, reason in self.left_out.items())
+        lines = [
+            f"left out: {n} metrics of {monitor}, of different items: {why}" for (why, monitor), n in grouped.items()
+        ]
         if any(not row.paired and row.difference.low is not None for row in self.rows):
             lines.append("unpaired: no samples, so the interval comes from two standard errors and is too wide")
         told = sum(row.told for row in self.rows)

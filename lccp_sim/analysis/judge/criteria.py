@@ -24,8 +24,8 @@ class Criterion:
 
     `metric`: monitor/metric; `tags`: none for its overall value. `of`: the value, its change since the first window, or
     its factor of the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to
-    there. `by`: both ends of the interval, or the end of it (low, high) or the value that decides alone. `over`: the interval
-    of items, each run by itself, or of seeds, of their mean; unset: seeds where the gate needs two or more.
+    there. `by`: both ends of the interval decide, or one of them (low, high), or the value. `over`: the interval is of
+    items, each run by itself, or of seeds, of their mean; unset: of seeds where the gate needs two or more.
     """
 
     metric: str

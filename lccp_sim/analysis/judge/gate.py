@@ -182,7 +182,7 @@ def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[Ite
     if not any(found):
         refuse_missing(runs, criterion.metric, criterion.tags, where)
     for run in runs[1:]:
-        if reason := unlike_items(runs[0], run, *split_name(criterion.metric)):
+        if reason := unlike_items(runs[0], run, *split_name(criterion.metric), criterion.tags):
             raise ConfigError(f"{where}: the runs measured other items: {reason}")
     return found
 

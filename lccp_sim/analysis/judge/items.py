@@ -6,12 +6,13 @@ them. Records alone still tell tokenizers apart, by the number of answer tokens.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.run import RunData, matching
+from lccp_sim.records import Tag
 
 NEUTRAL = {
     "kind",
@@ -24,15 +25,18 @@ CELL = ["length", "depth", "variant", "source", "task", "samples"]
 MADE_BY = {"heads": ("needle", "heads", "induction")}  # monitors whose texts a monitor's records are of
 
 
-def unlike_items(a: RunData, b: RunData, monitor: str, metric: str) -> str | None:
+def unlike_items(
+    a: RunData, b: RunData, monitor: str, metric: str, tags: Mapping[str, Tag] | None = None
+) -> str | None:
     """How the items of a metric differ between two runs, in one clause; None where they are the same or none is known.
 
-    `metric`: LongPPL averages key tokens, which two runs may have chosen differently on the same texts.
+    `tags` of the records that are compared: other items do not matter. LongPPL averages key tokens, which two runs may
+    have chosen differently on the same texts.
     """
-    return next(_differences(a, b, monitor, metric), None)
+    return next(_differences(a, b, monitor, metric, tags or {}), None)
 
 
-def _differences(a: RunData, b: RunData, monitor: str, metric: str) -> Iterator[str]:
+def _differences(a: RunData, b: RunData, monitor: str, metric: str, tags: Mapping[str, Tag]) -> Iterator[str]:
     if a.span(monitor) != b.span(monitor):
         yield f"span is {a.span(monitor)} in {a.name} and {b.span(monitor)} in {b.name}"
     for each in MADE_BY.get(monitor, (monitor,)):
@@ -52,7 +56,7 @@ def _differences(a: RunData, b: RunData, monitor: str, metric: str) -> Iterator[
     counts = [run.select("heads", "answer_tokens_count").value for run in (a, b)]
     if all(map(len, counts)) and not np.isclose(counts[0].iloc[-1], counts[1].iloc[-1]):
         yield f"answers have {counts[0].iloc[-1]:g} tokens in {a.name} and {counts[1].iloc[-1]:g} in {b.name}"
-    ids = [_ids(run, monitor, metric) for run in (a, b)]
+    ids = [_ids(run, monitor, metric, tags) for run in (a, b)]
     if all(ids) and ids[0] != ids[1]:
         alone = len(ids[0] ^ ids[1])
         yield f"{alone} of {len(ids[0] | ids[1])} items are in one of {a.name} and {b.name} only"
@@ -75,8 +79,8 @@ def _held_out(run: RunData, source: str) -> int | None:
     return None if rows.empty else int(rows.iloc[0])
 
 
-def _ids(run: RunData, monitor: str, metric: str) -> set[tuple[str, str]]:
-    rows = run.items(monitor, metric)
+def _ids(run: RunData, monitor: str, metric: str, tags: Mapping[str, Tag]) -> set[tuple[str, str]]:
+    rows = matching(run.items(monitor, metric), run.counted(monitor) | dict(tags))
     if rows.empty and monitor == "heads":  # summaries of heads are of the texts that the heads read
         rows = run.items(monitor, "copy_hard_frac")
     cells = {tags: _cell(json.loads(tags)) for tags in rows.tags.unique()}
