@@ -14,13 +14,8 @@ import numpy as np
 from lccp_sim.analysis.run import RunData, matching
 from lccp_sim.records import Tag
 
-NEUTRAL = {
-    "kind",
-    "every",
-    "tokens_per_forward",
-    "heads",
-    "decoded",
-}  # settings of a monitor that leave its items alone
+# Settings of a monitor that leave its items alone; or change their number only, which ids show.
+NEUTRAL = {"kind", "every", "tokens_per_forward", "heads", "decoded", "variants", "controls"}
 CELL = ["length", "depth", "variant", "source", "task", "samples"]
 MADE_BY = {"heads": ("needle", "heads", "induction")}  # monitors whose texts a monitor's records are of
 
