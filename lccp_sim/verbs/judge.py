@@ -19,7 +19,7 @@ VERBS = {
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
-    """None, once the parser of a verb has its arguments."""
+    """Add the arguments of a verb to its parser."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
     if verb == "compare":
         parser.add_argument("a", type=Path, metavar="A", help="a run, or what lccp measure wrote")
@@ -34,7 +34,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: "Console") -> int:
-    """The exit status of `gate` (0 pass, 1 fail, 2 cannot be told) or `compare` (0). Raises ConfigError."""
+    """Run a verb, and return its exit status: of `gate` 0 pass, 1 fail, 2 cannot be told; of `compare` 0."""
     return _compare(arguments, console) if arguments.verb == "compare" else _gate(arguments, console)
 
 

@@ -124,7 +124,7 @@ class Compared:
 
 
 def compare_runs(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
-    """The metrics of whole monitors that both have, at their last windows or at the last ones up to `at` tokens.
+    """The overall values that both have, at their last windows or at the last ones up to `at` tokens.
 
     `at`: one count for both, or one each. Raises ConfigError where a count lies outside a run, where both are the same
     window, and where nothing can be compared.

@@ -63,7 +63,7 @@ class CriterionAnswer:
 
 @dataclass(frozen=True)
 class GateAnswer:
-    """A whole gate answered: fail where a criterion fails, else cannot be told where one cannot, else pass."""
+    """The answer of a gate: fail where a criterion fails, else cannot be told where one cannot, else pass."""
 
     path: Path
     gate: Gate
@@ -159,7 +159,7 @@ def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
 
 
 def _check_runs(runs: Sequence[RunData]) -> None:
-    """None, or ConfigError where one run is there twice, or they differ in more than their seed."""
+    """Refuse a run that is given twice, and runs that differ in more than their seed, with ConfigError."""
     seen: dict[str, RunData] = {}
     for run in runs:
         digest = hashlib.sha256((run.path / "records.jsonl").read_bytes()).hexdigest()

@@ -20,7 +20,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def names_of(run: RunData) -> list[str]:
-    """The metrics of whole monitors, as `monitor/metric`; a needle's whole sentence is `needle/sentence_metric`."""
+    """The metrics with an overall value, as `monitor/metric`; of a needle's full sentence, `needle/sentence_metric`."""
     pairs = run.records[["monitor", "metric", "names"]].drop_duplicates()
     whole = [f"{row.monitor}/{row.metric}" for row in pairs[pairs.names == ""].itertuples()]
     spanned = run.records[(run.records.monitor == "needle") & (run.records.names == "span")]
@@ -30,7 +30,7 @@ def names_of(run: RunData) -> list[str]:
 
 
 def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
-    """The curve of `monitor/metric` with these tags; without any, over the whole monitor. None where there is none.
+    """The curve of `monitor/metric` with these tags; without any, its overall value. None where there is none.
 
     Tags that a monitor is judged by where nothing is said (needles: the value's tokens, single needles) may be left
     out.
@@ -59,7 +59,7 @@ def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -
 
 
 def refuse_missing(runs: Sequence[RunData], name: str, tags: Mapping[str, Tag], where: str) -> None:
-    """ConfigError, once no run has `name` with `tags`: the nearest metric that one has, or else the nearest tags.
+    """Raise ConfigError where no run has `name` with `tags`: the nearest metric that one has, or else the nearest tags.
 
     `where`: the place of the two in the file that names them.
     """
