@@ -63,22 +63,23 @@ class ItemCurve:
                 return Estimate(last - first, low, high, draws_R)
             return _varied(Estimate.of(last - first, draws_R))
         draws_R = None if draws_RW is None else draws_RW[:, at]
-        items = self._share(at)
-        if items:
-            low, high = share(round(last * items), items)
+        counted = self._share(at)
+        if counted:
+            low, high = share(*counted)
             return Estimate(last, low, high, draws_R)
         return _varied(Estimate.of(last, draws_R))
 
-    def _share(self, at: int) -> int:
-        """The number of 0/1 items that the value is the mean of; 0 where it is no such share.
+    def _share(self, at: int) -> tuple[int, int] | None:
+        """Hits and 0/1 items that the value is the share of; None where it is no such share.
 
         Without samples the record tells: its standard error is that of zeros and ones.
         """
-        value, stderr, n = self.curve.value_W[at], self.curve.stderr_W[at], self.curve.n
         if self.item_IW is not None:
-            return len(self.item_IW) if np.isin(self.item_IW[:, at], (0, 1)).all() else 0
+            hit_I = self.item_IW[:, at]
+            return (int(hit_I.sum()), len(hit_I)) if np.isin(hit_I, (0, 1)).all() else None
+        value, stderr, n = self.curve.value_W[at], self.curve.stderr_W[at], self.curve.n
         alike = n > 1 and np.isclose(stderr**2 * (n - 1), value * (1 - value), rtol=1e-6, atol=1e-12)
-        return n if self.curve.metric.endswith("_frac") and alike else 0
+        return (round(value * n), n) if self.curve.metric.endswith("_frac") and alike else None
 
 
 def share(hits: int, items: int) -> tuple[float, float]:
