@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, study, plan, data, import, export, doctor.
+"""The command `lccp`: train, measure, report, study, plan, data, import, export, gate, compare, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lccp_sim.config import ConfigError, refuse
 from lccp_sim.configure.compose import check
 from lccp_sim.console import console_here, is_message
+from lccp_sim.verbs import judge
 
 if TYPE_CHECKING:
     from lccp_sim.config import Config
@@ -25,6 +26,7 @@ VERBS = {
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
     "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
     "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
+    **judge.VERBS,
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
 }
 
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+        elif verb in judge.VERBS:
+            judge.add_arguments(verb, sub)
         elif verb == "study":
             sub.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
             sub.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
@@ -110,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
         return 0
     console = console_here()
+    if arguments.verb in judge.VERBS:
+        return judge.run(arguments, console)
     if arguments.verb in ("import", "export"):
         from lccp_sim.progress import shown
         from lccp_sim.verbs.hf import export_checkpoint, import_checkpoint

@@ -21,13 +21,14 @@ ROOMS["analysis.seeds"] = {"analysis.findings"} | ROOMS["analysis.findings"]
 SHARED = {"analysis.report.verdict", "analysis.report.precondition"}  # what training says, too
 ROOMS["analysis.report"] = {"analysis.seeds", *SHARED} | ROOMS["analysis.seeds"]
 ROOMS |= {name: {"analysis.report"} | ROOMS["analysis.report"] for name in SHARED}
+ROOMS["analysis.judge"] = {"analysis.seeds"} | ROOMS["analysis.seeds"]
 ROOMS["train.saved"] = {"configure"} | ROOMS["configure"]
 ROOMS["train.parallel"] = {"train.saved", "plan"} | ROOMS["train.saved"]
 ROOMS["train.loop"] = {"train.parallel"} | ROOMS["train.parallel"]
 ROOMS["train.window"] = {"train.loop", "analysis", "analysis.stats", "analysis.findings"} | ROOMS["train.loop"]
 ROOMS["train.window"] |= SHARED
 ROOMS["train"] = {"train.window"} | ROOMS["train.window"]
-ROOMS["verbs"] = {"train", "analysis.report"} | ROOMS["train"]
+ROOMS["verbs"] = {"train", "analysis.report", "analysis.judge"} | ROOMS["train"]
 ROOMS |= {"cli": {"verbs"} | ROOMS["verbs"], "__main__": {"cli"}}
 HOMES = {  # package -> the places that may name it
     **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/", "verbs/measure.py")),

@@ -1,0 +1,126 @@
+"""A file of criteria: what a gate asks, in YAML that a person writes before the run."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lccp_sim.analysis.judge.intervals import Of, parse_tokens
+from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.config import ConfigError, refuse
+from lccp_sim.configure.parse import parse
+from lccp_sim.records import Tag
+
+Outcome = Literal["pass", "fail", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One line of a gate: a metric, the window that is judged, and the bound to keep.
+
+    `metric`: monitor/metric; `tags`: none for its overall value. `of`: the value, its change since the first window, or
+    its factor of the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to
+    there. `by`: both ends of the interval decide, or one of them (low, high), or the value. `over`: the interval is of
+    items, each run by itself, or of seeds, of their mean; unset: of seeds where the gate needs two or more.
+    """
+
+    metric: str
+    tags: dict[str, Tag] = field(default_factory=dict)
+    of: Of = "value"
+    at_least: float | None = None
+    at_most: float | None = None
+    at: str | int = "end"
+    by: Literal["interval", "low", "high", "value"] = "interval"
+    over: Literal["items", "seeds"] | None = None
+
+    def __post_init__(self) -> None:
+        refuse(not all(self.metric.partition("/")), "metric", self.metric, "must be monitor/metric")
+        both = {"at_least": self.at_least, "at_most": self.at_most}
+        given = [value for value in both.values() if value is not None]
+        refuse(len(given) != 1, "at_least, at_most", both, "give one of the two; a band is two criteria")
+        refuse(not isfinite(given[0]), "at_least, at_most", given[0], "must be a finite number")
+        if self.share is not None:
+            refuse(not 0 < self.share <= 1, "at", self.at, "must be more than 0 % and at most 100 % of the run")
+        elif self.at != "end":
+            parse_tokens(self.at, "at")
+
+    @property
+    def share(self) -> float | None:
+        """The share of the run at which it is judged, if `at` is one."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(self.at))
+        return float(found[1]) / 100 if found else None
+
+    @property
+    def rule(self) -> str:
+        """The criterion in words: "needle/hit_frac (length=512) at least 0.9 at the end"."""
+        tags = ", ".join(f"{name}={value}" for name, value in self.tags.items())
+        of = {"value": "", "change": "change of ", "factor": "factor of "}[self.of]
+        since = "" if self.of == "value" else " since the first window"
+        bound = f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+        where = "at the end" if self.at == "end" else f"at {self.at}" + (" of the run" if self.share else " tokens")
+        by = {"interval": "", "value": ", by the value"}.get(self.by, f", by the {self.by} end of the interval")
+        return f"{of}{self.metric}{f' ({tags})' if tags else ''}{since} {bound} {where}{by}"
+
+    def outcome(self, estimate: Estimate) -> Outcome:
+        """What an estimate answers. `by: interval` needs both ends on one side of the bound."""
+        ends = {"interval": (estimate.low, estimate.high), "low": (estimate.low,), "high": (estimate.high,)}
+        deciding = ends.get(self.by, (estimate.value,))
+        if any(end is None or not isfinite(end) for end in deciding):
+            return "cannot be told"
+        kept = [self._kept(end) for end in deciding if end is not None]
+        return "pass" if all(kept) else "cannot be told" if any(kept) else "fail"
+
+    def _kept(self, value: float) -> bool:
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A criteria file. `written`: the day on which it was fixed. `seeds`: how many seeds it needs."""
+
+    written: date
+    criteria: dict[str, Any]
+    seeds: int = 1
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        refuse(not self.criteria, "criteria", {}, "is empty; name at least one criterion")
+        refuse(self.seeds < 1, "seeds", self.seeds, "must be at least 1")
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which a key stands once: a criterion that a second one of its name replaces would not be asked."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
+    """A criteria file and its criteria by name. Raises ConfigError, a line each, for what is wrong in it."""
+    try:
+        plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    wrong, criteria = [], {}
+    try:
+        gate = parse(Gate, plain, "gate")
+        for name, each in gate.criteria.items():
+            try:
+                criteria[str(name)] = parse(Criterion, each, f"criteria.{name}")
+            except ConfigError as error:
+                wrong += str(error).splitlines()
+    except ConfigError as error:
+        wrong = str(error).splitlines()
+    if wrong:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in wrong))
+    return gate, criteria

@@ -1,0 +1,281 @@
+"""A gate: criteria that were fixed before a run, each answered pass, fail, or cannot be told, with the numbers behind.
+
+Design note: an interval that holds the bound is an answer of its own, "cannot be told", and never a pass. A window is
+judged by the items and runs that are there; more of them may tell later what cannot be told now.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lccp_sim.analysis.format import interval, tokens
+from lccp_sim.analysis.judge.criteria import Criterion, Gate, Outcome, read_gate
+from lccp_sim.analysis.judge.intervals import ItemCurve, mean_over_seeds, parse_tokens
+from lccp_sim.analysis.judge.items import unlike_items
+from lccp_sim.analysis.judge.lookup import item_curve, refuse_missing, split_name
+from lccp_sim.analysis.run import RunData, differing
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.config import ConfigError
+
+STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
+SEEDS = {"seed", "data.order_seed"}  # what runs of one gate may differ in
+RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # of `run.`: what counts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one run shows of a criterion; `why` says what it lacks."""
+
+    run: str
+    tokens: int | None
+    items: int | None
+    estimate: Estimate | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class CriterionAnswer:
+    """A criterion answered: each run's estimate, the one over seeds (or of the only run), and a reason.
+
+    `estimate` is None where each of several runs is judged by itself.
+    """
+
+    name: str
+    criterion: Criterion
+    over: str
+    outcome: Outcome
+    estimate: Estimate | None
+    evidence: list[Evidence]
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        evidence = [asdict(each) | {"estimate": _plain(each.estimate)} for each in self.evidence]
+        return asdict(self) | {"estimate": _plain(self.estimate), "evidence": evidence, "rule": self.criterion.rule}
+
+
+@dataclass(frozen=True)
+class GateAnswer:
+    """The answer of a gate: fail where a criterion fails, else cannot be told where one cannot, else pass."""
+
+    path: Path
+    gate: Gate
+    sha256: str
+    modified: str
+    runs: list[str]
+    answers: list[CriterionAnswer]
+    notes: list[str]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst answer."""
+        return _worst(answer.outcome for answer in self.answers)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 0 pass, 1 fail, 2 cannot be told."""
+        return STATUS[self.outcome]
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "outcome": self.outcome,
+            "status": self.status,
+            "question": self.gate.question,
+            "criteria_file": {
+                "path": str(self.path),
+                "sha256": self.sha256,
+                "written": self.gate.written.isoformat(),
+                "modified": self.modified,
+            },
+            "runs": self.runs,
+            "seeds_needed": self.gate.seeds,
+            "interval_level": LEVEL,
+            "answers": [answer.row() for answer in self.answers],
+            "notes": self.notes,
+        }
+
+    def rows(self) -> list[list[str]]:
+        """A row a criterion for a reader: its name, the answer, what was asked, what was measured, and a reason."""
+        return [[each.name, each.outcome, each.criterion.rule, _measured(each), each.reason] for each in self.answers]
+
+    def markdown(self) -> str:
+        """The answer as a comment on a pull request."""
+        count = sum(answer.outcome == "pass" for answer in self.answers)
+        lines = [f"**Gate: {self.outcome}** ({count} of {len(self.answers)} criteria pass)", ""]
+        lines += [self.gate.question, ""] if self.gate.question else []
+        lines += ["| criterion | answer | asked | measured (95 % interval) | why |", "|---|---|---|---|---|"]
+        for row in self.rows():
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
+        runs = ", ".join(f"`{name}`" for name in self.runs)
+        lines += [
+            "",
+            f"Runs: {runs} ({self.gate.seeds} seeds needed). Criteria: `{self.path.name}`, {self.provenance}.",
+        ]
+        return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)]) + "\n"
+
+    @property
+    def provenance(self) -> str:
+        """The file's date and hash, for a reader."""
+        return f"written {self.gate.written}, SHA-256 {self.sha256}"
+
+
+def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
+    """The criteria of a file answered by runs that differ in their seed alone.
+
+    Raises ConfigError for a wrong file, runs that are unlike or given twice, and a criterion that names nothing.
+    """
+    gate, criteria = read_gate(path)
+    _check_runs(runs)
+    answers = [
+        _answer(gate, name, each, runs, _find(runs, each, f"{path}: criteria.{name}"))
+        for name, each in criteria.items()
+    ]
+    changed = path.stat().st_mtime
+    modified = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return GateAnswer(path, gate, digest, modified, [run.name for run in runs], answers, _notes(path, runs))
+
+
+def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
+    """What weakens an answer: a file that is younger than a run's first window, a run whose length is not known."""
+    changed, notes = path.stat().st_mtime, []
+    begun = [min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed) for run in runs]
+    late = [run.name for run, first in zip(runs, begun, strict=True) if first < changed]
+    unknown = [run.name for run in runs if not run.config and not run.finished]
+    if late:
+        said = "its date does not show that it was fixed before"
+        notes.append(f"{path.name} was changed after the first window of {', '.join(late)}: {said}")
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: without a config.yaml, the last window is taken for the end")
+    return notes
+
+
+def _check_runs(runs: Sequence[RunData]) -> None:
+    """Refuse a run that is given twice, and runs that differ in more than their seed, with ConfigError."""
+    seen: dict[str, RunData] = {}
+    for run in runs:
+        digest = hashlib.sha256((run.path / "records.jsonl").read_bytes()).hexdigest()
+        if digest in seen:
+            raise ConfigError(f"{run.path}: has the records of {seen[digest].path}; a gate counts each run once")
+        seen[digest] = run
+    settings = differing(list(runs))
+    counts = [key for key in settings if key not in SEEDS and not (key.startswith("run.") and key[4:] not in RUN)]
+    if counts and all(run.config for run in runs):
+        key, more = counts[0], f" and {len(counts) - 1} more keys" if counts[1:] else ""
+        values = ", ".join(f"{value} in {name}" for name, value in settings[key].items())
+        raise ConfigError(
+            f"runs of one gate may differ in their seed alone: {key} is {values}{more}; give one arm's runs"
+        )
+
+
+def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[ItemCurve | None]:
+    """The curve of each run. ConfigError where none has it, or where runs measured other items."""
+    found = [item_curve(run, criterion.metric, criterion.tags) for run in runs]
+    if not any(found):
+        refuse_missing(runs, criterion.metric, criterion.tags, where)
+    for run in runs[1:]:
+        if reason := unlike_items(runs[0], run, *split_name(criterion.metric), criterion.tags):
+            raise ConfigError(f"{where}: the runs measured other items: {reason}")
+    return found
+
+
+def _answer(
+    gate: Gate, name: str, criterion: Criterion, runs: Sequence[RunData], found: Sequence[ItemCurve | None]
+) -> CriterionAnswer:
+    over = criterion.over or ("seeds" if gate.seeds > 1 else "items")
+    evidence = [_evidence(run, criterion, each) for run, each in zip(runs, found, strict=True)]
+    estimates = [each.estimate for each in evidence if each.estimate is not None]
+    why = "; ".join(f"{each.run}: {each.why}" if runs[1:] else each.why for each in evidence if each.why)
+    seeds: dict[str, list[Estimate]] = defaultdict(list)
+    for run, each in zip(runs, evidence, strict=True):
+        if each.estimate is not None:
+            seeds[_seed(run)].append(each.estimate)
+    together = mean_over_seeds(list(seeds.values())) if over == "seeds" and len(seeds) > 1 else None
+    together = estimates[0] if len(estimates) == 1 else together
+
+    def told(outcome: Outcome, reason: str, estimate: Estimate | None = together) -> CriterionAnswer:
+        return CriterionAnswer(name, criterion, over, outcome, estimate, evidence, reason)
+
+    if why:
+        return told("cannot be told", why)
+    if len(seeds) < gate.seeds:
+        return told("cannot be told", f"{len(seeds)} of {gate.seeds} seeds needed")
+    if over == "seeds" and len(seeds) < 2:
+        return told("cannot be told", "an interval over seeds needs two seeds or more")
+    deciding = [together] if over == "seeds" and together is not None else estimates
+    worst = _worst(criterion.outcome(each) for each in deciding)
+    if worst != "cannot be told":
+        return told(worst, "")
+    if not all(isfinite(each.value) for each in deciding):
+        return told(worst, "its first value is not above 0, so it has no factor")
+    if any(each.low is None for each in deciding):
+        lacks = (
+            "its records hold no interval" if all(each.draws is None for each in deciding) else "its items all agree"
+        )
+        return told(worst, f"{lacks}; `by: value` judges the number alone")
+    return told(worst, "the interval holds the bound")
+
+
+def _seed(run: RunData) -> str:
+    """What runs of one seed share; a run that does not say its seed is one by itself."""
+    known = run.config and not run.measured
+    return f"seed {run.setting('seed')}" if known else str(run.path.resolve())
+
+
+def _worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Fail before what cannot be told, and that before pass."""
+    there = set(outcomes)
+    return "fail" if "fail" in there else "cannot be told" if "cannot be told" in there else "pass"
+
+
+def _evidence(run: RunData, criterion: Criterion, found: ItemCurve | None) -> Evidence:
+    """What a run shows at the window of a criterion."""
+    if found is None:
+        return Evidence(run.name, None, None, None, "no record of it yet")
+    planned = run.tokens if run.measured or not run.config else int(run.setting("run.tokens", run.tokens))
+    ended = run.finished or not run.config
+    why = ""
+    if criterion.at == "end":
+        limit = run.tokens
+        why = "" if ended else f"the run has not ended, it is at {tokens(run.tokens)} of {tokens(planned)} tokens"
+    else:
+        limit = round(criterion.share * planned) if criterion.share else parse_tokens(criterion.at, "at")
+        if run.tokens < limit:
+            why = f"the run {'ended' if ended else 'is'} at {tokens(run.tokens)} tokens, before {tokens(limit)}"
+    there = np.flatnonzero(found.curve.tokens_W <= limit)
+    if not len(there):
+        first = tokens(float(found.curve.tokens_W[0]))
+        return Evidence(run.name, None, None, None, f"its first window is at {first} tokens, after {tokens(limit)}")
+    at = int(there[-1])
+    if criterion.of != "value" and at == 0:
+        why = why or "there is no window after the first"
+    return Evidence(run.name, int(found.curve.tokens_W[at]), found.items, found.estimate(at, criterion.of), why)
+
+
+def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
+    if estimate is None or not isfinite(estimate.value):
+        return None
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _measured(answer: CriterionAnswer) -> str:
+    """The numbers behind an answer: one estimate, or of several runs each."""
+    if answer.over == "seeds" and answer.estimate is not None and answer.evidence[1:]:
+        return f"{interval(answer.estimate)} over {len(answer.evidence)} runs, {_where(answer.evidence)}"
+    parts = [f"{interval(each.estimate)}" for each in answer.evidence if each.estimate is not None]
+    return f"{'; '.join(parts)}, {_where(answer.evidence)}" if parts else "nothing"
+
+
+def _where(evidence: Sequence[Evidence]) -> str:
+    """The windows and items that numbers are of."""
+    at = " and ".join(dict.fromkeys(tokens(each.tokens) for each in evidence if each.tokens is not None))
+    items = {each.items for each in evidence if each.items}
+    return f"at {at} tokens" + (f", {min(items):,} items" if items else "")

@@ -1,0 +1,135 @@
+"""One number of a metric, at a window or between two windows, with its 95 % interval.
+
+Means of many items are resampled, see `curves`. Shares of 0/1 items have intervals of their own, because a bootstrap of
+items that all agree is a point: 40 hits of 40 do not show a hit rate of 1.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+from lccp_sim.analysis.seeds import over
+from lccp_sim.analysis.stats.curve import ITEM_METRICS, LEVEL, Curve, Estimate
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
+from lccp_sim.config import refuse
+
+Of = Literal["value", "change", "factor"]
+Z = float(norm.ppf((1 + LEVEL) / 2))
+MOST_UNDEFINED = 0.05  # of the resamples of a factor
+
+
+@dataclass(frozen=True)
+class ItemCurve:
+    """A curve with what its intervals are made from: `item_IW`, its items at every window, None without samples."""
+
+    curve: Curve
+    item_IW: Array | None
+
+    @property
+    def paired(self) -> bool:
+        """Whether windows are compared item by item."""
+        return self.curve.source == "paired items"
+
+    @property
+    def items(self) -> int | None:
+        """How many items a mean is of; None for summaries of heads, which no mean over items is."""
+        if self.item_IW is not None:
+            return len(self.item_IW)
+        return None if self.curve.monitor == "heads" and self.curve.metric not in ITEM_METRICS else self.curve.n
+
+    def estimate(self, at: int, of: Of = "value") -> Estimate:
+        """The value at the window with index `at`, its change since the first window, or its factor of the first.
+
+        No interval where the records hold no samples and no standard errors, or where nothing varies.
+        """
+        value_W, draws_RW = self.curve.value_W, self.curve.draws_RW
+        first, last = float(value_W[0]), float(value_W[at])
+        binary = self.item_IW is not None and bool(np.isin(self.item_IW[:, [0, at]], (0, 1)).all())
+        if of == "factor":
+            if first <= 0:
+                return Estimate(float("nan"))
+            if draws_RW is None or (draws_RW[:, 0] <= 0).mean() > MOST_UNDEFINED:
+                return Estimate(last / first)
+            first_R = np.where(draws_RW[:, 0] > 0, draws_RW[:, 0], np.nan)
+            return _varied(Estimate.of(last / first, draws_RW[:, at] / first_R))
+        if of == "change":
+            draws_R = None if draws_RW is None else draws_RW[:, at] - draws_RW[:, 0]
+            if binary and self.item_IW is not None:
+                low, high = change_of_shares(self.item_IW[:, 0], self.item_IW[:, at])
+                return Estimate(last - first, low, high, draws_R)
+            return _varied(Estimate.of(last - first, draws_R))
+        draws_R = None if draws_RW is None else draws_RW[:, at]
+        counted = self._share(at)
+        if counted:
+            low, high = share(*counted)
+            return Estimate(last, low, high, draws_R)
+        return _varied(Estimate.of(last, draws_R))
+
+    def _share(self, at: int) -> tuple[int, int] | None:
+        """Hits and 0/1 items that the value is the share of; None where it is no such share.
+
+        Without samples the record tells: its standard error is that of zeros and ones.
+        """
+        if self.item_IW is not None:
+            hit_I = self.item_IW[:, at]
+            return (int(hit_I.sum()), len(hit_I)) if np.isin(hit_I, (0, 1)).all() else None
+        value, stderr, n = self.curve.value_W[at], self.curve.stderr_W[at], self.curve.n
+        alike = n > 1 and np.isclose(stderr**2 * (n - 1), value * (1 - value), rtol=1e-6, atol=1e-12)
+        return (round(value * n), n) if self.curve.metric.endswith("_frac") and alike else None
+
+
+def share(hits: int, items: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `hits` of `items`: exact. Source: Clopper and Pearson 1934 (Biometrika 26)."""
+    low, high = binomtest(hits, items).proportion_ci(LEVEL, method="exact")
+    return float(low), float(high)
+
+
+def change_of_shares(before_I: Array, after_I: Array) -> tuple[float, float]:
+    """The 95 % interval of the change of a share, from the same 0/1 items before and after.
+
+    Half an item is added to each of the four cells of the paired table, so that items that all agree have an interval,
+    too. Source: Agresti and Min 2005 (Stat. Med. 24), adjusted Wald.
+    """
+    gained, lost = float((after_I > before_I).sum()) + 0.5, float((after_I < before_I).sum()) + 0.5
+    n = len(before_I) + 2
+    change = (gained - lost) / n
+    half = Z * np.sqrt((gained + lost) / n - change**2) / np.sqrt(n)
+    return max(-1.0, change - half), min(1.0, change + half)
+
+
+def mean_over_seeds(estimates: Sequence[Sequence[Estimate]]) -> Estimate:
+    """The mean over seeds, each with the estimates of its runs, with the interval of seeds and, within them, of items.
+
+    Runs of one seed, which differ in the order of their data, count by their mean. A run without resamples is taken as
+    it is. Where neither seeds nor items vary, the widest interval of a run counts.
+    """
+    values = [float(np.mean([each.value for each in own])) for own in estimates]
+    draws = [
+        np.mean([np.full(RESAMPLES, each.value) if each.draws is None else each.draws for each in own], axis=0)
+        for own in estimates
+    ]
+    mean = _varied(over(values, draws))
+    known = [each for own in estimates for each in own if each.low is not None and each.high is not None]
+    if mean.low is None and known:
+        widest = max(known, key=lambda each: (each.high or 0.0) - (each.low or 0.0))
+        return replace(mean, low=widest.low, high=widest.high)
+    return mean
+
+
+def parse_tokens(text: str | int, where: str) -> int:
+    """A count of tokens, from a number or as a person writes it: 940, 31k, 1.25M, 200B. ConfigError for others."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", str(text).replace("_", ""))
+    count = round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[found[2]]) if found else 0
+    refuse(count < 1 and text not in (0, "0"), where, text, "must be a count of tokens, such as 1500000 or 1.5M")
+    return count
+
+
+def _varied(estimate: Estimate) -> Estimate:
+    """The estimate without its interval where that is a point: resamples that all agree say nothing."""
+    if estimate.low is None or estimate.high is None or estimate.high - estimate.low > 1e-12 * abs(estimate.value):
+        return estimate
+    return Estimate(estimate.value, draws=estimate.draws)

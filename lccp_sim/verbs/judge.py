@@ -1,0 +1,102 @@
+"""The verbs that judge what was measured: `lccp gate` and `lccp compare`."""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lccp_sim.config import ConfigError, refuse
+from lccp_sim.records import write_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+VERBS = {
+    "gate": "answer criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)",
+    "compare": "compare two runs or checkpoints, item by item: which metrics are told apart: lccp compare A B",
+}
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a verb to its parser."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
+    if verb == "compare":
+        parser.add_argument("a", type=Path, metavar="A", help="a run, or what lccp measure wrote")
+        parser.add_argument("b", type=Path, metavar="B", help="another one, or the same with two --tokens")
+        tokens = "the last windows up to here, of both or of each: 1.5M, or 1M 2M (default: the last ones)"
+        parser.add_argument("--tokens", nargs="+", default=[], metavar="N", help=tokens)
+        return
+    parser.add_argument("criteria", type=Path, nargs="?", default=Path("gate.yaml"), metavar="CRITERIA.yaml")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="runs that differ in their seed alone")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="write a first criteria file from this run's records")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the answer for a pull request")
+
+
+def run(arguments: argparse.Namespace, console: "Console") -> int:
+    """Run a verb, and return its exit status: of `gate` 0 pass, 1 fail, 2 cannot be told; of `compare` 0."""
+    return _compare(arguments, console) if arguments.verb == "compare" else _gate(arguments, console)
+
+
+def _gate(arguments: argparse.Namespace, console: "Console") -> int:
+    from rich.table import Table
+
+    from lccp_sim.analysis.judge.first_gate import write_first
+    from lccp_sim.analysis.judge.gate import answer_gate
+    from lccp_sim.analysis.run import load_run
+
+    path = arguments.criteria
+    if arguments.init is not None:
+        unused = [str(each) for each in (*arguments.runs, arguments.json, arguments.markdown) if each is not None]
+        refuse(
+            unused, "--init", str(arguments.init), f"writes {path} and answers nothing; leave out {' '.join(unused)}"
+        )
+        console.print(f"{write_first(arguments.init, path, date.today())}: written; edit the bounds", markup=False)
+        return 0
+    if not arguments.runs:
+        raise ConfigError(f"gate: no run given to answer {path}; lccp gate {path} RUN...")
+    found = answer_gate(path, [load_run(each) for each in arguments.runs])
+    table = Table("criterion", "answer", "asked", "measured (95 % interval)", "why")
+    for cells in found.rows():
+        table.add_row(*map(_plain, cells))
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    console.print(f"{found.outcome}: {path}, {found.provenance}", markup=False)
+    if arguments.json is not None:
+        write_atomic(arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
+    if arguments.markdown is not None:
+        write_atomic(arguments.markdown, found.markdown())
+    return found.status
+
+
+def _compare(arguments: argparse.Namespace, console: "Console") -> int:
+    from rich.table import Table
+
+    from lccp_sim.analysis.judge.compare import compare_runs
+    from lccp_sim.analysis.judge.intervals import parse_tokens
+    from lccp_sim.analysis.run import load_run
+
+    refuse(
+        len(arguments.tokens) > 2, "--tokens", " ".join(arguments.tokens), "takes one count, or one each for A and B"
+    )
+    at = [parse_tokens(each, "--tokens") for each in arguments.tokens]
+    found = compare_runs(load_run(arguments.a), load_run(arguments.b), at)
+    table = Table("metric", "A", "B", "B - A (95 % interval)", "answer", "items", "items needed")
+    for cells in found.table():
+        table.add_row(*map(_plain, cells))
+    for line in found.head():
+        console.print(line, markup=False)
+    console.print(table)
+    for line in found.foot():
+        console.print(line, markup=False)
+    if arguments.json is not None:
+        write_atomic(arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+def _plain(cell: str) -> str:
+    """Text that a table shows as it is, brackets included."""
+    from rich.markup import escape
+
+    return escape(cell)
