@@ -1,19 +1,20 @@
 """The dataclasses of a run: every key, its rule, and the message where a value breaks it.
 
 Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses beside their
-code, so that this module imports nothing of ours; configure/parse.py makes all of them from plain dictionaries.
+code, so that this module imports none of ours but errors; configure/parse.py makes all of them from plain dictionaries.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from lccp_sim.errors import refuse
 
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Gt(0)]
@@ -21,10 +22,6 @@ Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Coefficient = Annotated[float, Ge(0.0)]
 RETRIEVES = 0.1  # a head with a higher copy score is a retrieval head (arXiv 2404.15574 sec. 2; 2604.02650 sec. 6)
 TOP_FRAC = 0.03
-
-
-class ConfigError(ValueError):
-    """One line that names the key, the value, the rule and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -271,18 +268,6 @@ class Config:
 def top_k(num_heads: int) -> int:
     """How many heads are the strongest: 3 % of `num_heads`, within 8..30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
     return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
-
-
-def refuse(bad: object, key: str, value: object, rule: str) -> None:
-    """None, or ConfigError with the key, the value and the rule where `bad` is true."""
-    if bad:
-        raise ConfigError(f"{key}={value!r}: {rule}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the most similar of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def short_hash(value: object) -> str:

@@ -11,14 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lccp_sim.errors import DamagedRecords, NotFinite
+
 TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
 Tag = str | int | float
 HEADLINE, SENTENCE = "value", "full"  # the tag `span` of needles: the value's tokens, the whole answer sentence
 OF_SENTENCE = "sentence_"  # begins the name of an overall number that is the whole sentence's
-
-
-class DamagedRecords(ValueError):
-    """A line of a file of records that is no record: which one, and why."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Record:
     """One number: what was measured (tier, monitor, metric, tags), when (step, tokens), on how many items.
 
     `tokens` are training tokens of this run over all ranks; `stderr` is the standard error over the `n` items, or None.
-    The unit is the suffix of `metric`. Raises ValueError where the value is not finite or the tier is unknown.
+    The unit is the suffix of `metric`. Raises NotFinite where the value is not, ValueError where the tier is unknown.
     """
 
     step: int
@@ -44,9 +42,7 @@ class Record:
         if self.tier not in TIERS:
             raise ValueError(f"{where}: tier {self.tier!r} is none of {', '.join(TIERS)}")
         if not math.isfinite(self.value) or (self.stderr is not None and not math.isfinite(self.stderr)):
-            raise ValueError(
-                f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged"
-            )
+            raise NotFinite(f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged")
 
     @property
     def key(self) -> tuple[int, str, str, str]:
@@ -102,6 +98,6 @@ def read_records(path: Path) -> tuple[list[Record], str | None]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             records.append(Record(**json.loads(line)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotFinite) as error:
             raise DamagedRecords(f"{path}, line {number}: not a record ({error}); mend it or put it back") from error
     return records, warning

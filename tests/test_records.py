@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lccp_sim.errors import DamagedRecords, NotFinite
 from lccp_sim.records import Record, append_lines, read_records, write_atomic
 
 HIT = Record(
@@ -60,13 +61,13 @@ def test_a_line_cut_off_by_a_kill_is_left_out_with_a_warning(tmp_path: Path, byt
 def test_a_bad_line_in_the_middle_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     append_lines(path, [HIT.line(), line + "\n", LOSS.line()])
-    with pytest.raises(ValueError, match=r"records\.jsonl, line 2: not a record"):
+    with pytest.raises(DamagedRecords, match=r"records\.jsonl, line 2: not a record"):
         read_records(path)
 
 
 @pytest.mark.parametrize(("value", "stderr"), [(float("nan"), None), (float("inf"), None), (1.0, float("nan"))])
 def test_a_value_that_is_not_finite_is_refused_and_named(value: float, stderr: float | None) -> None:
-    with pytest.raises(ValueError, match=r"heads/spearman \{'k': 8\} at step 7: .* is not finite"):
+    with pytest.raises(NotFinite, match=r"heads/spearman \{'k': 8\} at step 7: .* is not finite"):
         Record(7, 7168, "mechanistic", "heads", "spearman", value, 32, stderr, {"k": 8})
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 import lccp_sim.train.run as running
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 

@@ -24,7 +24,7 @@ import pyarrow.json
 import yaml
 
 from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]

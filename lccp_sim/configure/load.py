@@ -4,19 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lccp_sim.config import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    StoppingConfig,
-    nearest,
-    refuse,
-)
+from lccp_sim.config import Config, ModelConfig, OptimConfig, RunConfig, StoppingConfig
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
@@ -58,14 +50,14 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         try:
             return build(*args)
         except ConfigError as error:
-            problems.extend(str(error).split("\n"))
+            problems.extend(error.problems)
             return None
 
     sections = [field.name for field in dataclasses.fields(Config)]
     notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
     notes += [f"{key}: missing" for key in sections if key not in plain]
     if notes:
-        raise ConfigError("\n".join(notes))
+        raise ConfigError(*notes)
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
     sources = attempt(_sources, data)
@@ -80,7 +72,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     bad = isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0
     refuse(bad, "seed", config.seed, "must be an integer >= 0")
     known = ("auto", *EXPERTS)
@@ -110,9 +102,10 @@ def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
         except ConfigError as error:
             kindless = isinstance(settings, Mapping) and "kind" not in settings
-            problems.append(str(error) + (nearest(str(name), others) if kindless else ""))
+            *first, last = error.problems
+            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return found
 
 
@@ -133,9 +126,9 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
                 _check_sources(name, watch[name], sources)
             except ConfigError as error:
-                problems.append(str(error))
+                problems += error.problems
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return MonitorsConfig(first, watch, precision)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import Count, refuse
+from lccp_sim.config import Count
 from lccp_sim.data.cache import cache_root, digest
 from lccp_sim.data.document import LeftOut, TextSource, counted
 from lccp_sim.data.files import RowSource
@@ -21,6 +21,7 @@ from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, bos_id, load_tokenizer, read_tokenizer, tokenizer_hash
 from lccp_sim.data.tokens import Text, Tokens, tokenize, tokenizer_sample, vocab_size
+from lccp_sim.errors import refuse
 from lccp_sim.progress import Tell, silent
 
 

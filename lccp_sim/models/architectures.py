@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lccp_sim.config import ConfigError, ModelConfig, nearest, refuse
+from lccp_sim.config import ModelConfig
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.rope_settings import read_rope, write_rope
 
@@ -156,7 +157,7 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
         tree["rope"] = parse_kind(POSITIONS, rope, "rope")
         return parse(ModelConfig, tree, "model")
     except ConfigError as error:
-        raise ConfigError(f"{where}: {'; '.join(str(error).splitlines())}") from None
+        raise ConfigError(f"{where}: {'; '.join(error.problems)}") from None
 
 
 def write_config(name: str, config: ModelConfig) -> Settings:

@@ -19,9 +19,10 @@ import torch
 import yaml
 
 from lccp_sim import __version__
-from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.config import Config
 from lccp_sim.configure.load import load_model, plain_config
 from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import choose, write_config
 from lccp_sim.models.weights import untied, write_weights

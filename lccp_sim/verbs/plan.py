@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.config import refuse
 from lccp_sim.configure.load import windows_of
 from lccp_sim.data.tokenizer import read_tokenizer
+from lccp_sim.errors import refuse
 from lccp_sim.plan.hardware import hardware, parse_layout
 from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
 from lccp_sim.plan.show import show_dry, show_plan

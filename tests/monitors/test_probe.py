@@ -12,9 +12,9 @@ from scipy.stats import binom
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.report.tables import probe_table
 from lccp_sim.analysis.run import load_run
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy

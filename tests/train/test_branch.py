@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.saved import branch as branching
 from lccp_sim.train.saved.checkpoint import read_checkpoint

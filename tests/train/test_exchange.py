@@ -17,10 +17,10 @@ import yaml
 from rich.console import Console
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
 from lccp_sim.configure.load import load_config, load_model, plain_config
 from lccp_sim.data.tokenizer import read_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import write_atomic
 from lccp_sim.train.run import train

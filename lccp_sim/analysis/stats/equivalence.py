@@ -15,7 +15,7 @@ from lccp_sim.analysis.format import number, tokens
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.estimate import Array, item_values
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 MARGIN = 0.05
 METRIC = "exact_match_frac"

@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, OptimConfig, flatten, refuse
+from lccp_sim.config import Config, OptimConfig, flatten
 from lccp_sim.configure.load import plain_config
 from lccp_sim.configure.parse import parse
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
 from lccp_sim.train.saved.run_directory import CORPUS, FREE_KEYS

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.records import write_atomic
 from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError, ModelConfig, flatten, refuse
+from lccp_sim.config import Config, ModelConfig, flatten
 from lccp_sim.configure.load import load_model
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import function_of
 from lccp_sim.models.transformer import Transformer

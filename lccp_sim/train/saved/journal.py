@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, append_lines, read_records, write_atomic
 

@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lccp_sim.config import Config, ConfigError, flatten, refuse, short_hash
+from lccp_sim.config import Config, flatten, short_hash
 from lccp_sim.configure.load import load_config, plain_config
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.records import write_atomic
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
@@ -81,7 +82,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return load_config(plain)
     except ConfigError as error:
-        why = "; ".join(str(error).splitlines())
+        why = "; ".join(error.problems)
         raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
 
 
