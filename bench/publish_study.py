@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,7 @@ config write the same bytes; times go to `timing.jsonl`.
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -63,26 +62,6 @@ def overall_name(record: Record) -> str | None:
         return None
     prefix = OF_SENTENCE if record.tags.get("span", HEADLINE) == SENTENCE else ""
     return f"{record.monitor}/{prefix}{record.metric}"
-
-
-def append_lines(path: Path, lines: Iterable[str]) -> int:
-    """The byte length of `path` after `lines` were appended and flushed to disk."""
-    with open(path, "ab") as file:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """None, once `path` holds `data`: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_records(path: Path) -> tuple[list[Record], str | None]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "configure.parse", "console", "errors", "progress", "records"}
-ROOMS = {"console": set(), "errors": set(), "progress": set(), "records": {"errors"}, "config": {"errors"}}
-ROOMS["configure.parse"] = {"config", "errors"}
+LEAVES = {"config", "configure.parse", "console", "errors", "files", "progress", "records"}
+ROOMS = {**dict.fromkeys(("console", "errors", "files", "progress"), set()), "records": {"errors"}}
+ROOMS |= {"config": {"errors"}, "configure.parse": {"config", "errors"}}
 ROOMS |= {name: {*LEAVES} for name in ("models", "data", "plan")}  # room -> the rooms that it may import beside itself
 ROOMS["monitors"] = {"models", "data", *LEAVES}
 ROOMS["configure"] = {"monitors"} | ROOMS["monitors"]

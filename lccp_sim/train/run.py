@@ -23,10 +23,11 @@ from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
 from lccp_sim.errors import ConfigError, DamagedRecords, NotFinite, one_line, refuse
+from lccp_sim.files import write_atomic
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.progress import shown
-from lccp_sim.records import Record, write_atomic
+from lccp_sim.records import Record
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from lccp_sim.config import short_hash
 from lccp_sim.configure.compose import compose, explain
 from lccp_sim.errors import ConfigError, nearest, one_line
+from lccp_sim.files import write_atomic
 from lccp_sim.progress import clock
-from lccp_sim.records import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,6 @@ decay of a warm-up-stable-decay schedule can start from any window of a run at c
 takes weights alone, optimizer, data order, records and windows go on.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lccp_sim.config import Config, OptimConfig, flatten
 from lccp_sim.configure.load import plain_config
 from lccp_sim.configure.parse import parse
 from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import atomic_directory, atomic_file
 from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
 from lccp_sim.train.saved.run_directory import CORPUS, FREE_KEYS
@@ -43,9 +43,13 @@ def branch(config: Config, directory: Path) -> None:
             shutil.copytree(trunk / name, directory / name, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     kept.mkdir(exist_ok=True)
     shutil.copyfile(manifest_of(path), kept / manifest_of(path).name)
-    temporary = kept / f".{path.name}.tmp"  # the checkpoint comes last: killed before, the copy is made again
-    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary)
-    os.replace(temporary, kept / path.name)
+    # The checkpoint comes last: killed before, the copy is made again.
+    if path.is_dir():
+        with atomic_directory(kept / path.name) as folder:
+            shutil.copytree(path, folder, dirs_exist_ok=True)
+    else:
+        with atomic_file(kept / path.name) as file:
+            shutil.copyfile(path, file)
 
 
 def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:

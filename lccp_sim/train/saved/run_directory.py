@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lccp_sim.config import Config, flatten, short_hash
 from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.errors import ConfigError, refuse
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
 # Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
