@@ -1,10 +1,10 @@
 """From plain dictionaries to a checked Config: the place that knows every table of variants."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from lccp_sim.config import Config, ModelConfig, OptimConfig, RunConfig, StoppingConfig
+from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
@@ -40,6 +40,20 @@ class MonitorsConfig:
     first_window_tokens: int | None
     watch: dict[str, Monitor]
     precision: Literal["fp32", "bf16"] | None = None
+
+
+SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
+
+
+def config_keys(*effects: Effect) -> set[str]:
+    """The dotted keys of a config that have one of these effects."""
+    return set().union(*(keys_with(cls, f"{section}.", *effects) for section, cls in SECTIONS.items()))
+
+
+def unequal(old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str]) -> list[str]:
+    """The keys in which two flat configs differ, without those of `but` and what lies inside them."""
+    keys = sorted(old.keys() | new.keys())
+    return [key for key in keys if old.get(key) != new.get(key) and not is_one_of(key, but)]
 
 
 def load_config(plain: Mapping[str, Any]) -> Config:
