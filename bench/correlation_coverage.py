@@ -16,7 +16,7 @@ import numpy as np
 
 from lccp_sim.analysis.stats.correlation import fisher_interval
 from lccp_sim.analysis.stats.pairs import Points, degrees, pooled_interval
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "correlation_coverage.json"
 REPETITIONS = 300

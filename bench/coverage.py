@@ -20,7 +20,7 @@ from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.laws import FREE_PARAMETERS, LAWS, Fit, gain_per_doubling, laws_of, solve
 from lccp_sim.analysis.stats.rule import EPS, Look, kneedle, looks
 from lccp_sim.analysis.stats.saturation import FRACS, lag, progress
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 FIRST = 31_250.0  # the first window after step 0 of a World of 14 windows

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lccp_sim.analysis.stats.deceptive import hit_given_nll, null_hits, own_scale, t95_of
 from lccp_sim.analysis.stats.estimate import weights
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "deceptive_null.json"
 REPETITIONS, ITEMS, RESAMPLES = 100, 120, 300

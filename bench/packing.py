@@ -23,7 +23,7 @@ from lccp_sim.data.placement import PACKINGS, packed
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.tokens import Text, tokenize
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 CONTEXTS = (256, 1024, 4096, 8192)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lccp_sim.analysis.stats.correlation import correlation_p, critical_r, fisher_interval, williams
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "shared_trend.json"
 PAIRS, NOISE = 100_000, 0.05

@@ -20,7 +20,7 @@ import yaml
 
 from lccp_sim.analysis.report.study_page import write_study
 from lccp_sim.analysis.run import load_run
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "studies"

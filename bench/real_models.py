@@ -30,7 +30,8 @@ from lccp_sim.analysis.report.plots import STYLE
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.records import read_records, write_atomic
+from lccp_sim.files import write_atomic
+from lccp_sim.records import read_records
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "real_models.json"

@@ -20,7 +20,8 @@ from typing import Any
 
 from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.analysis.run import load_run
-from lccp_sim.records import HEADLINE, Record, append_lines, write_atomic
+from lccp_sim.files import append_lines, write_atomic
+from lccp_sim.records import HEADLINE, Record
 
 ROOT = Path(__file__).parents[1]
 WINDOWS, LAYERS, HEADS = 16, 32, 128

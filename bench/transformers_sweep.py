@@ -21,7 +21,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bench.tiny_causal_lms import build
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import adapted
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.configure.compose import check
-from lccp_sim.console import console_here, is_message
+from lccp_sim.console import console_here
+from lccp_sim.errors import ConfigError, is_message, refuse
 from lccp_sim.verbs import judge
 
 if TYPE_CHECKING:

@@ -1,30 +1,47 @@
 """The dataclasses of a run: every key, its rule, and the message where a value breaks it.
 
 Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses beside their
-code, so that this module imports nothing of ours; configure/parse.py makes all of them from plain dictionaries.
+code, so that this module imports none of ours but errors; configure/parse.py makes all of them from plain dictionaries.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from lccp_sim.errors import refuse
 
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Gt(0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Coefficient = Annotated[float, Ge(0.0)]
+
+
+class Effect(Enum):
+    """What another value of a key changes, said beside the key. Without one: the numbers, so it is another run.
+
+    Names of directories, the comparison of configs, branching and tables follow from this (`keys_with`).
+    """
+
+    FIXED = "what is written down: the run keeps it, and its directory is not named after it"
+    PLACE = "where something lies"
+    SPEED = "how the same numbers are computed and shown"
+    LATER = "numbers that are not written yet"
+    RATES = "the learning rates: a branch may have another key, but not another rate before it branched off"
+    REACH = "which tokens a query sees: the same weights, as those that a run starts from, can be used"
+    APART = "nothing that a model computes once it has its weights (RoPE, too: it is compared by itself)"
+
+
+FREE = (Effect.PLACE, Effect.SPEED, Effect.LATER)  # may change while a run is there
 RETRIEVES = 0.1  # a head with a higher copy score is a retrieval head (arXiv 2404.15574 sec. 2; 2604.02650 sec. 6)
 TOP_FRAC = 0.03
-
-
-class ConfigError(ValueError):
-    """One line that names the key, the value, the rule and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,9 @@ class RouterConfig:
     are the weights, `renormalise`d to sum 1 or as they are, times `scale`. topk_softmax is a softmax over the chosen.
     """
 
-    balance_loss: Coefficient = 0.01
-    z_loss: Coefficient = 0.001
-    bias_update_rate: Coefficient = 0.0
+    balance_loss: Annotated[Coefficient, Effect.APART] = 0.01
+    z_loss: Annotated[Coefficient, Effect.APART] = 0.001
+    bias_update_rate: Annotated[Coefficient, Effect.APART] = 0.0
     scores: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
     renormalise: bool = True
     scale: Annotated[float, Gt(0)] = 1.0
@@ -61,7 +78,7 @@ class ModelConfig:
     except in every `full_attention_every`-th layer. `vocab_size` (null: the tokenizer's) may pad the tokenizer's.
     """
 
-    rope: Any
+    rope: Annotated[Any, Effect.APART]
     d_model: Size = 128
     num_layers: Size = 4
     num_heads: Size = 8
@@ -75,18 +92,18 @@ class ModelConfig:
     d_dense: Size | None = None
     vocab_size: Size | None = None
     qk_norm: Literal["none", "before_rope", "after_rope", "full_width"] = "after_rope"
-    qk_norm_gain: Annotated[float, Gt(0)] = 1.0
+    qk_norm_gain: Annotated[float, Gt(0), Effect.APART] = 1.0
     qkv_bias: bool = False
     out_bias: bool = False
-    window_tokens: Size | None = None
-    full_attention_every: Size | None = None
+    window_tokens: Annotated[Size | None, Effect.REACH] = None
+    full_attention_every: Annotated[Size | None, Effect.REACH] = None
     norm_eps: Annotated[float, Gt(0)] = 1e-5
     tie_embeddings: bool = True
     scale_embeddings: bool = False
-    init_std: Annotated[float, Gt(0)] | None = None
-    previous_token_heads: Count = 0
+    init_std: Annotated[Annotated[float, Gt(0)] | None, Effect.APART] = None
+    previous_token_heads: Annotated[Count, Effect.APART] = 0
     router: RouterConfig = field(default_factory=RouterConfig)
-    experts: str = "auto"
+    experts: Annotated[str, Effect.APART] = "auto"
 
     def __post_init__(self) -> None:
         def check(bad: object, key: str, rule: str) -> None:
@@ -132,10 +149,10 @@ class OptimConfig:
     """
 
     lr: Annotated[float, Gt(0)]
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    schedule: Annotated[Literal["constant", "cosine", "linear", "wsd"], Effect.RATES] = "constant"
     warmup_steps: Count = 0
-    decay_steps: Size | None = None
-    final_lr_frac: Fraction = 0.1
+    decay_steps: Annotated[Size | None, Effect.RATES] = None
+    final_lr_frac: Annotated[Fraction, Effect.RATES] = 0.1
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: Coefficient = 0.1
@@ -200,30 +217,30 @@ class RunConfig:
     input alone and runs again in the backward pass. Checkpoints (null) of cut weights are folders, else files.
     """
 
-    name: str
+    name: Annotated[str, Effect.FIXED]
     context_tokens: Size
     batch_tokens: Size
-    tokens: Size
-    micro_batch_tokens: Size | None = None
-    init_from: str | None = None
-    init_optimizer: Literal["fresh", "carried"] = "fresh"
-    branch_from: str | None = None
-    precondition: bool = False
-    root: str = "runs"
+    tokens: Annotated[Size, Effect.LATER]
+    micro_batch_tokens: Annotated[Size | None, Effect.SPEED] = None
+    init_from: Annotated[str | None, Effect.PLACE] = None  # the hash of the weights is in the directory's name
+    init_optimizer: Annotated[Literal["fresh", "carried"], Effect.FIXED] = "fresh"
+    branch_from: Annotated[str | None, Effect.PLACE] = None
+    precondition: Annotated[bool, Effect.FIXED] = False
+    root: Annotated[str, Effect.PLACE] = "runs"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    deterministic: bool = False
-    threads: Size | None = None
-    recompute_every: Size | None = None
-    shard: bool = False
-    ep: Size = 1
-    cp: Size = 1
-    checkpoints: Literal["file", "sharded"] | None = None
-    timeout_minutes: Annotated[float, Gt(0)] = 30.0
-    log_every_steps: Size = 10
-    checkpoint_every_steps: Size = 100
-    loggers: dict[str, Any] = field(default_factory=dict)
-    stopping: StoppingConfig | None = None
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], Effect.SPEED] = "auto"
+    deterministic: Annotated[bool, Effect.FIXED] = False
+    threads: Annotated[Size | None, Effect.SPEED] = None
+    recompute_every: Annotated[Size | None, Effect.SPEED] = None
+    shard: Annotated[bool, Effect.SPEED] = False
+    ep: Annotated[Size, Effect.SPEED] = 1
+    cp: Annotated[Size, Effect.SPEED] = 1
+    checkpoints: Annotated[Literal["file", "sharded"] | None, Effect.SPEED] = None
+    timeout_minutes: Annotated[float, Gt(0), Effect.SPEED] = 30.0
+    log_every_steps: Annotated[Size, Effect.FIXED] = 10
+    checkpoint_every_steps: Annotated[Size, Effect.SPEED] = 100
+    loggers: Annotated[dict[str, Any], Effect.SPEED] = field(default_factory=dict)
+    stopping: Annotated[StoppingConfig | None, Effect.LATER] = None  # a decay names the directory, too
 
     def __post_init__(self) -> None:
         batch, micro = self.batch_tokens, self.micro_batch_tokens or self.batch_tokens
@@ -273,18 +290,6 @@ def top_k(num_heads: int) -> int:
     return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
 
 
-def refuse(bad: object, key: str, value: object, rule: str) -> None:
-    """None, or ConfigError with the key, the value and the rule where `bad` is true."""
-    if bad:
-        raise ConfigError(f"{key}={value!r}: {rule}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the most similar of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def short_hash(value: object) -> str:
     """Eight hex digits of the SHA-256 of a plain value: the end of a run directory's name."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
@@ -298,3 +303,19 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def keys_with(cls: type, prefix: str, *effects: Effect) -> set[str]:
+    """The keys of a dataclass, and of those inside it, that have one of these effects: dotted, behind `prefix`."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if not {*effects}.isdisjoint(getattr(hint, "__metadata__", ())):
+            found.add(prefix + name)
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= keys_with(hint, f"{prefix}{name}.", *effects)
+    return found
+
+
+def is_one_of(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key is one of `keys`, or lies inside one."""
+    return any(f"{key}.".startswith(f"{each}.") for each in keys)

@@ -1,4 +1,4 @@
-"""What the verbs print to, and what they print of an error."""
+"""What the verbs print to."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,14 +15,3 @@ def console_here() -> "Console":
 
     terminal = sys.stdout.isatty()
     return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else WIDE)
-
-
-def is_message(error: Exception) -> bool:
-    """Whether an error is a message for the user, not a bug: of a class of ours, or the machine's (as: disk full)."""
-    return type(error).__module__.startswith("lccp_sim.") or isinstance(error, OSError)
-
-
-def reason(error: Exception) -> str:
-    """Why something failed, in one line; of a bug with its class."""
-    line = " ".join(str(error).split())
-    return line if is_message(error) else f"{type(error).__name__}: {line}"

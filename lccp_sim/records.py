@@ -6,10 +6,11 @@ config write the same bytes; times go to `timing.jsonl`.
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from lccp_sim.errors import DamagedRecords, NotFinite
 
 TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
 Tag = str | int | float
@@ -17,16 +18,12 @@ HEADLINE, SENTENCE = "value", "full"  # the tag `span` of needles: the value's t
 OF_SENTENCE = "sentence_"  # begins the name of an overall number that is the whole sentence's
 
 
-class DamagedRecords(ValueError):
-    """A line of a file of records that is no record: which one, and why."""
-
-
 @dataclass(frozen=True)
 class Record:
     """One number: what was measured (tier, monitor, metric, tags), when (step, tokens), on how many items.
 
     `tokens` are training tokens of this run over all ranks; `stderr` is the standard error over the `n` items, or None.
-    The unit is the suffix of `metric`. Raises ValueError where the value is not finite or the tier is unknown.
+    The unit is the suffix of `metric`. Raises NotFinite where the value is not, ValueError where the tier is unknown.
     """
 
     step: int
@@ -44,9 +41,7 @@ class Record:
         if self.tier not in TIERS:
             raise ValueError(f"{where}: tier {self.tier!r} is none of {', '.join(TIERS)}")
         if not math.isfinite(self.value) or (self.stderr is not None and not math.isfinite(self.stderr)):
-            raise ValueError(
-                f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged"
-            )
+            raise NotFinite(f"{where}: the value {self.value} (stderr {self.stderr}) is not finite; the model diverged")
 
     @property
     def key(self) -> tuple[int, str, str, str]:
@@ -69,26 +64,6 @@ def overall_name(record: Record) -> str | None:
     return f"{record.monitor}/{prefix}{record.metric}"
 
 
-def append_lines(path: Path, lines: Iterable[str]) -> int:
-    """The byte length of `path` after `lines` were appended and flushed to disk."""
-    with open(path, "ab") as file:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """None, once `path` holds `data`: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def read_records(path: Path) -> tuple[list[Record], str | None]:
     """The records of a file, and a warning where its last line was cut off by a kill (that line is left out).
 
@@ -102,6 +77,6 @@ def read_records(path: Path) -> tuple[list[Record], str | None]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             records.append(Record(**json.loads(line)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotFinite) as error:
             raise DamagedRecords(f"{path}, line {number}: not a record ({error}); mend it or put it back") from error
     return records, warning

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.cli import VERBS, main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check, compose
+from lccp_sim.errors import ConfigError
 from tests.home import build
 from tests.train.tiny import WINDOWS
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check, compose
+from lccp_sim.errors import ConfigError
 from lccp_sim.verbs.study import read_study
 from lccp_sim.verbs.sweep import jobs_of, launching
 

@@ -4,13 +4,15 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "configure.parse", "console", "progress", "records"}
-ROOMS = {"config": set(), "configure.parse": {"config"}, "console": set(), "progress": set(), "records": set()}
+LEAVES = {"config", "configure.parse", "console", "errors", "files", "progress", "records"}
+ROOMS = {**dict.fromkeys(("console", "errors", "files", "progress"), set()), "records": {"errors"}}
+ROOMS |= {"config": {"errors"}, "configure.parse": {"config", "errors"}}
 ROOMS |= {name: {*LEAVES} for name in ("models", "data", "plan")}  # room -> the rooms that it may import beside itself
 ROOMS["monitors"] = {"models", "data", *LEAVES}
 ROOMS["configure"] = {"monitors"} | ROOMS["monitors"]
@@ -96,6 +98,17 @@ def test_a_planted_violation_is_found(rule: str) -> None:
     assert violations(rule.split()[0], PLANTED[rule]) == [rule]
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    imports = {}
+    for module, path in paths.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {(node.module or "", alias.name) for node in nodes for alias in node.names}
+        imports[module] = {full if (full := f"{base}.{name}") in paths else base for base, name in names}
+    assert "lccp_sim.errors" in imports["lccp_sim.config"]
+    TopologicalSorter(imports).prepare()  # CycleError names the circle
+
+
 def test_a_folder_has_few_files() -> None:
     count = Counter(
         path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.stem[0] != "_"
@@ -103,7 +116,7 @@ def test_a_folder_has_few_files() -> None:
     assert {folder: n for folder, n in count.items() if n > MORE_FILES.get(folder, FILES)} == {}
 
 
-@pytest.mark.parametrize("module", ["config", "records", "cli"])
+@pytest.mark.parametrize("module", ["config", "errors", "records", "cli"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, lccp_sim.{module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

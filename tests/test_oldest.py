@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.hf import OLDEST, load_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.records import Record, append_lines, read_records, write_atomic
+from lccp_sim.errors import DamagedRecords, NotFinite
+from lccp_sim.files import append_lines
+from lccp_sim.records import Record, read_records
 
 HIT = Record(
     4, 4096, "probabilistic", "needle", "hit_frac", 0.25, 40, 0.07, {"span": "full", "length": 512, "depth": 0.5}
@@ -60,29 +62,16 @@ def test_a_line_cut_off_by_a_kill_is_left_out_with_a_warning(tmp_path: Path, byt
 def test_a_bad_line_in_the_middle_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     append_lines(path, [HIT.line(), line + "\n", LOSS.line()])
-    with pytest.raises(ValueError, match=r"records\.jsonl, line 2: not a record"):
+    with pytest.raises(DamagedRecords, match=r"records\.jsonl, line 2: not a record"):
         read_records(path)
 
 
 @pytest.mark.parametrize(("value", "stderr"), [(float("nan"), None), (float("inf"), None), (1.0, float("nan"))])
 def test_a_value_that_is_not_finite_is_refused_and_named(value: float, stderr: float | None) -> None:
-    with pytest.raises(ValueError, match=r"heads/spearman \{'k': 8\} at step 7: .* is not finite"):
+    with pytest.raises(NotFinite, match=r"heads/spearman \{'k': 8\} at step 7: .* is not finite"):
         Record(7, 7168, "mechanistic", "heads", "spearman", value, 32, stderr, {"k": 8})
 
 
 def test_an_unknown_tier_is_refused() -> None:
     with pytest.raises(ValueError, match="tier 'behavioral' is none of training, behavioural"):
         Record(0, 0, "behavioral", "probe", "exact_match_frac", 0.0, 1)
-
-
-def test_a_write_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "report.json"
-    write_atomic(path, "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            write_atomic(path, "new, but never complete")
-    assert path.read_text() == "old"
-    write_atomic(path, b"\x00new")
-    assert path.read_bytes() == b"\x00new"
-    assert [file.name for file in path.parent.iterdir()] == ["report.json"]

@@ -14,8 +14,8 @@ import lccp_sim.train.run as running
 from bench.publish_study import pack
 from bench.publish_study import page as publish
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 

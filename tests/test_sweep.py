@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.verbs.sweep import Schedule, jobs_of, launching, print_outcomes, sweep
 
 TINY = ["run=smoke_study", "run.tokens=2048"]

@@ -24,7 +24,8 @@ import pyarrow.json
 import yaml
 
 from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
-from lccp_sim.config import ConfigError
+from lccp_sim.config import Effect, RunConfig, keys_with
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
@@ -189,7 +190,8 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
 
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
-PLACES = {"run.root", "run.name", "run.init_from", "data.cache", "data.mirror"}  # where things lie, not what they are
+# Where things lie, not what they are. Those of data are said beside its keys, which are out of reach from here.
+PLACES = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 if TYPE_CHECKING:
     from lccp_sim.config import Config

@@ -1,22 +1,14 @@
 """From plain dictionaries to a checked Config: the place that knows every table of variants."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from lccp_sim.config import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    StoppingConfig,
-    nearest,
-    refuse,
-)
+from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
@@ -50,6 +42,20 @@ class MonitorsConfig:
     precision: Literal["fp32", "bf16"] | None = None
 
 
+SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
+
+
+def config_keys(*effects: Effect) -> set[str]:
+    """The dotted keys of a config that have one of these effects."""
+    return set().union(*(keys_with(cls, f"{section}.", *effects) for section, cls in SECTIONS.items()))
+
+
+def unequal(old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str]) -> list[str]:
+    """The keys in which two flat configs differ, without those of `but` and what lies inside them."""
+    keys = sorted(old.keys() | new.keys())
+    return [key for key in keys if old.get(key) != new.get(key) and not is_one_of(key, but)]
+
+
 def load_config(plain: Mapping[str, Any]) -> Config:
     """The checked config. Raises ConfigError: one line for each key or value that is wrong."""
     problems: list[str] = []
@@ -58,14 +64,14 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         try:
             return build(*args)
         except ConfigError as error:
-            problems.extend(str(error).split("\n"))
+            problems.extend(error.problems)
             return None
 
     sections = [field.name for field in dataclasses.fields(Config)]
     notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
     notes += [f"{key}: missing" for key in sections if key not in plain]
     if notes:
-        raise ConfigError("\n".join(notes))
+        raise ConfigError(*notes)
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
     sources = attempt(_sources, data)
@@ -80,7 +86,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     bad = isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0
     refuse(bad, "seed", config.seed, "must be an integer >= 0")
     known = ("auto", *EXPERTS)
@@ -110,9 +116,10 @@ def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
         except ConfigError as error:
             kindless = isinstance(settings, Mapping) and "kind" not in settings
-            problems.append(str(error) + (nearest(str(name), others) if kindless else ""))
+            *first, last = error.problems
+            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return found
 
 
@@ -133,9 +140,9 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
                 _check_sources(name, watch[name], sources)
             except ConfigError as error:
-                problems.append(str(error))
+                problems += error.problems
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return MonitorsConfig(first, watch, precision)
 
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lccp_sim.config import ConfigError, nearest
+from lccp_sim.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def parse(cls: type[T], plain: object, where: str) -> T:
 
     wrong = _unknown_keys(cls, plain, where)
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(*wrong)
     try:
         return TypeAdapter(cls).validate_python(plain)
     except ValidationError as error:
@@ -32,13 +32,14 @@ def parse(cls: type[T], plain: object, where: str) -> T:
             place = ".".join([where, *(str(part) for part in problem["loc"])])
             cause = problem.get("ctx", {}).get("error")
             if isinstance(cause, ConfigError):
-                placed = "." in str(cause).partition("=")[0]  # a variant does not know where it stands
-                lines.append(str(cause) if placed else f"{where}.{cause}")
+                for line in cause.problems:
+                    placed = "." in line.partition("=")[0]  # a variant does not know where it stands
+                    lines.append(line if placed else f"{where}.{line}")
             elif problem["type"].startswith("missing"):
                 lines.append(f"{place}: this key is required")
             else:
                 lines.append(f"{place.removesuffix('.[key]')}={problem['input']!r}: {problem['msg'].lower()}")
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError(*lines) from None
 
 
 def parse_kind(kinds: Mapping[str, type[T]], plain: object, where: str) -> T:

@@ -21,10 +21,10 @@ from os.path import commonpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import ClassVar, Literal, Self
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.cache import build_once
 from lccp_sim.data.document import Document, TextSource, join_files, text_hash
 from lccp_sim.data.files import names
+from lccp_sim.errors import ConfigError, refuse
 
 # Name and version, and the platforms that pip is to pretend: a wheel that holds no code for one version of Python.
 WHEEL = re.compile(r"([A-Za-z0-9_.]+)-([A-Za-z0-9_.+!]+)-py[23](?:\.py[23])*-none-([a-z0-9_.]+)\.whl")

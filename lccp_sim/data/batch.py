@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.mixture import rows_of
 from lccp_sim.data.packing import PAD, SKIP, START
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 
 
 @dataclass

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import tokenizers
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.tokenizer import bos_id, encode
 from lccp_sim.data.tokens import vocab_size
+from lccp_sim.errors import ConfigError, refuse
 
 UNUSED = 0.1  # embeddings are padded to round numbers, by a few tenths of a percent; more is another vocabulary
 

@@ -7,12 +7,13 @@ temporary name, flushed, and renamed: a reader sees the whole entry or none, als
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from lccp_sim.files import atomic_directory
 
 CODE_VERSION = 7  # raise it when the code gives other bytes for the same settings
 
@@ -37,12 +38,6 @@ def build_once(root: Path, name: str, build: Callable[[Path], None]) -> Path:
         return entry
     with FileLock(root / f".{name}.lock"):
         if not entry.is_dir():
-            temporary = root / f".{name}.tmp"  # what a killed writer left is ours: we hold the lock
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            build(temporary)
-            for path in temporary.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            os.replace(temporary, entry)
+            with atomic_directory(entry) as directory:
+                build(directory)
     return entry

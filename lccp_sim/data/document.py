@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
-from lccp_sim.config import ConfigError, refuse
+from lccp_sim.errors import ConfigError, refuse
 
 Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (int64) of real text
 

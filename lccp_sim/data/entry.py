@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.document import Document, LeftOut, text_hash
+from lccp_sim.errors import ConfigError, refuse
 
 OnBadRow = Literal["refuse", "skip"]
 KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", int: "a number", float: "a number"}

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tokenizer import encode
+from lccp_sim.errors import ConfigError
 
 CLOSED = 64  # the words that values of a closed vocabulary are drawn from
 MAX_WORDS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank

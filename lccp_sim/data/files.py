@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.document import Document, LeftOut, TextSource
 from lccp_sim.data.entry import OnBadRow, check_policy, document, field, needing, unreadable
 from lccp_sim.data.folder import KINDS, is_saved, reason, walk
 from lccp_sim.data.pretokenized import Pretokenized
 from lccp_sim.data.rows import Row, attempt, cause, quiet, rows
+from lccp_sim.errors import ConfigError, refuse
 
 
 def stat(path: Path) -> str:

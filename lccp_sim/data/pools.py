@@ -6,12 +6,12 @@ pool the next row comes from, and arms that differ in nothing else share their p
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import Count, refuse
+from lccp_sim.config import Count, Effect
 from lccp_sim.data.cache import cache_root, digest
 from lccp_sim.data.document import LeftOut, TextSource, counted
 from lccp_sim.data.files import RowSource
@@ -21,6 +21,7 @@ from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, bos_id, load_tokenizer, read_tokenizer, tokenizer_hash
 from lccp_sim.data.tokens import Text, Tokens, tokenize, tokenizer_sample, vocab_size
+from lccp_sim.errors import refuse
 from lccp_sim.progress import Tell, silent
 
 
@@ -38,8 +39,8 @@ class DataConfig(MixtureConfig):
     document_mask: bool = True
     reset_positions: bool = True
     order_seed: Count | None = None
-    cache: str = "~/.cache/lccp-sim"
-    mirror: str | None = None
+    cache: Annotated[str, Effect.PLACE] = "~/.cache/lccp-sim"
+    mirror: Annotated[str | None, Effect.PLACE] = None
 
     def __post_init__(self) -> None:
         refuse(not self.sources, "data.sources", {}, "is empty; name at least one source")

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lccp_sim.config import nearest, refuse
 from lccp_sim.data.mixture import Mixture
+from lccp_sim.errors import nearest, refuse
 
 Each = tuple[str, str]  # a source and a bucket
 

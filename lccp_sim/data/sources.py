@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from lccp_sim.config import refuse
 from lccp_sim.data.archives import PackageArchive
 from lccp_sim.data.document import Document, TextSource, join_files, text_hash
 from lccp_sim.data.files import Hub, TextFiles, names, stat
 from lccp_sim.data.synthetic import Synthetic
+from lccp_sim.errors import refuse
 
 PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "lightning", "mpmath", "networkx", "numpy")
 # Tests repeat the code that they test, vendored copies would leak held-out packages, tables of encodings are no text,

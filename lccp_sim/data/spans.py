@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 BEFORE = "a"  # a letter: no common rule for white space or punctuation joins it with a line break
 

@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import Count, refuse
+from lccp_sim.config import Count
 from lccp_sim.data.document import Filler
 from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.tasks import TASKS as QUESTIONS
 from lccp_sim.data.tasks import Half, check_tasks
+from lccp_sim.errors import refuse
 
 Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
 Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what

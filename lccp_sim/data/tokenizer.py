@@ -13,8 +13,8 @@ from typing import Literal
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.cache import build_once
+from lccp_sim.errors import ConfigError, refuse
 
 BOS = "<|document|>"
 BOS_NAMES = (BOS, "<|endoftext|>", "<s>", "<|begin_of_text|>", "<bos>")

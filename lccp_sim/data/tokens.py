@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.cache import build_once, digest
 from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
+from lccp_sim.errors import ConfigError
 from lccp_sim.progress import Tell, silent
 
 BATCH_CHARS = 4_000_000

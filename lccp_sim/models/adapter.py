@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
 KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensors that attention functions are given

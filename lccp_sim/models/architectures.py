@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lccp_sim.config import ConfigError, ModelConfig, nearest, refuse
+from lccp_sim.config import Effect, ModelConfig, keys_with
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.rope_settings import read_rope, write_rope
 
@@ -98,10 +99,7 @@ ASSUMED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias":
 BALANCE = "router_aux_loss_coef"
 COUNTS = {"num_layers", "d_model", "num_heads", "num_experts_per_token"}
 OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
-# What changes nothing that a model computes once it has its weights, and what a dense model has no use for.
-FREE = {"rope", "experts", "init_std", "previous_token_heads", "qk_norm_gain"}
-FREE |= {"router.balance_loss", "router.z_loss", "router.bias_update_rate"}
-OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}
+OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}  # no use to a dense model
 
 
 def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
@@ -156,7 +154,7 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
         tree["rope"] = parse_kind(POSITIONS, rope, "rope")
         return parse(ModelConfig, tree, "model")
     except ConfigError as error:
-        raise ConfigError(f"{where}: {'; '.join(str(error).splitlines())}") from None
+        raise ConfigError(f"{where}: {'; '.join(error.problems)}") from None
 
 
 def write_config(name: str, config: ModelConfig) -> Settings:
@@ -210,7 +208,8 @@ def function_of(config: ModelConfig) -> dict[str, Any]:
         flat["router.scores"] = "softmax"
     if config.num_dense_layers == config.num_layers:
         flat = {key: value for key, value in flat.items() if key not in OF_EXPERTS and "router." not in key}
-    return {key: value for key, value in flat.items() if key not in FREE}
+    apart = keys_with(ModelConfig, "", Effect.APART)
+    return {key: value for key, value in flat.items() if key not in apart}
 
 
 def _window(settings: Settings, row: Architecture, layers: int, where: str) -> dict[str, int]:

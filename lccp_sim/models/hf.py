@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
 from lccp_sim.models.rope_settings import nested

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.rope_settings import check_rope
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"

@@ -13,7 +13,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from lccp_sim.config import Size, refuse
+from lccp_sim.config import Size
+from lccp_sim.errors import refuse
 
 Base = Annotated[float, Gt(1)]
 Factor = Annotated[float, Ge(1)]

@@ -7,7 +7,7 @@ read, and both are written, because a reader that misses its own falls back to a
 import json
 from typing import Any
 
-from lccp_sim.config import ConfigError, refuse
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.positions import AlphaRope, Llama3Rope, NtkRope, Rope, YarnRope
 
 ORIGINAL = "original_max_position_embeddings"

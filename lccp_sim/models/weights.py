@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.config import ModelConfig
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.architectures import ARCHITECTURES
 from lccp_sim.models.hf_folder import INDEX, lacking, misfit, unknown
 from lccp_sim.models.transformer import Transformer

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lccp_sim.config import ConfigError, nearest
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError, nearest
 
 
 def held_out(corpus: Corpus, source: str) -> list[np.ndarray]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import RETRIEVES, ConfigError, refuse, top_k
+from lccp_sim.config import RETRIEVES, top_k
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import gating
 from lccp_sim.monitors.monitor import Monitor
@@ -75,7 +76,8 @@ class Intervention(Monitor):
         try:
             items = self._needle(heads=False).prepare(corpus)
         except ConfigError as error:
-            raise ConfigError(str(error).replace("monitors.needle.", "monitors.intervention.")) from None
+            lines = [line.replace("monitors.needle.", "monitors.intervention.") for line in error.problems]
+            raise ConfigError(*lines) from None
         return [item._replace(control=None) for item in items]
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> ArmValues:

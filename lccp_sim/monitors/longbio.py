@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks.completion import completion
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor

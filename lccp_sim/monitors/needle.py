@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 
-from lccp_sim.config import refuse
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
@@ -21,6 +20,7 @@ from lccp_sim.data.facts import (
     draw_fact,
 )
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.values import Tags
 

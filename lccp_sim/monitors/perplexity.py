@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.longppl import LongPPL, find_keys

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 
-from lccp_sim.config import ConfigError, Count, OptimConfig, refuse
+from lccp_sim.config import Count, OptimConfig
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Lesson, Question, check_tasks, draw_lesson
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack

@@ -7,7 +7,8 @@ Questionable: the utilisation (MFU) is assumed; 0.25 lies within what is publish
 import os
 from typing import NamedTuple
 
-from lccp_sim.config import Config, ConfigError, nearest, refuse
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.plan.memory import Layout
 
 RESERVE = 0.08  # of a GPU's memory: allocator, workspaces, communication

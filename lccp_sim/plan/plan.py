@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
 from lccp_sim.plan.memory import Layout, Memory, memory, place_of
 from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base

@@ -6,7 +6,8 @@ tied head counts once. Questionable: published counts often leave the embedding 
 
 from typing import NamedTuple
 
-from lccp_sim.config import ConfigError, ModelConfig, nearest
+from lccp_sim.config import ModelConfig
+from lccp_sim.errors import ConfigError, nearest
 
 
 class Part(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.memory import Layout
 from lccp_sim.train.loop.module import LccpModule

@@ -13,14 +13,11 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError, OutOfMemory
 from lccp_sim.plan.memory import Layout, memory, place_of
 from lccp_sim.plan.shapes import shape_of
 from lccp_sim.train.parallel.layout import tokens_at_once
-
-
-class OutOfMemory(RuntimeError):
-    """The device had too little memory for a run: what plan expected of it, and what to change."""
 
 
 class Device(NamedTuple):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -14,21 +15,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.config import Config
 from lccp_sim.configure.load import plain_config, windows_of
-from lccp_sim.console import reason
 from lccp_sim.data.batch import Feed
 from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
+from lccp_sim.errors import ConfigError, DamagedRecords, NotFinite, one_line, refuse
+from lccp_sim.files import write_atomic
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.progress import shown
-from lccp_sim.records import DamagedRecords, Record, write_atomic
+from lccp_sim.records import Record
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
-from lccp_sim.train.loop.module import LccpModule, NotFinite
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
 from lccp_sim.train.loop.progress import ProgressLine, loggers
 from lccp_sim.train.loop.threads import set_threads
@@ -60,12 +62,21 @@ from lccp_sim.train.window.suite import MonitorSuite
 from lccp_sim.train.window.tensorboard import TRAIN, Board, keys_of, texts_of
 
 
-def train(config: Config, console: Console, again: bool = True) -> Path:
-    """The run directory, finished; or saved and unfinished after a signal. Raises ConfigError and NotFinite.
+class Prepared(NamedTuple):
+    """A run that can begin: its config as far as its start decides it, that start, and the directory that it writes."""
 
-    What fails in training leaves the reason in FAILED, and with `again` false such a run is refused. Every error has a
-    note that names the directory.
-    """
+    config: Config
+    start: Start
+    directory: Path
+
+
+def train(config: Config, console: Console) -> Path:
+    """The run directory, finished; or saved and unfinished after a signal. Raises UserError."""
+    return fit(prepare(config, console), console)
+
+
+def prepare(config: Config, console: Console) -> Prepared:
+    """The run, before anything is written: where it lies and what it starts from. Raises ConfigError."""
     gpu = config.run.accelerator == "gpu" and not torch.cuda.is_available()
     refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
     config = settle(config, native := bf16_is_native(config.run.accelerator))
@@ -74,16 +85,22 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
     with shown(console if place_here().rank == 0 else Console(quiet=True)) as tell:
         start = Start.of(config, tell)
     config = start.complete(config)
-    directory = run_directory(config, start.hash)
+    return Prepared(config, start, run_directory(config, start.hash))
+
+
+def fit(prepared: Prepared, console: Console, again: bool = True) -> Path:
+    """The run directory, as `train` leaves it. Raises UserError.
+
+    What fails in training leaves the reason in FAILED, and with `again` false such a run is refused.
+    """
+    config, start, directory = prepared
     failed = directory / FAILED
 
     def begin() -> None:
         held.enter_context(claim(directory))
         check_same(directory, config)
         if failed.exists() and not again:
-            error = ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
-            error.add_note(str(directory))
-            raise error
+            raise ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
         failed.unlink(missing_ok=True)
 
     # The directory is let go last, after the ranks: none of them may still write.
@@ -96,8 +113,7 @@ def train(config: Config, console: Console, again: bool = True) -> Path:
             # What is refused is as it was, and is refused again without any training.
             refused = isinstance(error, ConfigError | DamagedRecords)
             if ranks.rank == 0 and (directory / CONFIG).exists() and not refused:
-                write_atomic(failed, f"{reason(error)}\n")
-            error.add_note(str(directory))
+                write_atomic(failed, f"{one_line(error)}\n")
             raise
 
 

@@ -7,9 +7,7 @@ chain, and comes out again.
 
 import dataclasses
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +17,11 @@ import torch
 import yaml
 
 from lccp_sim import __version__
-from lccp_sim.config import Config, ConfigError, refuse
+from lccp_sim.config import Config
 from lccp_sim.configure.load import load_model, plain_config
 from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import atomic_directory
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import choose, write_config
 from lccp_sim.models.weights import untied, write_weights
@@ -119,17 +119,8 @@ def building(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` at the end, or goes with an error. Raises ConfigError where `out` is not free."""
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     refuse(taken, "OUT", str(out), "exists; name a new folder, or remove it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_directory(out) as folder:
+        yield folder
 
 
 def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

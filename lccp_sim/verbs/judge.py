@@ -6,8 +6,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.config import ConfigError, refuse
-from lccp_sim.records import write_atomic
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.config import refuse
 from lccp_sim.configure.load import windows_of
 from lccp_sim.data.tokenizer import read_tokenizer
+from lccp_sim.errors import refuse
+from lccp_sim.files import write_atomic
 from lccp_sim.plan.hardware import hardware, parse_layout
 from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
 from lccp_sim.plan.show import show_dry, show_plan
-from lccp_sim.records import write_atomic
 from lccp_sim.train.loop.precision import SLOWER, bf16_units, check_bf16, settle
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.configure.compose import check
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.verbs.sweep import Schedule, print_outcomes, sweep, work_of
 
 if TYPE_CHECKING:

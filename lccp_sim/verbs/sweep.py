@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import ConfigError, nearest, short_hash
+from lccp_sim.config import short_hash
 from lccp_sim.configure.compose import compose, explain
+from lccp_sim.errors import ConfigError, nearest, one_line
+from lccp_sim.files import write_atomic
 from lccp_sim.progress import clock
-from lccp_sim.records import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -208,7 +209,6 @@ def run_job(settings: Any) -> None:
     from rich.console import Console
 
     from lccp_sim.configure.load import load_config
-    from lccp_sim.console import reason
 
     plan = json.loads(Path(settings.jobs).read_text())
     job = plan["jobs"][settings.job]
@@ -217,17 +217,18 @@ def run_job(settings: Any) -> None:
     # Several processes at once cannot share the last line of a terminal.
     console = Console(highlight=False, soft_wrap=True, force_interactive=None if alone else False)
     console.print(_progress(out.parents[1], plan, settings.job), style="bold")
-    began = time.time()
+    began, where = time.time(), None
     try:
-        from lccp_sim.train.run import train
+        from lccp_sim.train.run import fit, prepare
 
-        directory = train(load_config(plan["configs"][settings.job]), console, again=plan["retry"])
+        prepared = prepare(load_config(plan["configs"][settings.job]), console)
+        where = str(prepared.directory)
+        directory = fit(prepared, console, again=plan["retry"])
         done = directory / "DONE"
         trained = not done.exists() or done.stat().st_mtime >= began
         outcome = Outcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
     except Exception as error:
-        where = getattr(error, "__notes__", [None])[-1]
-        outcome = Outcome(job, "failed", where, reason(error))
+        outcome = Outcome(job, "failed", where, one_line(error))
     write_atomic(out, json.dumps(asdict(outcome)) + "\n")
     if outcome.state == "unfinished":
         raise KeyboardInterrupt  # a signal ended it: it is meant for the sweep, too

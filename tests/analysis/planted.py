@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lccp_sim.records import Record, append_lines
+from lccp_sim.files import append_lines
+from lccp_sim.records import Record
 
 NEEDLE = {"depth": 0.5, "length": 512, "span": "value", "variant": "single"}
 CELLS: dict[str, dict[str, Any]] = {"needle": NEEDLE, "perplexity": {"source": "code"}}

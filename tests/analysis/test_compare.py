@@ -13,7 +13,7 @@ from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.curve import Curve
 from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
 from tests.analysis.planted import CONFIG, hits, plant, spread
 

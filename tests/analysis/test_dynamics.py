@@ -5,7 +5,8 @@ import pytest
 
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.dynamics import dynamics, like_the_paper
-from lccp_sim.records import Record, append_lines
+from lccp_sim.files import append_lines
+from lccp_sim.records import Record
 
 LAYERS, HEADS = 4, 8  # 32 heads: the 8 strongest are compared
 

@@ -12,7 +12,7 @@ from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import equivalent, probe_stays
 from lccp_sim.analysis.stats.rule import Decision
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 from lccp_sim.train.saved.journal import Journal

@@ -15,7 +15,7 @@ from lccp_sim.analysis.stats.laws import (
     onto_scale,
     scattered,
 )
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 FIRST = 31_250.0
 GRID = np.array([0, *(FIRST * 2 ** (np.arange(13) / 2))])

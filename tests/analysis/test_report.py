@@ -15,7 +15,7 @@ from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.analysis.report.verdict import verdict
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.rule import decided
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 NAMES = set(
     "tiers needle_by_length variants depths needle_maps text positions heads intervention induction head_map probe "

@@ -9,7 +9,7 @@ from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import Fit
 from lccp_sim.analysis.stats.rule import EPS, decide, kneedle, looks
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 FIRST = 31_250.0
 GRID = np.array([0, *(FIRST * 2 ** (np.arange(13) / 2))])

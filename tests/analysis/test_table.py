@@ -7,7 +7,7 @@ import pytest
 
 from lccp_sim.analysis.run import load_run, parsed_at_once, parsed_by_line, tidy
 from lccp_sim.analysis.stats.curve import curves
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
 
 

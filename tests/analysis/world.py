@@ -11,7 +11,8 @@ import yaml
 from scipy.stats import norm
 
 from lccp_sim.analysis.stats.heads import initial_heads, mean_score, retrieval_heads
-from lccp_sim.records import Record, append_lines
+from lccp_sim.files import append_lines
+from lccp_sim.records import Record
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (128, 512, 1024)

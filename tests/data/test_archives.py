@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
 from lccp_sim.data.archives import PackageArchive
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig
+from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS
 
 WHEEL = "lccp_planted-1.0-py3-none-any.whl"

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data import rows
 from lccp_sim.data.document import LeftOut, collect
 from lccp_sim.data.rows import cause
 from lccp_sim.data.sources import Hub, TextFiles
 from lccp_sim.data.tokens import Text
+from lccp_sim.errors import ConfigError
 
 TEXTS = [f"text {i} ü" for i in range(10)]
 LINES = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
@@ -20,6 +19,7 @@ from lccp_sim.data.facts import (
 )
 from lccp_sim.data.synthetic import Synthetic, compose, plain_tokens
 from lccp_sim.data.tokenizer import encode, train_tokenizer
+from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS  # noqa: TID251
 
 

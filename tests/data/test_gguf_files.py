@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data import gguf_files
 from lccp_sim.data.archives import download
 from lccp_sim.data.gguf_files import MODELS, Published, fetch, main
+from lccp_sim.errors import ConfigError
 
 PARTS = b"GGUF one", b", two" * 300_000
 WHOLE = b"".join(PARTS)

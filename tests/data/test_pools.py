@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.packing import START
 from lccp_sim.data.pools import DataConfig, open_corpus
 from lccp_sim.data.sources import SOURCES, PythonCode, TextFiles
 from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, encode, tokenizer_hash
+from lccp_sim.errors import ConfigError
 
 FACTS = Synthetic(task="facts", text_from="prose", documents=20, skip_unpredictable=True)
 

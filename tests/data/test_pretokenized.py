@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.document import Document, LeftOut, collect
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.sources import Hub, TextFiles
 from lccp_sim.data.tokenizer import BOS, TokenizerConfig, encode, read_tokenizer, train_tokenizer
+from lccp_sim.errors import ConfigError
 
 SIZE = 320
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.parse import parse_kind
 from lccp_sim.data.document import Document, LeftOut, collect, hold_out
 from lccp_sim.data.sources import SOURCES, Hub, PackageText, PythonCode, TextFiles
 from lccp_sim.data.synthetic import Synthetic
+from lccp_sim.errors import ConfigError
 
 
 @pytest.fixture

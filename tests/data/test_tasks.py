@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data import facts
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tasks import (
@@ -29,6 +28,7 @@ from lccp_sim.data.tasks.phrases import ATTRIBUTES, HEADINGS, MENTOR_ASKED, MENT
 from lccp_sim.data.tasks.question import Draft, half
 from lccp_sim.data.tasks.question import lesson as build_lesson
 from lccp_sim.data.tokenizer import bos_id, encode, train_tokenizer
+from lccp_sim.errors import ConfigError
 from tests.monitors.worlds import WORDS
 
 LIMITS = (320, 700, 4500)  # a task's small form twice, and its full one

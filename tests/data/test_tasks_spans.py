@@ -5,9 +5,9 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after, encode_parts
 from lccp_sim.data.tokenizer import encode, train_tokenizer
+from lccp_sim.errors import ConfigError
 
 TEXTS = ["Question: who came to Turin?\nAnswer: Tom Weber came.\n", "Ten größere Äpfel, 12 trees.\nTwo lines.\n"] * 30
 PARTS = ["\nQuestion: who came to Turin?\nAnswer:", " Tom", " Weber", " größere", "", "\n"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.tokenizer import (
     BOS,
     TokenizerConfig,
@@ -19,6 +18,7 @@ from lccp_sim.data.tokenizer import (
     tokenizer_hash,
     train_tokenizer,
 )
+from lccp_sim.errors import ConfigError
 
 TEXT = [f"the {word} of number {n} == {n * n}\n" for n in range(300) for word in ("value", "house", "return")]
 

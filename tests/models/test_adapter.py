@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.taps import gating, tapping

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim.config import ConfigError, ModelConfig, RouterConfig
+from lccp_sim.config import ModelConfig, RouterConfig
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.architectures import ARCHITECTURES, choose, function_of, read_config, write_config
 from lccp_sim.models.hf_folder import inspect
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, NtkRope, YarnRope

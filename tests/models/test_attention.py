@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.config import ModelConfig
+from lccp_sim.errors import ConfigError
 from lccp_sim.models import attention
 from lccp_sim.models.attention import Attention, RMSNorm, attend, attend_pieces
 from lccp_sim.models.language_model import Attended

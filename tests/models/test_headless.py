@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers as t
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import Adapter, adapted
 from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity
 from lccp_sim.monitors.observing import evaluating

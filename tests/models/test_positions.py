@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.positions import (
     POSITIONS,
     AlphaRope,

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.config import ModelConfig
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.architectures import read_config, write_config
 from lccp_sim.models.hf_folder import INDEX, inspect
 from lccp_sim.models.positions import BaseRope

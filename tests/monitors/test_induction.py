@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.synthetic import plain_tokens
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Induction
 from lccp_sim.monitors.induction import RepeatItem

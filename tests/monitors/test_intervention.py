@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Intervention, Needle
 from lccp_sim.monitors.intervention import ArmValues, random_heads, strongest

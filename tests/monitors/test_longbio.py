@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors import LongBioHeads, Needle
 from lccp_sim.monitors.heads import METRICS
 from lccp_sim.monitors.observing import evaluating

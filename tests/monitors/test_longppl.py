@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.parse import parse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Perplexity

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
@@ -22,6 +21,7 @@ from lccp_sim.data.facts import (
 )
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity, Probe, Routing
 from lccp_sim.monitors.needle_items import NeedleItem
 from tests.monitors.worlds import digest, make_corpus

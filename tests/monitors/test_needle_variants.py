@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.facts import TRAIN_TEMPLATES, is_evaluation_key
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from tests.monitors.test_needle_items import asked_at, occurrences, told

@@ -12,9 +12,10 @@ from scipy.stats import binom
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.report.tables import probe_table
 from lccp_sim.analysis.run import load_run
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks import TASKS, Half, Lesson, Question, score_text
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import append_lines
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
@@ -22,7 +23,7 @@ from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.probe import ProbeItems, _answer_loss
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.records import Record, append_lines
+from lccp_sim.records import Record
 from lccp_sim.train.window.images import CELL_PIXELS, window_images
 from tests.monitors.worlds import digest, tiny_model
 

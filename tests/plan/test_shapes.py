@@ -8,8 +8,9 @@ import yaml
 from torch.utils.flop_counter import sdpa_flop_count
 
 from bench.plan_accuracy import SHAPES, flops_line, model_config
-from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.config import ModelConfig
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.plan.shapes import counted, counts, forward_flops, mean_keys, shape_of, training_flops

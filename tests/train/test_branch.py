@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.saved import branch as branching
 from lccp_sim.train.saved.checkpoint import read_checkpoint
@@ -51,7 +52,7 @@ def test_a_branch_that_was_killed_while_it_copied_copies_again(
 ) -> None:
     keys = {**WSD, "run.branch_from": window(finished, 6)}
     with monkeypatch.context() as patch:
-        patch.setattr(branching.os, "replace", lambda *a: 1 / 0)
+        patch.setattr("os.replace", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(keys)
     first = run(keys)

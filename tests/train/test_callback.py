@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.records import overall_name, read_records
 from lccp_sim.train.window.callback import MonitorCallback

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint
 from lccp_sim.train.window import suite

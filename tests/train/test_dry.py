@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lccp_sim.cli import main
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.plan.memory import Layout, Place, memory
 from lccp_sim.plan.shapes import shape_of
 from lccp_sim.train import dry_run

@@ -17,12 +17,12 @@ import yaml
 from rich.console import Console
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.configure.compose import check
 from lccp_sim.configure.load import load_config, load_model, plain_config
 from lccp_sim.data.tokenizer import read_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import write_atomic
 from lccp_sim.models.transformer import Transformer, initialise
-from lccp_sim.records import write_atomic
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import VerifiedIO, checkpoints, read_checkpoint
 from lccp_sim.train.saved.init import load_transformer

@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.verbs.measure import measure

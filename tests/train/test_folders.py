@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.records import read_records
 from lccp_sim.train import run as running

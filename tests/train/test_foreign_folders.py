@@ -17,9 +17,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bench.transformers_sweep import CLASS_NAME
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
 from lccp_sim.data.beyond import check_rows, check_same
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
+from lccp_sim.errors import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.records import read_records
 from lccp_sim.train.run import train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.parallel import meeting
 from lccp_sim.train.parallel.meeting import Place, place_here
 
@@ -16,11 +16,12 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 from datetime import timedelta
+from lccp_sim.errors import LostRank
 from lccp_sim.train.parallel import meeting
 meeting.SAY_AFTER_SECONDS = 0.2
 try:
     meeting.meet(meeting.place_here(), timedelta(seconds=float(sys.argv[1])))
-except RuntimeError as error:
+except LostRank as error:
     sys.exit(f"{type(error).__name__}: {error}")
 print("met")
 """

@@ -2,27 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import Config, ConfigError
-from lccp_sim.console import is_message
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError, OutOfMemory, is_message
 from lccp_sim.train import run as run_module
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.train.memory import (
-    Device,
-    OutOfMemory,
-    check_memory,
-    device_of,
-    enough_memory,
-    expected_memory,
-    remedies,
-)
-from lccp_sim.train.run import train
+from lccp_sim.train.memory import Device, check_memory, device_of, enough_memory, expected_memory, remedies
+from lccp_sim.train.run import fit, prepare
 
 VOCABULARY = 400
 SMALL = Device("a small one", 2**16, False)
@@ -103,11 +94,11 @@ def test_a_run_warns_and_fails_in_one_line(
 
     monkeypatch.setattr(LccpModule, "training_step", step)
     monkeypatch.setattr(run_module, "device_of", lambda config: SMALL)
-    with pytest.raises(OutOfMemory, match="a small one has 0.1 MiB; .* Tried to allocate 2.00 GiB") as caught:
-        train(make(NONE), say)
+    run = prepare(make(NONE), say)
+    with pytest.raises(OutOfMemory, match="a small one has 0.1 MiB; .* Tried to allocate 2.00 GiB"):
+        fit(run, say)
     assert "warning: memory: plan expects" in say.file.getvalue()  # type: ignore[attr-defined]
-    failed = Path(caught.value.__notes__[0]) / "FAILED"
-    assert failed.read_text().startswith("out of memory: plan expects")
+    assert (run.directory / "FAILED").read_text().startswith("out of memory: plan expects")
 
 
 def test_ranks_of_a_machine_share_its_memory(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.moe import Router
 from lccp_sim.models.transformer import Block
 from lccp_sim.records import read_records

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from lccp_sim.cli import main
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.loop import precision
 from lccp_sim.train.loop.precision import SLOWER, settle
 from lccp_sim.train.run import train

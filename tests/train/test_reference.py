@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer

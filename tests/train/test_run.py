@@ -11,14 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from lccp_sim.config import Config, ConfigError, OptimConfig
+from lccp_sim.config import Config, OptimConfig
 from lccp_sim.configure.load import load_config, window_steps, windows_of
 from lccp_sim.data.pools import open_corpus
+from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
 from lccp_sim.train.corpus import feed_of
-from lccp_sim.train.loop.module import LccpModule, NotFinite
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.run_directory import run_directory

@@ -18,7 +18,8 @@ from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.rule import Decision
 from lccp_sim.cli import main
-from lccp_sim.config import Config, ConfigError, StoppingConfig
+from lccp_sim.config import Config, StoppingConfig
+from lccp_sim.errors import ConfigError
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, read_records
 from lccp_sim.train.loop.module import LccpModule

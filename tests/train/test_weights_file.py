@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lccp_sim.cli import main
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved import weights_file
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, resolve
 from lccp_sim.train.saved.weights_file import PREFIX, bundled, read_weights_file

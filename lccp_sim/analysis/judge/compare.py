@@ -20,7 +20,7 @@ from lccp_sim.analysis.judge.items import unlike_items
 from lccp_sim.analysis.judge.lookup import item_curve, names_of, split_name
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 POWER = 0.8
 UNLIKE = {"train", "stopping", "precondition"}  # of the mixture, of the rule, of the base: no models to compare

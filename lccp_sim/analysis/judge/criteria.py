@@ -11,8 +11,8 @@ import yaml
 
 from lccp_sim.analysis.judge.intervals import Of, parse_tokens
 from lccp_sim.analysis.stats.curve import Estimate
-from lccp_sim.config import ConfigError, refuse
 from lccp_sim.configure.parse import parse
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.records import Tag
 
 Outcome = Literal["pass", "fail", "cannot be told"]

@@ -13,8 +13,8 @@ from lccp_sim.analysis.judge.intervals import Of
 from lccp_sim.analysis.judge.lookup import item_curve
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.analysis.stats.curve import Estimate
-from lccp_sim.config import ConfigError, refuse
-from lccp_sim.records import write_atomic
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import write_atomic
 
 ASKED: dict[str, tuple[str, Of, str]] = {
     "finds the needle": ("needle/hit_frac", "value", "at_least"),

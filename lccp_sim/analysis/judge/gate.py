@@ -22,7 +22,7 @@ from lccp_sim.analysis.judge.items import unlike_items
 from lccp_sim.analysis.judge.lookup import item_curve, refuse_missing, split_name
 from lccp_sim.analysis.run import RunData, differing
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
 SEEDS = {"seed", "data.order_seed"}  # what runs of one gate may differ in

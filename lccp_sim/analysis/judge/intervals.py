@@ -15,7 +15,7 @@ from scipy.stats import binomtest, norm
 from lccp_sim.analysis.seeds import over
 from lccp_sim.analysis.stats.curve import ITEM_METRICS, LEVEL, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
-from lccp_sim.config import refuse
+from lccp_sim.errors import refuse
 
 Of = Literal["value", "change", "factor"]
 Z = float(norm.ppf((1 + LEVEL) / 2))

@@ -9,7 +9,7 @@ from lccp_sim.analysis.judge.intervals import ItemCurve
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import curves
 from lccp_sim.analysis.stats.estimate import item_values
-from lccp_sim.config import ConfigError, nearest, refuse
+from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
 

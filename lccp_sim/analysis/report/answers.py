@@ -6,7 +6,7 @@ items. "Refuted" is said of what these runs show, never of what an 80B model doe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import interval, number, percent
+from lccp_sim.analysis.format import interval, number, percent, to_json
 from lccp_sim.analysis.report.paper import STAGES, TOP, TOTAL
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.seeds import (
@@ -65,7 +65,7 @@ class Answer:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 def answers(seeds: Sequence[Orders]) -> list[Answer]:

@@ -32,7 +32,7 @@ from lccp_sim.analysis.stats.correlation import comparisons, correlations
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
 from lccp_sim.analysis.stats.prediction import predictions
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
 SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),

@@ -6,12 +6,12 @@ its first window at or after the signal, so the cost is never overstated, and co
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.format import interval, number, to_json, tokens
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.seeds import Orders, ceiling, curves_of_seeds, drawn, longest_needles, over
 from lccp_sim.analysis.stats.curve import Curve, Estimate
@@ -33,12 +33,8 @@ class StoppingCost:
     cost: Estimate | None
 
     def row(self) -> dict[str, Any]:
-        """The fields as JSON values, without draws."""
-        plain = asdict(self)
-        for name in ("exact_match", "cost"):
-            if plain[name]:
-                plain[name].pop("draws")
-        return plain
+        """The fields as JSON values."""
+        return to_json(self)
 
 
 def stopping_costs(seeds: Sequence[Orders]) -> list[StoppingCost]:

@@ -26,7 +26,7 @@ from lccp_sim.analysis.stats.curve import LEVEL, Estimate
 from lccp_sim.analysis.stats.dynamics import Dynamics
 from lccp_sim.analysis.stats.estimate import RESAMPLES
 from lccp_sim.analysis.stats.saturation import FRAC, Progress
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:

@@ -40,7 +40,7 @@ from lccp_sim.analysis.stats.arms import (
 )
 from lccp_sim.analysis.stats.rule import decide
 from lccp_sim.analysis.stats.saturation import progress
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 
 def write_study(

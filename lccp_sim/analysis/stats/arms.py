@@ -10,7 +10,7 @@ because two or three repeats tell little of one arm's own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from math import sqrt
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import kendalltau, ttest_rel
 from scipy.stats import t as student
 
+from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import holm
 from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate, whole_curve
@@ -136,10 +137,7 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        plain = asdict(self)
-        if plain["difference"] is not None:
-            del plain["difference"]["draws"]
-        return plain
+        return to_json(self)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class Agreement:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:

@@ -16,13 +16,14 @@ stake; all pairs would be many tests of little power.
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm, t
 
+from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.pairs import (
     HIT,
@@ -151,7 +152,7 @@ class Correlation:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correlation]:
@@ -298,7 +299,7 @@ class Comparison:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparison]:

@@ -14,13 +14,14 @@ item's own NLL.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 from statsmodels.stats.proportion import proportion_confint
 
+from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
@@ -122,8 +123,8 @@ class Deceptive:
     predictions: tuple[Prediction, ...]
 
     def row(self) -> dict[str, Any]:
-        """The fields as JSON values; estimates as value, low, high."""
-        return _plain(asdict(self))
+        """The fields as JSON values."""
+        return to_json(self)
 
 
 def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None = None, seed: int = 0) -> Deceptive:
@@ -247,10 +248,3 @@ def _ceiling(rule: str, hit: Curve, nll: Curve) -> Ceiling:
         fold_R, nats_R = nll.draws_RW[:, place] / end_R, nll.draws_RW[:, place] - end_R
     fold, nats = Estimate.of(at / end, fold_R), Estimate.of(at - end, nats_R)
     return replace(none, fold=replace(fold, draws=None), nats=replace(nats, draws=None))
-
-
-def _plain(node: Any) -> Any:
-    """The tree without the draws of its estimates."""
-    if isinstance(node, dict):
-        return {name: _plain(value) for name, value in node.items() if name != "draws"}
-    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node

@@ -5,17 +5,17 @@ can carry is a paired test that it did *not* change. What a reader would questio
 of exact match, and a probe of few questions cannot show so little whatever the model does; the result says so.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from lccp_sim.analysis.format import number, tokens
+from lccp_sim.analysis.format import number, to_json, tokens
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.estimate import Array, item_values
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 MARGIN = 0.05
 METRIC = "exact_match_frac"
@@ -49,8 +49,7 @@ class Equivalence:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        plain = asdict(self)
-        return plain | {"change": plain["change"] and {k: plain["change"][k] for k in ("value", "low", "high")}}
+        return to_json(self)
 
 
 def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:

@@ -25,7 +25,7 @@ from scipy.special import expit, logit
 
 from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 # Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
 # (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.

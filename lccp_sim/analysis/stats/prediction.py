@@ -6,11 +6,12 @@ interval, because few runs carry none; the number of runs in which the monitor w
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.pairs import Name, Panel, gather, monitors, target_name, targets
@@ -43,7 +44,7 @@ class Prediction:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:

@@ -16,7 +16,7 @@ from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS, gain_per_doubling, laws_of
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 EPS = 0.05
 

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import nearest, refuse
 from lccp_sim.data.document import Filler
 from lccp_sim.data.tasks import counting, keyed, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
 from lccp_sim.data.tasks.question import Draft, Half, Lesson, Question, build, lesson, score_text
+from lccp_sim.errors import nearest, refuse
 
 __all__ = [
     "KEYED",

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tasks.people import biography, names, sentences_of
 from lccp_sim.data.tasks.phrases import ATTRIBUTES
 from lccp_sim.data.tasks.question import UNSEEN, Half, half, unit_ids
+from lccp_sim.errors import ConfigError
 
 DRAWS = 20  # of a needle whose ids are the same in the context and after the question
 

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tokenizers
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.document import Filler
 from lccp_sim.data.spans import encode_after
+from lccp_sim.errors import ConfigError
 
 SHORT = 4096  # tokens: below this, texts have tasks of a smaller size
 Entry = TypeVar("Entry")

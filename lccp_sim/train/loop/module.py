@@ -12,17 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.loop.recompute import recompute
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
-
-
-class NotFinite(RuntimeError):
-    """A loss, gradient or measured value that is not finite: the step, and the documents of the batch."""
 
 
 class LccpModule(L.LightningModule):

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from lccp_sim.config import Config, refuse
+from lccp_sim.config import Config
+from lccp_sim.errors import refuse
 
 SLOWER = 25  # times that a bf16 product takes of fp32's at 512 x 512, held to AVX2; 93 at 1024 (bench/bf16_cpu.py)
 UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")  # as torch names them, x86 and Arm

@@ -10,9 +10,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lccp_sim.config import Config, ConfigError
+from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import write_atomic
 from lccp_sim.progress import Tell
-from lccp_sim.records import write_atomic
 
 SPEED_OVER = 20  # steps
 REFRESH = 0.25  # seconds

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 
 
 @contextmanager

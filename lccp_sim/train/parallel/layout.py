@@ -6,7 +6,8 @@ whoever holds an expert computes it for tokens of any row.
 
 import numpy as np
 
-from lccp_sim.config import Config, refuse
+from lccp_sim.config import Config
+from lccp_sim.errors import refuse
 from lccp_sim.plan.hardware import rows_at_once
 from lccp_sim.plan.memory import Layout
 

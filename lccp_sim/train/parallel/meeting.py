@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError, LostRank
 
 SET_BY_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SAY_AFTER_SECONDS = 3.0  # a user waits 15 s at most for a word, and importing torch takes most of them
@@ -22,10 +22,6 @@ REMEDY = (
     f"for a single process: unset {' '.join(SET_BY_TORCHRUN)}; for several: start all of them with torchrun, "
     "which sets these"
 )
-
-
-class LostRank(RuntimeError):
-    """Another process of the run is gone, never came, or did not answer in time."""
 
 
 class Place(NamedTuple):

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from lccp_sim.errors import Halfway
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.moe import here
 from lccp_sim.models.peers import Given, Peers, Piece
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import local_part
-from lccp_sim.train.parallel.ranks import Halfway, Ranks
+from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import clip
 
 

@@ -16,15 +16,12 @@ import torch
 import torch.distributed as dist
 
 from lccp_sim.config import Config
+from lccp_sim.errors import Halfway, LostRank
 from lccp_sim.train.parallel.layout import tokens_at_once
-from lccp_sim.train.parallel.meeting import LostRank, meet, place_here
+from lccp_sim.train.parallel.meeting import meet, place_here
 
 PATIENT = timedelta(days=30)
 Given = TypeVar("Given")
-
-
-class Halfway(RuntimeError):
-    """An error in the middle of what all ranks do together: the others cannot be told, they see this one go."""
 
 
 @dataclass(frozen=True)

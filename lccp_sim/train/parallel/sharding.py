@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._pytree import tree_map
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered_weights
 from lccp_sim.train.saved.sharded import ShardPiece

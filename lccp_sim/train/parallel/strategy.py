@@ -9,9 +9,10 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from lccp_sim.config import Config
+from lccp_sim.files import fresh_folder, hidden
 from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import cut_as, whole_tensors
-from lccp_sim.train.saved.checkpoint import VerifiedIO, commit, fresh_folder, hashes_of, unwritten
+from lccp_sim.train.saved.checkpoint import VerifiedIO, commit, hashes_of, unwritten
 from lccp_sim.train.saved.sharded import Tensors, write_parts
 
 
@@ -46,7 +47,7 @@ class Sharded(ModelParallelStrategy):
             Strategy.save_checkpoint(self, whole_tensors(checkpoint), filepath)
             return
         path = Path(filepath)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = hidden(path)
         self.ranks.first(lambda: fresh_folder(temporary))
         try:
             names = write_parts(checkpoint, temporary, self.ranks.rank, self.ranks.waiting)

@@ -5,22 +5,22 @@ decay of a warm-up-stable-decay schedule can start from any window of a run at c
 takes weights alone, optimizer, data order, records and windows go on.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from lccp_sim.config import Config, ConfigError, OptimConfig, flatten, refuse
-from lccp_sim.configure.load import plain_config
+from lccp_sim.config import FREE, Config, Effect, OptimConfig, flatten
+from lccp_sim.configure.load import config_keys, plain_config, unequal
 from lccp_sim.configure.parse import parse
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import atomic_directory, atomic_file
 from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
-from lccp_sim.train.saved.run_directory import CORPUS, FREE_KEYS
+from lccp_sim.train.saved.run_directory import CORPUS
 
 FILES = (RECORDS, TIMING, DECISIONS, CORPUS, "tokenizer.json")
 FOLDERS = ("samples", REFERENCE, "tensorboard", "csv")
 KEY = "run.branch_from"
-MAY_DIFFER = {"run.name", "optim.schedule", "optim.decay_steps", "optim.final_lr_frac"}  # the rates are compared
 
 
 def branch(config: Config, directory: Path) -> None:
@@ -42,9 +42,13 @@ def branch(config: Config, directory: Path) -> None:
             shutil.copytree(trunk / name, directory / name, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     kept.mkdir(exist_ok=True)
     shutil.copyfile(manifest_of(path), kept / manifest_of(path).name)
-    temporary = kept / f".{path.name}.tmp"  # the checkpoint comes last: killed before, the copy is made again
-    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary)
-    os.replace(temporary, kept / path.name)
+    # The checkpoint comes last: killed before, the copy is made again.
+    if path.is_dir():
+        with atomic_directory(kept / path.name) as folder:
+            shutil.copytree(path, folder, dirs_exist_ok=True)
+    else:
+        with atomic_file(kept / path.name) as file:
+            shutil.copyfile(path, file)
 
 
 def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:
@@ -57,10 +61,8 @@ def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:
         f"is at step {step}, and the run has {config.run.steps}; raise run.tokens",
     )
     old, new = flatten(trunk), flatten(plain_config(config))
-    free = (FREE_KEYS - {"run.init_from"}) | MAY_DIFFER
-    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    differ = [key for key in differ if not any(f"{key}.".startswith(f"{each}.") for each in free)]
-    if differ:
+    # The rates themselves are compared below.
+    if differ := unequal(old, new, config_keys(*FREE, Effect.RATES) - {"run.init_from"} | {"run.name"}):
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in differ[:5])
         raise ConfigError(f"{KEY}: {path} is of a run with other settings: {shown}; only the decay may differ")
     optim = parse(OptimConfig, trunk["optim"], "optim")

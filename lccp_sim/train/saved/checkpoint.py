@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import atomic_file, hidden, write_atomic
 from lccp_sim.models import hf
-from lccp_sim.records import write_atomic
 from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
 from lccp_sim.train.saved.weights_file import SCHEME, bundled
 
@@ -39,16 +39,14 @@ class VerifiedIO(TorchCheckpointIO):
         """None, once the checkpoint and then its manifest are on disk."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise unwritten(path, error.__context__ if isinstance(error.__context__, OSError) else error) from error
-        commit(temporary, path, _sha256(temporary), checkpoint["global_step"])
+        with atomic_file(path) as temporary:
+            try:
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+            except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
+                cause = error.__context__ if isinstance(error.__context__, OSError) else error
+                raise unwritten(path, cause) from error
+            _admit(path, _sha256(temporary), checkpoint["global_step"])
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """The content of a verified checkpoint, on the CPU."""
@@ -59,25 +57,26 @@ class VerifiedIO(TorchCheckpointIO):
         """None, once the checkpoint and its manifest are gone."""
         path = Path(path)
         if path.is_dir():  # under its own name it is whole, or not there
-            gone = path.with_name(f".{path.name}.gone.tmp")
+            gone = hidden(path.with_name(f"{path.name}.gone"))
             os.replace(path, gone)
             shutil.rmtree(gone)
         path.unlink(missing_ok=True)
         manifest_of(path).unlink(missing_ok=True)
 
 
-def fresh_folder(path: Path) -> None:
-    """None, once there is an empty folder of that name."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-
-
 def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int) -> None:
     """None, once what was written under another name is the checkpoint `path`, with its manifest."""
-    # The manifest comes first: killed in between, there is a manifest without a file, which nobody looks for.
+    _admit(path, sha256, step)
+    os.replace(temporary, path)
+
+
+def _admit(path: Path, sha256: str | dict[str, str], step: int) -> None:
+    """Make room for a checkpoint and write its manifest.
+
+    The manifest comes first: killed in between, there is a manifest without a file, which nobody looks for.
+    """
     VerifiedIO().remove_checkpoint(path)
     write_atomic(manifest_of(path), json.dumps({"sha256": sha256, "step": step}))
-    os.replace(temporary, path)
 
 
 def unwritten(path: Path, cause: BaseException) -> OSError:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from lccp_sim.config import ConfigError, ModelConfig
+from lccp_sim.config import ModelConfig
 from lccp_sim.data.beyond import check_same
 from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.errors import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import read_config
 from lccp_sim.models.weights import read_weights

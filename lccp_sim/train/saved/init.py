@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lccp_sim.config import Config, ConfigError, ModelConfig, flatten, refuse
+from lccp_sim.config import Config, Effect, ModelConfig, flatten, keys_with
 from lccp_sim.configure.load import load_model
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models import hf
 from lccp_sim.models.architectures import function_of
 from lccp_sim.models.transformer import Transformer
@@ -21,8 +22,6 @@ from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve, weights_ha
 from lccp_sim.train.saved.foreign import read_foreign
 from lccp_sim.train.saved.sharded import Tensors, unsharded
 from lccp_sim.train.saved.weights_file import PREFIX, SUFFIX, read_weights_file
-
-MAY_CHANGE = {"window_tokens", "full_attention_every"}  # like RoPE: the same weights attend otherwise
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> N
     """None, or ConfigError with the keys in which the two models differ, RoPE and windows apart."""
     old, now = function_of(base), flatten(dataclasses.asdict(new)) | function_of(new)
     old["vocab_size"], now["vocab_size"] = rows, new.vocab_size or rows
-    differ = [key for key in old if old[key] != now[key] and key not in MAY_CHANGE]
+    may = keys_with(ModelConfig, "", Effect.REACH)
+    differ = [key for key in old if old[key] != now[key] and key not in may]
     if differ:
         shown = ", ".join(f"model.{key} ({old[key]!r} there, {now[key]!r} here)" for key in differ)
         values = " ".join(f"model.{key}={'null' if old[key] is None else old[key]}" for key in differ)

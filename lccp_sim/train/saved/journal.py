@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lccp_sim.config import ConfigError
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import append_lines, write_atomic
 from lccp_sim.monitors.values import Value
-from lccp_sim.records import Record, append_lines, read_records, write_atomic
+from lccp_sim.records import Record, read_records
 
 RECORDS, TIMING, DECISIONS, REFERENCE = "records.jsonl", "timing.jsonl", "decisions.jsonl", "reference"
 

@@ -14,29 +14,26 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lccp_sim.config import Config, ConfigError, flatten, refuse, short_hash
-from lccp_sim.configure.load import load_config, plain_config
-from lccp_sim.records import write_atomic
+from lccp_sim.config import FREE, Config, Effect, flatten, short_hash
+from lccp_sim.configure.load import config_keys, load_config, plain_config, unequal
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.files import write_atomic
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
-# Where a run lies and how it is shown; `tokens` may grow. None of it changes a number that is already written.
-FREE_KEYS = {"run.root", "run.accelerator", "run.threads", "run.loggers", "run.micro_batch_tokens", "run.tokens"}
-FREE_KEYS |= {"run.checkpoint_every_steps", "run.init_from", "run.branch_from", "run.tokens_before", "data.cache"}
-FREE_KEYS |= {"data.mirror"}
-FREE_KEYS |= {"run.shard", "run.ep", "run.cp", "run.timeout_minutes", "run.recompute_every", "run.checkpoints"}
-FREE_KEYS |= {"run.stopping"}  # a decay, which does change numbers, is another directory
 
 
 def run_directory(config: Config, init_hash: str | None) -> Path:
     """`<root>/<name>-s<seed>-<8 hex>`."""
-    plain = plain_config(config)
-    batch = {key: plain["run"][key] for key in ("context_tokens", "batch_tokens", "precision")}
-    free = config.optim.schedule == "constant"
-    length = None if free else config.run.tokens
-    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "mirror")}
+    plain, unnamed = plain_config(config), config_keys(*FREE, Effect.FIXED)
+
+    def named(section: str) -> dict[str, Any]:
+        return {key: value for key, value in plain[section].items() if f"{section}.{key}" not in unnamed}
+
+    data = named("data")
     if data["order_seed"] is None:  # as before there was this key
         del data["order_seed"]
-    parts = [plain["seed"], plain["model"], data, plain["optim"], batch, init_hash, length]
+    length = None if config.optim.schedule == "constant" else config.run.tokens
+    parts = [plain["seed"], named("model"), data, named("optim"), named("run"), init_hash, length]
     if config.run.stopping is not None and config.run.stopping.action == "decay":
         parts.append(plain["run"]["stopping"])
     if config.run.init_optimizer != "fresh":
@@ -81,7 +78,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return load_config(plain)
     except ConfigError as error:
-        why = "; ".join(str(error).splitlines())
+        why = "; ".join(error.problems)
         raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
 
 
@@ -118,8 +115,7 @@ def check_same(directory: Path, config: Config) -> None:
     if not (directory / CONFIG).exists():
         return
     old, new = flatten(_read_plain(directory)), flatten(plain_config(config))
-    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _free(key))
-    if differ:
+    if differ := unequal(old, new, config_keys(*FREE) | {"run.tokens_before"}):
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differ[:5])
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ConfigError(f"{directory}: holds a run with other settings: {shown}{more}; change run.name or run.root")
@@ -170,7 +166,3 @@ def _value(path: Path, key: str) -> Any:
         return json.loads(path.read_text())[key]
     except (ValueError, TypeError, KeyError):
         raise ConfigError(f"{path}: damaged (no JSON object with {key!r}); put it back, or remove it") from None
-
-
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)

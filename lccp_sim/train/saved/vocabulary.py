@@ -7,8 +7,8 @@ spaces of some).
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lccp_sim.config import ConfigError
 from lccp_sim.data.tokenizer import parse_tokenizer
+from lccp_sim.errors import ConfigError
 from lccp_sim.models import hf
 from lccp_sim.models.hf_folder import CONFIG, read_json
 

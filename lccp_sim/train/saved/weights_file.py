@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from lccp_sim.config import ConfigError, nearest, refuse
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
-from lccp_sim.records import write_atomic
+from lccp_sim.errors import ConfigError, nearest, refuse
+from lccp_sim.files import write_atomic
 
 PREFIX = "model."  # of weights in a checkpoint of ours
 SUFFIX = ".safetensors"

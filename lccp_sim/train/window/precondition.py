@@ -9,8 +9,8 @@ import dataclasses
 from rich.console import Console
 
 from lccp_sim.analysis.report.precondition import BASE_HIT, COPY_RATIO
-from lccp_sim.config import ConfigError
 from lccp_sim.data.pools import Corpus
+from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Induction, Needle
 from lccp_sim.monitors.observing import evaluating

@@ -20,7 +20,8 @@ from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.analysis.stats.curve import whole_curve
 from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
 from lccp_sim.analysis.stats.rule import Decision, decide
-from lccp_sim.config import ConfigError, StoppingConfig, nearest
+from lccp_sim.config import StoppingConfig
+from lccp_sim.errors import ConfigError, nearest
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.window.callback import MonitorCallback

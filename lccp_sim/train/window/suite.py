@@ -22,7 +22,6 @@ from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.plan.watching import passes
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record, Tag
-from lccp_sim.train.loop.module import NotFinite
 from lccp_sim.train.parallel.monitor_ranks import together
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.window.estimate import TokenCount
@@ -115,10 +114,7 @@ class MonitorSuite:
                 self.items[name] = found
                 self.unreferenced.remove(name)
             measured = monitor.score(model, self.items[name])
-        try:
-            records = monitor.aggregate(measured, moment)
-        except ValueError as error:  # a Record refuses what is not finite
-            raise NotFinite(str(error)) from error
+        records = monitor.aggregate(measured, moment)
         values = list(monitor.samples(measured))
         sent = sum(self.ranks.gather(lambda: tokens[0]))
         cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": sent}

@@ -20,12 +20,11 @@ from torch.utils.tensorboard.summary import hparams
 from lccp_sim.analysis.findings import examine
 from lccp_sim.analysis.report.verdict import Verdict, verdict
 from lccp_sim.analysis.run import load_run
-from lccp_sim.config import Config, flatten
-from lccp_sim.configure.load import plain_config
+from lccp_sim.config import FREE, Config, flatten, is_one_of
+from lccp_sim.configure.load import config_keys, plain_config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import TIERS, Record, overall_name
-from lccp_sim.train.saved.run_directory import FREE_KEYS
 from lccp_sim.train.window.callback import MonitorCallback
 from lccp_sim.train.window.logs import overall_values
 
@@ -126,9 +125,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def keys_of(config: Config) -> dict[str, Any]:
     """The keys of a run that change its training, flat: numbers and words; what is neither is written as JSON."""
     flat = flatten({name: group for name, group in plain_config(config).items() if name != "monitors"})
-    kept = {
-        key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
-    }
+    free = config_keys(*FREE)
+    kept = {key: value for key, value in flat.items() if not is_one_of(key, free)}
     plain = {key for key, value in kept.items() if isinstance(value, str | int | float) and not isinstance(value, bool)}
     return {key: value if key in plain else json.dumps(value) for key, value in kept.items()}
 

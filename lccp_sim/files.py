@@ -1,0 +1,72 @@
+"""Files and folders that are there whole or not at all, whoever is killed while they are written.
+
+What is being written has a hidden name that ends in `.tmp`, beside its own.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file, its folder too: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that becomes `path` at the end, on disk; with an error it goes. Any number may write."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path` at the end, on disk; with an error it goes. `path` must not hold anything.
+
+    One writer at a time: what a killed one left is removed.
+    """
+    temporary = hidden(path)
+    fresh_folder(temporary)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hidden(path: Path) -> Path:
+    """The name of a folder while it is being written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def fresh_folder(path: Path) -> None:
+    """Make an empty folder of that name, in place of what is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> int:
+    """The byte length of `path` after `lines` were appended and flushed to disk."""
+    with open(path, "ab") as file:
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
