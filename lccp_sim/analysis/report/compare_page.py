@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from lccp_sim.analysis.findings import FORETOLD, Findings, examine
+from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
+from lccp_sim.analysis.metrics import LOG, shown
 from lccp_sim.analysis.report.beside_probe import (
     by_task_table,
     coefficients_table,
@@ -35,9 +36,7 @@ from lccp_sim.analysis.stats.prediction import predictions
 from lccp_sim.config import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
-SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),
-         ("probe", "answer_nll_nats"), ("perplexity", "short_nll_nats"))  # fmt: skip
-LOG = ("answer_nll_nats", "answer_ppl", "second_copy_nll_nats")
+SHOWN = tuple(shown("overlay"))
 
 
 def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -94,26 +93,26 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
 
 def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     """Each metric of SHOWN in a panel, a line a run; None where no run has a curve of two windows."""
-    shown = [(m, n) for m, n in SHOWN if any((c := each.curve(m, n)) and len(c.tokens_W) > 1 for each in found)]
-    if not shown:
+    drawn = [m for m in SHOWN if any((c := each.curve(m.monitor, m.name)) and len(c.tokens_W) > 1 for each in found)]
+    if not drawn:
         return None
-    curves = [curve for each in found for name in shown if (curve := each.curve(*name))]
+    curves = [curve for each in found for m in drawn if (curve := each.curve(m.monitor, m.name))]
     grid_W = np.unique(np.concatenate([curve.tokens_W for curve in curves]))
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
     figure, axes = panels(columns, height=2.5, width=3.2, rows=rows)
     flat = axes.ravel()
-    for ax in flat[len(shown) :]:
+    for ax in flat[len(drawn) :]:
         ax.set_axis_off()
-    for ax, (monitor, metric) in zip(flat, shown, strict=False):
+    for ax, of in zip(flat, drawn, strict=False):
         for place, each in enumerate(found):
-            curve = each.curve(monitor, metric)
+            curve = each.curve(of.monitor, of.name)
             if curve is not None:
                 colour = COLOURS[place % len(COLOURS)]
                 style = "-" if place < len(COLOURS) else "--"
                 line(ax, curve.tokens_W, curve.value_W, curve.stderr_W, grid_W, color=colour, linestyle=style)
-        ax.set_title(f"{monitor} {metric}", fontsize=8.5, fontweight="normal")
-        if metric in LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(monitor, metric))):
+        ax.set_title(of.title, fontsize=8.5, fontweight="normal")
+        if of.scale == LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(of.monitor, of.name))):
             log_values(ax)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
     handles = [
@@ -123,7 +122,7 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     names = [each.run.name for each in found]
     figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)))
     caption = "Shaded: one standard error over items, which does not hold what another seed of training would do."
-    alt = f"{len(shown)} metrics against training tokens, a line for each of {', '.join(names)}"
+    alt = f"{len(drawn)} metrics against training tokens, a line for each of {', '.join(names)}"
     return Drawing("overlaid", "Curves of all runs", alt, caption, png(figure))
 
 
@@ -143,7 +142,7 @@ def _metrics(found: Sequence[Findings]) -> Table:
     """One row a metric, three columns a run: how it moved, its t95, and the rule's verdict."""
     rows = []
     sentence: dict[str, Tag] = {"span": SENTENCE}
-    for monitor, metric, tags in (*((*name, {}) for name in SHOWN), ("needle", "hit_frac", sentence)):
+    for monitor, metric, tags in (*((each.monitor, each.name, {}) for each in SHOWN), ("needle", "hit_frac", sentence)):
         cells = []
         for each in found:
             row, decision = each.row(monitor, metric, **tags), each.decision(monitor, metric, **tags)

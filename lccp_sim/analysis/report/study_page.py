@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, setting, tokens
+from lccp_sim.analysis.metrics import LOG, metric_of
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
@@ -140,9 +141,10 @@ def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
             tokens_W, value_SW = at_shared_windows(curves)
             stderr_W = value_SW.std(0, ddof=1) / len(curves) ** 0.5 if len(curves) > 1 else None
             line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
-        ax.set_title(metric, fontsize=8.5, fontweight="normal")
+        of = metric_of(*metric.split("/"))
+        ax.set_title(of.title, fontsize=8.5, fontweight="normal")
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
-        if metric.endswith("nats") and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
+        if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
             log_values(ax)
     handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
     figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
+from lccp_sim.analysis.metrics import DOWN, Metric, metric_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, head_resamples, item_resamples
 from lccp_sim.records import OF_SENTENCE, Tag
 
 LEVEL = 0.95
-ITEM_METRICS = ("hit_frac", "answer_nll_nats")  # of the monitor heads: texts, not heads, have these values
-GROWS = ("gain", "causal", "entropy")  # more is better, in nats, too
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,13 @@ class Curve:
 
     @property
     def rising(self) -> bool:
-        """Whether more is better: nats and perplexities fall, unless they are a gain or an effect; all else rises."""
-        return any(word in self.metric for word in GROWS) or not self.metric.endswith(("_nats", "ppl"))
+        """Whether more is better (or neither is)."""
+        return self.row.better != DOWN
+
+    @property
+    def row(self) -> Metric:
+        """Its row of the catalogue."""
+        return metric_of(self.monitor, self.metric)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def curves(
     steps = sorted(set.intersection(*(set(frame.index) for frame in rows.values()))) if rows else []
     if not steps:
         return {}
-    resample = head_resamples if monitor == "heads" and not set(rows) & set(ITEM_METRICS) else item_resamples
+    by_text = monitor != "heads" or any(metric_of(monitor, name).group == "answer" for name in rows)
+    resample = item_resamples if by_text else head_resamples  # texts or heads have these values
     paired = resample(run, monitor, list(rows), steps, tags if of_items is None else of_items, seed)
     result = {}
     for number, (metric, frame) in enumerate(rows.items()):
