@@ -8,7 +8,6 @@ and the deceptive index.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,9 +29,10 @@ from lccp_sim.analysis.report.verdict import deceptive_here, verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.seeds import arms, pooled_over_seeds
 from lccp_sim.analysis.stats.correlation import comparisons, correlations
+from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
-from lccp_sim.analysis.stats.prediction import predictions
+from lccp_sim.analysis.stats.prediction import Prediction, predictions
 from lccp_sim.config import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
@@ -66,7 +66,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         Section("Metrics", [], [_metrics(found), _lags(found)]),
         Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
         Section("With the probe", [], [coefficients_table(together), predictions_table(ahead)]),
-        Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
+        Section("After the hit, between runs", [], [_predictions(over_runs.predictions)]),
         Section("Every correlation", [], [comparisons_table(closer), by_task_table(together)], folded=True),
     ]
     page = {
@@ -83,10 +83,10 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         "over_seeds": [
             {"runs": [each.run.name for each in arm], "saturation": saturation(over)} for arm, over in groups
         ],
-        "correlations": [row.row() for row in together],
-        "comparisons": [row.row() for row in closer],
-        "predictions": [row.row() for row in ahead],
-        "deceptive_index": over_runs.row(),
+        "correlations": to_json(together),
+        "comparisons": to_json(closer),
+        "predictions": to_json(ahead),
+        "deceptive_index": to_json(over_runs),
     }
     return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
 
@@ -183,14 +183,14 @@ def _lags(found: Sequence[Findings]) -> Table:
     return Table("After the hit", head, rows)
 
 
-def _predictions(deceptive_row: dict[str, Any]) -> Table:
+def _predictions(found: Sequence[Prediction]) -> Table:
     """One row a target: whether the answer NLL after the hit foretells the probe in runs left out."""
     rows = []
-    for p in deceptive_row["predictions"]:
-        cells = [str(p["windows"]), str(p["runs"])]
-        cells += ["" if p[name] is None else number(p[name]) for name in ("mae", "mae_tokens", "ratio")]
-        cells[2] = f"none: {p['reason']}" if p["reason"] else cells[2]
-        rows.append([p["target"], *cells])
+    for p in found:
+        cells = [str(p.windows), str(p.runs)]
+        cells += ["" if value is None else number(value) for value in (p.mae, p.mae_tokens, p.ratio)]
+        cells[2] = f"none: {p.reason}" if p.reason else cells[2]
+        rows.append([p.target, *cells])
     head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
     note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
     return Table("Does the NLL after the hit foretell the probe?", head, rows, note)

@@ -7,7 +7,6 @@ the same records give the same bytes. Several runs have a page of their own, see
 import base64
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.sections import sections
 from lccp_sim.analysis.report.verdict import Verdict, verdict
 from lccp_sim.analysis.run import load_run, tidy
-from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate, to_json
 from lccp_sim.analysis.stats.dynamics import Dynamics
 from lccp_sim.analysis.stats.estimate import RESAMPLES
 from lccp_sim.analysis.stats.saturation import FRAC, Progress
@@ -93,15 +92,15 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "tokens": found.run.tokens,
         "method": {"improvement_frac": FRAC, "interval_level": LEVEL, "resamples": RESAMPLES, "eps": found.eps},
         "needle_span": found.run.span(),
-        "verdict": asdict(said),
+        "verdict": to_json(said),
         "saturation": saturation(found),
         "after_hit": lags,
-        "correlations": [row.row() for row in found.correlations],
-        "comparisons": [row.row() for row in found.comparisons],
-        "probe_stays": found.stays.row() if found.stays else None,
+        "correlations": to_json(found.correlations),
+        "comparisons": to_json(found.comparisons),
+        "probe_stays": to_json(found.stays),
         "heads": [_heads(moved) for moved in found.heads.values()],
         "forecast": foretold,
-        "deceptive_index": found.deceptive.row() if found.deceptive else None,
+        "deceptive_index": to_json(found.deceptive),
         "warnings": list(dict.fromkeys(found.run.warnings)),
     }
 
@@ -117,7 +116,7 @@ def _saturation(found: Findings, name: Any, row: Progress) -> dict[str, Any]:
     plain = {key: value for key, value in vars(row).items() if key not in {*counts, "improvement", "last_doubling"}}
     return (
         plain
-        | {"tags": dict(row.tags)}
+        | {"tags": dict(row.tags), "reason": to_json(row.reason)}
         | counts
         | {key: _estimate(getattr(row, key)) for key in ("improvement", "last_doubling")}
         | {
@@ -137,7 +136,7 @@ def _heads(moved: Dynamics) -> dict[str, Any]:
     arrays = {
         name[:-2]: value.tolist() for name, value in vars(moved).items() if name.endswith("_W") and value is not None
     }
-    return plain | arrays | {"stages": [asdict(stage) for stage in moved.stages], "chance": moved.chance}
+    return plain | arrays | {"stages": to_json(moved.stages), "chance": moved.chance}
 
 
 def _estimate(estimate: Estimate | None, value: str = "value") -> dict[str, float | None] | None:

@@ -6,7 +6,6 @@ seed is one point; intervals over items, which the reports of runs have, say not
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -39,6 +38,7 @@ from lccp_sim.analysis.stats.arms import (
     moved,
     results,
 )
+from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.rule import decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.records import write_atomic
@@ -65,7 +65,7 @@ def write_study(
     again = [curves_of(each, metrics) for each in repeats]
     rows, still = results(curves, reference, again), moved(curves, again)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
-    table = pd.json_normalize([row.row() for row in rows])
+    table = pd.json_normalize(to_json(rows))
     told = (
         _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
@@ -105,10 +105,10 @@ def write_study(
     data = {
         "study": name, "texts": list(texts), "reference": reference,
         "failed": list(failed), "precondition_not_met": weak,
-        "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
+        "results": to_json(rows), "agreements": to_json(agreed),
         "answers": [answer.row() for answer in found],
         "stopping": [cost.row() for cost in costs],
-        "repeats": [asdict(row) for row in still],
+        "repeats": to_json(still),
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()},
     }  # fmt: skip
@@ -224,7 +224,9 @@ def _saturation(found: Curves) -> Table:
                 continue
             moved, decision = progress(curve), decide(curve)
             gain = interval(decision.gain) if decision.gain and np.isfinite(decision.gain.value) else ""
-            t95 = f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {(moved.reason or '').partition(':')[0]}"
+            t95 = (
+                f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {moved.reason.code if moved.reason else ''}"
+            )
             way = f"{number(moved.first)} to {number(moved.last)}"
             cells.append([metric, arm, decision.verdict, way, gain, t95])
     note = (

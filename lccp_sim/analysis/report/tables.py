@@ -234,7 +234,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     cells = [tagged(row.monitor, row.metric, row.tags) + source, decision.verdict if decision else ""]
     cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
     cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
-    why = (row.reason or "").partition(":")[0]
+    why = row.reason.code if row.reason else ""
     none = "none" if why == cells[1] else f"none: {why}"
     cells.append(interval(row.t95, tokens) if row.t95 else none)
     cells.append((decision.law or "").replace("_", " ") if decision else "")

@@ -1,7 +1,8 @@
 """A metric against tokens, with resamples of the whole curve, and estimates with the intervals that they give."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -76,6 +77,38 @@ class Estimate:
     def below(self, bound: float) -> bool:
         """Whether the whole interval is below `bound`; without one, never."""
         return self.high is not None and self.high < bound
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why a quantity does not exist: a `code`, of few that programs may compare, and a `detail` with the numbers.
+
+    `of`: the metrics whose fault it is, where these are not all that the quantity is about.
+    """
+
+    code: str
+    detail: str = ""
+    of: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (" and ".join(self.of), self.code, self.detail)))
+
+    def beside(self, name: str) -> "Absent":
+        """The same for a place that names `name` already."""
+        return replace(self, of=()) if self.of == (name,) else self
+
+
+def to_json(node: Any) -> Any:
+    """Results as JSON values: dataclasses as objects, estimates as value, low, high, reasons as sentences."""
+    if isinstance(node, Absent):
+        return str(node)
+    if isinstance(node, Estimate):
+        return {"value": node.value, "low": node.low, "high": node.high}
+    if is_dataclass(node):
+        return {each.name: to_json(getattr(node, each.name)) for each in fields(node)}
+    if isinstance(node, Mapping):
+        return {name: to_json(value) for name, value in node.items()}
+    return [to_json(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def curves(
