@@ -5,7 +5,7 @@ not in it. Over runs together are the means of those that differ in their seed a
 and the deceptive index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_va
 from lccp_sim.analysis.report.run_page import numbers, saturation, write_page
 from lccp_sim.analysis.report.sections import Section
 from lccp_sim.analysis.report.tables import Table, overall_table
-from lccp_sim.analysis.report.verdict import deceptive_here, verdict
+from lccp_sim.analysis.report.verdict import verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.seeds import arms, pooled_over_seeds
 from lccp_sim.analysis.stats.correlation import comparisons, correlations
@@ -39,10 +39,12 @@ from lccp_sim.records import SENTENCE, Tag
 SHOWN = tuple(shown("overlay"))
 
 
-def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_comparison(
+    run_dirs: Sequence[str | Path], out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
+) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, records.parquet and the figure are in `out`.
 
-    `out` is `compared`, beside the first run, unless given. Raises ConfigError where a directory is no run, or two are
+    `out` is `compared`, beside the first run, unless given. `tell` is handed each run's sentence. Raises ConfigError where a directory is no run, or two are
     the same.
     """
     runs = [load_run(path) for path in run_dirs]
@@ -57,10 +59,6 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     over_runs, panels = deceptive(runs), gather(runs)
     groups = [(arm, pooled_over_seeds(arm)) for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
-    claims = [
-        deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
-        for each in found
-    ]
     made = [
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
@@ -69,10 +67,10 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         Section("After the hit, between runs", [], [_predictions(over_runs.predictions)]),
         Section("Every correlation", [], [comparisons_table(closer), by_task_table(together)], folded=True),
     ]
-    page = {
+    page: dict[str, Any] = {
         "name": f"{len(runs)} runs",
         "meta": [", ".join(names)],
-        "summary": [f"{name}: {claim}." for name, claim in zip(names, claims, strict=True)],
+        "summary": [f"{name}: {v.headline}" for name, v in zip(names, said, strict=True)],
         "caution": " ".join(f"{name}: {v.caution}" for name, v in zip(names, said, strict=True) if v.caution),
         "main": overlay,
         "sections": [replace(s, tables=kept) for s in made if (kept := [table for table in s.tables if table.rows])],
@@ -88,6 +86,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         "predictions": to_json(ahead),
         "deceptive_index": to_json(over_runs),
     }
+    tell("\n".join(page["summary"]))
     return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
 
 

@@ -7,6 +7,7 @@ the same records give the same bytes. Several runs have a page of their own, see
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from lccp_sim.analysis.format import tokens
 from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.sections import sections
-from lccp_sim.analysis.report.verdict import Verdict, verdict
+from lccp_sim.analysis.report.verdict import (
+    COLUMNS,
+    Verdict,
+    notes,
+    verdict,
+    verdict_markdown,
+    verdict_text,
+)
 from lccp_sim.analysis.run import load_run, tidy
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate, to_json
 from lccp_sim.analysis.stats.dynamics import Dynamics
@@ -28,11 +36,13 @@ from lccp_sim.analysis.stats.saturation import FRAC, Progress
 from lccp_sim.records import write_atomic
 
 
-def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+def write_report(
+    run_dir: str | Path, out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
+) -> Path:
     """The path of `index.html`, once it, report.md, report.json, records.parquet and the figures are in `out`.
 
-    `out` is RUN/report unless given. The page comes last, so that it never names a figure that is not there. Raises
-    ConfigError where `run_dir` is no run.
+    `out` is RUN/report unless given. `tell` is handed the first screen as text. The page comes last, so
+    that it never names a figure that is not there. Raises ConfigError where `run_dir` is no run.
     """
     run = load_run(run_dir)
     folder = Path(out) if out is not None else run.path / "report"
@@ -47,8 +57,11 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     page = {
         "name": run.name,
         "meta": [length, "measured after the fact" if run.measured else state, _context(found)],
+        "said": said,
+        "columns": COLUMNS,
+        "markdown": verdict_markdown(said),
+        "notes": notes(said),
         "summary": said.summary,
-        "caution": said.caution,
         "main": drawings.get("tiers"),
         "shows": said.statements,
         "not_shown": said.not_shown,
@@ -57,7 +70,14 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         "warnings": list(dict.fromkeys(run.warnings)),
     }
-    return write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+    written = write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+    tell(verdict_text(said))
+    return written
+
+
+def brief_report(run_dir: str | Path) -> str:
+    """The first screen of a run as text; nothing is written."""
+    return verdict_text(verdict(examine(load_run(run_dir))))
 
 
 def write_page(
