@@ -8,6 +8,7 @@ and the deceptive index.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -44,8 +45,8 @@ def write_comparison(
 ) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, records.parquet and the figure are in `out`.
 
-    `out` is `compared`, beside the first run, unless given. `tell` is handed each run's sentence. Raises ConfigError where a directory is no run, or two are
-    the same.
+    `out` is `compared`, beside the first run, unless given. `tell` is handed each run's sentence. Raises ConfigError
+    where a directory is no run, or two are the same.
     """
     runs = [load_run(path) for path in run_dirs]
     names = [run.name for run in runs]
