@@ -134,7 +134,8 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
         return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to stay{forgets}."
     if hit == nll == FEW:
         return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
-    return f"Undecided: {_listed(named[UNDECIDED] + named[FEW])} cannot be told apart from either{forgets}."
+    unsure = named[UNDECIDED] + named[FEW]
+    return f"Undecided: whether {_listed(unsure)} {'has' if len(unsure) == 1 else 'have'} levelled is open{forgets}."
 
 
 def _short(row: Signal) -> str:
