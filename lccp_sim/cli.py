@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+            sub.add_argument("--brief", action="store_true", help="print the verdict and its table only; write nothing")
         elif verb in judge.VERBS:
             judge.add_arguments(verb, sub)
         elif verb == "study":
@@ -108,10 +109,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return show(doctor(arguments.cache.expanduser()))
     if arguments.verb == "report":
         from lccp_sim.analysis.report.compare_page import write_comparison
-        from lccp_sim.analysis.report.run_page import write_report
+        from lccp_sim.analysis.report.run_page import brief_report, write_report
 
         runs, out = arguments.runs, arguments.out
-        print(write_comparison(runs, out) if len(runs) > 1 else write_report(runs[0], out))
+        if arguments.brief:
+            print("\n\n".join(f"{run}\n{brief_report(run)}" if len(runs) > 1 else brief_report(run) for run in runs))
+        else:
+            print(write_comparison(runs, out, print) if len(runs) > 1 else write_report(runs[0], out, print))
         return 0
     console = console_here()
     if arguments.verb in judge.VERBS:

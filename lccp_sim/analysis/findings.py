@@ -8,6 +8,7 @@ are many of them; whole monitors get them from all.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from lccp_sim.analysis.metrics import SIGNED, groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
 from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
@@ -22,28 +23,10 @@ from lccp_sim.analysis.stats.saturation import Lag, Progress, lag, progress
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
-ANSWER, CONTROL = ("hit_frac", "answer_nll_nats"), ("control_nll_nats", "gain_nats")  # the same items within each
-HEADS = ("retrieval_heads_count", "initial_heads_mean_frac")
-PROBE = ("exact_match_frac", "canonical_pass_at_1_frac", "canonical_pass_at_3_frac", "recall_frac", "answer_nll_nats")
-GAINS = ("exact_match_gain_frac", "answer_nll_gain_nats")
-# The metrics of a whole monitor; those of a tuple are resampled together.
-OVERALL: dict[str, tuple[tuple[str, ...], ...]] = {
-    "needle": (ANSWER, CONTROL, ("answer_ppl",)),
-    "perplexity": tuple(
-        (m,) for m in ("nll_nats", "ppl", "short_nll_nats", "long_short_gain_nats", "longppl_nats", "longppl")
-    ),
-    "heads": (HEADS, ("induction_frac",)),
-    "induction": (("first_copy_nll_nats",), ("second_copy_nll_nats",), ("second_copy_hit_frac",)),
-    "intervention": (("causal_nll_nats",),),
-}
-FORETOLD = (
-    ("needle", "hit_frac"),
-    ("needle", "answer_nll_nats"),
-    ("heads", "initial_heads_mean_frac"),
-    ("perplexity", "nll_nats"),
-    ("perplexity", "longppl_nats"),
-    ("induction", "second_copy_nll_nats"),
-)
+WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # the order in which they are computed
+ANSWER, HEADS = ("hit_frac", "answer_nll_nats"), ("retrieval_heads_count", "initial_heads_mean_frac")
+PROBE = tuple(each.name for each in shown("page", "probe") if each.scale != SIGNED)
+GAINS = tuple(each.name for each in shown("page", "probe") if each.scale == SIGNED)
 PART_DRAWS = 250
 
 
@@ -136,8 +119,8 @@ def gain_of(decision: Decision | None) -> Estimate | None:
 def examine(run: RunData, eps: float = EPS) -> Findings:
     """All curves of a run, each metric whole and in its parts; what the run did not record is simply absent."""
     found = Findings(run, eps=eps)
-    for monitor, groups in OVERALL.items():
-        for metrics in groups:
+    for monitor in WHOLE:
+        for metrics in groups("page", monitor):
             found.add(monitor, metrics, {})
     _probe(found)
     lengths: list[dict[str, Tag]] = [
@@ -145,7 +128,7 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         for variant, length, span in values(run, "needle", "answer_nll_nats", "variant", "length", "span")
     ]
     for tags in lengths:
-        for metrics in OVERALL["needle"]:
+        for metrics in groups("page", "needle"):
             found.add("needle", metrics, tags)
     sentence = [run.sentence] if run.sentence else []
     for tags in sentence:
@@ -156,7 +139,7 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         hit, nll = found.curve("needle", "hit_frac", **tags), found.curve("needle", "answer_nll_nats", **tags)
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)
-    for (metric,) in OVERALL["perplexity"]:
+    for (metric,) in groups("page", "perplexity"):
         for (source,) in values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), {"source": source})
     for metrics in (HEADS, ANSWER):
@@ -165,8 +148,8 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         found.add("intervention", ANSWER, {"arm": arm})
     found.heads = {texts: moved for texts in SETS if (moved := dynamics(run, texts))}
     planned = int(run.setting("run.tokens", run.tokens)) if not run.finished else run.tokens
-    for monitor, metric in FORETOLD:
-        if curve := found.curve(monitor, metric):
+    for each in shown("forecast"):
+        if curve := found.curve(each.monitor, each.name):
             found.forecasts += forecasts(curve, planned)
     panels = gather([run])
     found.correlations, found.comparisons, found.deceptive = correlations(panels), comparisons(panels), deceptive(run)

@@ -1,7 +1,6 @@
 """Numbers as a person reads them. Every sentence, table and figure takes its numbers through here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -73,12 +72,3 @@ def judged(run: RunData, monitor: str = "needle") -> str:
 def setting(value: Any) -> str:
     """A config value in a table; nothing where the config has none."""
     return "" if value is None or value != value else str(value)
-
-
-def to_json(value: Any) -> Any:
-    """A tree of dataclasses, mappings and sequences as JSON has it, without fields that `repr` leaves out: draws."""
-    if is_dataclass(value):
-        value = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
-    if isinstance(value, Mapping):
-        return {name: to_json(each) for name, each in value.items()}
-    return [to_json(each) for each in value] if isinstance(value, list | tuple) else value

@@ -79,7 +79,7 @@ def test_ranks_agree_where_better_is_better():
     assert found[NLL].tau == pytest.approx(kendalltau(nll, probe).statistic) and found[NLL].arms == 4
     assert found[HIT].tau < found[NLL].tau
     few = agreements(ended({arm: runs[arm] for arm in "ab"}, [NLL, PROBE], "a"))
-    assert "at least 3 are needed" in few[0].reason and few[0].tau is None
+    assert "at least 3 are needed" in few[0].reason.detail and few[0].tau is None
 
 
 def test_the_page_shows_what_was_computed(tmp_path):

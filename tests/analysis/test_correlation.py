@@ -18,6 +18,7 @@ from lccp_sim.analysis.report.beside_probe import (
 )
 from lccp_sim.analysis.run import FIELDS, RunData, load_run
 from lccp_sim.analysis.stats.correlation import comparisons, correlation_p, correlations, over_tasks, williams
+from lccp_sim.analysis.stats.curve import Absent, to_json
 from lccp_sim.analysis.stats.pairs import Points, degrees, gather, pooled_correlation, pooled_interval, ranks
 from lccp_sim.analysis.stats.prediction import predictions
 
@@ -100,7 +101,7 @@ def test_what_they_share_besides_the_trend_is_found():
     assert after.after_rule == "hit >= 0.95" and after.points < 4 * len(GRID) and after.pearson.value < -0.5
     ended = [run_of(shared_trend(0) | {HIT: np.arange(len(GRID)) > 5})]
     row = pick(correlations(ended), monitor="needle/hit_frac", kind="after_hit")
-    assert row.pearson is None and row.reason == "needle/hit_frac: constant after the hit"
+    assert row.pearson is None and row.reason == Absent("constant after the hit", of=("needle/hit_frac",))
 
 
 @pytest.mark.parametrize("world", [WORLDS[1], WORLDS[7], WORLDS[9]], ids=str)
@@ -185,7 +186,11 @@ def test_the_error_of_a_prediction_is_that_of_a_line_fitted_on_the_other_runs():
 def test_two_runs_do_not_make_a_prediction_and_a_run_given_twice_is_one():
     runs = [run_of(shared_trend(seed), f"run{seed}") for seed in range(2)]
     row = pick(predictions([*runs, runs[0]]), monitor="needle/hit_frac", after_hit=False)
-    assert (row.runs, row.mae, row.reason) == (2, None, "2 runs have 2 windows of both, 3 are needed")
+    assert (row.runs, row.mae, row.reason) == (
+        2,
+        None,
+        Absent("not enough runs", "2 runs have 2 windows of both, 3 are needed"),
+    )
     panels = gather([*runs, runs[0]])
     assert len(panels) == 2 and predictions([*panels, panels[0]]) == predictions(runs)
 
@@ -195,7 +200,11 @@ def test_two_runs_do_not_make_a_prediction_and_a_run_given_twice_is_one():
     [
         ({HIT: np.full(14, 0.3)}, "level", "needle/hit_frac: constant"),
         ({EXACT: np.zeros(14)}, "level", "probe/exact_match_frac: constant"),
-        ({HIT: np.full(14, 0.3)}, "after_hit", "the hit never reaches 0.95 and has no t95 (constant at 0.3"),
+        (
+            {HIT: np.full(14, 0.3)},
+            "after_hit",
+            "no hit to start after: the hit never reaches 0.95 and has no t95 (constant: 0.3",
+        ),
         ({EXACT: 2 + 3 * LOG}, "partial", "probe/exact_match_frac: constant given log tokens"),
         ({EXACT: 2 + 3 * LOG}, "differences", "probe/exact_match_frac: constant in slope"),
     ],
@@ -203,14 +212,14 @@ def test_two_runs_do_not_make_a_prediction_and_a_run_given_twice_is_one():
 def test_what_does_not_vary_has_a_reason(changes, kind, reason):
     rows = correlations([run_of(shared_trend(0) | changes)])
     row = pick(rows, monitor="needle/hit_frac", kind=kind)
-    assert row.pearson is row.spearman is None and row.reason.startswith(reason)
+    assert row.pearson is row.spearman is None and str(row.reason).startswith(reason)
     assert all(row.p is None for row in comparisons([run_of(shared_trend(0) | changes)]) if row.kind == kind)
 
 
 def test_a_monotone_series_has_no_rank_correlation_given_tokens():
     row = pick(correlations([run_of(shared_trend(0) | {HIT: LOG**2})]), monitor="needle/hit_frac", kind="partial")
     assert row.pearson is not None and row.spearman is None
-    assert row.reason == "ranks of needle/hit_frac: constant given log tokens"
+    assert row.reason == Absent("constant given log tokens", of=("ranks of needle/hit_frac",))
 
 
 @pytest.mark.parametrize("windows", [1, 2, 3])
@@ -218,7 +227,7 @@ def test_few_windows_have_a_reason(windows):
     series = {key: value_W[:windows] for key, value_W in shared_trend(0).items()}
     runs = [run_of(series, grid=GRID[:windows])]
     for row in [*correlations(runs), *comparisons(runs)]:
-        assert row.reason and (row.kind == "after_hit" or row.reason.startswith("not enough points"))
+        assert row.reason and (row.kind == "after_hit" or row.reason.code == "not enough points")
     assert all(row.reason for row in predictions(runs))
 
 
@@ -226,7 +235,7 @@ def test_windows_that_do_not_meet_and_records_that_are_missing_have_reasons():
     apart = run_of(shared_trend(0))
     shifted = apart.records.tokens.where(apart.records.monitor != "probe", apart.records.tokens + 1)
     apart = replace(apart, records=apart.records.assign(tokens=shifted))
-    assert all(row.reason.startswith("no window has") for row in correlations([apart]))
+    assert all(row.reason.code == "no window has all" for row in correlations([apart]))
     assert correlations([]) == comparisons([]) == predictions([]) == []
     assert correlations([run_of({HIT: LOG})]) == [] and correlations([run_of({})]) == []
     assert comparisons([run_of({NLL: LOG, EXACT: LOG})]) == []
@@ -248,7 +257,7 @@ def test_a_run_without_the_probe_does_not_count(make_run):
 
 def test_rows_of_simulated_runs_are_json(make_run):
     runs = [load_run(make_run(seed=seed, windows=16)[0]) for seed in range(3)]
-    rows = [row.row() for made in (correlations, comparisons, predictions) for row in made(runs)]
+    rows = [to_json(row) for made in (correlations, comparisons, predictions) for row in made(runs)]
     assert json.loads(json.dumps(rows, allow_nan=False))
     level = next(row for row in rows if row.get("kind") == "level")
     assert level["interval"] == "runs (3), windows in blocks of 3, paired items"

@@ -11,6 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from bench.deceptive_null import RESULT, WORLDS, rejected, table
 from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.deceptive import deceptive, hit_given_nll, null_hits, own_scale
 from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.analysis.stats.pairs import NLL
@@ -118,10 +119,10 @@ def test_the_fold_change_is_that_of_the_windows(make_run):
 def test_a_hit_below_its_ceiling_has_a_reason(make_run):
     path, _ = make_run(hit=(0.1, 0.8), without=ONLY_NEEDLE)
     for row in deceptive(load_run(path)).runs[0].ceilings:
-        assert row.fold is None and "never reaches 0.95" in row.reason
+        assert row.fold is None and row.reason.code == "never reaches 0.95"
     path, _ = make_run(hit=(0.1, 1.0), hit_scale=1e4, without=ONLY_NEEDLE, items=2, seed=1)
     mean, wilson = deceptive(load_run(path)).runs[0].ceilings
-    assert mean.fold and wilson.reason.endswith("30 items are too few")
+    assert mean.fold and wilson.reason.detail == "30 items are too few"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_hit_below_its_ceiling_has_a_reason(make_run):
 def test_what_is_missing_has_a_reason_and_the_rest_is_json(make_run, changes):
     path, _ = make_run(**changes)
     found = deceptive(load_run(path))
-    data = json.loads(json.dumps(found.row(), allow_nan=False))
+    data = json.loads(json.dumps(to_json(found), allow_nan=False))
     for row in data["runs"][0]["indices"]:
         assert (row["p"] is None) == bool(row["reason"]), row
     for row in data["runs"][0]["ceilings"]:
@@ -144,13 +145,13 @@ def test_what_is_missing_has_a_reason_and_the_rest_is_json(make_run, changes):
 def test_without_samples_there_is_an_index_and_no_null(make_run):
     path, _ = make_run(samples=False)
     row = next(row for row in deceptive(load_run(path)).runs[0].indices if row.late == NLL)
-    assert row.index.value > 1 and row.p is None and "no samples" in row.reason
+    assert row.index.value > 1 and row.p is None and "no samples" in row.reason.code
 
 
 def test_other_needles_have_an_index_of_their_own(base):
     whole, part = (deceptive(base, tags).runs[0] for tags in ({}, dict(variant="single", length=512, span="value")))
     assert part.items == whole.items / 3 and part.indices[0].index.value != whole.indices[0].index.value
-    assert deceptive(base, {"length": 7}).runs[0].indices[0].reason == "no needle records with these tags"
+    assert deceptive(base, {"length": 7}).runs[0].indices[0].reason.code == "no needle records with these tags"
 
 
 def test_a_run_given_twice_is_one_run(base):

@@ -9,7 +9,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from lccp_sim.analysis.report.verdict import deceptive_here
 from lccp_sim.analysis.run import RunData, load_run
-from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.curve import Estimate, to_json
 from lccp_sim.analysis.stats.equivalence import equivalent, probe_stays
 from lccp_sim.analysis.stats.rule import Decision
 from lccp_sim.errors import ConfigError
@@ -45,7 +45,7 @@ def test_it_compares_the_last_window_with_the_last_at_half_its_tokens_or_before(
     assert stays.change.value == pytest.approx(0.02) and stays.holds
     assert not probe_stays(found, margin=0.02).holds
     assert "from 4k to 10k tokens the probe stays within 0.05" in stays.said()
-    assert stays.row()["change"]["high"] == pytest.approx(stays.change.high) and "draws" not in str(stays.row())
+    assert to_json(stays)["change"]["high"] == pytest.approx(stays.change.high) and "draws" not in str(to_json(stays))
 
 
 @pytest.mark.parametrize("last", [0.7, 0.3])
@@ -55,7 +55,7 @@ def test_a_probe_that_moves_either_way_does_not_stay(tmp_path, last):
 
 
 def test_without_probe_windows_or_samples_it_says_so(tmp_path):
-    assert "half its last window's tokens" in probe_stays(probed(tmp_path / "a", {7: 0.5, 10: 0.5})).reason
+    assert "half its last window's tokens" in probe_stays(probed(tmp_path / "a", {7: 0.5, 10: 0.5})).reason.code
     bare = probe_stays(probed(tmp_path / "b", {4: 0.5, 10: 0.5}, samples=False))
     assert bare.change is None and not bare.holds and "no samples" in bare.said()
     assert probe_stays(replace(load_run(tmp_path / "b"), records=load_run(tmp_path / "b").records.iloc[:0])) is None

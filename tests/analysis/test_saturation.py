@@ -133,7 +133,7 @@ def test_cells_of_one_item_are_pooled_so_that_the_interval_does_not_vanish():
 @pytest.mark.parametrize(
     ("value_W", "metric", "reason"),
     [
-        ([0.3] * 8, "hit_frac", "constant at 0.3 at every window"),
+        ([0.3] * 8, "hit_frac", "constant: 0.3 at every window"),
         ([0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2], "hit_frac", "no improvement: 0.5 at the start, 0.2 at the end"),
         ([1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0], "answer_nll_nats", "no improvement: 1 at the start, 3 at the end"),
         ([0.1], "hit_frac", "not enough points: 1 window, at least 6 needed"),
@@ -142,7 +142,8 @@ def test_cells_of_one_item_are_pooled_so_that_the_interval_does_not_vanish():
 )
 def test_no_t95_has_a_reason(value_W, metric, reason):
     row = progress(curve(value_W, metric))
-    assert (row.t95, row.reason) == (None, reason)
+    assert (row.t95, str(row.reason)) == (None, reason)
+    assert row.reason.code == reason.partition(":")[0]
     assert (row.first, row.last) == (value_W[0], value_W[-1])
 
 
@@ -150,12 +151,12 @@ def test_an_improvement_within_noise_has_no_t95():
     value_W = np.linspace(0.50, 0.51, 10)
     draws_RW = value_W + 0.05 * np.random.default_rng(0).standard_normal((1000, 10))
     row = progress(curve(value_W, "hit_frac", draws_RW))
-    assert row.t95 is None and row.reason.startswith("no improvement beyond noise: 0.01, interval -0.")
+    assert row.t95 is None and str(row.reason).startswith("no improvement beyond noise: 0.01, interval -0.")
 
 
 def test_a_rise_that_is_lost_again_is_no_improvement():
     row = progress(curve([0.0, 0.3, 0.9, 0.9, 0.5, 0.2, 0.0, 0.0], "hit_frac"))
-    assert row.t95 is None and row.reason == "no improvement: 0 at the start, 0 at the end"
+    assert row.t95 is None and str(row.reason) == "no improvement: 0 at the start, 0 at the end"
 
 
 def test_curves_of_the_same_shape_have_index_one_and_the_factor_of_that_shape():

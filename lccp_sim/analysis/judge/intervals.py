@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from lccp_sim.analysis.metrics import metric_of
 from lccp_sim.analysis.seeds import over
-from lccp_sim.analysis.stats.curve import ITEM_METRICS, LEVEL, Curve, Estimate
+from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.errors import refuse
 
@@ -39,7 +40,8 @@ class ItemCurve:
         """How many items a mean is of; None for summaries of heads, which no mean over items is."""
         if self.item_IW is not None:
             return len(self.item_IW)
-        return None if self.curve.monitor == "heads" and self.curve.metric not in ITEM_METRICS else self.curve.n
+        of_heads = self.curve.monitor == "heads" and metric_of("heads", self.curve.metric).group != "answer"
+        return None if of_heads else self.curve.n
 
     def estimate(self, at: int, of: Of = "value") -> Estimate:
         """The value at the window with index `at`, its change since the first window, or its factor of the first.

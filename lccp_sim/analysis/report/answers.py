@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import interval, number, percent, to_json
+from lccp_sim.analysis.format import interval, number, percent
 from lccp_sim.analysis.report.paper import STAGES, TOP, TOTAL
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.seeds import (
@@ -62,10 +62,6 @@ class Answer:
     reproduced: str
     refuted: str
     would_tell: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
 
 
 def answers(seeds: Sequence[Orders]) -> list[Answer]:

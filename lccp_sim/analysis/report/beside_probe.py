@@ -82,7 +82,7 @@ def predictions_table(found: Sequence[Prediction]) -> Table:
 
 def _pearson(row: Correlation) -> str:
     if row.pearson is None:
-        return f"none: {(row.reason or '').removeprefix(f'{row.monitor}: ')}"
+        return f"none: {row.reason.beside(row.monitor) if row.reason else ''}"
     p = row.pearson
     between = "" if p.low is None or p.high is None else f" ({p.low:.2f} to {p.high:.2f})"
     return f"{p.value:.2f}{between}, {row.points}"

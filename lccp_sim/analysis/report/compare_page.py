@@ -5,7 +5,7 @@ not in it. Over runs together are the means of those that differ in their seed a
 and the deceptive index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from lccp_sim.analysis.findings import FORETOLD, Findings, examine
+from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
+from lccp_sim.analysis.metrics import LOG, shown
 from lccp_sim.analysis.report.beside_probe import (
     by_task_table,
     coefficients_table,
@@ -25,26 +26,27 @@ from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_va
 from lccp_sim.analysis.report.run_page import numbers, saturation, write_page
 from lccp_sim.analysis.report.sections import Section
 from lccp_sim.analysis.report.tables import Table, overall_table
-from lccp_sim.analysis.report.verdict import deceptive_here, verdict
+from lccp_sim.analysis.report.verdict import verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.seeds import arms, pooled_over_seeds
 from lccp_sim.analysis.stats.correlation import comparisons, correlations
+from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
-from lccp_sim.analysis.stats.prediction import predictions
+from lccp_sim.analysis.stats.prediction import Prediction, predictions
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
-SHOWN = (*FORETOLD, ("needle", "answer_ppl"), ("heads", "retrieval_heads_count"), ("probe", "exact_match_frac"),
-         ("probe", "answer_nll_nats"), ("perplexity", "short_nll_nats"))  # fmt: skip
-LOG = ("answer_nll_nats", "answer_ppl", "second_copy_nll_nats")
+SHOWN = tuple(shown("overlay"))
 
 
-def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_comparison(
+    run_dirs: Sequence[str | Path], out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
+) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, records.parquet and the figure are in `out`.
 
-    `out` is `compared`, beside the first run, unless given. Raises ConfigError where a directory is no run, or two are
-    the same.
+    `out` is `compared`, beside the first run, unless given. `tell` is handed each run's sentence. Raises ConfigError
+    where a directory is no run, or two are the same.
     """
     runs = [load_run(path) for path in run_dirs]
     names = [run.name for run in runs]
@@ -58,22 +60,18 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     over_runs, panels = deceptive(runs), gather(runs)
     groups = [(arm, pooled_over_seeds(arm)) for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
-    claims = [
-        deceptive_here(each.decision("needle", "hit_frac"), each.decision("needle", "answer_nll_nats"), each.stays)
-        for each in found
-    ]
     made = [
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
         Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
         Section("With the probe", [], [coefficients_table(together), predictions_table(ahead)]),
-        Section("After the hit, between runs", [], [_predictions(over_runs.row())]),
+        Section("After the hit, between runs", [], [_predictions(over_runs.predictions)]),
         Section("Every correlation", [], [comparisons_table(closer), by_task_table(together)], folded=True),
     ]
-    page = {
+    page: dict[str, Any] = {
         "name": f"{len(runs)} runs",
         "meta": [", ".join(names)],
-        "summary": [f"{name}: {claim}." for name, claim in zip(names, claims, strict=True)],
+        "summary": [f"{name}: {v.headline}" for name, v in zip(names, said, strict=True)],
         "caution": " ".join(f"{name}: {v.caution}" for name, v in zip(names, said, strict=True) if v.caution),
         "main": overlay,
         "sections": [replace(s, tables=kept) for s in made if (kept := [table for table in s.tables if table.rows])],
@@ -84,36 +82,37 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         "over_seeds": [
             {"runs": [each.run.name for each in arm], "saturation": saturation(over)} for arm, over in groups
         ],
-        "correlations": [row.row() for row in together],
-        "comparisons": [row.row() for row in closer],
-        "predictions": [row.row() for row in ahead],
-        "deceptive_index": over_runs.row(),
+        "correlations": to_json(together),
+        "comparisons": to_json(closer),
+        "predictions": to_json(ahead),
+        "deceptive_index": to_json(over_runs),
     }
+    tell("\n".join(page["summary"]))
     return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
 
 
 def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     """Each metric of SHOWN in a panel, a line a run; None where no run has a curve of two windows."""
-    shown = [(m, n) for m, n in SHOWN if any((c := each.curve(m, n)) and len(c.tokens_W) > 1 for each in found)]
-    if not shown:
+    drawn = [m for m in SHOWN if any((c := each.curve(m.monitor, m.name)) and len(c.tokens_W) > 1 for each in found)]
+    if not drawn:
         return None
-    curves = [curve for each in found for name in shown if (curve := each.curve(*name))]
+    curves = [curve for each in found for m in drawn if (curve := each.curve(m.monitor, m.name))]
     grid_W = np.unique(np.concatenate([curve.tokens_W for curve in curves]))
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
     figure, axes = panels(columns, height=2.5, width=3.2, rows=rows)
     flat = axes.ravel()
-    for ax in flat[len(shown) :]:
+    for ax in flat[len(drawn) :]:
         ax.set_axis_off()
-    for ax, (monitor, metric) in zip(flat, shown, strict=False):
+    for ax, of in zip(flat, drawn, strict=False):
         for place, each in enumerate(found):
-            curve = each.curve(monitor, metric)
+            curve = each.curve(of.monitor, of.name)
             if curve is not None:
                 colour = COLOURS[place % len(COLOURS)]
                 style = "-" if place < len(COLOURS) else "--"
                 line(ax, curve.tokens_W, curve.value_W, curve.stderr_W, grid_W, color=colour, linestyle=style)
-        ax.set_title(f"{monitor} {metric}", fontsize=8.5, fontweight="normal")
-        if metric in LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(monitor, metric))):
+        ax.set_title(of.title, fontsize=8.5, fontweight="normal")
+        if of.scale == LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(of.monitor, of.name))):
             log_values(ax)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
     handles = [
@@ -123,7 +122,7 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     names = [each.run.name for each in found]
     figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)))
     caption = "Shaded: one standard error over items, which does not hold what another seed of training would do."
-    alt = f"{len(shown)} metrics against training tokens, a line for each of {', '.join(names)}"
+    alt = f"{len(drawn)} metrics against training tokens, a line for each of {', '.join(names)}"
     return Drawing("overlaid", "Curves of all runs", alt, caption, png(figure))
 
 
@@ -143,7 +142,7 @@ def _metrics(found: Sequence[Findings]) -> Table:
     """One row a metric, three columns a run: how it moved, its t95, and the rule's verdict."""
     rows = []
     sentence: dict[str, Tag] = {"span": SENTENCE}
-    for monitor, metric, tags in (*((*name, {}) for name in SHOWN), ("needle", "hit_frac", sentence)):
+    for monitor, metric, tags in (*((each.monitor, each.name, {}) for each in SHOWN), ("needle", "hit_frac", sentence)):
         cells = []
         for each in found:
             row, decision = each.row(monitor, metric, **tags), each.decision(monitor, metric, **tags)
@@ -184,14 +183,14 @@ def _lags(found: Sequence[Findings]) -> Table:
     return Table("After the hit", head, rows)
 
 
-def _predictions(deceptive_row: dict[str, Any]) -> Table:
+def _predictions(found: Sequence[Prediction]) -> Table:
     """One row a target: whether the answer NLL after the hit foretells the probe in runs left out."""
     rows = []
-    for p in deceptive_row["predictions"]:
-        cells = [str(p["windows"]), str(p["runs"])]
-        cells += ["" if p[name] is None else number(p[name]) for name in ("mae", "mae_tokens", "ratio")]
-        cells[2] = f"none: {p['reason']}" if p["reason"] else cells[2]
-        rows.append([p["target"], *cells])
+    for p in found:
+        cells = [str(p.windows), str(p.runs)]
+        cells += ["" if value is None else number(value) for value in (p.mae, p.mae_tokens, p.ratio)]
+        cells[2] = f"none: {p.reason}" if p.reason else cells[2]
+        rows.append([p.target, *cells])
     head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
     note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
     return Table("Does the NLL after the hit foretell the probe?", head, rows, note)

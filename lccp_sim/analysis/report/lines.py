@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import judged
+from lccp_sim.analysis.metrics import LOG, LOGIT
 from lccp_sim.analysis.report.plots import (
     BLACK,
     BLUE,
@@ -45,9 +46,9 @@ def needle_by_length_figure(found: Findings) -> Drawing | None:
             for row, colour in zip(rows, colours, strict=True)
         ]
 
-    drawn = [("hit, fraction of items", of("hit_frac"), False)]
-    drawn.append(("perplexity of the answer, log scale", of("answer_ppl"), True))
-    drawn.append(("NLL of the answer, nats per token", of("answer_nll_nats"), True))
+    drawn = [("hit, fraction of items", of("hit_frac"))]
+    drawn.append(("perplexity of the answer, log scale", of("answer_ppl")))
+    drawn.append(("NLL of the answer, nats per token", of("answer_nll_nats")))
     caption = (
         f"Single needles of trained templates; of {judged(found.run)}. Perplexity is exp of an item's mean NLL, "
         "averaged over items, as arXiv 2604.02650 sec. 5 has it: near 1 it says the same as the NLL, and where it is "
@@ -71,9 +72,9 @@ def text_figure(found: Findings) -> Drawing | None:
         named = zip(sources, colours, strict=False)
         return [(source, colour, found.curve("perplexity", metric, source=source)) for source, colour in named]
 
-    drawn = [("held-out NLL, nats per token", whole, False)]
-    drawn.append(("LongPPL, nats per key token", by_source("longppl_nats"), False))
-    drawn.append(("gain of the long context, nats", by_source("long_short_gain_nats"), False))
+    drawn = [("held-out NLL, nats per token", whole)]
+    drawn.append(("LongPPL, nats per key token", by_source("longppl_nats")))
+    drawn.append(("gain of the long context, nats", by_source("long_short_gain_nats")))
     caption = (
         "Left: the same targets with the whole context and in windows of the old one; key tokens are those that a long "
         "context made likely at the first look (arXiv 2410.23771), so that an early rise there is selection, not harm. "
@@ -103,11 +104,8 @@ def heads_figure(found: Findings) -> Drawing | None:
             stable.append((f"{name}: initial heads above 0.1", colour, _as_curve(moved.tokens_W, moved.surviving_W)))
             shade = PURPLE if texts == "needle" else GREEN
             stable.append((f"{name}: in the last top {moved.k}", shade, _as_curve(moved.tokens_W, moved.final_W)))
-    drawn: list[tuple[str, list[Line], bool]] = [
-        ("heads above 0.1, count", counted, False),
-        ("mean score of the initial heads", strong, False),
-    ]
-    drawn.append(("share of heads", stable, False))
+    drawn = [("heads above 0.1, count", counted), ("mean score of the initial heads", strong)]
+    drawn.append(("share of heads", stable))
     caption = (
         "Heads whose hard copy score is above 0.1 (arXiv 2604.02650, sec. 6 and fig. 5), on needles and on the "
         "biographies of LongBio. Null: the same rows scored against a needle in another order; where it is not far "
@@ -127,11 +125,8 @@ def intervention_figure(found: Findings) -> Drawing | None:
     def arms(metric: str) -> list[Line]:
         return [(word, colours[arm], found.curve("intervention", metric, arm=arm)) for arm, word in names.items()]
 
-    drawn = [
-        ("hit, fraction of items", arms("hit_frac"), False),
-        ("answer NLL, nats per token", arms("answer_nll_nats"), True),
-    ]
-    drawn.append(("causal effect, nats", [("", PURPLE, found.curve("intervention", "causal_nll_nats"))], False))
+    drawn = [("hit, fraction of items", arms("hit_frac")), ("answer NLL, nats per token", arms("answer_nll_nats"))]
+    drawn.append(("causal effect, nats", [("", PURPLE, found.curve("intervention", "causal_nll_nats"))]))
     caption = (
         "The strongest heads are chosen on one half of the needles and judged on the other, by "
         f"{judged(found.run, 'intervention')}. Causal effect: NLL with them masked less NLL with as many random heads "
@@ -148,33 +143,28 @@ def induction_figure(found: Findings) -> Drawing | None:
         ("first copy", GREY, found.curve("induction", "first_copy_nll_nats")),
         ("second copy", BLUE, found.curve("induction", "second_copy_nll_nats")),
     ]
-    drawn = [("NLL, nats per token, log scale", copies, True)]
-    drawn.append(
-        (
-            "tokens of the second copy that are right",
-            [("", BLUE, found.curve("induction", "second_copy_hit_frac"))],
-            False,
-        )
-    )
-    drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))], False))
+    right = found.curve("induction", "second_copy_hit_frac")
+    drawn = [("NLL, nats per token, log scale", copies)]
+    drawn.append(("tokens of the second copy that are right", [("", BLUE, right)]))
+    drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))]))
     caption = "A span of random tokens that stands twice in held-out text, without a question and without a template."
     return _figure("induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn)
 
 
-def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line], bool]]) -> Drawing | None:
+def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]) -> Drawing | None:
     """The panels that have a curve of at least two windows, side by side; None where none has."""
     kept = []
-    for unit, several, log in drawn:
+    for unit, several in drawn:
         curves = [(label, colour, curve) for label, colour, curve in several if curve is not None]
         if any(len(curve.tokens_W) > 1 for _, _, curve in curves):
-            kept.append((unit, curves, log))
+            kept.append((unit, curves))
     if not kept:
         return None
-    grid_W = np.unique(np.concatenate([curve.tokens_W for _, curves, _ in kept for _, _, curve in curves]))
+    grid_W = np.unique(np.concatenate([curve.tokens_W for _, curves in kept for _, _, curve in curves]))
     figure, axes = panels(len(kept), height=3.1)
-    for ax, (unit, curves, log) in zip(axes[0], kept, strict=True):
-        _panel(ax, unit, curves, log, grid_W)
-    named = {tuple(label for label, _, _ in curves) for _, curves, _ in kept}
+    for ax, (unit, curves) in zip(axes[0], kept, strict=True):
+        _panel(ax, unit, curves, grid_W)
+    named = {tuple(label for label, _, _ in curves) for _, curves in kept}
     if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, where no line is
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8)
     else:
@@ -184,13 +174,13 @@ def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str
     return Drawing(name, title, alt, caption, png(figure))
 
 
-def _panel(ax: Axes, unit: str, curves: list[tuple[str, Any, Curve]], log: bool, grid_W: Array) -> None:
+def _panel(ax: Axes, unit: str, curves: list[tuple[str, Any, Curve]], grid_W: Array) -> None:
     for label, colour, curve in curves:
         line(ax, curve.tokens_W, curve.value_W, curve.stderr_W, grid_W, label=label, color=colour)
     ax.set_title(unit, fontsize=9, fontweight="normal")
-    if log and all((curve.value_W > 0).all() for _, _, curve in curves):
+    if all(curve.row.scale == LOG and (curve.value_W > 0).all() for _, _, curve in curves):
         log_values(ax)
-    elif curves[0][2].metric.endswith("_frac"):
+    elif curves[0][2].row.scale == LOGIT:
         ax.set_ylim(-0.03, 1.03)
     elif min(curve.value_W.min() for _, _, curve in curves) < 0 < max(curve.value_W.max() for _, _, curve in curves):
         ax.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))

@@ -11,28 +11,30 @@ from matplotlib.image import AxesImage
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import judged, tokens
+from lccp_sim.analysis.metrics import UP, metric_of
 from lccp_sim.analysis.report.plots import Drawing, png
 
 
 def needle_maps_figure(found: Findings) -> Drawing | None:
     """Hit and answer NLL over length and depth, at the first, the middle and the last window."""
     names, tags = ("depth", "length"), {"span": found.run.span(), "variant": "single"}
-    metrics = (("hit_frac", "hit, fraction", "viridis"), ("answer_nll_nats", "answer NLL, nats per token", "viridis_r"))
-    tables = [found.run.select("needle", metric, *names, **tags) for metric, _, _ in metrics]
+    metrics = [metric_of("needle", name) for name in ("hit_frac", "answer_nll_nats")]
+    tables = [found.run.select("needle", each.name, *names, **tags) for each in metrics]
     if any(table.empty for table in tables):
         return None
     steps = sorted(tables[0].step.unique())
     chosen = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
     figure = Figure(figsize=(1.5 + 2.5 * len(chosen), 5.4), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False, sharex=True, sharey=True)
-    for row, (table, (metric, unit, colours)) in enumerate(zip(tables, metrics, strict=True)):
-        limits = (0.0, 1.0) if metric == "hit_frac" else (0.0, float(table[table.step.isin(chosen)].value.max()))
+    for row, (table, each) in enumerate(zip(tables, metrics, strict=True)):
+        limits = 0.0, each.bounds[1] or float(table[table.step.isin(chosen)].value.max())
+        colours = "viridis" if each.better == UP else "viridis_r"
         for ax, step in zip(axes[row], chosen, strict=True):
             at = table[table.step == step]
             image = _map(ax, at.pivot(index="depth", columns="length", values="value"), colours, limits)
-            ax.set_title(f"{metric.split('_')[0]} after {tokens(at.tokens.iloc[0])} tokens".replace("answer", "NLL"))
+            ax.set_title(f"{each.label} after {tokens(at.tokens.iloc[0])} tokens")
         axes[row, 0].set_ylabel("depth of the needle")
-        figure.colorbar(image, ax=axes[row], label=unit, shrink=0.9, pad=0.015).outline.set_visible(False)
+        figure.colorbar(image, ax=axes[row], label=each.title, shrink=0.9, pad=0.015).outline.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("context length in tokens")
     caption = (

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import judged, tokens
+from lccp_sim.analysis.metrics import LOGIT, SIGNED, metric_of
 from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, log_values, panels, png
 
 VARIANTS = {  # the order of the panels, and their names
@@ -20,21 +21,20 @@ VARIANTS = {  # the order of the panels, and their names
     "multikey": "among other keys",
     "interference": "fixed distance to the question",
 }
-ANSWER = (("hit_frac", "hit, fraction"), ("answer_ppl", "perplexity of the answer"))
+ANSWER = tuple(metric_of("needle", name) for name in ("hit_frac", "answer_ppl"))
 
 
 def depths_figure(found: Findings) -> Drawing | None:
     """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
-    tables = [(unit, found.run.select("needle", metric, "depth")) for metric, unit in ANSWER]
-    tables = [(unit, table) for unit, table in tables if len(table)]
+    tables = [(each, table) for each in ANSWER if len(table := found.run.select("needle", each.name, "depth"))]
     if not tables:
         return None
     figure, axes = panels(len(tables), height=3.0)
-    for ax, (unit, table) in zip(axes[0], tables, strict=True):
+    for ax, (each, table) in zip(axes[0], tables, strict=True):
         _windows(ax, table, "depth")
-        ax.set_title(unit, fontsize=9, fontweight="normal")
+        ax.set_title(each.title, fontsize=9, fontweight="normal")
         ax.set_xlabel("depth of the needle, 0 is the start")
-        if unit.startswith("hit"):
+        if each.scale == LOGIT:
             ax.set_ylim(-0.03, 1.03)
         else:
             log_values(ax)
@@ -53,7 +53,7 @@ def variants_figure(found: Findings) -> Drawing | None:
     def of(metric: str) -> pd.DataFrame:
         return found.run.select("needle", metric, "length", "variant", span=found.run.span())
 
-    tables = [of("answer_nll_nats") if (table := of(metric)).empty else table for metric, _ in ANSWER]
+    tables = [of("answer_nll_nats") if (table := of(each.name)).empty else table for each in ANSWER]
     if any(table.empty for table in tables):
         return None
     names = [name for name in VARIANTS if name in set(tables[0].variant)]
@@ -66,8 +66,8 @@ def variants_figure(found: Findings) -> Drawing | None:
             axes[row, column].tick_params(axis="x", labelsize=7.5)
         axes[0, column].set_title(VARIANTS[name], fontsize=8.5)
         axes[1, column].set_xlabel("context length, tokens")
-    for row, (table, (_, unit)) in enumerate(zip(tables, ANSWER, strict=True)):
-        axes[row, 0].set_ylabel(unit if (table.metric != "answer_nll_nats").all() else "NLL, nats per token")
+    for row, (table, each) in enumerate(zip(tables, ANSWER, strict=True)):
+        axes[row, 0].set_ylabel(each.title if (table.metric != "answer_nll_nats").all() else "NLL, nats per token")
     axes[0, 0].set_ylim(-0.03, 1.03)
     log_values(axes[1, 0])
     axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
@@ -82,24 +82,24 @@ def variants_figure(found: Findings) -> Drawing | None:
 
 def positions_figure(found: Findings) -> Drawing | None:
     """Held-out NLL, and the gain of the long context, by position; first and last window, one column a source."""
-    kinds = (("nll_nats", "NLL, nats per token"), ("long_short_gain_nats", "long-context gain, nats"))
-    tables = [(unit, found.run.select("perplexity", metric, "position", "source")) for metric, unit in kinds]
-    tables = [(unit, table) for unit, table in tables if len(table)]
+    kinds = [metric_of("perplexity", name) for name in ("nll_nats", "long_short_gain_nats")]
+    tables = [(each, found.run.select("perplexity", each.name, "position", "source")) for each in kinds]
+    tables = [(each, table) for each, table in tables if len(table)]
     if not tables:
         return None
     sources = sorted(set(tables[0][1].source))
     figure, axes = panels(len(sources), 2.6, 2.9, rows=len(tables), sharex=True, sharey="row")
     old = found.run.setting("data.old_context_tokens")
-    for row, (unit, table) in enumerate(tables):
+    for row, (each, table) in enumerate(tables):
         for ax, source in zip(axes[row], sources, strict=True):
             _windows(ax, table[table.source == source], "position", middle=False)
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:.0f}")
             if old:
                 ax.axvline(old, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-            if unit.startswith("long"):
+            if each.scale == SIGNED:
                 ax.axhline(0, color=GREY, linewidth=0.6)
-        axes[row, 0].set_ylabel(unit)
+        axes[row, 0].set_ylabel(each.title)
     for ax, source in zip(axes[0], sources, strict=True):
         ax.set_title(str(source))
     for ax in axes[-1]:

@@ -7,11 +7,10 @@ its first window at or after the signal, so the cost is never overstated, and co
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.format import interval, number, to_json, tokens
+from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.seeds import Orders, ceiling, curves_of_seeds, drawn, longest_needles, over
 from lccp_sim.analysis.stats.curve import Curve, Estimate
@@ -31,10 +30,6 @@ class StoppingCost:
     read_at: tuple[float, ...]
     exact_match: Estimate | None
     cost: Estimate | None
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
 
 
 def stopping_costs(seeds: Sequence[Orders]) -> list[StoppingCost]:

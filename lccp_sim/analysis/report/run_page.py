@@ -7,7 +7,7 @@ the same records give the same bytes. Several runs have a page of their own, see
 import base64
 import io
 import json
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,29 @@ from lccp_sim.analysis.format import tokens
 from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.sections import sections
-from lccp_sim.analysis.report.verdict import Verdict, verdict
+from lccp_sim.analysis.report.verdict import (
+    COLUMNS,
+    Verdict,
+    notes,
+    verdict,
+    verdict_markdown,
+    verdict_text,
+)
 from lccp_sim.analysis.run import load_run, tidy
-from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate, to_json
 from lccp_sim.analysis.stats.dynamics import Dynamics
 from lccp_sim.analysis.stats.estimate import RESAMPLES
 from lccp_sim.analysis.stats.saturation import FRAC, Progress
 from lccp_sim.files import write_atomic
 
 
-def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+def write_report(
+    run_dir: str | Path, out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
+) -> Path:
     """The path of `index.html`, once it, report.md, report.json, records.parquet and the figures are in `out`.
 
-    `out` is RUN/report unless given. The page comes last, so that it never names a figure that is not there. Raises
-    ConfigError where `run_dir` is no run.
+    `out` is RUN/report unless given. `tell` is handed the first screen as text. The page comes last, so
+    that it never names a figure that is not there. Raises ConfigError where `run_dir` is no run.
     """
     run = load_run(run_dir)
     folder = Path(out) if out is not None else run.path / "report"
@@ -48,8 +57,11 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     page = {
         "name": run.name,
         "meta": [length, "measured after the fact" if run.measured else state, _context(found)],
+        "said": said,
+        "columns": COLUMNS,
+        "markdown": verdict_markdown(said),
+        "notes": notes(said),
         "summary": said.summary,
-        "caution": said.caution,
         "main": drawings.get("tiers"),
         "shows": said.statements,
         "not_shown": said.not_shown,
@@ -58,7 +70,14 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         "warnings": list(dict.fromkeys(run.warnings)),
     }
-    return write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+    written = write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+    tell(verdict_text(said))
+    return written
+
+
+def brief_report(run_dir: str | Path) -> str:
+    """The first screen of a run as text; nothing is written."""
+    return verdict_text(verdict(examine(load_run(run_dir))))
 
 
 def write_page(
@@ -93,15 +112,15 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "tokens": found.run.tokens,
         "method": {"improvement_frac": FRAC, "interval_level": LEVEL, "resamples": RESAMPLES, "eps": found.eps},
         "needle_span": found.run.span(),
-        "verdict": asdict(said),
+        "verdict": to_json(said),
         "saturation": saturation(found),
         "after_hit": lags,
-        "correlations": [row.row() for row in found.correlations],
-        "comparisons": [row.row() for row in found.comparisons],
-        "probe_stays": found.stays.row() if found.stays else None,
+        "correlations": to_json(found.correlations),
+        "comparisons": to_json(found.comparisons),
+        "probe_stays": to_json(found.stays),
         "heads": [_heads(moved) for moved in found.heads.values()],
         "forecast": foretold,
-        "deceptive_index": found.deceptive.row() if found.deceptive else None,
+        "deceptive_index": to_json(found.deceptive),
         "warnings": list(dict.fromkeys(found.run.warnings)),
     }
 
@@ -117,7 +136,7 @@ def _saturation(found: Findings, name: Any, row: Progress) -> dict[str, Any]:
     plain = {key: value for key, value in vars(row).items() if key not in {*counts, "improvement", "last_doubling"}}
     return (
         plain
-        | {"tags": dict(row.tags)}
+        | {"tags": dict(row.tags), "reason": to_json(row.reason)}
         | counts
         | {key: _estimate(getattr(row, key)) for key in ("improvement", "last_doubling")}
         | {
@@ -137,7 +156,7 @@ def _heads(moved: Dynamics) -> dict[str, Any]:
     arrays = {
         name[:-2]: value.tolist() for name, value in vars(moved).items() if name.endswith("_W") and value is not None
     }
-    return plain | arrays | {"stages": [asdict(stage) for stage in moved.stages], "chance": moved.chance}
+    return plain | arrays | {"stages": to_json(moved.stages), "chance": moved.chance}
 
 
 def _estimate(estimate: Estimate | None, value: str = "value") -> dict[str, float | None] | None:

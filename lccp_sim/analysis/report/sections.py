@@ -43,14 +43,13 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
         Section("The paper and this run", [], [paper.claims_table(found)]),
         Section("Forecasts", [], [tables.forecasts_table(found)]),
         Section("Training", these("load_map"), [costs_table(found), corpus_table(found)]),
-        Section("Every window", [], [tables.windows_table(found), tables.heads_table(found)], folded=True),
-        Section("Every part", [], [tables.by_length_table(found), tables.parts_table(found)], folded=True),
+        Section("Every window", [], [tables.windows_table(found), tables.heads_table(found)]),
+        Section("Every part", [], [tables.by_length_table(found), tables.parts_table(found)]),
         Section(
             "Every correlation",
             [],
             [comparisons_table(found.comparisons), by_task_table(found.correlations)],
-            folded=True,
         ),
     ]
-    kept = [Section(one.title, one.drawings, [table for table in one.tables if table.rows], one.folded) for one in made]
+    kept = [Section(one.title, one.drawings, [table for table in one.tables if table.rows], True) for one in made]
     return [section for section in kept if section.drawings or section.tables]

@@ -6,7 +6,6 @@ seed is one point; intervals over items, which the reports of runs have, say not
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, setting, tokens
+from lccp_sim.analysis.metrics import LOG, metric_of
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
@@ -38,6 +38,7 @@ from lccp_sim.analysis.stats.arms import (
     moved,
     results,
 )
+from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.rule import decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.files import write_atomic
@@ -64,7 +65,7 @@ def write_study(
     again = [curves_of(each, metrics) for each in repeats]
     rows, still = results(curves, reference, again), moved(curves, again)
     agreed, drawn = agreements(rows), [run for seeds in runs.values() for run in seeds.values()]
-    table = pd.json_normalize([row.row() for row in rows])
+    table = pd.json_normalize(to_json(rows))
     told = (
         _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
@@ -105,10 +106,10 @@ def write_study(
     data = {
         "study": name, "texts": list(texts), "reference": reference, "metrics": list(metrics), "paper": paper,
         "failed": list(failed), "precondition_not_met": weak,
-        "results": [row.row() for row in rows], "agreements": [row.row() for row in agreed],
-        "answers": [answer.row() for answer in found],
-        "stopping": [cost.row() for cost in costs],
-        "repeats": [asdict(row) for row in still],
+        "results": to_json(rows), "agreements": to_json(agreed),
+        "answers": to_json(found),
+        "stopping": to_json(costs),
+        "repeats": to_json(still),
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": _names(runs), "again": [_names(each) for each in repeats],
     }  # fmt: skip
@@ -146,9 +147,10 @@ def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
             tokens_W, value_SW = at_shared_windows(curves)
             stderr_W = value_SW.std(0, ddof=1) / len(curves) ** 0.5 if len(curves) > 1 else None
             line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
-        ax.set_title(metric, fontsize=8.5, fontweight="normal")
+        of = metric_of(*metric.split("/"))
+        ax.set_title(of.title, fontsize=8.5, fontweight="normal")
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
-        if metric.endswith("nats") and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
+        if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
             log_values(ax)
     handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
     figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))
@@ -228,7 +230,9 @@ def _saturation(found: Curves) -> Table:
                 continue
             moved, decision = progress(curve), decide(curve)
             gain = interval(decision.gain) if decision.gain and np.isfinite(decision.gain.value) else ""
-            t95 = f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {(moved.reason or '').partition(':')[0]}"
+            t95 = (
+                f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {moved.reason.code if moved.reason else ''}"
+            )
             way = f"{number(moved.first)} to {number(moved.last)}"
             cells.append([metric, arm, decision.verdict, way, gain, t95])
     note = (

@@ -9,29 +9,20 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lccp_sim.analysis.findings import FORETOLD, Findings, values
+from lccp_sim.analysis.findings import Findings, values
 from lccp_sim.analysis.format import change, interval, judged, measured, number, percent, tagged, tokens
+from lccp_sim.analysis.metrics import METRICS, shown
 from lccp_sim.analysis.stats.forecast import GAIN
 from lccp_sim.analysis.stats.laws import LAWS
 from lccp_sim.analysis.stats.saturation import Progress
 from lccp_sim.records import SENTENCE, Tag
 
-WINDOWS: tuple[tuple[str, str, str, str, dict[str, Tag]], ...] = (  # column, unit, monitor, metric, tags
-    ("hit", "fraction", "needle", "hit_frac", {}),
-    ("hit of the whole sentence", "fraction", "needle", "hit_frac", {"span": SENTENCE}),
-    ("needle perplexity", "mean of exp", "needle", "answer_ppl", {}),
-    ("answer NLL", "nats", "needle", "answer_nll_nats", {}),
-    ("NLL of the whole sentence", "nats", "needle", "answer_nll_nats", {"span": SENTENCE}),
-    ("control NLL", "nats", "needle", "control_nll_nats", {}),
-    ("heads > 0.1", "count", "heads", "retrieval_heads_count", {}),
-    ("initial heads", "mean score", "heads", "initial_heads_mean_frac", {}),
-    ("initial heads on LongBio", "mean score", "heads", "initial_heads_mean_frac", {"samples": "longbio"}),
-    ("probe", "exact match", "probe", "exact_match_frac", {}),
-    ("held-out NLL", "nats", "perplexity", "nll_nats", {}),
-    ("short NLL", "nats", "perplexity", "short_nll_nats", {}),
-    ("LongPPL", "nats", "perplexity", "longppl_nats", {}),
-)
-FIRST = ("needle", "probe", "heads", "perplexity", "induction", "intervention")
+MORE: dict[str, tuple[str, dict[str, Tag]]] = {  # beside a metric's own column of windows: what it is of, and tags
+    "needle/hit_frac": ("whole sentence", {"span": SENTENCE}),
+    "needle/answer_nll_nats": ("whole sentence", {"span": SENTENCE}),
+    "heads/initial_heads_mean_frac": ("LongBio", {"samples": "longbio"}),
+}
+MONITORS = tuple(dict.fromkeys(each.monitor for each in METRICS))
 
 
 @dataclass(frozen=True)
@@ -96,8 +87,8 @@ def probe_table(found: Findings) -> Table:
 def laws_table(found: Findings) -> Table:
     """One row a headline metric, one column a law: AICc above the best one, and the error on the last windows."""
     rows = []
-    for monitor, metric in FORETOLD:
-        fits = {fit.law: fit for fit in found.fits.get((monitor, metric, ()), [])}
+    for each in shown("forecast"):
+        fits = {fit.law: fit for fit in found.fits.get((each.monitor, each.name, ()), [])}
         if not fits:
             continue
         best = min(fit.aicc for fit in fits.values())
@@ -106,7 +97,7 @@ def laws_table(found: Findings) -> Table:
             fit = fits.get(law)
             error = "" if fit is None or fit.tail_error is None else f" ({number(fit.tail_error)})"
             cells.append("" if fit is None else f"{number(fit.aicc - best)}{error}")
-        rows.append([tagged(monitor, metric, {}), *cells])
+        rows.append([tagged(each.monitor, each.name, {}), *cells])
     head = ["metric", *(law.replace("_", " ") for law in LAWS)]
     note = (
         "AICc less that of the best law: 0 is the best, and 2 is hardly worse. In brackets: root mean square error on "
@@ -194,13 +185,14 @@ def heads_table(found: Findings) -> Table:
 def windows_table(found: Findings) -> Table:
     """One row a window: every monitor's main metrics with their standard errors."""
     columns, head = [], ["tokens"]
-    for name, unit, monitor, metric, tags in WINDOWS:
-        curve = found.curve(monitor, metric, **tags)
+    wanted = [(each, *more) for each in shown("windows") for more in (("", {}), MORE.get(each.key, ("", None)))]
+    for each, of, tags in wanted:
+        curve = None if tags is None else found.curve(each.monitor, each.name, **tags)
         if curve is not None:
             columns.append(
                 {t: measured(v, e) for t, v, e in zip(curve.tokens_W, curve.value_W, curve.stderr_W, strict=True)}
             )
-            head.append(f"{name}, {unit}")
+            head.append(f"{each.title} ({of})" if of else each.title)
     grid = sorted(set().union(*columns))
     rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
     note = "± one standard error over items. An empty cell: not measured at that window. "
@@ -242,7 +234,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     cells = [tagged(row.monitor, row.metric, row.tags) + source, decision.verdict if decision else ""]
     cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
     cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
-    why = (row.reason or "").partition(":")[0]
+    why = row.reason.code if row.reason else ""
     none = "none" if why == cells[1] else f"none: {why}"
     cells.append(interval(row.t95, tokens) if row.t95 else none)
     cells.append((decision.law or "").replace("_", " ") if decision else "")
@@ -251,7 +243,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
 
 def _ordered(rows: Iterable[Progress]) -> list[Progress]:
     """The rows by monitor, as a report has them; within one as they were entered."""
-    return sorted(rows, key=lambda row: FIRST.index(row.monitor))
+    return sorted(rows, key=lambda row: MONITORS.index(row.monitor))
 
 
 NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}

@@ -1,28 +1,75 @@
-"""What a run shows, in three sentences whose every number is computed; more is in `details`, the rest in `absent`.
+"""The first screen: one sentence (train on, or stop?), a row a signal, and what a run shows in words.
 
 A claim is made only where a whole 95 % interval is on one side. Deceptive saturation is claimed where the rule calls
 the hit saturated and the answer NLL improving: the rule rests on what the next doubling of tokens is predicted to
 bring, not on t95, which every curve has, one that goes on improving, too.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isnan
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import SPANS, change, judged, percent, reached, tokens
+from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
+from lccp_sim.analysis.metrics import Metric, shown
 from lccp_sim.analysis.report.absent import not_shown
 from lccp_sim.analysis.report.details import beyond, statements
 from lccp_sim.analysis.report.precondition import Check, precondition, unmet
+from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
-from lccp_sim.analysis.stats.rule import Decision, decided
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS
+from lccp_sim.analysis.stats.pairs import HIT, NLL
+from lccp_sim.analysis.stats.rule import VERDICTS, Decision, decided
 from lccp_sim.analysis.stats.saturation import Progress
 from lccp_sim.records import SENTENCE
+
+LEVELLED, IMPROVING, UNDECIDED = "levelled", "still improving", "undecided"
+FEW, WORSE = "too few points", "worse"
+STATUS = dict(zip(VERDICTS, (LEVELLED, IMPROVING, UNDECIDED, FEW), strict=True))
+NAMED = {
+    "perplexity/short_nll_nats": "forgetting (short-context NLL)",
+    "heads/initial_heads_mean_frac": "heads (initial)",
+}
+COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below", "levelled at")
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A row of the first screen. `first`, `last`: the metric's values at its first and last window, in `unit`.
+
+    `status`: LEVELLED, IMPROVING, UNDECIDED or FEW by the rule (the probe also by the test that it stays), or WORSE
+    where the metric got worse beyond noise. `next_doubling`: the predicted improvement of as many tokens again,
+    positive where better; `threshold`: what its upper limit must lie below. `since_tokens`: where it levelled.
+    """
+
+    metric: str
+    name: str
+    unit: str
+    first: float
+    last: float
+    status: str
+    next_doubling: Estimate | None
+    threshold: float | None
+    since_tokens: int | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as COLUMNS has it, each number with three digits at most."""
+        gain, buys = self.next_doubling, ""
+        if gain is not None:
+            buys = f"{gain.value:+.2g}"
+            buys += "" if gain.low is None or gain.high is None else f" [{gain.low:.2g}, {gain.high:.2g}]"
+        below = "" if self.threshold is None else f"{self.threshold:.2g}"
+        since = "" if self.since_tokens is None else tokens(self.since_tokens)
+        return (self.name, f"{number(self.first)} to {number(self.last)}", self.status, buys, below, since)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`summary`: three sentences. `caution`: what in the precondition fails, or "". `statements`: (topic, sentence).
+    """`headline`: train on, or stop? `signals`: the table under it. `summary`: three sentences with the numbers.
 
-    `not_shown`: what a reader may look for and this run does not show.
+    `caution`: what in the precondition fails, or "". `statements`: (topic, sentence). `not_shown`: what a reader may
+    look for and this run does not show.
     """
 
     summary: tuple[str, str, str]
@@ -30,6 +77,8 @@ class Verdict:
     statements: list[tuple[str, str]]
     not_shown: list[str]
     precondition: list[Check]
+    headline: str = ""
+    signals: list[Signal] = field(default_factory=list)
 
 
 def verdict(found: Findings) -> Verdict:
@@ -39,7 +88,88 @@ def verdict(found: Findings) -> Verdict:
     checks = precondition(found.run)
     failed = unmet(checks)
     caution = f"The precondition is not met, so read the rest with care. {failed}." if failed else ""
-    return Verdict(summary, caution, statements(found), not_shown(found), checks)
+    rows = signals(found)
+    said = statements(found)
+    return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows)
+
+
+def signals(found: Findings) -> list[Signal]:
+    """One row for each signal of the catalogue that the run recorded."""
+    return [row for each in shown("signal") if (row := _signal(found, each)) is not None]
+
+
+def _signal(found: Findings, of: Metric) -> Signal | None:
+    row, decision = found.row(of.monitor, of.name), found.decision(of.monitor, of.name)
+    if row is None or decision is None:
+        return None
+    status, since = STATUS[decision.verdict], decision.since_tokens
+    if of.monitor == "probe" and status == FEW and found.stays is not None and found.stays.holds:
+        status, since = LEVELLED, found.stays.before_tokens
+    if row.windows > 1 and row.improvement.below(0):
+        status = WORSE
+    gain = decision.gain if decision.gain is not None and not isnan(decision.gain.value) else None
+    threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
+    since = since if status == LEVELLED else None
+    return Signal(of.key, NAMED.get(of.key, of.label), of.unit, row.first, row.last, status, gain, threshold, since)
+
+
+def headline(found: Findings, rows: Sequence[Signal]) -> str:
+    """One sentence: train on, stop, or undecided, and by which signals."""
+    status = {row.metric: row.status for row in rows}
+    hit, nll = status.get(HIT), status.get(NLL)
+    if hit is None or nll is None:
+        return "Undecided: no needle records, so there is no hit and no answer NLL to judge by."
+    named = {word: [_short(row) for row in rows if row.status == word] for word in (*STATUS.values(), WORSE)}
+    rising, levelled = named[IMPROVING], named[LEVELLED]
+    forgets = f"; {_listed(named[WORSE])} got worse" if named[WORSE] else ""
+    if hit == LEVELLED and nll == IMPROVING:
+        where = next(row.since_tokens for row in rows if row.metric == HIT)
+        claim = f"the hit levelled at {tokens(where or 0)} tokens, but {_listed(rising)} still improve"
+        return f"Train on: {claim}{'s' * (len(rising) == 1)} (deceptive saturation){forgets}."
+    if rising:
+        return f"Train on: {_listed(rising)} still improve{'s' * (len(rising) == 1)}{forgets}."
+    if hit == nll == LEVELLED:
+        if found.stays is None or found.stays.holds:
+            return f"Stop: {_listed(levelled)} have levelled{forgets}."
+        return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to stay{forgets}."
+    if hit == nll == FEW:
+        return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
+    unsure = named[UNDECIDED] + named[FEW]
+    return f"Undecided: whether {_listed(unsure)} {'has' if len(unsure) == 1 else 'have'} levelled is open{forgets}."
+
+
+def _short(row: Signal) -> str:
+    return row.name.partition(" (")[0].partition(",")[0].replace("needle ", "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "hit, probe and heads"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else "nothing"
+
+
+def verdict_text(said: Verdict) -> str:
+    """The first screen for a terminal: the sentence, and the table in columns."""
+    table = [COLUMNS, *(row.cells for row in said.signals)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([said.headline, *(lines if said.signals else ()), *notes(said)])
+
+
+def verdict_markdown(said: Verdict) -> str:
+    """The same in Markdown, for TensorBoard's text tab and report.md."""
+    table = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells for row in said.signals)]
+    lines = [f"| {' | '.join(row)} |" for row in table] if said.signals else []
+    return "\n".join([f"**{said.headline}**", "", *lines, "", *notes(said)])
+
+
+def notes(said: Verdict) -> list[str]:
+    """A line for the precondition, where there is one."""
+    if not said.precondition:
+        return []
+    failed = [check for check in said.precondition if check.met is False]
+    unknown = [check for check in said.precondition if check.met is None]
+    state = f"{len(failed)} of {len(said.precondition)} conditions not met" if failed else "met"
+    return [f"Precondition: {state}{f' ({len(unknown)} not recorded)' if unknown else ''}."]
 
 
 def deceptive_here(hit: Decision | None, nll: Decision | None, stays: Equivalence | None) -> str:

@@ -13,16 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau, ttest_rel
 from scipy.stats import t as student
 
-from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import holm
-from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate, whole_curve
+from lccp_sim.analysis.stats.curve import LEVEL, Absent, Curve, Estimate, whole_curve
 
 Repeats = Mapping[int, Sequence[float]]  # a number of each repeat, by seed
 
@@ -135,10 +133,6 @@ class Result:
         """Whether repeats differ as much as the arms do: then it is no difference, whatever its p."""
         return self.floor is not None and self.difference is not None and abs(self.difference.value) <= self.floor
 
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -153,11 +147,7 @@ class Agreement:
     arms: int
     tau: float | None
     p: float | None
-    reason: str | None
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
+    reason: Absent | None
 
 
 def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
@@ -235,8 +225,8 @@ def _agreement(monitor: str, probe: str, means: Mapping[str, Mapping[str, float]
     x, y = ([means[name][arm] for arm in shared] for name in (monitor, probe))
     none = Agreement(monitor, probe, len(shared), None, None, None)
     if len(shared) < 3:
-        return replace(none, reason=f"{len(shared)} arms have both; at least 3 are needed")
+        return replace(none, reason=Absent("not enough arms", f"{len(shared)} have both, at least 3 are needed"))
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return replace(none, reason=f"{monitor if np.ptp(x) == 0 else probe}: the same in all arms")
+        return replace(none, reason=Absent("the same in all arms", of=(monitor if np.ptp(x) == 0 else probe,)))
     test = kendalltau(x, y)
     return replace(none, tau=float(test.statistic), p=float(test.pvalue))

@@ -17,14 +17,13 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm, t
 
-from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import Absent
 from lccp_sim.analysis.stats.pairs import (
     HIT,
     KINDS,
@@ -148,11 +147,7 @@ class Correlation:
     spearman: Coefficient | None
     interval: str
     after_rule: str | None
-    reason: str | None
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
+    reason: Absent | None
 
 
 def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correlation]:
@@ -209,23 +204,23 @@ def points(
 
 def why_not(
     made: Sequence[Points], panels: Sequence[Panel], kind: str, names: Sequence[Name], x: int = 0, y: int = 1
-) -> str | None:
+) -> Absent | None:
     """Why `made`, the points of names[x] against names[y], give no coefficient; None where they do."""
     if not any(panel.shared(*names) for panel in panels):
-        return f"no window has {', '.join(names)}"
+        return Absent("no window has all", ", ".join(names))
     if kind == "after_hit" and all(panel.after is None for panel in panels):
-        return "; ".join(sorted({panel.rule for panel in panels}))
+        return Absent("no hit to start after", "; ".join(sorted({panel.rule for panel in panels})))
     count = sum(len(each.x_W) for each in made)
     if count < MIN_POINTS or degrees(made) < 1:
         most = max((len(each.values[0]) for panel in panels if (each := panel.aligned(kind, *names))), default=0)
-        return f"not enough points: {count or most}, at least {MIN_POINTS} needed"
+        return Absent("not enough points", f"{count or most}, at least {MIN_POINTS} needed")
     return _constant(made, kind, (names[x], names[y]), False)
 
 
-def _constant(made: Sequence[Points], kind: str, names: Sequence[Name], ranked: bool) -> str | None:
+def _constant(made: Sequence[Points], kind: str, names: Sequence[Name], ranked: bool) -> Absent | None:
     still = [name for name, moves in zip(names, varies(made, ranked), strict=True) if not moves]
     given = {"partial": " given log tokens", "differences": " in slope", "after_hit": " after the hit"}.get(kind, "")
-    return f"{'ranks of ' * ranked}{' and '.join(still)}: constant{given}" if still else None
+    return Absent(f"constant{given}", of=tuple("ranks of " * ranked + name for name in still)) if still else None
 
 
 def _correlation(
@@ -295,11 +290,7 @@ class Comparison:
     t: float | None
     p: float | None
     p_holm: float | None
-    reason: str | None
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
+    reason: Absent | None
 
 
 def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparison]:
@@ -331,7 +322,7 @@ def _comparison(panels: list[Panel], target: str, task: str | None, monitor: Nam
         up = [_up(panels, name) for name in names]
         r = [up[x] * up[y] * pooled_correlation(each, False) for each, (x, y) in zip(made, pairs, strict=True)]
         test = williams(r[0], r[1], r[2], n)
-        reason = None if test else f"the test needs n of at least 4 (here {n}) and two different series"
+        reason = None if test else Absent("no test", f"it needs n of at least 4 (here {n}) and two different series")
     return Comparison(
         target=target,
         task=task,

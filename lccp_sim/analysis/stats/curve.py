@@ -1,18 +1,18 @@
 """A metric against tokens, with resamples of the whole curve, and estimates with the intervals that they give."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
+from lccp_sim.analysis.metrics import DOWN, Metric, metric_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, head_resamples, item_resamples
 from lccp_sim.records import OF_SENTENCE, Tag
 
 LEVEL = 0.95
-ITEM_METRICS = ("hit_frac", "answer_nll_nats")  # of the monitor heads: texts, not heads, have these values
-GROWS = ("gain", "causal", "entropy")  # more is better, in nats, too
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,13 @@ class Curve:
 
     @property
     def rising(self) -> bool:
-        """Whether more is better: nats and perplexities fall, unless they are a gain or an effect; all else rises."""
-        return any(word in self.metric for word in GROWS) or not self.metric.endswith(("_nats", "ppl"))
+        """Whether more is better (or neither is)."""
+        return self.row.better != DOWN
+
+    @property
+    def row(self) -> Metric:
+        """Its row of the catalogue."""
+        return metric_of(self.monitor, self.metric)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,38 @@ class Estimate:
         return self.high is not None and self.high < bound
 
 
+@dataclass(frozen=True)
+class Absent:
+    """Why a quantity does not exist: a `code`, of few that programs may compare, and a `detail` with the numbers.
+
+    `of`: the metrics whose fault it is, where these are not all that the quantity is about.
+    """
+
+    code: str
+    detail: str = ""
+    of: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (" and ".join(self.of), self.code, self.detail)))
+
+    def beside(self, name: str) -> "Absent":
+        """The same for a place that names `name` already."""
+        return replace(self, of=()) if self.of == (name,) else self
+
+
+def to_json(node: Any) -> Any:
+    """Results as JSON values: dataclasses as objects, estimates as value, low, high, reasons as sentences."""
+    if isinstance(node, Absent):
+        return str(node)
+    if isinstance(node, Estimate):
+        return {"value": node.value, "low": node.low, "high": node.high}
+    if is_dataclass(node):
+        return {each.name: to_json(getattr(node, each.name)) for each in fields(node)}
+    if isinstance(node, Mapping):
+        return {name: to_json(value) for name, value in node.items()}
+    return [to_json(value) for value in node] if isinstance(node, list | tuple) else node
+
+
 def curves(
     run: RunData,
     monitor: str,
@@ -93,7 +130,8 @@ def curves(
     steps = sorted(set.intersection(*(set(frame.index) for frame in rows.values()))) if rows else []
     if not steps:
         return {}
-    resample = head_resamples if monitor == "heads" and not set(rows) & set(ITEM_METRICS) else item_resamples
+    by_text = monitor != "heads" or any(metric_of(monitor, name).group == "answer" for name in rows)
+    resample = item_resamples if by_text else head_resamples  # texts or heads have these values
     paired = resample(run, monitor, list(rows), steps, tags if of_items is None else of_items, seed)
     result = {}
     for number, (metric, frame) in enumerate(rows.items()):

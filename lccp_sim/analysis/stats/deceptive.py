@@ -15,15 +15,13 @@ item's own NLL.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 from statsmodels.stats.proportion import proportion_confint
 
-from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Absent, Curve, Estimate, curves
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
 from lccp_sim.analysis.stats.pairs import CEILING, NLL, TARGETS, gather, probe_tags
 from lccp_sim.analysis.stats.prediction import Prediction, predict
@@ -85,7 +83,7 @@ class Index:
     p_own: float | None
     exceeds: bool | None
     excess: Estimate | None
-    reason: str | None
+    reason: Absent | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Ceiling:
     tokens: int | None
     fold: Estimate | None
     nats: Estimate | None
-    reason: str | None
+    reason: Absent | None
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,6 @@ class Deceptive:
     runs: tuple[DeceptiveRun, ...]
     predictions: tuple[Prediction, ...]
 
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
-
 
 def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None = None, seed: int = 0) -> Deceptive:
     """Index, null and ceilings of each run, for needles with `tags` ({}: the whole monitor), and the predictions.
@@ -144,7 +138,7 @@ def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None 
 def _one(run: RunData, tags: Mapping[str, Tag], seed: int) -> DeceptiveRun:
     both = curves(run, "needle", ("hit_frac", "answer_nll_nats"), tags, seed)
     if len(both) < 2:
-        reason = "no needle records with these tags"
+        reason = Absent("no needle records with these tags")
         indices = tuple(_no_index(name, reason) for name in LATE)
         return DeceptiveRun(run.name, 0, 0, indices, tuple(Ceiling(rule, None, None, None, reason) for rule in RULES))
     hit, nll = both["hit_frac"], both["answer_nll_nats"]
@@ -170,16 +164,18 @@ def _one(run: RunData, tags: Mapping[str, Tag], seed: int) -> DeceptiveRun:
 def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] | None) -> Index:
     """`drawn`: t95 [R] of resampled hits, of hits derived from the NLL, and of those derived on the own scale."""
     if late is None:
-        return _no_index(name, f"no {name} records")
+        return _no_index(name, Absent("not recorded", of=(name,)))
     first, last = progress(hit), progress(late)
     if first.t95 is None or last.t95 is None:
         which, row = ("hit", first) if first.t95 is None else (name, last)
-        return _no_index(name, f"no t95 of {which}: {row.reason}")
+        return _no_index(name, Absent("no t95", str(row.reason), of=(which,)))
     draws_R = None
     if first.t95.draws is not None and last.t95.draws is not None:
         draws_R = last.t95.draws / first.t95.draws
     index = Estimate.of(last.t95.value / first.t95.value, draws_R)
-    found = replace(_no_index(name, "no samples of the needle at every window"), index=replace(index, draws=None))
+    found = replace(
+        _no_index(name, Absent("no samples of the needle at every window")), index=replace(index, draws=None)
+    )
     if drawn is None or late.draws_RW is None:
         return found
     hit_R, null_R, own_R = drawn
@@ -187,7 +183,7 @@ def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] |
     null, p = _against(index.value, late_R / null_R)
     null_own, p_own = _against(index.value, late_R / own_R)
     if null is None or null_own is None or p is None or p_own is None:
-        return replace(found, reason="hits derived from the NLL do not improve")
+        return replace(found, reason=Absent("hits derived from the NLL do not improve"))
     excess = _spread(np.round(null_R / hit_R, 9))  # exactly 1 where derived hits are the observed ones
     return Index(
         late=name,
@@ -219,7 +215,7 @@ def _spread(draws_R: Array) -> Estimate | None:
     return Estimate(float(middle), float(low), float(high))
 
 
-def _no_index(name: str, reason: str) -> Index:
+def _no_index(name: str, reason: Absent) -> Index:
     return Index(name, *(None,) * 7, reason)
 
 
@@ -230,17 +226,16 @@ def _ceiling(rule: str, hit: Curve, nll: Curve) -> Ceiling:
     passed = np.flatnonzero(lower_W >= CEILING)
     none = Ceiling(rule, None, None, None, None)
     if not len(passed):
-        best = f"the hit's {'mean' if rule == 'mean' else 'lower bound'} never reaches {CEILING}"
+        best = f"the hit's {'mean' if rule == 'mean' else 'lower bound'}"
         few = rule == "wilson" and proportion_confint(hit.n, hit.n, method="wilson")[0] < CEILING
-        return replace(
-            none, reason=f"{best}: {hit.n} items are too few" if few else f"{best}: {lower_W.max():.3g} at most"
-        )
+        detail = f"{hit.n} items are too few" if few else f"{lower_W.max():.3g} at most"
+        return replace(none, reason=Absent(f"never reaches {CEILING}", detail, of=(best,)))
     place = int(passed[0])
     none = replace(none, tokens=int(hit.tokens_W[place]))
     if place == len(hit.tokens_W) - 1:
-        return replace(none, reason="reached at the last window only")
+        return replace(none, reason=Absent("reached at the last window only"))
     if nll.value_W[-1] <= 0:
-        return replace(none, reason="the NLL ends at 0")
+        return replace(none, reason=Absent("the NLL ends at 0"))
     at, end = nll.value_W[place], nll.value_W[-1]
     fold_R = nats_R = None
     if nll.draws_RW is not None:

@@ -6,14 +6,13 @@ of exact match, and a probe of few questions cannot show so little whatever the 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from lccp_sim.analysis.format import number, to_json, tokens
+from lccp_sim.analysis.format import number, tokens
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.curve import Absent, Estimate
 from lccp_sim.analysis.stats.estimate import Array, item_values
 from lccp_sim.errors import ConfigError
 
@@ -35,7 +34,7 @@ class Equivalence:
     change: Estimate | None
     margin: float
     holds: bool
-    reason: str | None
+    reason: Absent | None
 
     def said(self) -> str:
         """One clause for a reader."""
@@ -46,10 +45,6 @@ class Equivalence:
         low, high = self.change.low or 0.0, self.change.high or 0.0
         moved = f"{number(self.change.value)} (90 % interval {number(low)} to {number(high)}) by {self.items} questions"
         return f"{between} the probe {word} within {number(self.margin)}: its exact match changes by {moved}"
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
 
 
 def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
@@ -62,10 +57,10 @@ def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
     none = Equivalence(None, None, 0, None, margin, False, None)
     early = windows[windows <= windows.iloc[-1] / 2]
     if early.empty:
-        return replace(none, reason="no window of the probe lies at half its last window's tokens or before")
+        return replace(none, reason=Absent("no window of the probe lies at half its last window's tokens or before"))
     found = item_values(run, "probe", [METRIC], [int(early.index[-1]), int(windows.index[-1])], tags)
     if found is None or len(found[1]) < 2:
-        return replace(none, reason="no samples of the probe at these windows")
+        return replace(none, reason=Absent("no samples of the probe at these windows"))
     before_I, after_I = found[0][METRIC].T
     holds, change = equivalent(before_I, after_I, margin)
     return Equivalence(int(early.iloc[-1]), int(windows.iloc[-1]), len(before_I), change, margin, holds, None)

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from lccp_sim.analysis.metrics import LOGIT
 from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.errors import ConfigError
@@ -195,14 +196,14 @@ class Scale:
 
 
 def onto_scale(curve: Curve) -> tuple[Curve, Scale]:
-    """The curve, without its resamples, on the scale for laws: logits for shares of items (_frac), else unchanged.
+    """The curve, without its resamples, on the scale for laws: logits for shares of items, else unchanged.
 
     A share counts as half an item of n + 1 at least, and as much less than 1 at most (Haldane 1956, Ann. Hum. Genet.
     20, has the half item), and so does its standard error. Without standard errors those of the resamples are taken.
     """
     if curve.draws_RW is not None and not (np.isfinite(curve.stderr_W).all() and curve.stderr_W.any()):
         curve = replace(curve, stderr_W=curve.draws_RW.std(0))
-    if not curve.metric.endswith("_frac") or "gain" in curve.metric or (np.abs(curve.value_W - 0.5) > 0.5).any():
+    if curve.row.scale != LOGIT or (np.abs(curve.value_W - 0.5) > 0.5).any():
         return replace(curve, draws_RW=None), Scale()
     scale = Scale("logit", 0.5 / ((curve.n or ITEMS) + 1))
     share_W = np.clip(curve.value_W, scale.least, 1 - scale.least)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lccp_sim.analysis.metrics import groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
@@ -28,13 +29,8 @@ from lccp_sim.records import Tag
 
 CEILING = 0.95
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
-PAIRED_MONITORS = {  # what is asked for together shares its items
-    "needle": ("hit_frac", "answer_nll_nats", "answer_ppl"),
-    "heads": ("retrieval_heads_count", "initial_heads_mean_frac"),
-    "perplexity": ("nll_nats", "short_nll_nats", "longppl_nats"),
-    "induction": ("second_copy_nll_nats",),
-}
-TARGETS = ("exact_match_frac", "answer_nll_nats")
+BESIDE = tuple(dict.fromkeys(each.monitor for each in shown("beside")))
+TARGETS = tuple(each.name for each in shown("target"))
 KINDS = ("level", "differences", "partial", "after_hit")
 MIN_POINTS = 4
 Name = str  # "monitor/metric", "probe/metric" or "probe/metric/task"
@@ -135,9 +131,8 @@ def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
 
 
 def monitors(panels: Sequence[Panel]) -> list[Name]:
-    """The monitors' metrics that some run has, in the order of MONITORS."""
-    names = [f"{monitor}/{metric}" for monitor, metrics in PAIRED_MONITORS.items() for metric in metrics]
-    return [name for name in names if any(name in panel.curves for panel in panels)]
+    """The monitors' metrics that some run has, in the order of the catalogue."""
+    return [each.key for each in shown("beside") if any(each.key in panel.curves for panel in panels)]
 
 
 def targets(panels: Sequence[Panel]) -> list[tuple[str, str | None]]:
@@ -163,19 +158,18 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
 
 def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
-    for number, (monitor, metrics) in enumerate(PAIRED_MONITORS.items()):
-        groups = [metrics] if monitor == "heads" else [(metric,) for metric in metrics]
-        for group in groups:
+    for number, monitor in enumerate(BESIDE):
+        for group in groups("beside", monitor):
             for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
                 found[f"{monitor}/{metric}"] = curve
     for metric in TARGETS:
         tags = probe_tags(run, metric)
-        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(PAIRED_MONITORS)).values():
+        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(BESIDE)).values():
             found[f"probe/{metric}"] = curve
         if tags and by_task:
             rows = run.select("probe", metric, "task", **tags)
             for task in sorted(set(rows.task)) if len(rows) else ():
-                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(PAIRED_MONITORS))
+                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(BESIDE))
                 found[f"probe/{metric}/{task}"] = only[metric]
     later = [float(t) for curve in found.values() for t in curve.tokens_W if t > 0]
     return Panel(run.path.resolve(), run.name, found, min(later, default=1.0), *_after(found.get(HIT)))

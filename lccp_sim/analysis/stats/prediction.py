@@ -7,12 +7,11 @@ interval, because few runs carry none; the number of runs in which the monitor w
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.format import to_json
 from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.curve import Absent
 from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.pairs import Name, Panel, gather, monitors, target_name, targets
 
@@ -40,11 +39,7 @@ class Prediction:
     ratio: float | None
     wins: int | None
     slope_agrees: int | None
-    reason: str | None
-
-    def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return to_json(self)
+    reason: Absent | None
 
 
 def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:
@@ -68,17 +63,17 @@ def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Nam
     if len(data) < MIN_RUNS:
         where = " after the hit" if after_hit else ""
         found = f"{len(data)} runs have {PREDICTION_WINDOWS} windows{where} of both"
-        return replace(row, reason=f"{found}, {MIN_RUNS} are needed")
+        return replace(row, reason=Absent("not enough runs", f"{found}, {MIN_RUNS} are needed"))
     for place, name in ((0, monitor), (2, names[1])):
         if all(np.ptp(np.concatenate([run[place] for run in data[:i] + data[i + 1 :]])) == 0 for i in range(len(data))):
-            return replace(row, reason=f"{name}: constant")
+            return replace(row, reason=Absent("constant", of=(name,)))
     errors = [[_left_out(data, left, place) for left in range(len(data))] for place in (0, 1)]
     mae, mae_tokens = (float(np.concatenate([error for error, _ in each]).mean()) for each in errors)
     wins = sum(float(a.mean()) < float(b.mean()) for (a, _), (b, _) in zip(*errors, strict=True))
     whole = _fit(data, 0)[1]
     agrees = sum(bool(np.sign(slope) == np.sign(whole)) for _, slope in errors[0])
     if not mae_tokens > 0:
-        return replace(row, mae=mae, mae_tokens=mae_tokens, reason="log tokens foretell the probe exactly")
+        return replace(row, mae=mae, mae_tokens=mae_tokens, reason=Absent("log tokens predict the probe exactly"))
     return replace(row, mae=mae, mae_tokens=mae_tokens, ratio=mae / mae_tokens, wins=wins, slope_agrees=agrees)
 
 

@@ -19,13 +19,14 @@ from lccp_sim.analysis.stats.laws import LAW_WINDOWS, gain_per_doubling, laws_of
 from lccp_sim.errors import ConfigError
 
 EPS = 0.05
+VERDICTS = ("saturated", "improving", "not told apart", "not enough points")
 
 
 @dataclass(frozen=True)
 class Decision:
     """What the rule says at the end of a curve.
 
-    `verdict`: "saturated", "improving", "not told apart" or "not enough points". `since_tokens`: the first window of
+    `verdict`: one of VERDICTS. `since_tokens`: the first window of
     the unbroken row, two at least, at which the rule holds. `gain`: predicted improvement of the next doubling;
     `gain_so_far`: improvement from the first window to the last; both positive where better, in the metric's unit.
     `law`: the best one. `reasons`: sentences with the numbers.

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from lccp_sim.analysis.stats.curve import Curve, Estimate
+from lccp_sim.analysis.stats.curve import Absent, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS, scattered
 from lccp_sim.records import Tag
 
 FRACS = (0.5, 0.9, 0.95)
 FRAC = FRACS[-1]
+FEW_POINTS = "not enough points"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Progress:
     t90: Estimate | None
     t95: Estimate | None
     bracket: tuple[int, int] | None
-    reason: str | None
+    reason: Absent | None
     interval: str
     n: int
 
@@ -140,17 +141,18 @@ def _progress(curve: Curve) -> Progress:
             None if draws_RW is None else sign * (draws_RW[:, -1] - value_at(tokens_W, draws_RW, half)),
         )
     )
-    reason, bracket = None, None
+    reason: Absent | None = None
+    bracket: tuple[int, int] | None = None
     found: list[Estimate | None] = [None] * len(FRACS)
     if len(tokens_W) < LAW_WINDOWS:
-        reason = f"not enough points: {_count(len(tokens_W), 'window')}, at least {LAW_WINDOWS} needed"
+        reason = Absent(FEW_POINTS, f"{_count(len(tokens_W), 'window')}, at least {LAW_WINDOWS} needed")
     elif np.ptp(value_W) == 0:
-        reason = f"constant at {value_W[0]:.3g} at every window"
+        reason = Absent("constant", f"{value_W[0]:.3g} at every window")
     elif improvement.value <= 0:
-        reason = f"no improvement: {value_W[0]:.3g} at the start, {value_W[-1]:.3g} at the end"
+        reason = Absent("no improvement", f"{value_W[0]:.3g} at the start, {value_W[-1]:.3g} at the end")
     elif improvement.low is not None and improvement.low <= 0:
         low, high = improvement.low, improvement.high
-        reason = f"no improvement beyond noise: {improvement.value:.2g}, interval {low:.2g} to {high:.2g}"
+        reason = Absent("no improvement beyond noise", f"{improvement.value:.2g}, interval {low:.2g} to {high:.2g}")
     else:
         times = tokens_reached(curve)
         right, found = int(np.searchsorted(tokens_W, times[-1].value)), [*times]

@@ -1,0 +1,79 @@
+"""The first screen: the sentence by the statuses of the signals, and the same table in every place."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lccp_sim.analysis.findings import Findings, examine
+from lccp_sim.analysis.metrics import shown
+from lccp_sim.analysis.report.verdict import (
+    COLUMNS,
+    FEW,
+    IMPROVING,
+    LEVELLED,
+    UNDECIDED,
+    WORSE,
+    Signal,
+    Verdict,
+    headline,
+    verdict,
+    verdict_markdown,
+    verdict_text,
+)
+from lccp_sim.analysis.run import load_run
+from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.equivalence import Equivalence
+
+METRICS = [each.key for each in shown("signal")]
+MOVES = Equivalence(1, 2, 9, Estimate(0.1, 0.0, 0.2), 0.05, False, None)
+
+DECEPTIVE = "Train on: the hit levelled at 1.25M tokens, but {} still {} (deceptive saturation)."
+
+
+def rows(*statuses: str) -> list[Signal]:
+    made = []
+    for each, status in zip(shown("signal"), statuses, strict=False):
+        since = 1_250_000 if status == LEVELLED else None
+        made.append(Signal(each.key, each.label, each.unit, 0.1234, 1234.5, status, Estimate(0.0271, 0.0105, 0.0545),
+                           0.0303, since))  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(
+    ("statuses", "stays", "said"),
+    [
+        ((LEVELLED, IMPROVING, FEW), None, DECEPTIVE.format("answer NLL", "improves")),
+        ((LEVELLED, IMPROVING, IMPROVING), None, DECEPTIVE.format("answer NLL and probe", "improve")),
+        ((IMPROVING, IMPROVING, FEW), None, "Train on: hit and answer NLL still improve."),
+        ((LEVELLED, LEVELLED, LEVELLED), None, "Stop: hit, answer NLL and probe have levelled."),
+        ((LEVELLED, LEVELLED, FEW), MOVES,
+         "Undecided: hit and answer NLL have levelled, but the probe is not shown to stay."),
+        ((FEW, FEW, FEW), None, "Too early to tell: the rule needs at least 6 windows."),
+        ((LEVELLED, UNDECIDED), None, "Undecided: whether answer NLL has levelled is open."),
+        ((*[LEVELLED] * 5, WORSE), None,
+         "Stop: hit, answer NLL, probe, initial heads and held-out NLL have levelled; short-context NLL got worse."),
+        ((), None, "Undecided: no needle records, so there is no hit and no answer NLL to judge by."),
+    ],
+)  # fmt: skip
+def test_the_sentence_follows_from_the_statuses(statuses, stays, said):
+    assert headline(Findings(run=None, stays=stays), rows(*statuses)) == said
+
+
+def test_the_table_is_the_same_in_the_terminal_and_in_markdown():
+    made = rows(LEVELLED, IMPROVING)
+    said = Verdict(("", "", ""), "", [], [], [], "Train on: one sentence.", made)
+    text, markdown = verdict_text(said).split("\n"), verdict_markdown(said).split("\n")
+    assert text[0] == "Train on: one sentence." and markdown[0] == "**Train on: one sentence.**"
+    assert re.split(r"\s{2,}", text[1]) == list(COLUMNS)
+    cells = ["needle hit", "0.123 to 1234", LEVELLED, "+0.027 [0.01, 0.055]", "0.03", "1.25M"]
+    assert re.split(r"\s{2,}", text[2]) == cells and markdown[4] == f"| {' | '.join(cells)} |"
+    assert replace(made[0], next_doubling=None, threshold=None, since_tokens=None).cells[3:] == ("", "", "")
+
+
+def test_a_run_has_a_row_a_signal(planted):
+    found = examine(load_run(planted[0]))
+    said = verdict(found)
+    assert [row.metric for row in said.signals] == [key for key in METRICS if found.row(*key.split("/"))]
+    assert said.headline.startswith("Train on: the hit levelled") and "(deceptive saturation)" in said.headline
+    assert all(len(digits) <= 3 for row in said.signals for cell in row.cells for digits in re.findall(r"\d+", cell))
