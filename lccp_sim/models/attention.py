@@ -97,25 +97,32 @@ def attend(
 
     `bounds` [documents + 1] int64 on the CPU.
     """
-    B, T, N, H = q_BTNH.shape
-    gqa = N != k_BTMH.shape[2]
-    flat = [x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH)]
-    lengths = bounds.diff()
-    pieces = []
-    # Neighbours of one length share a call: rows of one document each are a single one.
-    values, counts = lengths.unique_consecutive(return_counts=True)
-    start = 0
+    gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
+
+    def dense(*heads_GTXH: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in heads_GTXH)
+        if window is None or q.shape[2] <= window:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa).transpose(1, 2)
+        return banded(q, k, v, scale, window).transpose(1, 2)
+
+    return by_document(dense, bounds, q_BTNH, k_BTMH, v_BTMH)
+
+
+def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:
+    """[B, T, ...]: what `function` makes of each document's part of the inputs, [G, length, ...] of each.
+
+    Neighbours of one length share a call (G of them): rows of one document each are a single one.
+    """
+    B, T = inputs_BTX[0].shape[:2]
+    flat = [x.flatten(0, 1) for x in inputs_BTX]
+    values, counts = bounds.diff().unique_consecutive(return_counts=True)
+    pieces, start = [], 0
     for length, count in zip(values.tolist(), counts.tolist(), strict=True):
         stop = start + length * count
-        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in flat)
-        if window is None or length <= window:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-        else:
-            y = banded(q, k, v, scale, window)
-        pieces.append(y.transpose(1, 2).reshape(length * count, N, H))
+        pieces.append(function(*(x[start:stop].unflatten(0, (count, length)) for x in flat)).flatten(0, 1))
         start = stop
-    y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return y_RNH.view(B, T, N, H)
+    y_RX = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return y_RX.unflatten(0, (B, T))
 
 
 def attend_pieces(
