@@ -99,7 +99,7 @@ BALANCE = "router_aux_loss_coef"
 COUNTS = {"num_layers", "d_model", "num_heads", "num_experts_per_token"}
 OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
 # What changes nothing that a model computes once it has its weights, and what a dense model has no use for.
-FREE = {"rope", "experts", "init_std", "previous_token_heads", "qk_norm_gain"}
+FREE = {"rope", "experts", "init_std", "previous_token_heads", "qk_norm_gain", "attention"}
 FREE |= {"router.balance_loss", "router.z_loss", "router.bias_update_rate"}
 OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}
 

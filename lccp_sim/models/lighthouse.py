@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lccp_sim.config import Size
+from lccp_sim.config import Size, refuse
 from lccp_sim.models.attention import by_document
 
 
@@ -52,6 +52,14 @@ class LighthouseAttention:
     dense_layers: tuple[int, ...] = ()
     dense_from_tokens: Size | None = None
     kind: Literal["lighthouse"] = "lighthouse"
+
+    def __post_init__(self) -> None:
+        rule = f"must be a multiple of tile_budget={self.tile_budget}, what one tile opens"
+        refuse(self.budget % self.tile_budget, "budget", self.budget, rule)
+
+    def keys(self) -> dict[str, Any]:
+        """The key of ModelConfig."""
+        return {"attention": self}
 
     @property
     def coarsest(self) -> int:

@@ -1,5 +1,7 @@
 """Lighthouse attention is its plain definition, window by window, and each of its traps is closed."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lccp_sim.config import ModelConfig
+from lccp_sim.models import lighthouse
+from lccp_sim.models.attention import Attention
 from lccp_sim.models.lighthouse import LighthouseAttention, attend_chosen, choose
+from lccp_sim.models.positions import BaseRope, rotation
+from lccp_sim.models.transformer import Transformer
+from lccp_sim.train.recompute import recompute
 
 H = 8
 # levels, factor, windows opened a tile, width of a tile, tokens, query heads, key heads
@@ -131,7 +139,7 @@ def test_of_a_choice_held_fixed_nothing_of_the_future_comes_through() -> None:
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    q, k, v = heads(13, 2, 1)
+    q, k, v = heads(9, 2, 1)
     chosen = choose(*loud(q, k), 3, 2, 2, 2)
     assert torch.autograd.gradcheck(lambda *x: attend_chosen(*x, 0.3, chosen), (q, k, v))
 
@@ -207,3 +215,49 @@ def test_documents_share_neither_windows_nor_choices(lengths: list[int]) -> None
     for grad in torch.autograd.grad(packed[start:stop].square().sum(), (q, k, v)):
         row_TXH = grad.flatten(0, 1)
         assert not row_TXH[:start].any() and not row_TXH[stop:].any()
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "before_rope", "after_rope", "full_width"])
+def test_loudness_is_measured_before_qk_norm(qk_norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap b: after it all tokens are equally loud, and which windows are opened is an accident."""
+    settings = LighthouseAttention(levels=3, factor=2, budget=8, tile_budget=4)
+    shape = {"d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_head": H}
+    layer = Attention(ModelConfig(rope=None, qk_norm=qk_norm, attention=settings, **shape), 0)
+    x_BTD = torch.randn(1, 64, 32) * torch.rand(1, 64, 1).mul(3).exp()
+    norms = F.linear(x_BTD, layer.qkv.weight).unflatten(-1, (-1, H)).norm(dim=-1).detach()
+    want = choose(norms[..., :4], norms[..., 4:6].repeat_interleave(2, dim=2), 3, 2, 4, 8)
+    seen, hidden = [], []
+    monkeypatch.setattr(lighthouse, "choose", lambda *x: seen.append(choose(*x)) or seen[0])
+    monkeypatch.setattr(lighthouse, "attend_chosen", lambda *x: hidden.append(x[0]) or attend_chosen(*x))
+    rope = rotation(torch.arange(64)[None], *BaseRope(100.0).frequencies(H), torch.float32)
+    y_BTD = layer(x_BTD, rope, torch.tensor([0, 64]), sparse=True)
+    assert torch.equal(seen[0].window_GNS, want.window_GNS) and torch.equal(seen[0].place_GNS, want.place_GNS)
+    after = hidden[0].norm(dim=-1)
+    assert qk_norm in ("none", "full_width") or after.std() < 1e-2 * after.mean() < 1e-2 * norms.std()
+    assert not torch.equal(y_BTD, layer(x_BTD, rope, torch.tensor([0, 64])))
+
+
+def test_training_alone_is_sparse_and_some_layers_never_are(model: Callable[..., Transformer]) -> None:
+    settings = LighthouseAttention(3, 2, 4, tile_budget=2)
+    tokens, bounds = torch.randint(50, (1, 64)), torch.tensor([0, 40, 64])
+    plain, sparse = (model(attention=each) for each in (None, settings))
+    with torch.no_grad():
+        want = plain(tokens, bounds=bounds).hidden_BTD
+        assert torch.equal(sparse(tokens, bounds=bounds).hidden_BTD, want), "monitors see dense attention"
+        assert torch.equal(plain(tokens, bounds=bounds, sparse=True).hidden_BTD, want)
+        assert not torch.allclose(sparse(tokens, bounds=bounds, sparse=True).hidden_BTD, want)
+        all_dense = model(attention=replace(settings, dense_layers=(0, 1, -1)))
+        assert torch.equal(all_dense(tokens, bounds=bounds, sparse=True).hidden_BTD, want)
+    config = ModelConfig(rope=None, num_layers=5, attention=replace(settings, dense_layers=(0, -2)))
+    assert [config.sparse(layer) is not None for layer in range(5)] == [False, True, True, False, True]
+
+
+def test_a_block_that_runs_again_chooses_the_same(model: Callable[..., Transformer]) -> None:
+    """Activation checkpointing: the same loss and gradients."""
+    tokens, found = torch.randint(50, (1, 64)), []
+    for every in (None, 1):
+        transformer = model(attention=LighthouseAttention(3, 2, 4, tile_budget=2))
+        recompute(transformer, every)
+        transformer(tokens, sparse=True).hidden_BTD.square().sum().backward()
+        found.append([p.grad for p in transformer.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
