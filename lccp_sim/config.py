@@ -54,12 +54,11 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `rope` is a variant of models/positions.py.
+    """Shape of the decoder. `rope` is a variant of models/positions.py, `attention` (of training) models/lighthouse.py.
 
     The first `num_dense_layers` layers have one SwiGLU of width `d_dense` in place of experts; all of them: a dense
     model, whose keys about experts mean nothing. With `window_tokens` a query sees that many tokens, its own included,
-    except in every `full_attention_every`-th layer. `attention` is a variant of models/attention_kinds.py that trains
-    otherwise than it is run (null: none). `vocab_size` (null: the tokenizer's) may pad the tokenizer's.
+    except in every `full_attention_every`-th layer. `vocab_size` (null: the tokenizer's) may pad the tokenizer's.
     """
 
     rope: Any
@@ -96,9 +95,8 @@ class ModelConfig:
 
         dense, router = self.num_dense_layers, self.router
         check(self.d_head % 2, "d_head", "must be even: RoPE rotates pairs")
-        kv_heads, heads = self.num_kv_heads, self.num_heads
-        check(heads % kv_heads, "num_heads", f"must be a multiple of model.num_kv_heads={kv_heads}")
-        experts, chosen = self.num_experts, self.num_experts_per_token
+        heads, experts, chosen = self.num_heads, self.num_experts, self.num_experts_per_token
+        check(heads % self.num_kv_heads, "num_heads", f"must be a multiple of model.num_kv_heads={self.num_kv_heads}")
         check(chosen > experts, "num_experts_per_token", f"must be at most model.num_experts={experts}")
         check(self.previous_token_heads > heads, "previous_token_heads", f"must be at most model.num_heads={heads}")
         check(dense > self.num_layers, "num_dense_layers", f"must be at most model.num_layers={self.num_layers}")
@@ -106,10 +104,6 @@ class ModelConfig:
         check((self.d_dense is None) == (dense > 0), "d_dense", rule)
         lone = self.full_attention_every is not None and self.window_tokens is None
         check(lone, "full_attention_every", "every layer is full without model.window_tokens; remove it, or give that")
-        named = self.attention.dense_layers if self.attention else ()
-        outside = [each for each in named if not -self.num_layers <= each < self.num_layers]
-        rule = f"must be layers of model.num_layers={self.num_layers}, counted from 0 or from the end (-1)"
-        refuse(outside, "model.attention.dense_layers", list(named), rule)
         if router.num_groups > 1:
             size = experts // router.num_groups
             rule = f"must divide model.num_experts={experts} into groups of two or more: the best two rank a group"
@@ -122,11 +116,6 @@ class ModelConfig:
         """How many tokens a query of this layer sees, its own included; None: all before it."""
         full = self.full_attention_every is not None and (layer + 1) % self.full_attention_every == 0
         return None if full else self.window_tokens
-
-    def sparse(self, layer: int) -> Any:
-        """The variant by which this layer chooses what it attends to in training; None: it attends to all."""
-        dense = {each % self.num_layers for each in self.attention.dense_layers} if self.attention else {layer}
-        return None if layer in dense else self.attention
 
     def vocabulary(self, tokens: int) -> int:
         """Rows of the embedding for a tokenizer of `tokens`. Raises ConfigError where `vocab_size` is smaller."""
@@ -268,13 +257,6 @@ class Config:
     optim: OptimConfig
     data: Any
     monitors: Any
-
-    def sparse(self, step: int) -> bool:
-        """Whether the update that takes `step` to `step + 1` trains with sparse attention."""
-        if self.model.attention is None:
-            return False
-        until = self.model.attention.dense_from_tokens
-        return until is None or step * self.run.batch_tokens < until
 
     @property
     def watched_in_bf16(self) -> bool:

@@ -43,7 +43,7 @@ class Attention(nn.Module):
         super().__init__()
         c, self.layer = config, layer
         self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm
-        self.window, self.sparse = c.window(layer), c.sparse(layer)
+        self.window, self.sparse = c.window(layer), c.attention and c.attention.at(layer, c.num_layers)
         self.qkv = nn.Linear(c.d_model, (c.num_heads + 2 * c.num_kv_heads) * c.d_head, bias=c.qkv_bias)
         self.out = nn.Linear(c.num_heads * c.d_head, c.d_model, bias=c.out_bias)
         if c.qk_norm != "none":

@@ -57,6 +57,14 @@ class LighthouseAttention:
         rule = f"must be a multiple of tile_budget={self.tile_budget}, what one tile opens"
         refuse(self.budget % self.tile_budget, "budget", self.budget, rule)
 
+    def at(self, layer: int, num_layers: int) -> "LighthouseAttention | None":
+        """This, or None for a layer that stays dense."""
+        return None if layer in {each % num_layers for each in self.dense_layers} else self
+
+    def sparse(self, tokens: int) -> bool:
+        """Whether a run that has seen so many tokens trains its next step with it."""
+        return self.dense_from_tokens is None or tokens < self.dense_from_tokens
+
     def keys(self) -> dict[str, Any]:
         """The key of ModelConfig."""
         return {"attention": self}

@@ -65,7 +65,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         monitors=attempt(_monitors, monitors, sources),
     )
     attempt(_check_decay, config.run, config.optim)
-    attempt(_check_attention, config.run, config.model and config.model.attention)
+    attempt(_check_attention, config.run, config.model)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -144,10 +144,14 @@ def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
         refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
 
 
-def _check_attention(run: RunConfig | None, attention: Any) -> None:
+def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
     """None, or ConfigError where rows cannot be trained on with this attention, or not until the run is over."""
-    if run is None or attention is None:
+    if run is None or model is None or model.attention is None:
         return
+    attention, layers = model.attention, model.num_layers
+    outside = [each for each in attention.dense_layers if not -layers <= each < layers]
+    rule = f"must be layers of model.num_layers={layers}, counted from 0 or from the end (-1)"
+    refuse(outside, "model.attention.dense_layers", list(attention.dense_layers), rule)
     row, widest = run.context_tokens, attention.coarsest
     rule = f"must be a multiple of model.attention's factor^(levels - 1) = {widest}"
     refuse(row % widest, "run.context_tokens", row, rule)

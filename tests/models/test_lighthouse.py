@@ -248,8 +248,8 @@ def test_training_alone_is_sparse_and_some_layers_never_are(model: Callable[...,
         assert not torch.allclose(sparse(tokens, bounds=bounds, sparse=True).hidden_BTD, want)
         all_dense = model(attention=replace(settings, dense_layers=(0, 1, -1)))
         assert torch.equal(all_dense(tokens, bounds=bounds, sparse=True).hidden_BTD, want)
-    config = ModelConfig(rope=None, num_layers=5, attention=replace(settings, dense_layers=(0, -2)))
-    assert [config.sparse(layer) is not None for layer in range(5)] == [False, True, True, False, True]
+    some = replace(settings, dense_layers=(0, -2))
+    assert [some.at(layer, 5) is not None for layer in range(5)] == [False, True, True, False, True]
 
 
 def test_a_block_that_runs_again_chooses_the_same(model: Callable[..., Transformer]) -> None:
