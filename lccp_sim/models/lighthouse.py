@@ -201,7 +201,8 @@ class _Leave(Function):
 def _collect(x_GTMH: Tensor, heads: int, chosen: Chosen, late: bool) -> Tensor:
     """[G, N, S, H]: of each chosen window of c tokens their mean; `late`: the sum over the c from its last one on."""
     (G, T, _, H), S, p = x_GTMH.shape, chosen.window_GNS.shape[-1], chosen.factor
-    table = F.pad(x_GTMH, (0, 0, 0, 0, 0, -T % p ** (len(chosen.sizes) - 1)))
+    rest = -T % p ** (len(chosen.sizes) - 1)
+    table = F.pad(x_GTMH, (0, 0, 0, 0, 0, rest)) if rest else x_GTMH
     out = x_GTMH.new_empty(G * heads * S, H)
     for level, (window, place) in enumerate(_levels(chosen)):
         if level:
