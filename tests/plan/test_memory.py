@@ -71,8 +71,8 @@ def test_the_peak_of_a_rank_is_foretold_as_well(
 
 def test_a_dense_stage_needs_the_memory_of_the_larger_stage() -> None:
     """Of a narrow budget that is the dense one, of a wide one the sparse one."""
-    for budget, larger in ((16, "dense"), (256, "sparse")):
-        sparse = LighthouseAttention(3, 2, budget, tile_budget=2)
+    for budget, larger in ((2, "dense"), (32, "sparse")):
+        sparse = LighthouseAttention(3, 8, budget, tile_budget=2)
         both = dataclasses.replace(sparse, dense_from_tokens=1)
         needs = {}
         for name, each in (("dense", None), ("sparse", sparse), ("both", both)):
