@@ -9,6 +9,8 @@ import yaml
 from lccp_sim.config import ConfigError
 from lccp_sim.models.attention_kinds import ATTENTION, with_attention
 from lccp_sim.models.lighthouse import LighthouseAttention
+from lccp_sim.plan.hardware import rows_at_once
+from lccp_sim.plan.memory import Layout
 from lccp_sim.train.directory import check_same, run_directory
 from lccp_sim.train.load import load_config, load_model, plain_config
 from tests.train.tiny import BATCH, STEPS, plain
@@ -105,6 +107,11 @@ def test_what_cannot_be_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         of(tmp_path, model, **run)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_plan_shares_no_rows_of_it_either(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--layout cp=2: does not go with model.attention.kind=lighthouse"):
+        rows_at_once(of(tmp_path, {"attention": SPARSE}), Layout(cp=2))
 
 
 def test_old_keys_pass_through() -> None:
