@@ -67,7 +67,8 @@ def timed(tokens: int, attention: LighthouseAttention, kinds: list[str], repeats
     short = Layer(1024, settings(1024, attention.levels, attention.factor, attention.budget))
     for kind in kinds:
         short.seconds(kind)
-    layer, found = Layer(tokens, attention), {kind: [] for kind in kinds}
+    layer = Layer(tokens, attention)
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(repeats):
         for kind in kinds:
             found[kind].append(layer.seconds(kind))
@@ -93,7 +94,8 @@ def exponent(cells: list[dict[str, Any]], kind: str) -> tuple[float, float] | No
     points = [(c["tokens"], c[kind]["seconds"]) for c in cells if kind in c and not c[kind].get("extrapolated")]
     if len(points) < 2:
         return None
-    slope, intercept = np.polyfit(*np.log(np.array(points)).T, 1)
+    tokens, seconds = np.log(np.array(points)).T
+    slope, intercept = np.polyfit(tokens, seconds, 1)
     return float(slope), float(intercept)
 
 
@@ -126,7 +128,8 @@ def only(what: str, tokens: int, shape: list[int], *more: Any) -> Any:
     """The work of a child."""
     *rest, threads = more
     torch.set_num_threads(threads)
-    attention = LighthouseAttention(*shape)
+    levels, factor, budget, tile = shape
+    attention = LighthouseAttention(levels, factor, budget, tile_budget=tile)
     return timed(tokens, attention, *rest) if what == "time" else peak(tokens, attention, *rest)
 
 

@@ -6,7 +6,7 @@ query that is a window's mean answers for the tokens from the window's last one 
 token adds up what its windows answer, one a level at most. So `entries` rows meet each other instead of all tokens.
 Source: arXiv 2605.06554.
 
-What a reader would question:
+Design notes:
 - It is a way to train, not the model: at more than one level it is not dense attention, so a stage of dense attention
   ends the run (`dense_from_tokens`), and monitors measure with dense attention.
 - The *choice* sees the future. A tile of the sequence chooses its windows at once, so a token's output depends on how
@@ -14,11 +14,11 @@ What a reader would question:
   outputs in the first three quarters by up to 3.7 to 6.0 times their standard deviation (four seeds). With the choice
   held fixed nothing leaks, to the bit.
 - Loudness is measured before QK-norm, which makes all alike. RoPE does not change it.
-- Windows and tiles begin with their document and are filled up at its end with nothing, so documents share neither, and
-  no packing is too uneven. The authors refuse packed rows.
+- Windows and tiles start with their document, and its end is padded, so documents share neither and every packing is
+  allowed. The authors refuse packed rows.
 - The first window of a document is open on every level. Otherwise its first tokens would get an exact zero.
-- Each query head chooses for itself, by its own q and the k that it shares.
-- Means, and sums of answers, are taken in fp32 (or fp64), norms likewise.
+- With grouped queries each query head chooses for itself, by its own q and the k that it shares.
+- Norms, means and sums of answers are computed in fp32 (fp64 for fp64 inputs). In bf16, ties would decide the choice.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class LighthouseAttention:
         return self.factor ** (self.levels - 1)
 
     def entries(self, tokens: int) -> int:
-        """How many windows of a row of one document meet each other; a multiple of `coarsest` is filled up first."""
+        """The number of windows that attend to each other in a row of one document, padded to whole windows."""
         return -(-tokens // self.coarsest) + (self.levels - 1) * self.factor * self.budget
 
     def attend(
@@ -119,7 +119,7 @@ def choose(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, 
     """
     (G, T, N), coarse = q_GTN.shape, factor ** (levels - 1)
     score = torch.stack((q_GTN, k_GTN)).transpose(2, 3)
-    scores = [F.pad(score, (0, -T % coarse), value=-1.0)]  # what fills up is less than any token
+    scores = [F.pad(score, (0, -T % coarse), value=-1.0)]  # padding is quieter than any token
     for _ in range(levels - 1):
         scores.append(scores[-1].unflatten(-1, (-1, factor)).amax(-1))
         scores[-1][0, ..., 0] = torch.inf
@@ -152,7 +152,7 @@ def choose(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, 
 
 
 def _only(x_GNUX: Tensor, real: Tensor) -> Tensor:
-    """[G, N, X]: what is real of each tile; in each head as much."""
+    """[G, N, X]: the real windows of the tiles, without padding; every head has the same number."""
     G, N = x_GNUX.shape[:2]
     return x_GNUX.flatten(2) if bool(real.all()) else x_GNUX[real].view(G, N, -1)
 
@@ -237,18 +237,18 @@ def _levels(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _rows(window_GNX: Tensor, count: int, heads: int) -> Tensor:
-    """Where the windows lie in a flattened table [G, `count`, `heads`, H]; query heads share key heads in order."""
+    """Rows of the windows in a flattened table [G, `count`, `heads`, H]; query heads share key heads in order."""
     G, N, _ = window_GNX.shape
     document, head = (torch.arange(n, device=window_GNX.device).view(-1, 1) for n in (G, N))
     return ((document[..., None] * count + window_GNX) * heads + head * heads // N).flatten()
 
 
 def _places(place_GNX: Tensor, entries: int) -> Tensor:
-    """Where the entries lie in a flattened [G, N, `entries`, H]."""
+    """Rows of the entries in a flattened [G, N, `entries`, H]."""
     G, N, _ = place_GNX.shape
     return (torch.arange(G * N, device=place_GNX.device).view(G, N, 1) * entries + place_GNX).flatten()
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums of it are taken in."""
+    """The dtype of its sums: fp32, or fp64."""
     return torch.promote_types(dtype, torch.float32)
