@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import attention
+from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, Rope, YarnRope
 from lccp_sim.models.transformer import Transformer, initialise
@@ -65,6 +66,7 @@ SHAPES: dict[str, Case] = {
     "no shared, no norm": (model_config(**WIDE, num_shared_experts=0, qk_norm="none"), 512, 2048),
     "full-width norm, biases": (model_config(**WIDE, qk_norm="full_width", qkv_bias=True, out_bias=True), 512, 2048),
     "windows": (model_config(**WIDE, window_tokens=128, full_attention_every=2), 512, 2048),
+    "lighthouse": (model_config(**WIDE, attention=LighthouseAttention(3, 4, 16, tile_budget=8)), 512, 2048),
     "dense": (model_config(**WIDE, num_dense_layers=4, d_dense=1024), 512, 2048),
     "first layer dense, untied": (
         model_config(**WIDE, num_dense_layers=1, d_dense=1024, tie_embeddings=False, qk_norm="before_rope"),
@@ -82,7 +84,7 @@ SHAPES: dict[str, Case] = {
 def one_pass(model: Transformer, row: Tensor, bf16: bool = False, cp: int = 1) -> None:
     """None; a forward and a backward pass over one row, or one rank's part of it, as training makes them."""
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-        out = model(row, bounds=torch.tensor([0, row.numel() * cp]))
+        out = model(row, bounds=torch.tensor([0, row.numel() * cp]), sparse=True)
         loss = cross_entropy(out.hidden_BTD[0], model.head_weight, row[0].roll(-1), row.numel())
         loss = loss + 0.01 * out.balance_loss + 0.001 * out.z_loss
     loss.backward()
@@ -109,8 +111,12 @@ def counted_flops(config: ModelConfig, vocab_size: int, tokens: int) -> int:
     def addmm_(target: Any, a: Any, b: Any, **kwargs: Any) -> int:  # in place, which the counter does not know
         return 2 * a[0] * a[1] * b[1]
 
+    def causal(*heads_BNSH: Tensor, is_causal: bool, scale: float) -> Tensor:  # among the entries of sparse attention
+        return query_by_query(*(x.transpose(1, 2) for x in heads_BNSH), scale, row).transpose(1, 2)
+
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_})
-    with mock.patch.object(attention, "attend", query_by_query), counter:
+    sdpa = mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", causal)
+    with mock.patch.object(attention, "attend", query_by_query), sdpa, counter:
         one_pass(model, row)
     return counter.get_total_flops()
 
@@ -187,7 +193,7 @@ def flops_line(name: str, tokens: int) -> dict[str, Any]:
     config, vocab_size, _ = SHAPES[name]
     if name == "grouped products":  # which the counter does not know
         config = dataclasses.replace(config, experts="loop")
-    plan = training_flops(shape_of(config, vocab_size), tokens) * tokens
+    plan = training_flops(shape_of(config, vocab_size), tokens, sparse_frac=1.0) * tokens
     count = counted_flops(config, vocab_size, tokens)
     return {"shape": name, "tokens": tokens, "planned": plan, "counted": count, "ratio": plan / count}
 

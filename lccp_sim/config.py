@@ -71,7 +71,7 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `rope` is a variant of models/positions.py.
+    """Shape of the decoder. `rope` is a variant of models/positions.py, `attention` (of training) models/lighthouse.py.
 
     The first `num_dense_layers` layers have one SwiGLU of width `d_dense` in place of experts; all of them: a dense
     model, whose keys about experts mean nothing. With `window_tokens` a query sees that many tokens, its own included,
@@ -104,6 +104,7 @@ class ModelConfig:
     previous_token_heads: Annotated[Count, Effect.APART] = 0
     router: RouterConfig = field(default_factory=RouterConfig)
     experts: Annotated[str, Effect.APART] = "auto"
+    attention: Annotated[Any, Effect.APART] = None
 
     def __post_init__(self) -> None:
         def check(bad: object, key: str, rule: str) -> None:
@@ -111,9 +112,8 @@ class ModelConfig:
 
         dense, router = self.num_dense_layers, self.router
         check(self.d_head % 2, "d_head", "must be even: RoPE rotates pairs")
-        kv_heads, heads = self.num_kv_heads, self.num_heads
-        check(heads % kv_heads, "num_heads", f"must be a multiple of model.num_kv_heads={kv_heads}")
-        experts, chosen = self.num_experts, self.num_experts_per_token
+        heads, experts, chosen = self.num_heads, self.num_experts, self.num_experts_per_token
+        check(heads % self.num_kv_heads, "num_heads", f"must be a multiple of model.num_kv_heads={self.num_kv_heads}")
         check(chosen > experts, "num_experts_per_token", f"must be at most model.num_experts={experts}")
         check(self.previous_token_heads > heads, "previous_token_heads", f"must be at most model.num_heads={heads}")
         check(dense > self.num_layers, "num_dense_layers", f"must be at most model.num_layers={self.num_layers}")

@@ -123,6 +123,11 @@ CONFIG = {
     ),
     "a width without dense layers": ("model.d_dense=8", "model.d_dense=8: goes with model.num_dense_layers=0; remove"),
     "full layers without a window": ("model.full_attention_every=2", "every layer is full without model.window_tokens"),
+    "unknown attention": ("model.attention={kind:sparse}", "model.attention.kind='sparse': one of full, window, "),
+    "sparse attention that saves nothing": (
+        "model.attention={kind:lighthouse,levels:3,factor:2,budget:12,tile_budget:2}",
+        "model.attention.budget=12: lets 64 windows of a row meet, no fewer than its 64 tokens; lower it",
+    ),
     "unknown scores": ("model.router.scores=topk", "model.router.scores='topk': input should be 'softmax', "),
     "raw softmax over the chosen": (
         "model.router.scores=topk_softmax model.router.renormalise=false",

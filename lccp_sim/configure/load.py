@@ -9,6 +9,7 @@ from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.sources import SOURCES
 from lccp_sim.errors import ConfigError, nearest, refuse
+from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
@@ -73,6 +74,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     if notes:
         raise ConfigError(*notes)
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
+    model = attempt(with_attention, model) or {key: value for key, value in model.items() if key != "attention"}
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
     sources = attempt(_sources, data)
     config = Config(
@@ -84,6 +86,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         monitors=attempt(_monitors, monitors, sources),
     )
     attempt(_check_decay, config.run, config.optim)
+    attempt(_check_attention, config.run, config.model)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -97,7 +100,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
 def load_model(plain: Mapping[str, Any]) -> ModelConfig:
     """The model alone of a config that was checked before: it asks nothing of the data, which may be gone by now."""
     rope = parse_kind(POSITIONS, plain["model"]["rope"], "model.rope")
-    return parse(ModelConfig, {**plain["model"], "rope": rope}, "model")
+    return parse(ModelConfig, {**with_attention(plain["model"]), "rope": rope}, "model")
 
 
 def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
@@ -163,6 +166,31 @@ def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
         refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
 
 
+def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
+    """None, or ConfigError where rows cannot be trained on with this attention, or not until the run is over."""
+    if run is None or model is None or model.attention is None:
+        return
+    attention, layers = model.attention, model.num_layers
+    outside = [each for each in attention.dense_layers if not -layers <= each < layers]
+    rule = f"must be layers of model.num_layers={layers}, counted from 0 or from the end (-1)"
+    refuse(outside, "model.attention.dense_layers", list(attention.dense_layers), rule)
+    row, widest = run.context_tokens, attention.coarsest
+    rule = f"must be a multiple of model.attention's factor^(levels - 1) = {widest}"
+    refuse(row % widest, "run.context_tokens", row, rule)
+    rule = f"a row of {row} tokens has {row // widest} windows of {widest} that could be opened; lower it"
+    refuse(attention.budget > row // widest, "model.attention.budget", attention.budget, rule)
+    met = attention.entries(row)
+    rule = (
+        f"lets {met} windows of a row meet, no fewer than its {row} tokens; lower it, or use model.attention.kind=full"
+    )
+    refuse(met >= row, "model.attention.budget", attention.budget, rule)
+    rule = "does not go with model.attention.kind=lighthouse, which needs whole rows; use more rows or processes"
+    refuse(run.cp > 1, "run.cp", run.cp, rule)
+    dense, last = attention.dense_from_tokens, run.steps * run.batch_tokens
+    rule = f"lies beyond the run, which ends at {last} tokens; lower it, or set it to null for a run without that stage"
+    refuse(dense is not None and dense >= last, "model.attention.dense_from_tokens", dense, rule)
+
+
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
     """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
     if stopping is None:
@@ -181,6 +209,8 @@ def plain_config(config: Config) -> dict[str, Any]:
     """The resolved config as it is written to config.yaml, in the layout that `load_config` reads."""
     plain = config.plain()
     watch = plain["monitors"].pop("watch")
+    if plain["model"]["attention"] is None:  # as before there was this key
+        del plain["model"]["attention"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

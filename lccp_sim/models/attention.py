@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.attention.bias import causal_lower_right
 
 from lccp_sim.config import ModelConfig
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         super().__init__()
         c, self.layer = config, layer
         self.num_heads, self.num_kv_heads, self.d_head, self.qk_norm = c.num_heads, c.num_kv_heads, c.d_head, c.qk_norm
-        self.window = c.window(layer)
+        self.window, self.sparse = c.window(layer), c.attention and c.attention.at(layer, c.num_layers)
         self.qkv = nn.Linear(c.d_model, (c.num_heads + 2 * c.num_kv_heads) * c.d_head, bias=c.qkv_bias)
         self.out = nn.Linear(c.num_heads * c.d_head, c.d_model, bias=c.out_bias)
         if c.qk_norm != "none":
@@ -54,12 +55,20 @@ class Attention(nn.Module):
         self.gate_N: Tensor | None = None
         self.attend: Callable[..., Tensor] | None = None  # of rows whose tokens other devices hold, too
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor) -> Tensor:
-        """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T."""
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, sparse: bool = False) -> Tensor:
+        """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T.
+
+        `sparse`: where the config lets this layer choose what it attends to, it does. A tap is shown dense attention.
+        """
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, -1, self.d_head)
         # q and k lie side by side: one pass turns and normalises both.
         qk, v_BTMH = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
+        chooses = self.sparse if sparse else None
+        # Before QK-norm, which makes all tokens equally loud; the rotation leaves norms as they are.
+        loud_BTX = (
+            vector_norm(qk.detach(), dim=-1, dtype=torch.promote_types(qk.dtype, torch.float32)) if chooses else None
+        )
         if self.qk_norm == "after_rope":
             qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
         else:
@@ -73,8 +82,11 @@ class Attention(nn.Module):
         if self.tap is not None:
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
             self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, self.window, start_BT=start_BT))
-        # v alone: as a view it would keep all of qkv for the backward pass.
-        y_BTNH = (self.attend or attend)(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
+        if chooses:
+            y_BTNH = chooses.attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, loud_BTX)
+        else:
+            # v alone: as a view it would keep all of qkv for the backward pass.
+            y_BTNH = (self.attend or attend)(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))
@@ -97,25 +109,32 @@ def attend(
 
     `bounds` [documents + 1] int64 on the CPU.
     """
-    B, T, N, H = q_BTNH.shape
-    gqa = N != k_BTMH.shape[2]
-    flat = [x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH)]
-    lengths = bounds.diff()
-    pieces = []
-    # Neighbours of one length share a call: rows of one document each are a single one.
-    values, counts = lengths.unique_consecutive(return_counts=True)
-    start = 0
+    gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
+
+    def dense(*heads_GTXH: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in heads_GTXH)
+        if window is None or q.shape[2] <= window:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa).transpose(1, 2)
+        return banded(q, k, v, scale, window).transpose(1, 2)
+
+    return by_document(dense, bounds, q_BTNH, k_BTMH, v_BTMH)
+
+
+def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:
+    """[B, T, ...]: what `function` makes of each document's part of the inputs, [G, length, ...] of each.
+
+    Neighbours of one length share a call (G of them): rows of one document each are a single one.
+    """
+    B, T = inputs_BTX[0].shape[:2]
+    flat = [x.flatten(0, 1) for x in inputs_BTX]
+    values, counts = bounds.diff().unique_consecutive(return_counts=True)
+    pieces, start = [], 0
     for length, count in zip(values.tolist(), counts.tolist(), strict=True):
         stop = start + length * count
-        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in flat)
-        if window is None or length <= window:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-        else:
-            y = banded(q, k, v, scale, window)
-        pieces.append(y.transpose(1, 2).reshape(length * count, N, H))
+        pieces.append(function(*(x[start:stop].unflatten(0, (count, length)) for x in flat)).flatten(0, 1))
         start = stop
-    y_RNH = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return y_RNH.view(B, T, N, H)
+    y_RX = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return y_RX.unflatten(0, (B, T))
 
 
 def attend_pieces(

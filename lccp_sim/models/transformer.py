@@ -45,10 +45,15 @@ class Block(nn.Module):
         self.dense = None if dense is None else SwiGLU(c.d_model, dense)
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, text_BT: Tensor | None = None
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bounds: Tensor,
+        text_BT: Tensor | None = None,
+        sparse: bool = False,
     ) -> tuple[Tensor, Routing | None]:
         """[B, T, D], and the routing of a layer with experts."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, sparse)
         z_BTD = self.moe_norm(x_BTD)
         if self.moe is None:
             assert self.dense is not None
@@ -101,10 +106,12 @@ class Transformer(LanguageModel):
         positions_BT: Tensor | None = None,
         bounds: Tensor | None = None,
         text_BT: Tensor | None = None,
+        sparse: bool = False,
     ) -> Output:
         """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row.
 
         What is not of `text_BT` (bool; None: all is) is padding: it has no part in the router's losses and counts.
+        Attention is dense unless `sparse`, which training alone asks for: by `config.attention`, if any.
         """
         B, T = tokens_BT.shape
         if positions_BT is None:
@@ -117,7 +124,7 @@ class Transformer(LanguageModel):
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
         routings = []
         for block in self.layers:
-            x_BTD, routing = block(x_BTD, rope, bounds, text_BT)
+            x_BTD, routing = block(x_BTD, rope, bounds, text_BT, sparse)
             routings += [routing] if routing is not None else []
         hidden_BTD, c = self.norm(x_BTD), self.config
         if not routings:

@@ -85,6 +85,8 @@ def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int
     refuse(model.num_experts % layout.ep and not dense, f"{where} ep", layout.ep, rule)
     rule = f"2 x cp must divide run.context_tokens={run.context_tokens}: each device takes an early and a late piece"
     refuse(layout.cp > 1 and run.context_tokens % (2 * layout.cp), f"{where} cp", layout.cp, rule)
+    rule = "does not go with model.attention.kind=lighthouse, which needs whole rows; use dp"
+    refuse(layout.cp > 1 and model.attention, f"{where} cp", layout.cp, rule)
     groups, rows = layout.dp * layout.ep, run.batch_tokens // run.context_tokens
     rule = f"dp x ep = {groups} must divide the {rows} rows of run.batch_tokens={run.batch_tokens}"
     refuse(rows % groups, where, ",".join(f"{k}={v}" for k, v in layout._asdict().items()), rule)

@@ -86,11 +86,14 @@ class Memory(NamedTuple):
 
 
 def memory(
-    config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place, every: int | None = None
-) -> Memory:
+    config: ModelConfig, shape: Shape, tokens: int, layout: Layout, place: Place, every: int | None = None,
+    row: int | None = None,
+) -> Memory:  # fmt: skip
     """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows.
 
-    Checkpointed is the first of every `every` blocks, as in train/loop/recompute.py (None: each block).
+    Checkpointed is the first of every `every` blocks, as in train/loop/recompute.py (None: each block). Sparse
+    attention asks for the tokens of a `row` (None: all are one); where it turns dense in the end, the larger need
+    counts.
     """
     total = sum(part.total for part in shape.parts().values())
     mine, cut = total / layout.devices, layout.devices > 1
@@ -114,7 +117,8 @@ def memory(
     kept, kept_checkpointed, backward = 0.0, 0.0, []
     for layer in range(config.num_layers):
         # In the backward pass of a layer, what later ones kept is gone; and the feed-forward part comes first in it.
-        attention = tokens * kept_attention(config, layer, layout.cp, place)
+        stages = (kept_attention(config, layer, layout.cp, place, n) for n in _stages(config, layer, row or tokens))
+        attention = tokens * max(stages)
         mixture = tokens * kept_feed_forward(config, layer, place, layout.ep)
         kept += attention + mixture
         kept_checkpointed += inputs if layer in again else attention + mixture
@@ -146,11 +150,20 @@ def _matrices(layer: Layer, ep: int) -> float:
     return sum(part.total / (ep if name == "experts" else 1) for name, part in layer.parts.items() if name != "router")
 
 
-def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> float:
+def _stages(config: ModelConfig, layer: int, row: int) -> list[float | None]:
+    """What a layer attends to in the stages of a run: entries of sparse attention for each token, or None for dense."""
+    attention = config.attention and config.attention.at(layer, config.num_layers)
+    if attention is None:
+        return [None]
+    return [attention.entries(row) / row, *([] if attention.dense_from_tokens is None else [None])]
+
+
+def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place, entries: float | None = None) -> float:
     """Bytes that attention and its norm keep for one token of a device; `cp` devices share each row.
 
-    The residual stream, norms and the router are fp32; matrix products are in the precision of `place`. Norms keep
-    their output on a CPU, which the next product shares if it is fp32, and their input on a GPU.
+    `entries` for each token where attention is sparse: it keeps their q, k and v, and not the tokens'. The residual
+    stream, norms and the router are fp32; matrix products are in the precision of `place`. Norms keep their output on a
+    CPU, which the next product shares if it is fp32, and their input on a GPU.
     """
     c, s = config, 2 if place.bf16 else 4
     q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head
@@ -164,6 +177,9 @@ def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place) -> fl
         rope = turned + s * (q + 2 * k) + inverse
     else:
         rope = turned * (1 if c.qk_norm == "after_rope" else 2) + inverse
+    if entries is not None:  # q, k, v and y of the entries with their sums, and two numbers of each
+        norms = 0.0 if c.qk_norm == "none" else rope - turned * (place.gpu or c.qk_norm != "after_rope")
+        return _norm(config, place) + norms + s * q + entries * (s * 4 * q + c.num_heads * (4 + 2 * 8))
     others = (cp - 1) * s * 2 * k  # keys and values of the row's other devices
     return _norm(config, place) + rope + s * k + s * q + 4 * c.num_heads + others + blocks
 
@@ -212,7 +228,7 @@ def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int
 
 
 def _attention_backward(config: ModelConfig, tokens: int, place: Place) -> float:
-    """The same for attention: the norm and the rotation of q and k work in fp32."""
+    """The same for attention, sparse or not: the norm and the rotation of q and k work in fp32."""
     c = config
     width = (22 if place.bf16 else 12) if c.qk_norm == "after_rope" else (10 if place.bf16 else 8)
     return _stream(c, tokens, place) + tokens * (c.num_heads + c.num_kv_heads) * c.d_head * width

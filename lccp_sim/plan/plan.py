@@ -14,7 +14,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
 from lccp_sim.plan.memory import Layout, Memory, memory, place_of
 from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
-from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, training_flops
+from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, sparse_frac, training_flops
 from lccp_sim.plan.watching import monitor_costs
 
 
@@ -25,10 +25,11 @@ def plan_run(
     run, shape, bf16 = config.run, shape_of(config.model, vocab_size), config.run.precision == "bf16"
     at_once = rows_at_once(config, layout)
     place = place_of(config, device.name != "cpu")
-    needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every)
+    row, sparse = run.context_tokens, sparse_frac(config)
+    needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every, row)
     costs = monitor_costs(config.monitors.watch, windows, shape)
     tokens = run.steps * run.batch_tokens
-    training = training_flops(shape, run.context_tokens) * tokens
+    training = training_flops(shape, row, sparse) * tokens
     frequencies = np.asarray(config.model.rope.frequencies(config.model.d_head)[0], dtype=float)
     monitors = {
         name: {"looks": c.looks, "tokens": c.looks * c.tokens_a_look + c.tokens_once, "flops": c.flops,
@@ -51,6 +52,7 @@ def plan_run(
             bf16,
             sum(c.flops for c in costs.values()),
             run.recompute_every,
+            sparse,
         ),
         "memory": _memory(needs, device),
         "tokens_at_once": at_once // layout.cp,
@@ -75,15 +77,16 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
 
 def plan_shape(
     shape: Shape, context_tokens: int, tokens: int, device: Hardware, layout: Layout, bf16: bool, monitors: float = 0.0,
-    every: int | None = None,
+    every: int | None = None, sparse: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Weights, FLOPs and time of a shape alone. `monitors`: FLOPs of theirs, which take time too.
 
-    Checkpointing runs the first of every `every` blocks once more (None: each block).
+    Checkpointing runs the first of every `every` blocks once more (None: each block). `sparse` is the share of the
+    tokens trained on with the shape's sparse attention; FLOPs of a token are the mean of both stages.
     """
-    number, forward = counts(shape), forward_flops(shape, context_tokens)
-    training = training_flops(shape, context_tokens)
-    twice = forward_flops(shape._replace(layers=shape.layers[:: every or 1]), context_tokens)
+    number, forward = counts(shape), forward_flops(shape, context_tokens, sparse)
+    training = training_flops(shape, context_tokens, sparse)
+    twice = forward_flops(shape._replace(layers=shape.layers[:: every or 1]), context_tokens, sparse)
     again = sum(twice.values()) - forward["head"]  # which is in no block
     speed = layout.devices * device.flops(bf16) * device.mfu
     day = 86400.0
@@ -109,10 +112,9 @@ def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout
     every = config.run.recompute_every
 
     def needed(at_once: int, layout: Layout, every: int | None = 1) -> float:
-        return memory(config.model, shape, at_once // layout.cp, layout, place, every).peak(every)
+        return memory(config.model, shape, at_once // layout.cp, layout, place, every, row).peak(every)
 
-    at_once = rows_at_once(config, layout)
-    row = config.run.context_tokens
+    at_once, row = rows_at_once(config, layout), config.run.context_tokens
     # Cheapest first: what costs a third of the time comes before what costs devices, and stays on with these.
     tries = [(at_once, layout, "run.recompute_every=1 is enough")] if every != 1 else []
     first = "" if every == 1 else "run.recompute_every=1 with "
@@ -169,6 +171,12 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         f"checkpointing: {blocks} keeps its input alone; {here}",
         "monitors: forward passes of texts as long as their settings allow; the probe's tuning counts three times",
     ]
+    if config.model.attention is not None:
+        attention, row, frac = config.model.attention, config.run.context_tokens, sparse_frac(config)
+        lines.append(
+            f"attention: {attention.kind} for {frac:.0%} of the tokens, with {attention.entries(row):,} entries a row "
+            f"of {row:,} tokens, else dense; FLOPs are the mean, memory is that of the larger stage; monitors are dense"
+        )
     if "probe" in config.monitors.watch:
         what, more = (
             ("a copy of the model", state) if layout.devices == 1 else ("the model, its part kept", 0.75 * state)

@@ -4,9 +4,9 @@ An active weight is one that a token uses: a token's own experts, and of everyth
 tied head counts once. Questionable: published counts often leave the embedding out, so `Counts` has both.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lccp_sim.config import ModelConfig
+from lccp_sim.config import Config, ModelConfig
 from lccp_sim.errors import ConfigError, nearest
 
 
@@ -19,11 +19,15 @@ class Part(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Parts by name; multiply-adds for each pair of a query and a key (all heads); keys that a query sees, or None."""
+    """Parts by name; multiply-adds for each pair of a query and a key (all heads); keys that a query sees, or None.
+
+    `attention`: what the layer attends by in a sparse stage of training, with `entries(tokens)`; None: as ever.
+    """
 
     parts: dict[str, Part]
     pair_products: int
     window: int | None
+    attention: Any = None
 
 
 class Shape(NamedTuple):
@@ -66,20 +70,39 @@ def mean_keys(context_tokens: int, window: int | None = None) -> float:
     return (w * (w + 1) / 2 + (context_tokens - w) * w) / context_tokens
 
 
-def forward_flops(shape: Shape, context_tokens: int) -> dict[str, float]:
+def mean_pairs(layer: Layer, context_tokens: int, sparse_frac: float) -> float:
+    """Pairs of a query and a key for one token, averaged over a text, of which `sparse_frac` is attended sparsely."""
+    dense = mean_keys(context_tokens, layer.window)
+    if layer.attention is None:
+        return dense
+    entries = layer.attention.entries(context_tokens)
+    return sparse_frac * entries * mean_keys(entries) / context_tokens + (1 - sparse_frac) * dense
+
+
+def forward_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -> dict[str, float]:
     """FLOPs of a forward pass for one token, by part, averaged over one text of `context_tokens`.
 
     Matrix products only, a multiply-add as two. Attention is causal: of each query only the pairs that it sees, about
-    half of what the square of the context would give. Norms, softmax and RoPE are left out (below 1 % at real widths).
+    half of what the square of the context would give. Norms, softmax, RoPE and the means of windows are left out (below
+    1 % at real widths). `sparse_frac` of the tokens meet the layers' sparse attention, where they have one.
     """
     flops = {name: 2.0 * part.products for name, part in shape.parts().items() if part.products}
-    pairs = sum(layer.pair_products * mean_keys(context_tokens, layer.window) for layer in shape.layers)
+    pairs = sum(layer.pair_products * mean_pairs(layer, context_tokens, sparse_frac) for layer in shape.layers)
     return flops | {"attention scores": 2.0 * pairs}
 
 
-def training_flops(shape: Shape, context_tokens: int) -> float:
+def training_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -> float:
     """FLOPs of training for one token: forward, and twice that for the backward pass. Nothing recomputed counts."""
-    return 3.0 * sum(forward_flops(shape, context_tokens).values())
+    return 3.0 * sum(forward_flops(shape, context_tokens, sparse_frac).values())
+
+
+def sparse_frac(config: Config) -> float:
+    """The share of a run's tokens that it trains on with sparse attention: its steps before `dense_from_tokens`."""
+    attention, batch = config.model.attention, config.run.batch_tokens
+    if attention is None:
+        return 0.0
+    until = attention.dense_from_tokens
+    return 1.0 if until is None else min(1.0, -(-until // batch) / config.run.steps)
 
 
 def matrix(rows: int, columns: int, bias: bool = False) -> Part:
@@ -129,6 +152,7 @@ def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
             | (dense if layer < c.num_dense_layers else mixture),
             2 * q,
             c.window(layer),
+            c.attention and c.attention.at(layer, c.num_layers),
         )
         for layer in range(c.num_layers)
     )

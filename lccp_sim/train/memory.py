@@ -50,7 +50,8 @@ def expected_memory(config: Config, vocab_size: int, world: int, gpu: bool) -> E
     run, tokens = config.run, tokens_at_once(config, world)
     layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
     shape = shape_of(config.model, vocab_size)
-    needs = memory(config.model, shape, tokens // run.cp, layout, place_of(config, gpu), run.recompute_every)
+    place, row = place_of(config, gpu), run.context_tokens
+    needs = memory(config.model, shape, tokens // run.cp, layout, place, run.recompute_every, row)
     return Expected(needs.peak(run.recompute_every), needs.state)
 
 

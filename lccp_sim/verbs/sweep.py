@@ -186,11 +186,11 @@ def expected_work(configs: Sequence["Config"]) -> str:
 
 def work_of(config: "Config") -> tuple[int, float]:
     """Training tokens of a run, and their FLOPs as `lccp plan` counts them."""
-    from lccp_sim.plan.shapes import shape_of, training_flops
+    from lccp_sim.plan.shapes import shape_of, sparse_frac, training_flops
 
     shape = shape_of(config.model, config.model.vocab_size or config.data.tokenizer.vocab_size)
     tokens = config.run.steps * config.run.batch_tokens
-    return tokens, training_flops(shape, config.run.context_tokens) * tokens
+    return tokens, training_flops(shape, config.run.context_tokens, sparse_frac(config)) * tokens
 
 
 def _progress(folder: Path, plan: dict[str, Any], number: int) -> str:

@@ -78,7 +78,7 @@ def test_a_dense_layer_is_one_swiglu_and_counts_for_nothing(model) -> None:
     for later in transformer.blocks[1:]:
         later.moe.register_forward_hook(lambda _, __, out: seen.append(out[1]))
     out = transformer(tokens_BT)
-    (x_BTD, rope, bounds, _), y_BTD = seen[0]
+    (x_BTD, rope, bounds, *_), y_BTD = seen[0]
     x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), rope, bounds)
     gate, up = F.linear(block.moe_norm(x_BTD), block.dense.gate_up.weight).chunk(2, dim=-1)
     assert gate.shape[-1] == 24 and block.moe is None

@@ -7,6 +7,7 @@ import torch
 
 from bench.plan_accuracy import LAYOUTS, RANKS, SHAPES, memory_line, model_config
 from lccp_sim.models import attention, experts, kernels, loss
+from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.plan import memory as planned
 from lccp_sim.plan.memory import Layout, Memory, Place, memory
 from lccp_sim.plan.shapes import counts, shape_of
@@ -25,6 +26,8 @@ def of(layout: Layout, tokens: int = 1024, bf16: bool = True) -> Memory:
         ("tiny", False, False, False),
         ("16 experts", True, False, False),
         ("grouped products", False, False, False),
+        ("lighthouse", False, False, False),
+        ("lighthouse", True, True, False),
         ("no shared, no norm", False, False, True),
         ("16 experts", True, False, True),
         ("grouped products", False, True, False),
@@ -64,6 +67,18 @@ def test_the_peak_of_a_rank_is_foretold_as_well(
     small = dataclasses.replace(config, num_layers=3), vocab_size, 256
     line = memory_line(small, bf16, checkpointed, False, layout=LAYOUTS[layout], exact=exact)
     assert line["ratio"] == pytest.approx(1, abs=0.15)
+
+
+def test_a_dense_stage_needs_the_memory_of_the_larger_stage() -> None:
+    """Of a narrow budget that is the dense one, of a wide one the sparse one."""
+    for budget, larger in ((2, "dense"), (32, "sparse")):
+        sparse = LighthouseAttention(3, 8, budget, tile_budget=2)
+        both = dataclasses.replace(sparse, dense_from_tokens=1)
+        needs = {}
+        for name, each in (("dense", None), ("sparse", sparse), ("both", both)):
+            config = dataclasses.replace(CONFIG, attention=each)
+            needs[name] = memory(config, SHAPE, 2048, Layout(), Place(False, gpu=False), row=1024).activations
+        assert needs["both"] == needs[larger] == max(needs.values()) != min(needs.values())
 
 
 def test_constants_are_those_of_the_code_that_is_planned() -> None:

@@ -9,11 +9,14 @@ from torch.utils.flop_counter import sdpa_flop_count
 
 from bench.plan_accuracy import SHAPES, flops_line, model_config
 from lccp_sim.config import ModelConfig
+from lccp_sim.configure.load import load_config
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.errors import ConfigError
+from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.plan.shapes import counted, counts, forward_flops, mean_keys, shape_of, training_flops
+from lccp_sim.plan.shapes import counted, counts, forward_flops, mean_keys, shape_of, sparse_frac, training_flops
+from tests.train.tiny import BATCH, STEPS, plain
 
 MODELS = sorted((Path(__file__).parents[2] / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 ODD = {
@@ -91,9 +94,11 @@ def test_the_mean_of_the_keys_is_that_of_all_queries(context: int, window: int |
     assert mean_keys(context, window) == pytest.approx(sum(seen) / context)
 
 
-@pytest.mark.parametrize("name", ["16 experts", "windows", "first layer dense, untied", "full-width norm, biases"])
+@pytest.mark.parametrize(
+    "name", ["16 experts", "windows", "first layer dense, untied", "full-width norm, biases", "lighthouse"]
+)
 def test_flops_are_those_that_torch_counts(name: str) -> None:
-    assert flops_line(name, 136)["ratio"] == pytest.approx(1, abs=1e-9)
+    assert flops_line(name, 256 if name == "lighthouse" else 136)["ratio"] == pytest.approx(1, abs=1e-9)
 
 
 def test_causal_attention_is_its_share_of_the_square_that_torch_counts() -> None:
@@ -102,6 +107,26 @@ def test_causal_attention_is_its_share_of_the_square_that_torch_counts() -> None
     square = config.num_layers * sdpa_flop_count(size, size, size)
     scores = forward_flops(shape_of(config, vocab_size), tokens)["attention scores"]
     assert scores * tokens == pytest.approx(square * (tokens + 1) / (2 * tokens))
+
+
+def test_sparse_stages_count_by_their_share_and_dense_layers_never(tmp_path: Path) -> None:
+    attention = LighthouseAttention(3, 4, 16, tile_budget=8, dense_layers=(0,))
+    shapes = {each: shape_of(model_config(attention=each), 100) for each in (None, attention)}
+    dense, mine, sparse = (
+        forward_flops(shapes[each], 1024, frac)["attention scores"]
+        for each, frac in ((None, 1.0), (attention, 0.25), (attention, 1.0))
+    )
+    assert forward_flops(shapes[attention], 1024)["attention scores"] == dense, "as monitors see it"
+    entries = 1024 // 16 + 2 * 4 * 16
+    assert sparse == pytest.approx(dense / 4 * (1 + 3 * entries * (entries + 1) / (1024 * 1025)))
+    assert mine == pytest.approx(0.75 * dense + 0.25 * sparse)
+    tree = plain(tmp_path, tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("the house")
+    keys = {"kind": "lighthouse", "levels": 3, "factor": 2, "budget": 4, "tile_budget": 2}
+    for until, frac in ((None, 1.0), (BATCH, 1 / STEPS), (2 * BATCH + 1, 3 / STEPS)):
+        model = tree["model"] | {"attention": {**keys, "dense_from_tokens": until}}
+        assert sparse_frac(load_config(tree | {"model": model})) == frac
 
 
 def test_attention_grows_with_the_context_alone() -> None:

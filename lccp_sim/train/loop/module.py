@@ -57,7 +57,9 @@ class LccpModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"))
+        attention = self.config.model.attention
+        sparse = attention is not None and attention.sparse(self.global_step * self.config.run.batch_tokens)
+        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
         hidden_RD, targets_R = out.hidden_BTD.flatten(0, 1)[learn_R], batch["targets_BT"].flatten()[learn_R]
         loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"])

@@ -1,0 +1,255 @@
+"""Lighthouse attention: a pyramid of windows, of which each head opens the loudest, then plain causal attention.
+
+Window i of level l is the mean of q, k and v over `factor`^l tokens; level 0 is the tokens. Each coarsest window enters
+the attention, and on each level above 0 the windows with the largest |q| and |k| are opened: their parts enter, too. A
+query that is a window's mean answers for the tokens from the window's last one on, as far as a window reaches, and a
+token adds up what its windows answer, one a level at most. So `entries` rows meet each other instead of all tokens.
+Source: arXiv 2605.06554.
+
+Design notes:
+- It is a way to train, not the model: at more than one level it is not dense attention, so a stage of dense attention
+  ends the run (`dense_from_tokens`), and monitors measure with dense attention.
+- The *choice* sees the future. A tile of the sequence chooses its windows at once, so a token's output depends on how
+  loud later tokens of its tile are. As the tests measure it, other values in the last quarter of a row of one tile move
+  outputs in the first three quarters by up to 3.7 to 6.0 times their standard deviation (four seeds). With the choice
+  held fixed nothing leaks, to the bit.
+- Loudness is measured before QK-norm, which makes all alike. RoPE does not change it.
+- Windows and tiles start with their document, and its end is padded, so documents share neither and every packing is
+  allowed. The authors refuse packed rows.
+- The first window of a document is open on every level. Otherwise its first tokens would get an exact zero.
+- With grouped queries each query head chooses for itself, by its own q and the k that it shares.
+- Norms, means and sums of answers are computed in fp32 (fp64 for fp64 inputs). In bf16, ties would decide the choice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from lccp_sim.config import Size
+from lccp_sim.errors import refuse
+from lccp_sim.models.attention import by_document
+
+
+@dataclass(frozen=True)
+class LighthouseAttention:
+    """Lighthouse attention in training, dense attention wherever a monitor or a user runs the model.
+
+    Of each row and query head, `budget` windows are opened on each of the `levels` above 0; each tile opens
+    `tile_budget`, so there are `budget` / `tile_budget` tiles. `dense_layers` (negative: from the end) always attend to
+    all, and from `dense_from_tokens` training tokens on (null: never) every layer does.
+    """
+
+    levels: Annotated[int, Ge(2)]
+    factor: Annotated[int, Ge(2)]
+    budget: Size
+    tile_budget: Annotated[int, Ge(2), MultipleOf(2)] = 128
+    dense_layers: tuple[int, ...] = ()
+    dense_from_tokens: Size | None = None
+    kind: Literal["lighthouse"] = "lighthouse"
+
+    def __post_init__(self) -> None:
+        rule = f"must be a multiple of tile_budget={self.tile_budget}, what one tile opens"
+        refuse(self.budget % self.tile_budget, "budget", self.budget, rule)
+
+    def at(self, layer: int, num_layers: int) -> "LighthouseAttention | None":
+        """This, or None for a layer that stays dense."""
+        return None if layer in {each % num_layers for each in self.dense_layers} else self
+
+    def sparse(self, tokens: int) -> bool:
+        """Whether a run that has seen so many tokens trains its next step with it."""
+        return self.dense_from_tokens is None or tokens < self.dense_from_tokens
+
+    def keys(self) -> dict[str, Any]:
+        """The key of ModelConfig."""
+        return {"attention": self}
+
+    @property
+    def coarsest(self) -> int:
+        """Tokens of the widest window."""
+        return self.factor ** (self.levels - 1)
+
+    def entries(self, tokens: int) -> int:
+        """The number of windows that attend to each other in a row of one document, padded to whole windows."""
+        return -(-tokens // self.coarsest) + (self.levels - 1) * self.factor * self.budget
+
+    def attend(
+        self, q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, loud_BTX: Tensor
+    ) -> Tensor:
+        """[B, T, N, H]: attention of each document. `loud_BTX`: fp32 norms of each head of q and of k before QK-norm.
+
+        A tile has one width in all documents of the rows, so that each gets its share of the budget.
+        """
+        N, M = q_BTNH.shape[2], k_BTMH.shape[2]
+        width = -(-q_BTNH.shape[1] * self.tile_budget // (self.coarsest * self.budget))
+
+        def sparse(q: Tensor, k: Tensor, v: Tensor, loud_GTX: Tensor) -> Tensor:
+            loud_q, loud_k = loud_GTX.split((N, M), dim=2)
+            loud_k = loud_k.repeat_interleave(N // M, dim=2)
+            chosen = choose(loud_q, loud_k, self.levels, self.factor, self.tile_budget, width)
+            return attend_chosen(q, k, v, scale, chosen)
+
+        return by_document(sparse, bounds, q_BTNH, k_BTMH, v_BTMH, loud_BTX)
+
+
+class Chosen(NamedTuple):
+    """The windows that enter the attention of each head of a document, level 0 first.
+
+    `window_GNS` int64 are their numbers within their level, `place_GNS` int64 their places in causal order; `sizes` is
+    how many of each level there are.
+    """
+
+    window_GNS: Tensor
+    place_GNS: Tensor
+    sizes: tuple[int, ...]
+    factor: int
+
+
+@torch.no_grad()
+def choose(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
+    """The windows of G documents of T tokens, from the norms of q and k of each token and query head (fp32).
+
+    A tile is `width` coarsest windows (the last may be narrower); in it, `opened` windows of each level above 0 are
+    opened: half by the norm of q, then by that of k. All of them, where there are no more.
+    """
+    (G, T, N), coarse = q_GTN.shape, factor ** (levels - 1)
+    score = torch.stack((q_GTN, k_GTN)).transpose(2, 3)
+    scores = [F.pad(score, (0, -T % coarse), value=-1.0)]  # padding is quieter than any token
+    for _ in range(levels - 1):
+        scores.append(scores[-1].unflatten(-1, (-1, factor)).amax(-1))
+        scores[-1][0, ..., 0] = torch.inf
+    count = scores[-1].shape[-1]
+    width = min(width, count)
+    window = torch.arange(-(-count // width) * width, device=score.device).view(-1, width).expand(G, N, -1, -1)
+    real = window < count
+    windows, keys = [], []
+    for level in reversed(range(1, levels)):
+        size, unit = factor**level, 1 << (levels - 1)
+        q, k = scores[level].gather(-1, window.flatten(2).clamp(max=scores[level].shape[-1] - 1).expand(2, -1, -1, -1))
+        q, k = (x.view_as(window).masked_fill(~real, -torch.inf) for x in (q, k))
+        loudest = q.topk(min(opened // 2, window.shape[-1])).indices
+        k = k.scatter(-1, loudest, torch.inf).masked_fill_(~real, -torch.inf)
+        open_ = k.topk(min(opened, window.shape[-1])).indices
+        # An open window comes right after the last of its parts, and before what begins then.
+        closing = ((window + 1) * size * unit - (1 << (levels - 1 - level))).gather(-1, open_)
+        windows.append(_only(window, real))
+        keys.append(_only((window * (size * unit)).scatter(-1, open_, closing), real))
+        window, real = window.gather(-1, open_), real.gather(-1, open_)
+        window = (window[..., None] * factor + torch.arange(factor, device=window.device)).flatten(-2)
+        real = real.repeat_interleave(factor, dim=-1)
+    windows.append(_only(window, real))
+    keys.append(windows[-1] << (levels - 1))
+    order = torch.cat(keys[::-1], dim=-1).argsort(dim=-1)
+    place = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+    return Chosen(torch.cat(windows[::-1], dim=-1), place, tuple(x.shape[-1] for x in windows[::-1]), factor)
+
+
+def _only(x_GNUX: Tensor, real: Tensor) -> Tensor:
+    """[G, N, X]: the real windows of the tiles, without padding; every head has the same number."""
+    G, N = x_GNUX.shape[:2]
+    return x_GNUX.flatten(2) if bool(real.all()) else x_GNUX[real].view(G, N, -1)
+
+
+def attend_chosen(q_GTNH: Tensor, k_GTMH: Tensor, v_GTMH: Tensor, scale: float, chosen: Chosen) -> Tensor:
+    """[G, T, N, H]: causal attention among the chosen windows of documents of one length, back on their tokens."""
+    q, k, v = (_Enter.apply(x, *chosen) for x in (q_GTNH, k_GTMH, v_GTMH))
+    y_GNSH = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return _Leave.apply(y_GNSH, q_GTNH.shape[1], *chosen)
+
+
+class _Enter(Function):
+    """[G, N, S, H]: the means of the chosen windows, in their order. Keeps the choice alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_GTMH: Tensor, window: Tensor, place: Tensor, sizes: tuple[int, ...], factor: int) -> Tensor:
+        ctx.save_for_backward(window, place)
+        ctx.others, ctx.shape = (sizes, factor), x_GTMH.shape
+        return _collect(x_GTMH, window.shape[1], Chosen(window, place, sizes, factor), late=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_GNSH: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _spread(grad_GNSH, ctx.shape[1], ctx.shape[2], Chosen(*ctx.saved_tensors, *ctx.others), late=False)
+        return grad, None, None, None, None
+
+
+class _Leave(Function):
+    """[G, T, N, H]: each token's sum of what its windows answer, those that end at it or before. Keeps the choice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y_GNSH: Tensor, tokens: int, window: Tensor, place: Tensor, sizes: tuple[int, ...], factor: int
+    ) -> Tensor:
+        ctx.save_for_backward(window, place)
+        ctx.others = sizes, factor
+        return _spread(y_GNSH, tokens, window.shape[1], Chosen(window, place, sizes, factor), late=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_GTNH: Tensor) -> tuple[Tensor | None, ...]:
+        chosen = Chosen(*ctx.saved_tensors, *ctx.others)
+        return _collect(grad_GTNH, grad_GTNH.shape[2], chosen, late=True), None, None, None, None, None
+
+
+def _collect(x_GTMH: Tensor, heads: int, chosen: Chosen, late: bool) -> Tensor:
+    """[G, N, S, H]: of each chosen window of c tokens their mean; `late`: the sum over the c from its last one on."""
+    (G, T, _, H), S, p = x_GTMH.shape, chosen.window_GNS.shape[-1], chosen.factor
+    rest = -T % p ** (len(chosen.sizes) - 1)
+    table = F.pad(x_GTMH, (0, 0, 0, 0, 0, rest)) if rest else x_GTMH
+    out = x_GTMH.new_empty(G * heads * S, H)
+    for level, (window, place) in enumerate(_levels(chosen)):
+        if level:
+            # The late windows of a level are unions of those one level down, too, but begin p - 1 of them later.
+            table = F.pad(table[:, p - 1 :], (0, 0, 0, 0, 0, p - 1)) if late else table
+            table = table.unflatten(1, (-1, p)).sum(2, dtype=_exact(x_GTMH.dtype))
+            table = table if late else table.div_(p)
+        rows = table.reshape(-1, H).index_select(0, _rows(window, *table.shape[1:3]))
+        out.index_copy_(0, _places(place, S), rows.to(out.dtype))
+    return out.view(G, heads, S, H)
+
+
+def _spread(y_GNSH: Tensor, tokens: int, heads: int, chosen: Chosen, late: bool) -> Tensor:
+    """[G, T, M, H]: the transpose of `_collect`, each entry added to the tokens that it is collected from."""
+    (G, _, S, H), p = y_GNSH.shape, chosen.factor
+    count = -(-tokens // p ** (len(chosen.sizes) - 1))
+    y_RH = y_GNSH.reshape(-1, H)
+    table = torch.zeros(G, count, heads, H, dtype=_exact(y_GNSH.dtype), device=y_GNSH.device)
+    for level, (window, place) in reversed([*enumerate(_levels(chosen))]):
+        if level < len(chosen.sizes) - 1:
+            count *= p
+            table = (table if late else table.div_(p)).repeat_interleave(p, dim=1)
+            table = F.pad(table, (0, 0, 0, 0, p - 1, 0))[:, :count].contiguous() if late else table
+        rows = y_RH.index_select(0, _places(place, S)).to(table.dtype)
+        table.view(-1, H).index_add_(0, _rows(window, count, heads), rows)
+    return table[:, :tokens].to(y_GNSH.dtype)
+
+
+def _levels(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers and places of the chosen windows of each level, [G, N, X]."""
+    return zip(chosen.window_GNS.split(chosen.sizes, -1), chosen.place_GNS.split(chosen.sizes, -1), strict=True)
+
+
+def _rows(window_GNX: Tensor, count: int, heads: int) -> Tensor:
+    """Rows of the windows in a flattened table [G, `count`, `heads`, H]; query heads share key heads in order."""
+    G, N, _ = window_GNX.shape
+    document, head = (torch.arange(n, device=window_GNX.device).view(-1, 1) for n in (G, N))
+    return ((document[..., None] * count + window_GNX) * heads + head * heads // N).flatten()
+
+
+def _places(place_GNX: Tensor, entries: int) -> Tensor:
+    """Rows of the entries in a flattened [G, N, `entries`, H]."""
+    G, N, _ = place_GNX.shape
+    return (torch.arange(G * N, device=place_GNX.device).view(G, N, 1) * entries + place_GNX).flatten()
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of its sums: fp32, or fp64."""
+    return torch.promote_types(dtype, torch.float32)
