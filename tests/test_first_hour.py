@@ -19,9 +19,10 @@ PAGE = (ROOT / "docs" / "first_hour.md").read_text(encoding="utf-8")
 NAMED = re.compile(r"^[^\n]*Save this as `(\S+\.yaml)`:\n```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OFF = [f"monitors.{name}=null" for name in ("induction", "intervention", "heads", "routing", "probe")]
 TINY = [*OFF, "monitors.needle.lengths=[256]", "monitors.needle.items=2", "monitors.needle.depths=2"]
-TINY += ["monitors.needle.controls=1", "monitors.needle.variants=null", "monitors.perplexity.items=2", "monitors.perplexity.longppl=null", "run.tokens=2048"]
+TINY += ["monitors.needle.controls=2", "monitors.needle.variants=null", "monitors.perplexity.items=2"]
+TINY += ["monitors.perplexity.longppl=null", "run.tokens=2048"]
 TINY += ["data.sources.code.max_megabytes=0.2", "data.sources.text.max_megabytes=0.2"]
-FOREIGN = [*TINY[:5], "monitors.needle.lengths=[256]", "monitors.needle.items=2", "monitors.needle.controls=1"]
+FOREIGN = [*TINY[:5], "monitors.needle.lengths=[256]", "monitors.needle.items=2", "monitors.needle.controls=2"]
 FOREIGN += ["monitors.needle.depths=2", "monitors.perplexity={sources: [code], context_tokens: 256, short_tokens: 64}"]
 FOREIGN += ["data.sources.code.max_megabytes=0.5", "data.sources.text.max_megabytes=0.2"]
 SMALLER = {"train": TINY, "data": TINY[-2:], "measure": FOREIGN}
