@@ -28,7 +28,7 @@ GLOSSARY = {  # pattern -> what to write instead
     r"look(s|ed|ing)?(?! up| alike)": "measure, attend to, inspect, seem",
     r"fore(told|tells?|telling)": "predicted, predicts",
     r"anew": "again, at each window",
-    r"(of|by|in|from|on|with|for) which": "a second sentence, or that ... of",
+    r"(of|by) which": "a second sentence, or that ... of",
     r"(?-i:One) that": "name the noun: a run that, the window that",
     r"what it was made of": "its sources",
     r"beside": "next to, in addition to, with",
@@ -64,7 +64,7 @@ def dialect(text: str) -> list[str]:
 
 
 def sentences(path: str, text: str) -> Iterator[str]:
-    """The sentences of a page, or of the docstrings and messages (string constants of three words or more) of a module."""
+    """The sentences of a page, or of the docstrings and messages of a module: strings of three words or more."""
     if path.endswith(".md"):
         blocks = re.split(r"\n\s*\n|\n(?=[-|#\d])", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     else:
