@@ -63,7 +63,7 @@ def test_the_page_works_from_top_to_bottom(place: Path, capsys: pytest.CaptureFi
     assert done == {"data", "train", "report", "measure", "import", "plan", "export", "study"}
     assert (place / "runs" / "studies" / "rate" / "index.html").exists()
     assert (place / "exported" / "mine" / "config.json").exists()
-    assert len(list(place.glob("runs/mine-s0-*"))) >= 3, "one run of section 2, two of the sweep"
+    assert [len(list(place.glob(f"runs/mine-s{seed}-*"))) for seed in (0, 1)] == [2, 2], "sweep and study share runs"
 
 
 def test_the_page_names_its_files() -> None:
