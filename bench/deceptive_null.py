@@ -32,7 +32,7 @@ def link(nll_IW: Array) -> Array:
 WORLDS: dict[str, Callable[..., Any]] = {  # (NLL, level, uniform numbers by item and window, by item) -> hits
     "NLL < 0.8": lambda nll, level, each, item: nll < 0.8,
     "NLL < 3.5": lambda nll, level, each, item: nll < 3.5,
-    "noisy threshold, anew at each window": lambda nll, level, each, item: each < link(nll),
+    "noisy threshold, new at each window": lambda nll, level, each, item: each < link(nll),
     "noisy threshold, once an item": lambda nll, level, each, item: item < link(nll),
     "NLL / the item's level < 1.2": lambda nll, level, each, item: nll / level < 1.2,
     "all items after 120 000 tokens": lambda nll, level, each, item: np.broadcast_to(GRID > 1.2e5, nll.shape),

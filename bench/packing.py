@@ -96,8 +96,8 @@ def main() -> None:
 
 def tables(results: dict[str, Any]) -> str:
     """The two tables of docs/data.md."""
-    head = ["documents of", "row", "longer than a row", "needlessly cut: concatenate", "best fit"]
-    rows = [[*head, "tokens in cut documents: concatenate", "best fit", "padding: best fit"], ["---"] * 8]
+    head = ["documents of", "row", "longer than a row", "needlessly split: concatenate", "best fit"]
+    rows = [[*head, "tokens in split documents: concatenate", "best fit", "padding: best fit"], ["---"] * 8]
     for one, other in zip(results["corpus"][::2], results["corpus"][1::2], strict=True):
         cells = [one["source"], f"{one['context_tokens']:,}", f"{one['longer_than_a_row_frac']:.1%}"]
         cells += [f"{each['needlessly_cut_documents_frac']:.1%}" for each in (one, other)]
@@ -105,7 +105,7 @@ def tables(results: dict[str, Any]) -> str:
             [*cells, *(f"{each['cut_tokens_frac']:.1%}" for each in (one, other)), f"{other['padding_frac']:.2%}"]
         )
     rows.append([])
-    head = ["documents", "cut: concatenate", "best fit", "padding: best fit", "seconds: concatenate", "best fit"]
+    head = ["documents", "split: concatenate", "best fit", "padding: best fit", "seconds: concatenate", "best fit"]
     rows += [head, ["---"] * 6]
     for one, other in zip(results["drawn"][::2], results["drawn"][1::2], strict=True):
         cells = [f"{one['documents']:,}", *(f"{each['cut_documents_frac']:.1%}" for each in (one, other))]

@@ -20,11 +20,8 @@ ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
-MEASURING = (ROOT / "docs" / "measuring.md").read_text()
-DATA = (ROOT / "docs" / "data.md").read_text()
-PLAN = (ROOT / "docs" / "plan.md").read_text()
-EXCHANGING = (ROOT / "docs" / "huggingface.md").read_text()
-STUDIES = (ROOT / "docs" / "studies" / "README.md").read_text()
+NAMES = ("measuring", "data", "plan", "huggingface", "analysis", "real_models", "studies/README")  # first_hour: its own
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 
 def commands(markdown: str) -> list[list[str]]:
@@ -75,14 +72,32 @@ def test_the_readme_shows_the_two_commands_that_matter() -> None:
     assert ["make", "demo"] in commands(README) and ["make", "test"] in commands(README)
 
 
-EVERY = (
-    commands(README) + commands(MEASURING) + commands(PLAN) + commands(EXCHANGING) + commands(DATA) + commands(STUDIES)
-)
+EVERY = [words for page in PAGES for words in commands(page)]
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_a_command_of_the_documents_runs(words: list[str]) -> None:
     run_dry(words)
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target.read_text(encoding="utf-8")), link
 
 
 @pytest.mark.parametrize(
