@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lccp_sim.analysis.run import load_run
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves, whole_curve
 from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.analysis.stats.saturation import isotonic, lag, progress, tokens_reached, tokens_to, value_at
 
@@ -210,3 +210,12 @@ def test_control_items_do_not_thin_out_the_answer_items(make_run):
     assert answers.n == 15 * world.items
     assert curves(run, "needle", ("control_nll_nats", "gain_nats"), {})["gain_nats"].n == 30
     assert run.warnings == []
+
+
+def test_the_probe_is_resampled_after_fine_tuning_alone(make_run):
+    path, _ = make_run(without=("needle", "heads", "perplexity", "routing"))
+    run = load_run(path)
+    whole = whole_curve(run, "probe/exact_match_frac")
+    tuned = curves(run, "probe", ("exact_match_frac",), {"sft_step": 40})["exact_match_frac"]
+    assert whole.value_W == pytest.approx(tuned.value_W) and whole.draws_RW == pytest.approx(tuned.draws_RW)
+    assert whole.draws_RW.mean(0) == pytest.approx(whole.value_W, abs=0.02) and run.warnings == []

@@ -160,7 +160,9 @@ def whole_curve(run: RunData, name: str) -> Curve | None:
     monitor, _, metric = name.partition("/")
     of_sentence = monitor == "needle" and metric.startswith(OF_SENTENCE)
     metric = metric.removeprefix(OF_SENTENCE) if of_sentence else metric
-    found = curves(run, monitor, (metric,), run.sentence if of_sentence else {})
-    if not found and len(tuned := run.select(monitor, metric, "sft_step")):
-        found = curves(run, monitor, (metric,), {"sft_step": int(tuned.sft_step.max())})
+    tuned = run.select(monitor, metric, "sft_step")
+    last: dict[str, Tag] = {"sft_step": int(tuned.sft_step.max())} if len(tuned) else {}
+    tags = run.sentence if of_sentence else {}
+    # Samples of the probe are of each step of fine-tuning; a record without the step is of the last one.
+    found = curves(run, monitor, (metric,), tags, of_items=last or tags) or curves(run, monitor, (metric,), last)
     return found.get(metric)
