@@ -35,7 +35,7 @@ def rows(*statuses: str) -> list[Signal]:
     made = []
     for each, status in zip(shown("signal"), statuses, strict=False):
         since = 1_250_000 if status == LEVELLED else None
-        made.append(Signal(each.key, each.label, each.unit, 0.1234, 1234.5, status, Estimate(0.0271, 0.0105, 0.0545),
+        made.append(Signal(each.key, each.label, each.unit, 0.1234, 1234.5, status, Estimate(0.0271, 0.0107, 0.0545),
                            0.0303, since))  # fmt: skip
     return made
 
@@ -66,7 +66,7 @@ def test_the_table_is_the_same_in_the_terminal_and_in_markdown():
     text, markdown = verdict_text(said).split("\n"), verdict_markdown(said).split("\n")
     assert text[0] == "Train on: one sentence." and markdown[0] == "**Train on: one sentence.**"
     assert re.split(r"\s{2,}", text[1]) == list(COLUMNS)
-    cells = ["needle hit", "0.123 to 1234", LEVELLED, "+0.027 [0.01, 0.055]", "0.03", "1.25M"]
+    cells = ["needle hit", "0.123 to 1234", LEVELLED, "+0.027 [0.011, 0.055]", "0.030", "1.25M"]
     assert re.split(r"\s{2,}", text[2]) == cells and markdown[4] == f"| {' | '.join(cells)} |"
     assert replace(made[0], next_doubling=None, threshold=None, since_tokens=None).cells[3:] == ("", "", "")
 
@@ -76,4 +76,6 @@ def test_a_run_has_a_row_a_signal(planted):
     said = verdict(found)
     assert [row.metric for row in said.signals] == [key for key in METRICS if found.row(*key.split("/"))]
     assert said.headline.startswith("Train on: the hit levelled") and "(deceptive saturation)" in said.headline
-    assert all(len(digits) <= 3 for row in said.signals for cell in row.cells for digits in re.findall(r"\d+", cell))
+    assert all(
+        len(digits) <= 3 for row in said.signals for cell in row.cells for digits in re.findall(r"[1-9]\d*", cell)
+    )

@@ -7,7 +7,7 @@ bring, not on t95, which every curve has, one that goes on improving, too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isnan
+from math import floor, isnan, log10
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
@@ -30,6 +30,7 @@ NAMED = {
     "perplexity/short_nll_nats": "forgetting (short-context NLL)",
     "heads/initial_heads_mean_frac": "heads (initial)",
 }
+LEAST = 0.001  # a smaller improvement is shown as 0
 COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below", "levelled at")
 
 
@@ -56,10 +57,14 @@ class Signal:
     def cells(self) -> tuple[str, ...]:
         """The row as COLUMNS has it, each number with three digits at most."""
         gain, buys = self.next_doubling, ""
-        if gain is not None:
-            buys = f"{gain.value:+.2g}"
-            buys += "" if gain.low is None or gain.high is None else f" [{gain.low:.2g}, {gain.high:.2g}]"
-        below = "" if self.threshold is None else f"{self.threshold:.2g}"
+        ends = [] if gain is None or gain.low is None or gain.high is None else [gain.low, gain.high]
+        value = [] if gain is None else [gain.value]
+        size = max(map(abs, (*value, *ends, self.threshold or 0, LEAST)))
+        digits = max(0, 1 - floor(log10(size)))  # two of the largest
+        if value:
+            buys = f"{round(value[0], digits) + 0.0:+.{digits}f}"
+            buys += f" [{', '.join(f'{round(end, digits) + 0.0:.{digits}f}' for end in ends)}]" if ends else ""
+        below = "" if self.threshold is None else f"{self.threshold:.{digits}f}"
         since = "" if self.since_tokens is None else tokens(self.since_tokens)
         return (self.name, f"{number(self.first)} to {number(self.last)}", self.status, buys, below, since)
 
