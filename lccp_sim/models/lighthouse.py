@@ -207,10 +207,13 @@ def _collect(x_GTMH: Tensor, heads: int, chosen: Chosen, late: bool) -> Tensor:
     out = x_GTMH.new_empty(G * heads * S, H)
     for level, (window, place) in enumerate(_levels(chosen)):
         if level:
-            # The late windows of a level are unions of those one level down, too, but begin p - 1 of them later.
-            table = F.pad(table[:, p - 1 :], (0, 0, 0, 0, 0, p - 1)) if late else table
-            table = table.unflatten(1, (-1, p)).sum(2, dtype=_exact(x_GTMH.dtype))
-            table = table if late else table.div_(p)
+            # The late windows of a level are unions of those one level down, too, but begin p - 1 of them later; all of
+            # the last one but its first part lies beyond the end.
+            inner = (
+                table[:, p - 1 : -1].unflatten(1, (table.shape[1] // p - 1, p)) if late else table.unflatten(1, (-1, p))
+            )
+            sums = inner.sum(2, dtype=_exact(x_GTMH.dtype))
+            table = torch.cat((sums, table[:, -1:].to(sums.dtype)), dim=1) if late else sums.div_(p)
         rows = table.reshape(-1, H).index_select(0, _rows(window, *table.shape[1:3]))
         out.index_copy_(0, _places(place, S), rows.to(out.dtype))
     return out.view(G, heads, S, H)
@@ -224,9 +227,13 @@ def _spread(y_GNSH: Tensor, tokens: int, heads: int, chosen: Chosen, late: bool)
     table = torch.zeros(G, count, heads, H, dtype=_exact(y_GNSH.dtype), device=y_GNSH.device)
     for level, (window, place) in reversed([*enumerate(_levels(chosen))]):
         if level < len(chosen.sizes) - 1:
-            count *= p
-            table = (table if late else table.div_(p)).repeat_interleave(p, dim=1)
-            table = F.pad(table, (0, 0, 0, 0, p - 1, 0))[:, :count].contiguous() if late else table
+            above, count = table, count * p
+            if late:
+                table = above.new_zeros(G, count, heads, H)
+                table[:, p - 1 : -1].unflatten(1, (count // p - 1, p)).copy_(above[:, :-1, None])
+                table[:, -1] = above[:, -1]
+            else:
+                table = above.div_(p).repeat_interleave(p, dim=1)
         rows = y_RH.index_select(0, _places(place, S)).to(table.dtype)
         table.view(-1, H).index_add_(0, _rows(window, count, heads), rows)
     return table[:, :tokens].to(y_GNSH.dtype)
