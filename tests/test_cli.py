@@ -41,6 +41,19 @@ def test_help_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(verb in shown for verb in VERBS)
 
 
+def test_a_misspelt_key_is_refused_without_torch() -> None:
+    code = (
+        "import sys; from lccp_sim.cli import main; "
+        "sys.exit(3 * main(['train', 'run=smoke', 'optim.lrr=1', 'model.d_head=15']) + ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines() == [
+        "lccp: model.d_head=15: must be even: RoPE rotates pairs",
+        "lccp: optim.lrr: no such key; did you mean 'lr'?",
+    ]
+
+
 @pytest.mark.parametrize("argv", [[], ["trian"], ["measure"], ["train", "--no-such-flag"]])
 def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
