@@ -74,7 +74,7 @@ def answers(seeds: Sequence[Orders]) -> list[Answer]:
 
 def table(found: Sequence[Answer], seeds: int) -> Table:
     """One row a finding."""
-    rows = [[e.where, e.finding, e.answer, " ".join(filter(None, [e.numbers, e.would_tell])), e.reproduced, e.refuted]
+    rows = [[e.where, e.finding, e.answer, ". ".join(filter(None, [e.numbers, e.would_tell])), e.reproduced, e.refuted]
             for e in found]  # fmt: skip
     note = f"Over {seeds} seed{'s' * (seeds != 1)}; in brackets 95 % intervals. Of this model and these data alone. "
     note += "The score and its NLL are of the needle's value; the paper has the whole answer sentence."
@@ -128,7 +128,11 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
         fold.low is not None and fold.high is not None and by_itself.low <= fold.low and fold.high <= by_itself.high
     )  # fmt: skip
     answer = YES if more and beyond else NO if inside else OPEN
-    needed = _seeds_to_tell(fold, float(by_itself.value), len(logs)) if answer == OPEN else ""
+    needed = (
+        _seeds_to_tell(fold, float(by_itself.value), len(logs), lambda log: number(float(np.exp(log))))
+        if answer == OPEN
+        else ""
+    )
     return Answer(*where, answer, said, *rules, needed)
 
 
@@ -300,15 +304,15 @@ def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:
     return None if scatter is None else scatter.floor(gains)
 
 
-def _seeds_to_tell(found: Estimate, bound: float, seeds: int) -> str:
+def _seeds_to_tell(found: Estimate, bound: float, seeds: int, form: Callable[[float], str] = number) -> str:
     """How many seeds would part this estimate from a bound, if more of them scattered as these do."""
     if found.low is None or found.high is None or seeds < 2:
         return "More seeds would tell."
     scatter = (found.high - found.low) / 2 * sqrt(seeds) / student.ppf(0.975, seeds - 1)
     for more in range(seeds + 1, MANY):
         if student.ppf(0.975, more - 1) * scatter / sqrt(more) < abs(found.value - bound):
-            return f"{more} seeds that scatter as these would part it from {number(bound)}."
-    return f"{MANY} seeds that scatter as these would not part it from {number(bound)}."
+            return f"{more} seeds that scatter as these would part it from {form(bound)}."
+    return f"{MANY} seeds that scatter as these would not part it from {form(bound)}."
 
 
 def _ends(rows: Sequence[pd.DataFrame]) -> tuple[int, int]:
