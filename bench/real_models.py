@@ -25,8 +25,8 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from lccp_sim.analysis.report.maps import _map
 from lccp_sim.analysis.report.plots import STYLE
+from lccp_sim.analysis.report.profiles import draw_map
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
@@ -235,10 +235,10 @@ def picture(results: dict[str, Any]) -> Figure:
         found = results["models"][key]
         for ax, (metric, name, colours, top) in zip(row, kinds, strict=False):
             cells = pd.DataFrame(by_place(found["needle"], "value", metric, True), columns=["length", "depth", "value"])
-            image = _map(ax, cells.pivot(index="depth", columns="length", values="value"), colours, (0.0, top))
+            image = draw_map(ax, cells.pivot(index="depth", columns="length", values="value"), colours, (0.0, top))
             ax.set(title=f"{title}: {name}" if ax is row[0] else name, ylabel="depth of the needle")
             figure.colorbar(image, ax=ax, pad=0.02).outline.set_visible(False)
-        image = _map(row[2], pd.DataFrame(found["heads"]), "viridis", (0.0, 1.0))
+        image = draw_map(row[2], pd.DataFrame(found["heads"]), "viridis", (0.0, 1.0))
         for text in list(row[2].texts):
             text.remove()
         row[2].set(title="copy score of its heads", ylabel="layer")

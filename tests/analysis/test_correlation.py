@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from bench.correlation_coverage import RESULT, WORLDS, coverage, table
-from lccp_sim.analysis.report.beside_probe import (
+from lccp_sim.analysis.report.tables import (
     by_task_table,
     coefficients_table,
     comparisons_table,

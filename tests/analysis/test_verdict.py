@@ -35,7 +35,7 @@ def rows(*statuses: str) -> list[Signal]:
     made = []
     for each, status in zip(shown("signal"), statuses, strict=False):
         since = 1_250_000 if status == LEVELLED else None
-        made.append(Signal(each.key, each.label, each.unit, 0.1234, 1234.5, status, Estimate(0.0271, 0.0107, 0.0545),
+        made.append(Signal(each.key, each.label, each.unit, 0.1234, 1234.5, status, Estimate(0.0271, 0.0107, 0.0546),
                            0.0303, since))  # fmt: skip
     return made
 

@@ -16,16 +16,16 @@ import numpy as np
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
-from lccp_sim.analysis.report.beside_probe import (
+from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.run_page import Section, numbers, saturation, write_page
+from lccp_sim.analysis.report.tables import (
+    Table,
     by_task_table,
     coefficients_table,
     comparisons_table,
+    overall_table,
     predictions_table,
 )
-from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
-from lccp_sim.analysis.report.run_page import numbers, saturation, write_page
-from lccp_sim.analysis.report.sections import Section
-from lccp_sim.analysis.report.tables import Table, overall_table
 from lccp_sim.analysis.report.verdict import verdict
 from lccp_sim.analysis.run import RunData, differing, load_run, tidy, unlike
 from lccp_sim.analysis.seeds import arms, pooled_over_seeds

@@ -1,9 +1,11 @@
-"""The one figure: three tiers against tokens; and the list of all figures.
+"""Every figure of a run: the three tiers against training tokens, then one a quantity; `draw` makes all of them.
 
-Every curve is drawn as measured; the isotonic fit behind t95 is not drawn.
+A panel has one quantity, never two scales. Curves are drawn as measured, with their standard errors; the isotonic fit
+behind t95 is not drawn. What a window looks like inside is in `profiles`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,8 +14,10 @@ from matplotlib.figure import Figure
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import interval, judged, tokens
-from lccp_sim.analysis.report import lines, maps, profiles
+from lccp_sim.analysis.metrics import LOG, LOGIT
+from lccp_sim.analysis.report import profiles
 from lccp_sim.analysis.report.plots import (
+    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -23,28 +27,15 @@ from lccp_sim.analysis.report.plots import (
     Drawing,
     line,
     log_values,
+    panels,
     places,
     png,
+    shades,
     token_axis,
 )
 from lccp_sim.analysis.stats.curve import Curve
 from lccp_sim.analysis.stats.estimate import Array
 from lccp_sim.analysis.stats.saturation import value_at
-
-PLOTS: dict[str, Callable[[Findings], Drawing | None]] = {
-    "needle_by_length": lines.needle_by_length_figure,
-    "needle_maps": maps.needle_maps_figure,
-    "depths": profiles.depths_figure,
-    "variants": profiles.variants_figure,
-    "text": lines.text_figure,
-    "positions": profiles.positions_figure,
-    "heads": lines.heads_figure,
-    "head_map": maps.head_map_figure,
-    "intervention": lines.intervention_figure,
-    "induction": lines.induction_figure,
-    "probe": profiles.probe_figure,
-    "load_map": maps.load_map_figure,
-}
 
 
 def draw(found: Findings) -> dict[str, Drawing]:
@@ -124,3 +115,183 @@ def _mark(ax: Axes, found: Findings, curve: Curve, grid_W: Array, colour: str, d
         ax.plot(ends, [y, y], color=colour, linewidth=4, alpha=0.45, solid_capstyle="butt")
     x = place(row.t95.value)
     ax.plot(x, y, "D", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.9, zorder=4)
+
+
+Line = tuple[str, Any, Curve | None]
+AXIS = "training tokens, log scale"
+
+
+def needle_by_length_figure(found: Findings) -> Drawing | None:
+    """Needle hit and needle perplexity, the paper's quantity, for each length of single needles."""
+    rows = found.by_length("single")
+    if not rows:
+        return None
+    colours = shades(len(rows))
+
+    def of(metric: str) -> list[Line]:
+        return [
+            (f"{row.tags['length']:,} tokens", colour, found.curve("needle", metric, **row.tags))
+            for row, colour in zip(rows, colours, strict=True)
+        ]
+
+    drawn = [("hit, fraction of items", of("hit_frac"))]
+    drawn.append(("perplexity of the answer, log scale", of("answer_ppl")))
+    drawn.append(("NLL of the answer, nats per token", of("answer_nll_nats")))
+    caption = (
+        f"Single needles of trained templates; of {judged(found.run)}. Perplexity is exp of an item's mean NLL, "
+        "averaged over items, as arXiv 2604.02650 sec. 5 has it: near 1 it says the same as the NLL, and where it is "
+        "large a few items carry it. Shaded: one standard error."
+    )
+    alt = f"Needle hit, perplexity and NLL against training tokens for {len(rows)} context lengths"
+    return _figure("needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
+
+
+def text_figure(found: Findings) -> Drawing | None:
+    """NLL of held-out text, in long and short contexts and on key tokens (LongPPL), whole and by source."""
+    whole: list[Line] = [
+        ("whole context", BLUE, found.curve("perplexity", "nll_nats")),
+        ("old context", GREY, found.curve("perplexity", "short_nll_nats")),
+        ("key tokens (LongPPL)", ORANGE, found.curve("perplexity", "longppl_nats")),
+    ]
+    sources = sorted({str(row.tags["source"]) for row in found.rows.values() if "source" in row.tags})
+    colours = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
+
+    def by_source(metric: str) -> list[Line]:
+        named = zip(sources, colours, strict=False)
+        return [(source, colour, found.curve("perplexity", metric, source=source)) for source, colour in named]
+
+    drawn = [("held-out NLL, nats per token", whole)]
+    drawn.append(("LongPPL, nats per key token", by_source("longppl_nats")))
+    drawn.append(("gain of the long context, nats", by_source("long_short_gain_nats")))
+    caption = (
+        "Left: the same targets with the whole context and in windows of the old one; key tokens are those that a long "
+        "context made likely at the first look (arXiv 2410.23771), so that an early rise there is selection, not harm. "
+        "Right: NLL in short windows less NLL in the whole context; above 0 the long context helps."
+    )
+    alt = "NLL of held-out text, on key tokens, and the gain of the long context against training tokens"
+    return _figure("text", "Held-out text", alt, caption, drawn)
+
+
+def heads_figure(found: Findings) -> Drawing | None:
+    """Retrieval heads on needles and on LongBio: how many, how strong the initial ones, how many of them are left."""
+    if not found.heads:
+        return None
+    counted: list[Line] = []
+    strong: list[Line] = []
+    stable: list[Line] = []
+    for texts, colour in (("needle", BLUE), ("longbio", ORANGE)):
+        tags: dict[str, Any] = {} if texts == "needle" else {"samples": texts}
+        moved = found.heads.get(texts)
+        name = "needles" if texts == "needle" else "LongBio"
+        counted.append((name, colour, found.curve("heads", "retrieval_heads_count", **tags)))
+        strong.append((name, colour, found.curve("heads", "initial_heads_mean_frac", **tags)))
+        if moved is not None:
+            if moved.null_W is not None and len(moved.null_W) == len(moved.tokens_W):
+                counted.append((f"{name}, null", "#999999" if texts == "needle" else "#E8B48C", _as_curve(
+                    moved.tokens_W, moved.null_W)))  # fmt: skip
+            stable.append((f"{name}: initial heads above 0.1", colour, _as_curve(moved.tokens_W, moved.surviving_W)))
+            shade = PURPLE if texts == "needle" else GREEN
+            stable.append((f"{name}: in the last top {moved.k}", shade, _as_curve(moved.tokens_W, moved.final_W)))
+    drawn = [("heads above 0.1, count", counted), ("mean score of the initial heads", strong)]
+    drawn.append(("share of heads", stable))
+    caption = (
+        "Heads whose hard copy score is above 0.1 (arXiv 2604.02650, sec. 6 and fig. 5), on needles and on the "
+        "biographies of LongBio. Null: the same rows scored against a needle in another order; where it is not far "
+        "below, 0.1 is too low. Right: the share of the first window's heads that are still above 0.1, and of the last "
+        "window's strongest heads that were among the strongest already."
+    )
+    alt = "Number of retrieval heads, mean score of the initial ones, and their survival against training tokens"
+    return _figure("heads", "Retrieval heads over the run", alt, caption, drawn)
+
+
+def intervention_figure(found: Findings) -> Drawing | None:
+    """Hit and NLL where heads are masked or boosted, and the effect of the strongest beside random ones."""
+    names = {"none": "all heads", "mask_top": "strongest masked", "mask_random": "random masked"}
+    names["boost_top"] = "strongest boosted"
+    colours = dict(zip(names, (BLACK, ORANGE, GREY, GREEN), strict=True))
+
+    def arms(metric: str) -> list[Line]:
+        return [(word, colours[arm], found.curve("intervention", metric, arm=arm)) for arm, word in names.items()]
+
+    drawn = [("hit, fraction of items", arms("hit_frac")), ("answer NLL, nats per token", arms("answer_nll_nats"))]
+    drawn.append(("causal effect, nats", [("", PURPLE, found.curve("intervention", "causal_nll_nats"))]))
+    caption = (
+        "The strongest heads are chosen on one half of the needles and judged on the other, by "
+        f"{judged(found.run, 'intervention')}. Causal effect: NLL with them masked less NLL with as many random heads "
+        "of the same layers masked; above 0 the answer needs them more than others. In a small model the strongest are "
+        "a large share of all."
+    )
+    alt = "Needle hit and NLL with heads masked or boosted, and the causal effect, against training tokens"
+    return _figure("intervention", "Interventions on heads", alt, caption, drawn)
+
+
+def induction_figure(found: Findings) -> Drawing | None:
+    """What copying costs without a question: NLL of both copies, hits of the second, the strongest induction head."""
+    copies: list[Line] = [
+        ("first copy", GREY, found.curve("induction", "first_copy_nll_nats")),
+        ("second copy", BLUE, found.curve("induction", "second_copy_nll_nats")),
+    ]
+    right = found.curve("induction", "second_copy_hit_frac")
+    drawn = [("NLL, nats per token, log scale", copies)]
+    drawn.append(("tokens of the second copy that are right", [("", BLUE, right)]))
+    drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))]))
+    caption = "A span of random tokens that stands twice in held-out text, without a question and without a template."
+    return _figure("induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn)
+
+
+def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]) -> Drawing | None:
+    """The panels that have a curve of at least two windows, side by side; None where none has."""
+    kept = []
+    for unit, several in drawn:
+        curves = [(label, colour, curve) for label, colour, curve in several if curve is not None]
+        if any(len(curve.tokens_W) > 1 for _, _, curve in curves):
+            kept.append((unit, curves))
+    if not kept:
+        return None
+    grid_W = np.unique(np.concatenate([curve.tokens_W for _, curves in kept for _, _, curve in curves]))
+    figure, axes = panels(len(kept), height=3.1)
+    for ax, (unit, curves) in zip(axes[0], kept, strict=True):
+        _panel(ax, unit, curves, grid_W)
+    named = {tuple(label for label, _, _ in curves) for _, curves in kept}
+    if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, where no line is
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8)
+    else:
+        for ax in axes[0]:
+            if any(ax.get_legend_handles_labels()[1]):
+                ax.legend(fontsize=7.5, loc="best")
+    return Drawing(name, title, alt, caption, png(figure))
+
+
+def _panel(ax: Axes, unit: str, curves: list[tuple[str, Any, Curve]], grid_W: Array) -> None:
+    for label, colour, curve in curves:
+        line(ax, curve.tokens_W, curve.value_W, curve.stderr_W, grid_W, label=label, color=colour)
+    ax.set_title(unit, fontsize=9, fontweight="normal")
+    if all(curve.row.scale == LOG and (curve.value_W > 0).all() for _, _, curve in curves):
+        log_values(ax)
+    elif curves[0][2].row.scale == LOGIT:
+        ax.set_ylim(-0.03, 1.03)
+    elif min(curve.value_W.min() for _, _, curve in curves) < 0 < max(curve.value_W.max() for _, _, curve in curves):
+        ax.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+    token_axis(ax, grid_W, AXIS, few=True)
+
+
+def _as_curve(tokens_W: Array, value_W: Array) -> Curve:
+    return Curve(
+        "heads", "share_frac" if value_W.max() <= 1 else "count", {}, tokens_W, value_W, np.full(len(value_W), np.nan)
+    )
+
+
+PLOTS: dict[str, Callable[[Findings], Drawing | None]] = {
+    "needle_by_length": needle_by_length_figure,
+    "needle_maps": profiles.needle_maps_figure,
+    "depths": profiles.depths_figure,
+    "variants": profiles.variants_figure,
+    "text": text_figure,
+    "positions": profiles.positions_figure,
+    "heads": heads_figure,
+    "head_map": profiles.head_map_figure,
+    "intervention": intervention_figure,
+    "induction": induction_figure,
+    "probe": profiles.probe_figure,
+    "load_map": profiles.load_map_figure,
+}

@@ -21,8 +21,7 @@ from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.report.precondition import precondition, unmet
 from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_table, stopping_costs
-from lccp_sim.analysis.report.run_page import write_page
-from lccp_sim.analysis.report.sections import Section
+from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
