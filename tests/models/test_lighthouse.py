@@ -237,6 +237,18 @@ def test_loudness_is_measured_before_qk_norm(qk_norm: Any, monkeypatch: pytest.M
     assert not torch.equal(y_BTD, layer(x_BTD, rope, torch.tensor([0, 64])))
 
 
+def test_a_layer_in_bf16_measures_loudness_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LighthouseAttention(levels=3, factor=2, budget=8, tile_budget=4)
+    layer = Attention(ModelConfig(rope=None, d_model=32, num_heads=2, num_kv_heads=2, d_head=H, attention=settings), 0)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(lighthouse, "choose", lambda *x: seen.extend(x[:2]) or choose(*x))
+    rope = rotation(torch.arange(256)[None], *BaseRope(100.0).frequencies(H), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_BTD = layer(torch.randn(1, 256, 32), rope, torch.tensor([0, 256]), sparse=True)
+    assert y_BTD.dtype == torch.bfloat16 and {x.dtype for x in seen} == {torch.float32}
+    assert len(seen[0].unique()) > 2 * len(seen[0].bfloat16().unique()), "in bf16 most of them would be ties"
+
+
 def test_training_alone_is_sparse_and_some_layers_never_are(model: Callable[..., Transformer]) -> None:
     settings = LighthouseAttention(3, 2, 4, tile_budget=2)
     tokens, bounds = torch.randint(50, (1, 64)), torch.tensor([0, 40, 64])
