@@ -59,7 +59,7 @@ def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
     full = width - 1  # the BOS takes a place
     cut = [(document, at, min(full, size - at)) for document, size in enumerate(sizes) for at in range(0, size, full)]
     cut.sort(key=lambda part: -part[2])
-    rows = fit((size + 1 for _, _, size in cut), width)
+    rows = fill_bins((size + 1 for _, _, size in cut), width)
     parts: list[Part] = []
     used: dict[int, int] = defaultdict(int)
     for row, document, at, size in sorted((row, *part) for row, part in zip(rows, cut, strict=True)):
@@ -68,7 +68,7 @@ def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
     return parts, len(used)
 
 
-def fit(sizes: Iterable[int], capacity: int) -> list[int]:
+def fill_bins(sizes: Iterable[int], capacity: int) -> list[int]:
     """The bin of each item: the fullest one that it fits into, of equal ones the last that was filled, or a new one.
 
     The distinct free spaces are kept sorted, and there are never more than `capacity` of them, however many the bins.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import packing as bench
-from lccp_sim.data.placement import PACKINGS, Packed, best_fit, concatenate, fit, packed
+from lccp_sim.data.placement import PACKINGS, Packed, best_fit, concatenate, fill_bins, packed
 
 
 def naive_fit(sizes: list[int], capacity: int) -> list[int]:
@@ -40,14 +40,14 @@ def draw(seed: int) -> tuple[list[int], int]:
 def test_fit_is_best_fit(seed: int) -> None:
     sizes, width = draw(seed)
     sizes = [min(size, width) for size in sizes]
-    assert fit(sizes, width) == naive_fit(sizes, width)
+    assert fill_bins(sizes, width) == naive_fit(sizes, width)
     falling = sorted(sizes, reverse=True)
-    assert fit(falling, width) == naive_fit(falling, width)
+    assert fill_bins(falling, width) == naive_fit(falling, width)
 
 
 def test_an_item_goes_where_it_fits_best() -> None:
-    assert fit([7, 6, 3, 4, 1], 10) == [0, 1, 0, 1, 2]
-    assert fit([], 10) == []
+    assert fill_bins([7, 6, 3, 4, 1], 10) == [0, 1, 0, 1, 2]
+    assert fill_bins([], 10) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
