@@ -42,7 +42,7 @@ HOMES = {  # package -> the places that may name it
 }
 HEAVY = set("torch lightning hydra omegaconf pydantic numpy pandas matplotlib datasets tokenizers".split())
 LINES, FILES = 500, 15  # of a module, of a folder
-MORE_FILES = {"data": 23, "models": 17, "monitors": 17}  # folders that wait to be cut
+MORE_FILES = {"data": 23, "models": 19, "monitors": 17}  # folders that wait to be cut
 PLANTED = {
     "models/moe.py imports data": "def f():\n    from ..data import pools",
     "data/pools.py imports models": "from lccp_sim import models",

@@ -113,11 +113,11 @@ def test_a_quiet_console_starts_nothing() -> None:
     before = threading.active_count()
     with shown(Console(quiet=True, force_terminal=True)) as tell:
         tell("anything", 0.5)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
 
 
 def test_an_error_ends_the_line() -> None:
     before = threading.active_count()
     with pytest.raises(ValueError, match="mine"), shown(Console(file=io.StringIO())):
         raise ValueError("mine")
-    assert threading.active_count() == before
+    assert threading.active_count() <= before

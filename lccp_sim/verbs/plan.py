@@ -12,7 +12,8 @@ from lccp_sim.files import write_atomic
 from lccp_sim.plan.hardware import hardware, parse_layout
 from lccp_sim.plan.plan import check_fits, plan_counted, plan_run
 from lccp_sim.plan.show import show_dry, show_plan
-from lccp_sim.train.loop.precision import SLOWER, bf16_units, check_bf16, settle
+from lccp_sim.train.loop import precision
+from lccp_sim.train.loop.precision import SLOWER, check_bf16, settle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ def plan_verb(arguments: argparse.Namespace, config: "Config", console: "Console
         refuse(arguments.counted, "--dry-run", arguments.counted, "nothing here builds a model that is counted only")
         laid_out(config, layout)  # in the words of training, before any of plan's
     device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
-    native = device.name != "cpu" or bool(bf16_units())
+    native = device.name != "cpu" or bool(precision.bf16_units())
     device = device if native else device._replace(bf16_flops=device.fp32_flops / SLOWER)
     config = settle(config, native)
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size or 0

@@ -15,7 +15,7 @@ from lccp_sim.models.attention import Attention
 from lccp_sim.models.lighthouse import LighthouseAttention, attend_chosen, choose
 from lccp_sim.models.positions import BaseRope, rotation
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.recompute import recompute
+from lccp_sim.train.loop.recompute import recompute
 
 H = 8
 # levels, factor, windows opened a tile, width of a tile, tokens, query heads, key heads
