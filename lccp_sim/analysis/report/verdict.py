@@ -118,14 +118,19 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
 
 
 def headline(found: Findings, rows: Sequence[Signal]) -> str:
-    """One sentence: train on, stop, or undecided, and by which signals."""
+    """One sentence: train on, stop, or undecided, and by which signals.
+
+    Needles, probe and heads decide. Held-out text, which improves in almost every run, is said beside them.
+    """
     status = {row.metric: row.status for row in rows}
     hit, nll = status.get(HIT), status.get(NLL)
     if hit is None or nll is None:
         return "Undecided: no needle records, so there is no hit and no answer NLL to judge by."
-    named = {word: [_short(row) for row in rows if row.status == word] for word in (*STATUS.values(), WORSE)}
-    rising, levelled = named[IMPROVING], named[LEVELLED]
-    forgets = f"; {_listed(named[WORSE])} got worse" if named[WORSE] else ""
+    judged_by = [row for row in rows if not row.metric.startswith("perplexity/")]
+    named = {word: [_short(row) for row in judged_by if row.status == word] for word in STATUS.values()}
+    rising, levelled, worse = named[IMPROVING], named[LEVELLED], [_short(row) for row in rows if row.status == WORSE]
+    aside = [_short(row) for row in rows if row not in judged_by and row.status == IMPROVING]
+    forgets = f"; {_listed(worse)} got worse" if worse else ""
     if hit == LEVELLED and nll == IMPROVING:
         where = next(row.since_tokens for row in rows if row.metric == HIT)
         claim = f"the hit levelled at {tokens(where or 0)} tokens, but {_listed(rising)} still improve"
@@ -134,7 +139,8 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
         return f"Train on: {_listed(rising)} still improve{'s' * (len(rising) == 1)}{forgets}."
     if hit == nll == LEVELLED:
         if found.stays is None or found.stays.holds:
-            return f"Stop: {_listed(levelled)} have levelled{forgets}."
+            beside = f"; {_listed(aside)} still improve{'s' * (len(aside) == 1)}" if aside else ""
+            return f"Stop: {_listed(levelled)} have levelled{beside}{forgets}."
         return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to stay{forgets}."
     if hit == nll == FEW:
         return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
