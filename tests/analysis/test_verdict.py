@@ -55,6 +55,7 @@ def rows(*statuses: str) -> list[Signal]:
         ((LEVELLED, UNDECIDED), None, "Undecided: whether answer NLL has levelled is open."),
         ((*[LEVELLED] * 5, WORSE), None,
          "Stop: hit, answer NLL, probe and initial heads have levelled; short-context NLL got worse."),
+        ((WORSE, WORSE), None, "Undecided: hit and answer NLL got worse."),
         ((), None, "Undecided: no needle records, so there is no hit and no answer NLL to judge by."),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ bring, not on t95, which every curve has, one that goes on improving, too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import floor, isnan, log10
+from math import floor, isfinite, log10
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
@@ -111,7 +111,7 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
         status, since = LEVELLED, found.stays.before_tokens
     if row.windows > 1 and row.improvement.below(0):
         status = WORSE
-    gain = decision.gain if decision.gain is not None and not isnan(decision.gain.value) else None
+    gain = decision.gain if decision.gain is not None and isfinite(decision.gain.value) else None
     threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
     since = since if status == LEVELLED else None
     return Signal(of.key, NAMED.get(of.key, of.label), of.unit, row.first, row.last, status, gain, threshold, since)
@@ -145,6 +145,8 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
     if hit == nll == FEW:
         return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
     unsure = named[UNDECIDED] + named[FEW]
+    if not unsure:
+        return f"Undecided{forgets.replace(';', ':', 1)}."
     return f"Undecided: whether {_listed(unsure)} {'has' if len(unsure) == 1 else 'have'} levelled is open{forgets}."
 
 
