@@ -45,6 +45,8 @@ def rows(*statuses: str) -> list[Signal]:
     [
         ((LEVELLED, IMPROVING, FEW), None, DECEPTIVE.format("answer NLL", "improves")),
         ((LEVELLED, IMPROVING, IMPROVING), None, DECEPTIVE.format("answer NLL and probe", "improve")),
+        ((*[LEVELLED] * 4, IMPROVING), None,
+         "Stop: hit, answer NLL, probe and initial heads have levelled; held-out NLL still improves."),
         ((IMPROVING, IMPROVING, FEW), None, "Train on: hit and answer NLL still improve."),
         ((LEVELLED, LEVELLED, LEVELLED), None, "Stop: hit, answer NLL and probe have levelled."),
         ((LEVELLED, LEVELLED, FEW), MOVES,
@@ -52,7 +54,8 @@ def rows(*statuses: str) -> list[Signal]:
         ((FEW, FEW, FEW), None, "Too early to tell: the rule needs at least 6 windows."),
         ((LEVELLED, UNDECIDED), None, "Undecided: whether answer NLL has levelled is open."),
         ((*[LEVELLED] * 5, WORSE), None,
-         "Stop: hit, answer NLL, probe, initial heads and held-out NLL have levelled; short-context NLL got worse."),
+         "Stop: hit, answer NLL, probe and initial heads have levelled; short-context NLL got worse."),
+        ((WORSE, WORSE), None, "Undecided: hit and answer NLL got worse."),
         ((), None, "Undecided: no needle records, so there is no hit and no answer NLL to judge by."),
     ],
 )  # fmt: skip

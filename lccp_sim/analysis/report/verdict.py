@@ -7,7 +7,7 @@ bring, not on t95, which every curve has, one that goes on improving, too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import floor, isnan, log10
+from math import floor, isfinite, log10
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
@@ -111,21 +111,26 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
         status, since = LEVELLED, found.stays.before_tokens
     if row.windows > 1 and row.improvement.below(0):
         status = WORSE
-    gain = decision.gain if decision.gain is not None and not isnan(decision.gain.value) else None
+    gain = decision.gain if decision.gain is not None and isfinite(decision.gain.value) else None
     threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
     since = since if status == LEVELLED else None
     return Signal(of.key, NAMED.get(of.key, of.label), of.unit, row.first, row.last, status, gain, threshold, since)
 
 
 def headline(found: Findings, rows: Sequence[Signal]) -> str:
-    """One sentence: train on, stop, or undecided, and by which signals."""
+    """One sentence: train on, stop, or undecided, and by which signals.
+
+    Needles, probe and heads decide. Held-out text, which improves in almost every run, is said beside them.
+    """
     status = {row.metric: row.status for row in rows}
     hit, nll = status.get(HIT), status.get(NLL)
     if hit is None or nll is None:
         return "Undecided: no needle records, so there is no hit and no answer NLL to judge by."
-    named = {word: [_short(row) for row in rows if row.status == word] for word in (*STATUS.values(), WORSE)}
-    rising, levelled = named[IMPROVING], named[LEVELLED]
-    forgets = f"; {_listed(named[WORSE])} got worse" if named[WORSE] else ""
+    judged_by = [row for row in rows if not row.metric.startswith("perplexity/")]
+    named = {word: [_short(row) for row in judged_by if row.status == word] for word in STATUS.values()}
+    rising, levelled, worse = named[IMPROVING], named[LEVELLED], [_short(row) for row in rows if row.status == WORSE]
+    aside = [_short(row) for row in rows if row not in judged_by and row.status == IMPROVING]
+    forgets = f"; {_listed(worse)} got worse" if worse else ""
     if hit == LEVELLED and nll == IMPROVING:
         where = next(row.since_tokens for row in rows if row.metric == HIT)
         claim = f"the hit levelled at {tokens(where or 0)} tokens, but {_listed(rising)} still improve"
@@ -134,11 +139,14 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
         return f"Train on: {_listed(rising)} still improve{'s' * (len(rising) == 1)}{forgets}."
     if hit == nll == LEVELLED:
         if found.stays is None or found.stays.holds:
-            return f"Stop: {_listed(levelled)} have levelled{forgets}."
+            beside = f"; {_listed(aside)} still improve{'s' * (len(aside) == 1)}" if aside else ""
+            return f"Stop: {_listed(levelled)} have levelled{beside}{forgets}."
         return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to stay{forgets}."
     if hit == nll == FEW:
         return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
     unsure = named[UNDECIDED] + named[FEW]
+    if not unsure:
+        return f"Undecided{forgets.replace(';', ':', 1)}."
     return f"Undecided: whether {_listed(unsure)} {'has' if len(unsure) == 1 else 'have'} levelled is open{forgets}."
 
 
