@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from lccp_sim.records import write_atomic
+from lccp_sim.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "dialect.json"
