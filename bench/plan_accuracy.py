@@ -260,7 +260,10 @@ def tables(results: dict[str, Any]) -> list[str]:
     """The tables of docs/plan.md: memory alone and of ranks, bounds, and known models."""
     cells = [(gpu, checkpointed) for gpu in (False, True) for checkpointed in (False, True)]
     memory = []
+    measured = {line["shape"] for line in results["memory"]}
     for name, (config, vocab_size, tokens) in SHAPES.items():
+        if name not in measured:
+            continue
         row = [name, f"{counts(shape_of(config, vocab_size)).total / 1e6:.1f}", str(tokens)]
         for where in cells:
             found = [x for x in results["memory"] if x["shape"] == name and (x["as_gpu"], x["checkpointed"]) == where]
