@@ -30,8 +30,8 @@ KEYS = {
     (Effect.LATER,): "run.tokens run.stopping",
     (Effect.RATES,): "optim.schedule optim.decay_steps optim.final_lr_frac",
     (Effect.REACH,): "model.window_tokens model.full_attention_every",
-    (Effect.APART,): "model.rope model.experts model.init_std model.previous_token_heads model.qk_norm_gain model.attention "
-    "model.router.balance_loss model.router.z_loss model.router.bias_update_rate",
+    (Effect.APART,): "model.rope model.experts model.init_std model.previous_token_heads model.qk_norm_gain "
+    "model.attention model.router.balance_loss model.router.z_loss model.router.bias_update_rate",
 }
 
 
