@@ -41,7 +41,7 @@ class LostRank(UserError):
     """Another process of the run is gone, never came, or did not answer in time."""
 
 
-class Halfway(UserError):
+class Halfway(RuntimeError):
     """An error in the middle of what all ranks do together: the others cannot be told, they see this one go."""
 
 

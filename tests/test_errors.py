@@ -8,7 +8,7 @@ from lccp_sim import errors
 from lccp_sim.configure.load import load_config
 from lccp_sim.errors import ConfigError, UserError, is_message, one_line
 
-KINDS = [ConfigError, errors.DamagedRecords, errors.Halfway, errors.LostRank, errors.NotFinite, errors.OutOfMemory]
+KINDS = [ConfigError, errors.DamagedRecords, errors.LostRank, errors.NotFinite, errors.OutOfMemory]
 
 
 @pytest.mark.parametrize("kind", KINDS)

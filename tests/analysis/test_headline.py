@@ -65,8 +65,8 @@ def test_every_reader_follows_the_value_and_shows_the_sentence_beside_it(make_ru
     assert score.startswith(change(value)) and score.endswith(f"; whole sentence {change(whole)}")
     table = windows_table(found)
     shown = [dict(zip(table.head, row, strict=True)) for row in table.rows]
-    assert shown[-1]["hit, fraction"].startswith(number(hits[-1]))
-    assert shown[-1]["hit of the whole sentence, fraction"].startswith(number(sentences[-1]))
+    assert shown[-1]["needle hit, fraction of items"].startswith(number(hits[-1]))
+    assert shown[-1]["needle hit, fraction of items (whole sentence)"].startswith(number(sentences[-1]))
     names = [HIT, "needle/sentence_hit_frac", NLL]
     of_study = {row.metric: row.mean for row in results(curves_of({"a": {0: run}}, names), "a")}
     assert of_study == pytest.approx(
