@@ -159,9 +159,8 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
 def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
     for number, monitor in enumerate(BESIDE):
-        together = list(groups("beside", monitor))
-        # Heads are resampled together; metrics of texts apart, so that a window which one lacks is kept for the others.
-        for group in together if monitor == "heads" else [(name,) for names in together for name in names]:
+        alone = [(each.name,) for each in shown("beside", monitor)]  # a gap in one metric is none in another
+        for group in groups("beside", monitor) if monitor == "heads" else alone:
             for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
                 found[f"{monitor}/{metric}"] = curve
     for metric in TARGETS:
