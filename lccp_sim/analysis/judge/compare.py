@@ -7,7 +7,7 @@ of lengths or texts moves a mean by more than a model does.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -19,7 +19,7 @@ from lccp_sim.analysis.judge.intervals import Z
 from lccp_sim.analysis.judge.items import unlike_items
 from lccp_sim.analysis.judge.lookup import item_curve, names_of, split_name
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate, to_json
 from lccp_sim.errors import ConfigError
 
 POWER = 0.8
@@ -60,8 +60,7 @@ class Difference:
 
     def row(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        plain = asdict(self) | {"answer": self.answer}
-        return plain | {"difference": {key: plain["difference"][key] for key in ("value", "low", "high")}}
+        return to_json(self) | {"answer": self.answer}
 
 
 @dataclass(frozen=True)
