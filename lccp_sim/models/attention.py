@@ -88,9 +88,8 @@ class Attention(nn.Module):
             y_BTNH = chooses.attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, loud_BTX)
         else:
             # v alone: as a view it would keep all of qkv for the backward pass.
-            y_BTNH = self.comm.attend(
-                attend, q_BTNH, k_BTMH, v_BTMH.contiguous(), scale=self.scale, bounds=bounds, window=self.window
-            )
+            v_BTMH = v_BTMH.contiguous()
+            y_BTNH = self.comm.attend(attend, q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))

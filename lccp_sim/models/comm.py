@@ -25,13 +25,15 @@ class Comm:
     world: int = 1
     experts_apart: bool = False  # whether others hold some
 
-    def attend(self, local: Callable[..., Tensor], *qkv_BTXH: Tensor, **settings: Any) -> Tensor:
-        """What `local` (`attention.attend`) gives of these queries, keys and values, to all keys of their rows."""
-        return local(*qkv_BTXH, **settings)
+    def attend(self, local: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """[B, T, N, H]: what `local` (`attention.attend`) gives of its inputs, to the keys of all tokens of a row."""
+        return local(*inputs)
 
-    def dispatch(self, run: Experts, x_RD: Tensor, *weights_EFD: Tensor, count_E: Tensor) -> Tensor:
+    def dispatch(
+        self, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
+    ) -> Tensor:
         """[R, D]: what `run`, an expert backend, gives, wherever the experts are."""
-        return run(x_RD, *weights_EFD, count_E)
+        return run(x_RD, gate_EFD, up_EFD, down_EFD, count_E)
 
     def mean(self, x: Tensor) -> Tensor:
         """The average over the processes that hold a sequence."""

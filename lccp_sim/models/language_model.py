@@ -99,7 +99,7 @@ class LanguageModel(nn.Module, ABC):
         """None; from now on the model reaches other processes by `comm`, and so does each of its layers."""
         for module in self.modules():
             if isinstance(getattr(module, "comm", None), Comm):
-                module.comm = comm
+                module.comm = comm  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:

@@ -83,11 +83,11 @@ class MoE(nn.Module):
             order_R = order_R[: int(routing.count_E.sum())]
         row_R = order_R // self.top_k
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
-        weights_EFD = [w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD)]
+        gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
         if self.backend == "auto" and run is experts.loop and not self.comm.experts_apart:
-            y_TD = kernels.mixture(x_TD, row_R, weight_R, *weights_EFD, routing.count_E.tolist())
+            y_TD = kernels.mixture(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
         else:
-            y_RD = self.comm.dispatch(run, x_TD[row_R], *weights_EFD, count_E=routing.count_E) * weight_R[:, None]
+            y_RD = self.comm.dispatch(run, x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
             y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)

@@ -31,17 +31,20 @@ class NeighbourComm(Comm):
     def __init__(self, rows: Any = None, experts: Any = None):
         self.rows, self.experts, self.experts_apart = rows, experts, experts is not None
 
-    def attend(self, local: Callable[..., Tensor], *qkv_BSXH: Tensor, **settings: Any) -> Tensor:
+    def attend(self, local: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """[B, S, N, H]: attention of this rank's two pieces of each row, to the keys of all ranks that share it."""
         if self.rows is None:
-            return local(*qkv_BSXH, **settings)
-        q_BSNH, k_BSMH, v_BSMH = qkv_BSXH
+            return local(*inputs)
+        q_BSNH, k_BSMH, v_BSMH, scale, bounds, window = inputs
         pieces = [part.chunk(2, dim=1) for part in gathered_weights(self.rows, torch.cat((k_BSMH, v_BSMH), dim=-1))]
         kv_BTMH = torch.cat([early for early, _ in pieces] + [late for _, late in reversed(pieces)], dim=1)
         first = starts(kv_BTMH.shape[1], dist.get_rank(self.rows), len(pieces))
-        return attend_pieces(q_BSNH, *kv_BTMH.chunk(2, dim=-1), **settings, starts=first)
+        k_BTMH, v_BTMH = kv_BTMH.chunk(2, dim=-1)
+        return attend_pieces(q_BSNH, k_BTMH, v_BTMH, scale, bounds, window, first)
 
-    def dispatch(self, run: Experts, x_RD: Tensor, *weights_EFD: Tensor, count_E: Tensor) -> Tensor:
+    def dispatch(
+        self, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
+    ) -> Tensor:
         """[R, D]: what `run` gives, each row computed by the rank that holds its expert.
 
         `x_RD` is sorted by expert, the weights are DTensors sharded by expert. Two all-to-alls there and back (Source:
@@ -49,7 +52,7 @@ class NeighbourComm(Comm):
         counts.
         """
         if self.experts is None:
-            return run(x_RD, *weights_EFD, count_E)
+            return run(x_RD, gate_EFD, up_EFD, down_EFD, count_E)
         sent_PE = count_E.view(dist.get_world_size(self.experts), -1)
         got_PE = torch.empty_like(sent_PE)
         dist.all_to_all_single(got_PE, sent_PE, group=self.experts)
@@ -58,7 +61,8 @@ class NeighbourComm(Comm):
         # From each rank the rows come sorted by expert; a backend wants them sorted over all ranks.
         expert_E = torch.arange(got_PE.shape[1], device=x_RD.device)
         order_S = expert_E.repeat(len(got_PE)).repeat_interleave(got_PE.flatten()).argsort(stable=True)
-        y_SD = run(x_SD[order_S], *map(local_part, weights_EFD), got_PE.sum(0))
+        gate, up, down = map(local_part, (gate_EFD, up_EFD, down_EFD))
+        y_SD = run(x_SD[order_S], gate, up, down, got_PE.sum(0))
         return all_to_all_single_autograd(y_SD[order_S.argsort()], there, here, self.experts)
 
     def mean(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from lccp_sim.errors import Halfway
 from lccp_sim.models.comm import Comm, Given, Piece
-from lccp_sim.models.experts import Experts
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.train.parallel.collectives import local_part
 from lccp_sim.train.parallel.ranks import Ranks
@@ -65,9 +64,9 @@ class ShardedComm(WindowComm):
         super().__init__(ranks)
         self.model, self.training, self.experts_apart = model, model.comm, model.comm.experts_apart
 
-    def dispatch(self, run: Experts, x_RD: Tensor, *weights_EFD: Tensor, count_E: Tensor) -> Tensor:
+    def dispatch(self, *experts_and_rows: Any) -> Tensor:
         """As in training."""
-        return self.training.dispatch(run, x_RD, *weights_EFD, count_E=count_E)
+        return self.training.dispatch(*experts_and_rows)
 
     def _mine(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
         with in_step(self.model, self.ranks):
