@@ -33,7 +33,7 @@ ROOMS["train"] = {"train.window"} | ROOMS["train.window"]
 ROOMS["verbs"] = {"train", "analysis.report", "analysis.judge"} | ROOMS["train"]
 ROOMS |= {"cli": {"verbs"} | ROOMS["verbs"], "__main__": {"cli"}}
 HOMES = {  # package -> the places that may name it
-    **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/", "verbs/measure.py")),
+    **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/",)),
     "torch.distributed": ("train/parallel/", "train/saved/sharded.py"),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),
     **dict.fromkeys(("megablocks", "grouped_gemm"), ("models/experts.py",)),
@@ -50,7 +50,7 @@ PLANTED = {
     "configure/parse.py imports data": "from lccp_sim.data import sources",
     "analysis/stats/laws.py imports analysis.findings": "from lccp_sim.analysis.findings import examine",
     "analysis/run.py imports analysis.report": "from lccp_sim.analysis.report import tables",
-    "train/saved/init.py imports verbs": "from lccp_sim.verbs.hf import import_checkpoint",
+    "train/saved/init.py imports verbs": "from lccp_sim.verbs.sweep import sweep",
     "train/loop/module.py imports train.window": "from lccp_sim.train.window.suite import MonitorSuite",
     "train/window/stopping.py imports analysis.report": "from lccp_sim.analysis.report import tables",
     "analysis/stats/laws.py names torch": "import torch.nn.functional as F",
