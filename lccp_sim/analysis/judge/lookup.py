@@ -7,16 +7,10 @@ import numpy as np
 
 from lccp_sim.analysis.judge.intervals import ItemCurve
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import curves
+from lccp_sim.analysis.stats.curve import curves, resolve, split_name
 from lccp_sim.analysis.stats.estimate import item_values
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Monitor and metric, as records have them: a needle's `sentence_` is no part of the metric."""
-    monitor, _, metric = name.partition("/")
-    return monitor, metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
 
 
 def names_of(run: RunData) -> list[str]:
@@ -32,24 +26,9 @@ def names_of(run: RunData) -> list[str]:
 def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
     """The curve of `monitor/metric` with these tags; without any, its overall value. None where there is none.
 
-    Tags that a monitor is judged by where nothing is said (needles: the value's tokens, single needles) may be left
-    out.
+    `resolve` says what may be left out.
     """
-    monitor, _, metric = name.partition("/")
-    tags = dict(tags or {})
-    if monitor == "needle" and metric.startswith(OF_SENTENCE):
-        metric, tags = metric.removeprefix(OF_SENTENCE), run.sentence | tags
-    counted = run.counted(monitor)
-    spans = {name: value for name, value in counted.items() if name == "span"}
-    tags = next(
-        (each for each in (tags, spans | tags, counted | tags) if len(run.select(monitor, metric, **each))), tags
-    )
-    of_items = tags
-    tuned = run.select(monitor, metric, *{"sft_step", *tags}, **tags)
-    if monitor == "probe" and len(tuned):
-        last: dict[str, Tag] = {"sft_step": int(tuned.sft_step.max())}
-        of_items = last | tags
-        tags = tags if len(run.select(monitor, metric, **tags)) else of_items
+    monitor, metric, tags, of_items = resolve(run, name, tags)
     curve = curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)
     if curve is None:
         return None

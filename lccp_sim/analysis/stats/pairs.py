@@ -22,10 +22,9 @@ import numpy.typing as npt
 
 from lccp_sim.analysis.metrics import groups, shown
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves, probe_tags
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.analysis.stats.saturation import progress
-from lccp_sim.records import Tag
 
 CEILING = 0.95
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
@@ -124,10 +123,10 @@ def gather(runs: Sequence[RunData | Panel], seed: int = 0, by_task: bool = True)
     return [run if isinstance(run, Panel) else _panel(run, seed, by_task) for run in distinct.values()]
 
 
-def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
-    """The tags of the probe after its last fine-tuning step; {} where the run has no records by step."""
-    rows = run.select("probe", metric, "sft_step")
-    return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
+def at_ceiling(hit_W: Array) -> int | None:
+    """The first window at which a hit, or a bound of it, is at the ceiling; None where none is."""
+    reached = np.flatnonzero(hit_W >= CEILING)
+    return int(reached[0]) if len(reached) else None
 
 
 def monitors(panels: Sequence[Panel]) -> list[Name]:
@@ -179,9 +178,9 @@ def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
 def _after(hit: Curve | None) -> tuple[float | None, str]:
     if hit is None:
         return None, "no needle records"
-    reached = hit.tokens_W[hit.value_W >= CEILING]
-    if len(reached):
-        return float(reached[0]), f"hit >= {CEILING}"
+    reached = at_ceiling(hit.value_W)
+    if reached is not None:
+        return float(hit.tokens_W[reached]), f"hit >= {CEILING}"
     row = progress(hit)
     if row.t95 is None:
         return None, f"the hit never reaches {CEILING} and has no t95 ({row.reason})"
