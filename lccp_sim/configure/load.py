@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.documents.sources import SOURCES
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import SOURCES
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS

@@ -21,12 +21,12 @@ from rich.console import Console
 from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config, plain_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import write_atomic
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, shown

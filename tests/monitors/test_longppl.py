@@ -13,7 +13,7 @@ from lccp_sim.configure.parse import parse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Perplexity
 from lccp_sim.monitors.longppl import LongPPL, find_keys

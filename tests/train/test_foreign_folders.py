@@ -20,7 +20,7 @@ from lccp_sim.cli import main
 from lccp_sim.data.beyond import check_rows, check_same
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.records import read_records
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.vocabulary import read_vocabulary

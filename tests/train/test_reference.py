@@ -14,7 +14,7 @@ import torch
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.observing import evaluating

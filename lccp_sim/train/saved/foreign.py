@@ -12,9 +12,9 @@ from lccp_sim.config import ModelConfig
 from lccp_sim.data.beyond import check_same
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
-from lccp_sim.models.architectures import read_config
-from lccp_sim.models.weights import read_weights
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.architectures import read_config
+from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.progress import Tell, silent
 from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.saved.weights_file import PREFIX

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
-from lccp_sim.models.hf_folder import CONFIG, read_json
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.hf_folder import CONFIG, read_json
 
 
 class Vocabulary(NamedTuple):

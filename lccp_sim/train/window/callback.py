@@ -15,7 +15,7 @@ from torch import nn
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import adapted
+from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record

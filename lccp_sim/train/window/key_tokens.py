@@ -19,7 +19,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import write_atomic
-from lccp_sim.models.hf import is_checkpoint, load_checkpoint
+from lccp_sim.models.foreign.hf import is_checkpoint, load_checkpoint
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import evaluating
