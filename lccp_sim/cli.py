@@ -6,9 +6,9 @@ Hydra only composes the config; nothing heavy is imported before the verb is kno
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
-from lccp_sim.console import console_here
 from lccp_sim.errors import is_message
 from lccp_sim.verbs.data import DATA
 from lccp_sim.verbs.doctor import DOCTOR
@@ -19,6 +19,9 @@ from lccp_sim.verbs.plan import PLAN
 from lccp_sim.verbs.report import REPORT
 from lccp_sim.verbs.study import STUDY
 from lccp_sim.verbs.train import TRAIN
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["VERBS", "check", "main"]
 VERBS = {
@@ -34,6 +37,7 @@ VERBS = {
     "compare": COMPARE,
     "doctor": DOCTOR,
 }
+WIDE = 500  # columns: no table of ours needs as many, so that none loses a number to an ellipsis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"lccp: {line}", file=sys.stderr)
         return 1
+
+
+def console_here() -> "Console":
+    """A console on stdout: as wide as the terminal, or where stdout is none as wide as its lines and tables ask."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else WIDE)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim.console import console_here
+from lccp_sim.cli import console_here
 from lccp_sim.models import experts
 from lccp_sim.models.experts import EXPERTS, loop
 from lccp_sim.verbs import doctor

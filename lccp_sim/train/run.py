@@ -31,9 +31,8 @@ from lccp_sim.records import Record
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, set_threads, settle
 from lccp_sim.train.loop.progress import ProgressLine, loggers
-from lccp_sim.train.loop.threads import set_threads
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.parallel.layout import micro_batches
 from lccp_sim.train.parallel.meeting import place_here

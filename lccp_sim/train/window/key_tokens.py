@@ -25,8 +25,8 @@ from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.init import load_transformer
-from lccp_sim.train.saved.vocabulary import read_vocabulary
 
 
 def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
