@@ -1,4 +1,4 @@
-"""The command `lccp`: a table of verbs, each in a module of verbs/.
+"""The command `lccp`: a table of verbs, which modules of verbs/ define.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
 from lccp_sim.errors import is_message
+from lccp_sim.verbs.checkpoints import EXPORT, IMPORT, MEASURE
 from lccp_sim.verbs.data import DATA
 from lccp_sim.verbs.doctor import DOCTOR
-from lccp_sim.verbs.hf import EXPORT, IMPORT
 from lccp_sim.verbs.judge import COMPARE, GATE
-from lccp_sim.verbs.measure import MEASURE
 from lccp_sim.verbs.plan import PLAN
 from lccp_sim.verbs.report import REPORT
 from lccp_sim.verbs.study import STUDY

@@ -1,4 +1,4 @@
-"""The verbs of the command `lccp`. A module says what its verb takes and does; cli.py has the table.
+"""The verbs of the command `lccp`. A module says what its verbs take and do; cli.py has the table.
 
 A verb imports what is heavy where it runs, so that `lccp --help` is instant.
 """

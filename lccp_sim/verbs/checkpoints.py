@@ -1,6 +1,7 @@
-"""`lccp measure`: the monitors of a run on checkpoints, after the fact."""
+"""The verbs of checkpoints: `lccp measure`, `lccp import` and `lccp export`."""
 
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lccp_sim.config import Config
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
+def _add_measure(parser: ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
     add_config_dir(parser)
     parser.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
@@ -22,7 +23,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
 
 
-def _run(arguments: Namespace, console: "Console") -> int:
+def _measure(arguments: Namespace, console: "Console") -> int:
     from lccp_sim.train.loop.precision import bf16_is_native, settle
     from lccp_sim.train.series import measure
 
@@ -45,8 +46,44 @@ def _run(arguments: Namespace, console: "Console") -> int:
     )
 
 
+def _add_exchange(known: str, parser: ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help=known)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
+
+
+def _import(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.progress import shown
+    from lccp_sim.train.saved.exchange import import_checkpoint
+
+    with shown(console) as tell:
+        said = import_checkpoint(arguments.path, arguments.out, arguments.dtype, check(["run=measure"]), tell)
+    print(said)
+    return 0
+
+
+def _export(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.progress import shown
+    from lccp_sim.train.saved.exchange import export_checkpoint
+
+    with shown(console) as tell:
+        form = export_checkpoint(str(arguments.path), arguments.out, arguments.dtype, tell)
+    print(f"{arguments.out}: exported as {form}")
+    return 0
+
+
 MEASURE = Verb(
     "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
-    _add_arguments,
-    _run,
+    _add_measure,
+    _measure,
+)
+IMPORT = Verb(
+    "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    partial(_add_exchange, "a Hugging Face folder, or a GGUF file"),
+    _import,
+)
+EXPORT = Verb(
+    "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
+    partial(_add_exchange, "a finished run, or a checkpoint"),
+    _export,
 )
