@@ -183,7 +183,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
     if stopping is not None:
         monitors.lr_factor = stopping.factor
-    Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    monitors.after_window = [*([stopping.look] if stopping else []), board.look]
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
         monitors.tell = tell.beside()
