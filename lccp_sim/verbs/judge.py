@@ -37,7 +37,7 @@ def _add_compare(parser: ArgumentParser) -> None:
 def _gate(arguments: Namespace, console: "Console") -> int:
     from rich.table import Table
 
-    from lccp_sim.analysis.judge.first_gate import write_first
+    from lccp_sim.analysis.judge.criteria import write_first
     from lccp_sim.analysis.judge.gate import answer_gate
     from lccp_sim.analysis.run import load_run
 

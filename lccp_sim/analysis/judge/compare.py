@@ -15,9 +15,8 @@ import pandas as pd
 from scipy.stats import norm
 
 from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.judge.intervals import Z
+from lccp_sim.analysis.judge.intervals import Z, item_curve, names_of
 from lccp_sim.analysis.judge.items import unlike_items
-from lccp_sim.analysis.judge.lookup import item_curve, names_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name, to_json
 from lccp_sim.errors import ConfigError
