@@ -10,31 +10,31 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
 from lccp_sim.errors import is_message
-from lccp_sim.verbs.checkpoints import EXPORT, IMPORT, MEASURE
-from lccp_sim.verbs.data import DATA
-from lccp_sim.verbs.doctor import DOCTOR
-from lccp_sim.verbs.judge import COMPARE, GATE
-from lccp_sim.verbs.plan import PLAN
-from lccp_sim.verbs.report import REPORT
-from lccp_sim.verbs.study import STUDY
-from lccp_sim.verbs.train import TRAIN
+from lccp_sim.verbs.checkpoints import EXPORT_VERB, IMPORT_VERB, MEASURE_VERB
+from lccp_sim.verbs.data import DATA_VERB
+from lccp_sim.verbs.doctor import DOCTOR_VERB
+from lccp_sim.verbs.judge import COMPARE_VERB, GATE_VERB
+from lccp_sim.verbs.plan import PLAN_VERB
+from lccp_sim.verbs.report import REPORT_VERB
+from lccp_sim.verbs.study import STUDY_VERB
+from lccp_sim.verbs.train import TRAIN_VERB
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["VERBS", "check", "main"]
 VERBS = {
-    "train": TRAIN,
-    "measure": MEASURE,
-    "report": REPORT,
-    "study": STUDY,
-    "plan": PLAN,
-    "data": DATA,
-    "import": IMPORT,
-    "export": EXPORT,
-    "gate": GATE,
-    "compare": COMPARE,
-    "doctor": DOCTOR,
+    "train": TRAIN_VERB,
+    "measure": MEASURE_VERB,
+    "report": REPORT_VERB,
+    "study": STUDY_VERB,
+    "plan": PLAN_VERB,
+    "data": DATA_VERB,
+    "import": IMPORT_VERB,
+    "export": EXPORT_VERB,
+    "gate": GATE_VERB,
+    "compare": COMPARE_VERB,
+    "doctor": DOCTOR_VERB,
 }
 WIDE = 500  # columns: no table of ours needs as many, so that none loses a number to an ellipsis
 

@@ -72,17 +72,17 @@ def _export(arguments: Namespace, console: "Console") -> int:
     return 0
 
 
-MEASURE = Verb(
+MEASURE_VERB = Verb(
     "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     _add_measure,
     _measure,
 )
-IMPORT = Verb(
+IMPORT_VERB = Verb(
     "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
     partial(_add_exchange, "a Hugging Face folder, or a GGUF file"),
     _import,
 )
-EXPORT = Verb(
+EXPORT_VERB = Verb(
     "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
     partial(_add_exchange, "a finished run, or a checkpoint"),
     _export,

@@ -46,4 +46,4 @@ def _run(arguments: Namespace, console: "Console") -> int:
     return 0
 
 
-DATA = Verb("prepare and show the corpus of a run without training: lccp data run=tiny_lccp", _add_arguments, _run)
+DATA_VERB = Verb("prepare and show the corpus of a run without training: lccp data run=tiny_lccp", _add_arguments, _run)

@@ -236,4 +236,4 @@ def _run(arguments: Namespace, console: Console) -> int:
     return show(doctor(arguments.cache.expanduser()), console)
 
 
-DOCTOR = Verb("show versions, devices and expert backends, and what is wrong with them", _add_arguments, _run)
+DOCTOR_VERB = Verb("show versions, devices and expert backends, and what is wrong with them", _add_arguments, _run)

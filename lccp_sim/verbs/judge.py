@@ -98,10 +98,10 @@ def _plain(cell: str) -> str:
     return escape(cell)
 
 
-GATE = Verb(
+GATE_VERB = Verb(
     "answer criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)", _add_gate, _gate
 )
-COMPARE = Verb(
+COMPARE_VERB = Verb(
     "compare two runs or checkpoints, item by item: which metrics are told apart: lccp compare A B",
     _add_compare,
     _compare,

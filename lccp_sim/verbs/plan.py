@@ -66,7 +66,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
     return 0
 
 
-PLAN = Verb(
+PLAN_VERB = Verb(
     "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
     _add_arguments,
     _run,

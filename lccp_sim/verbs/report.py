@@ -28,7 +28,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
     return 0
 
 
-REPORT = Verb(
+REPORT_VERB = Verb(
     "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     _add_arguments,
     _run,

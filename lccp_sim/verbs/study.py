@@ -243,4 +243,4 @@ def _run(arguments: Namespace, console: "Console") -> int:
     return max(study(name, Path(arguments.root), launcher, *options, console, arguments.repeats) for name in names)
 
 
-STUDY = Verb("train and compare the arms of a study; without a name, list the studies", _add_arguments, _run)
+STUDY_VERB = Verb("train and compare the arms of a study; without a name, list the studies", _add_arguments, _run)

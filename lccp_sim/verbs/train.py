@@ -28,6 +28,6 @@ def _run(arguments: Namespace, console: "Console") -> int:
     return 0
 
 
-TRAIN = Verb(
+TRAIN_VERB = Verb(
     "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3", _add_arguments, _run
 )

@@ -24,7 +24,7 @@ from lccp_sim.files import write_atomic
 from lccp_sim.records import Tag
 
 Outcome = Literal["pass", "fail", "cannot be told"]
-ASKED: dict[str, tuple[str, Of, str]] = {
+FIRST_ASKED: dict[str, tuple[str, Of, str]] = {
     "finds the needle": ("needle/hit_frac", "value", "at_least"),
     "is surer of the needle than at first": ("needle/answer_nll_nats", "factor", "at_most"),
     "answers after fine-tuning": ("probe/exact_match_frac", "value", "at_least"),
@@ -149,7 +149,7 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
     """
     refuse(path.exists(), "--init", str(path), "exists already; name another file, or remove it")
     run = load_run(run_path)
-    blocks = [block for name, asked in ASKED.items() if (block := _block(run, name, *asked))]
+    blocks = [block for name, asked in FIRST_ASKED.items() if (block := _block(run, name, *asked))]
     if not blocks:
         raise ConfigError(f"{run.path}: no metric that a first gate asks about has an interval; write {path} by hand")
     head = (

@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm
 from lccp_sim.analysis.metrics import metric_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.seeds import over
-from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate, curves, resolve, split_name
+from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate, curves, resolve_name, split_name
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, item_values
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
@@ -90,9 +90,9 @@ class ItemCurve:
 def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
     """The curve of `monitor/metric` with these tags; without any, its overall value. None where there is none.
 
-    `resolve` says what may be left out.
+    `resolve_name` says what may be left out.
     """
-    monitor, metric, tags, of_items = resolve(run, name, tags)
+    monitor, metric, tags, of_items = resolve_name(run, name, tags)
     curve = curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)
     if curve is None:
         return None

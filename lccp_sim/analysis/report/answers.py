@@ -45,7 +45,7 @@ SMALL = 0.05  # of exact match, and of the mean head score
 SHARE = min(shared for _, _, shared, _ in STAGES) / TOP  # of the strongest heads, table 5 of the paper
 MIDDLE = (0.3, 0.8)
 MANY = 100  # seeds, beyond which nobody goes
-TINY = 1e-12  # nats, below which a log factor means nothing
+LEAST_NATS_LEFT = 1e-12  # nats, below which a log factor means nothing
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _of_seed(orders: Orders) -> Findings:
 def _log_fold(nll_W: Array, place: int | Array) -> Any:
     """The logarithm of NLL at window `place` over NLL at the end."""
     at = np.take_along_axis(nll_W, np.asarray(place)[:, None], -1)[:, 0] if np.ndim(place) else nll_W[..., place]
-    return np.log(np.maximum(at, TINY)) - np.log(np.maximum(nll_W[..., -1], TINY))
+    return np.log(np.maximum(at, LEAST_NATS_LEFT)) - np.log(np.maximum(nll_W[..., -1], LEAST_NATS_LEFT))
 
 
 def _null_folds(orders: Orders, length: int) -> Array | None:

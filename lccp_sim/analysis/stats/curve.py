@@ -167,7 +167,7 @@ def split_name(name: str) -> tuple[str, str]:
     return monitor, metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
 
 
-def resolve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Named:
+def resolve_name(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Named:
     """What `monitor/metric` with these tags means; without any, its overall value.
 
     `needle/sentence_metric` is that of the whole sentence. Tags that a monitor is judged by where nothing is said
@@ -193,5 +193,5 @@ def probe_tags(run: RunData, metric: str, tags: Mapping[str, Tag] | None = None)
 
 def whole_curve(run: RunData, name: str) -> Curve | None:
     """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
-    monitor, metric, tags, of_items = resolve(run, name)
+    monitor, metric, tags, of_items = resolve_name(run, name)
     return curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)

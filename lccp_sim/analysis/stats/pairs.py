@@ -189,8 +189,7 @@ def _after(hit: Curve | None) -> tuple[float | None, str]:
 
 MOST = 1 - 1e-9  # a larger |r| counts as 1
 PERCENTS = (2.5, 97.5)
-TINY = 1e-18  # a sum of squares below this share of what it was made of is rounding
-Index = npt.NDArray[np.intp]
+RESIDUE = 1e-18  # a sum of squares below this share of what it was made of is rounding
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def _resampled(points: Points, ranked: bool, rng: np.random.Generator) -> Array:
     return _products(x_RW, y_RW, trend_RW, ranked)
 
 
-def _blocks(windows: int, rng: np.random.Generator) -> Index:
+def _blocks(windows: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
     length = block(windows)
     start_RB = rng.integers(windows - length + 1, size=(RESAMPLES, math.ceil(windows / length)))
     return (start_RB[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :windows]
@@ -296,14 +295,14 @@ def _products(x_RW: Array, y_RW: Array, trend_RW: Array | None, ranked: bool) ->
 
 def _centred(value_RW: Array) -> Array:
     less_RW = value_RW - value_RW.mean(1, keepdims=True)
-    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+    return np.where((less_RW**2).sum(1, keepdims=True) <= RESIDUE * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
 
 
 def _detrended(value_RW: Array, trend_RW: Array) -> Array:
     square_R1 = (trend_RW**2).sum(1, keepdims=True)
     slope_R1 = (value_RW * trend_RW).sum(1, keepdims=True) / np.where(square_R1 > 0, square_R1, 1)
     less_RW = value_RW - slope_R1 * trend_RW
-    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+    return np.where((less_RW**2).sum(1, keepdims=True) <= RESIDUE * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
 
 
 def _r(product_PR: Array) -> Array:
