@@ -42,7 +42,7 @@ WIDE = 500  # columns: no table of ours needs as many, so that none loses a numb
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 after one clear line about bad input, or 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
-        prog="lccp", description="Long-context continual pre-training, watched at three levels."
+        prog="lccp", description="Long-context continual pre-training, measured at three levels."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():

@@ -78,7 +78,7 @@ MEASURE_VERB = Verb(
     _measure,
 )
 IMPORT_VERB = Verb(
-    "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    "make an lccp-sim checkpoint from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
     partial(_add_exchange, "a Hugging Face folder, or a GGUF file"),
     _import,
 )

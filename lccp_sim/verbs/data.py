@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
     parser.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
-    parser.add_argument("--left-out", action="store_true", help="name each file and row that is no document")
+    parser.add_argument("--left-out", action="store_true", help="name each file and row that is not a document")
 
 
 def _run(arguments: Namespace, console: "Console") -> int:

@@ -21,7 +21,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--mfu", type=float, help="the assumed share of the peak, 0 to 1")
     parser.add_argument("--counted", metavar="SHAPE", help="count another model: gpt_oss_120b, deepseek_v3, ...")
     parser.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
-    parser.add_argument("--dry-run", action="store_true", help="cut the model over the ranks, without memory")
+    parser.add_argument("--dry-run", action="store_true", help="shard the model over the ranks, without memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
 
 

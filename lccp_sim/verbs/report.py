@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: RUN/report; several runs: next to the first)"
+    )
     parser.add_argument("--brief", action="store_true", help="print the verdict and its table only; write nothing")
 
 
