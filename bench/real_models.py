@@ -84,7 +84,7 @@ def logits(checkpoint: Path, other: Path, length: int) -> dict[str, float]:
     Once more with our angles in fp32 like theirs: what is left then is not RoPE.
     """
     from lccp_sim.models import transformer
-    from lccp_sim.models.hf import load_checkpoint
+    from lccp_sim.models.foreign.hf import load_checkpoint
     from lccp_sim.train.saved.checkpoint import read_checkpoint
     from lccp_sim.train.saved.init import load_transformer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from lccp_sim.analysis.metrics import SIGNED, groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Curve, curves
 from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
 from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
@@ -109,11 +109,6 @@ class Findings:
 def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
     """What names a curve: the monitor, the metric and the sorted tags."""
     return monitor, metric, tuple(sorted(tags.items()))
-
-
-def gain_of(decision: Decision | None) -> Estimate | None:
-    """The predicted gain of the next doubling, or None where there is none."""
-    return decision.gain if decision else None
 
 
 def examine(run: RunData, eps: float = EPS) -> Findings:

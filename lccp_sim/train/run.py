@@ -31,9 +31,8 @@ from lccp_sim.records import Record
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, set_threads, settle
 from lccp_sim.train.loop.progress import ProgressLine, loggers
-from lccp_sim.train.loop.threads import set_threads
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.parallel.layout import micro_batches
 from lccp_sim.train.parallel.meeting import place_here
@@ -182,7 +181,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    monitors.after_window = [*([stopping.look] if stopping else []), board.look]
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
         monitors.tell = tell.beside()

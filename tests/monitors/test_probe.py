@@ -20,8 +20,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
 from lccp_sim.monitors.observing import counting, evaluating
-from lccp_sim.monitors.probe import ProbeItems, _answer_loss
-from lccp_sim.monitors.probe_records import Answered, probe_records
+from lccp_sim.monitors.probe import Answered, ProbeItems, _answer_loss, probe_records
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 from lccp_sim.train.window.images import CELL_PIXELS, window_images

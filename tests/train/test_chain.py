@@ -14,8 +14,8 @@ from lccp_sim.config import Config
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint
+from lccp_sim.train.series import measure
 from lccp_sim.train.window import suite
-from lccp_sim.verbs.measure import measure
 from tests.train.test_run import UNWATCHED, scattered
 from tests.train.tiny import BATCH, STEPS, final, records
 

@@ -17,19 +17,19 @@ from lccp_sim.analysis.format import judged, tokens
 from lccp_sim.analysis.metrics import LOGIT, SIGNED, UP, metric_of
 from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, log_values, panels, png
 
-VARIANTS = {  # the order of the panels, and their names
+PANELS = {  # the order of the panels, and their names
     "single": "single needle",
     "heldout": "template never trained",
     "distractor": "among distractors",
     "multikey": "among other keys",
     "interference": "fixed distance to the question",
 }
-ANSWER = tuple(metric_of("needle", name) for name in ("hit_frac", "answer_ppl"))
+ANSWER_METRICS = tuple(metric_of("needle", name) for name in ("hit_frac", "answer_ppl"))
 
 
 def depths_figure(found: Findings) -> Drawing | None:
     """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
-    tables = [(each, table) for each in ANSWER if len(table := found.run.select("needle", each.name, "depth"))]
+    tables = [(each, table) for each in ANSWER_METRICS if len(table := found.run.select("needle", each.name, "depth"))]
     if not tables:
         return None
     figure, axes = panels(len(tables), height=3.0)
@@ -56,10 +56,10 @@ def variants_figure(found: Findings) -> Drawing | None:
     def of(metric: str) -> pd.DataFrame:
         return found.run.select("needle", metric, "length", "variant", span=found.run.span())
 
-    tables = [of("answer_nll_nats") if (table := of(each.name)).empty else table for each in ANSWER]
+    tables = [of("answer_nll_nats") if (table := of(each.name)).empty else table for each in ANSWER_METRICS]
     if any(table.empty for table in tables):
         return None
-    names = [name for name in VARIANTS if name in set(tables[0].variant)]
+    names = [name for name in PANELS if name in set(tables[0].variant)]
     figure, axes = panels(len(names), height=2.5, width=2.3, rows=2, sharex=True, sharey="row")
     for column, name in enumerate(names):
         for row, table in enumerate(tables):
@@ -67,9 +67,9 @@ def variants_figure(found: Findings) -> Drawing | None:
             axes[row, column].set_xscale("log", base=2)
             axes[row, column].xaxis.set_major_formatter("{x:.0f}")
             axes[row, column].tick_params(axis="x", labelsize=7.5)
-        axes[0, column].set_title(VARIANTS[name], fontsize=8.5)
+        axes[0, column].set_title(PANELS[name], fontsize=8.5)
         axes[1, column].set_xlabel("context length, tokens")
-    for row, (table, each) in enumerate(zip(tables, ANSWER, strict=True)):
+    for row, (table, each) in enumerate(zip(tables, ANSWER_METRICS, strict=True)):
         axes[row, 0].set_ylabel(each.title if (table.metric != "answer_nll_nats").all() else "NLL, nats per token")
     axes[0, 0].set_ylim(-0.03, 1.03)
     log_values(axes[1, 0])
@@ -79,7 +79,7 @@ def variants_figure(found: Findings) -> Drawing | None:
         "the text before the needle grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training "
         "flattens that). Levels of different surroundings are not to be compared in perplexity."
     )
-    alt = f"Needle hit and perplexity by length for {', '.join(VARIANTS[name] for name in names)}"
+    alt = f"Needle hit and perplexity by length for {', '.join(PANELS[name] for name in names)}"
     return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))
 
 

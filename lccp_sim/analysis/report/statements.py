@@ -5,7 +5,7 @@ arXiv 2604.02650 would lead one to expect, with the number that says so.
 """
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import change, interval, number, percent, reached, tokens
+from lccp_sim.analysis.format import interval, number, percent, tokens
 from lccp_sim.analysis.stats.rule import decided
 from lccp_sim.analysis.stats.saturation import FRAC, Lag, Progress
 
@@ -282,3 +282,15 @@ def _probe_not_shown(found: Findings) -> list[str]:
                 f"A better probe: its {name} goes {change(row)}, an improvement of {interval(row.improvement)}."
             )
     return lines
+
+
+def change(row: Progress, unit: str = "") -> str:
+    """First and last value: "from 0.1 to 0.9"."""
+    return f"from {number(row.first)} to {number(row.last)}{unit}"
+
+
+def reached(row: Progress) -> str:
+    """The t95 in words, with the run length beside it, or why there is none."""
+    if row.t95 is None:
+        return f"has no t95 ({row.reason})"
+    return f"has t95 = {interval(row.t95, tokens)} of the run's {tokens(row.run_tokens)} tokens"

@@ -20,7 +20,7 @@ from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.report.precondition import precondition, unmet
-from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_table, stopping_costs
+from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
@@ -74,7 +74,7 @@ def write_study(
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("What stopping would have cost", [], [cost_table(costs)]),
-        Section("Needles and probe", [], [needle_table(told), probe_table(told)] if told else []),
+        Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lccp_sim.analysis.findings import Findings, values
-from lccp_sim.analysis.format import change, interval, judged, measured, number, percent, tagged, tokens
+from lccp_sim.analysis.format import interval, judged, measured, number, percent, tagged, tokens
 from lccp_sim.analysis.metrics import METRICS, shown
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.stats.correlation import Coefficient, Comparison, Correlation
 from lccp_sim.analysis.stats.forecast import GAIN
 from lccp_sim.analysis.stats.laws import LAWS

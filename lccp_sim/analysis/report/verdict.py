@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
+from lccp_sim.analysis.format import SPANS, judged, number, percent, tokens
 from lccp_sim.analysis.metrics import Metric, shown
 from lccp_sim.analysis.report.precondition import Check, precondition, unmet
-from lccp_sim.analysis.report.statements import beyond, not_shown, statements
+from lccp_sim.analysis.report.statements import beyond, change, not_shown, reached, statements
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import norm
@@ -152,17 +152,46 @@ def curves(
     return result
 
 
-def whole_curve(run: RunData, name: str) -> Curve | None:
-    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step.
+class Named(NamedTuple):
+    """What a name means in a run: monitor, metric, the tags of its records, and those of its samples."""
 
-    `needle/sentence_metric` is that of the whole sentence.
-    """
+    monitor: str
+    metric: str
+    tags: Mapping[str, Tag]
+    of_items: Mapping[str, Tag]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Monitor and metric, as records have them: a needle's `sentence_` is no part of the metric."""
     monitor, _, metric = name.partition("/")
-    of_sentence = monitor == "needle" and metric.startswith(OF_SENTENCE)
-    metric = metric.removeprefix(OF_SENTENCE) if of_sentence else metric
-    tuned = run.select(monitor, metric, "sft_step")
-    last: dict[str, Tag] = {"sft_step": int(tuned.sft_step.max())} if len(tuned) else {}
-    tags = run.sentence if of_sentence else {}
+    return monitor, metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
+
+
+def resolve_name(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Named:
+    """What `monitor/metric` with these tags means; without any, its overall value.
+
+    `needle/sentence_metric` is that of the whole sentence. Tags that a monitor is judged by where nothing is said
+    (needles: the value's tokens, single needles) may be left out. The probe is taken after its last fine-tuning step.
+    """
+    monitor, metric = split_name(name)
+    asked = {**(run.sentence if f"{monitor}/{metric}" != name else {}), **(tags or {})}
+    counted = run.counted(monitor)
+    spans = {key: value for key, value in counted.items() if key == "span"}
+    found = next((t for t in (asked, spans | asked, counted | asked) if len(run.select(monitor, metric, **t))), asked)
+    if monitor != "probe" or not (last := probe_tags(run, metric, found)):
+        return Named(monitor, metric, found, found)
     # Samples of the probe are of each step of fine-tuning; a record without the step is of the last one.
-    found = curves(run, monitor, (metric,), tags, of_items=last or tags) or curves(run, monitor, (metric,), last)
-    return found.get(metric)
+    of_items = last | found
+    return Named(monitor, metric, found if len(run.select(monitor, metric, **found)) else of_items, of_items)
+
+
+def probe_tags(run: RunData, metric: str, tags: Mapping[str, Tag] | None = None) -> dict[str, Tag]:
+    """The tag of the probe's last fine-tuning step; {} where the run has no records by step with these tags."""
+    rows = run.select("probe", metric, "sft_step", **(tags or {}))
+    return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
+
+
+def whole_curve(run: RunData, name: str) -> Curve | None:
+    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
+    monitor, metric, tags, of_items = resolve_name(run, name)
+    return curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)

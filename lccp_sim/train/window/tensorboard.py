@@ -48,7 +48,6 @@ class Board:
         train: Iterable[tuple[str, str, str]] = (),
     ):
         self.monitors, self.texts, self.keys, self.train = monitors, texts, keys, tuple(train)
-        monitors.then.append(self.look)
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """No records; what there is to show at this window is written."""
