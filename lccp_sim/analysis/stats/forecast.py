@@ -106,7 +106,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     if over and fit_W[-1] > fit_W[0]:
         reached = tokens_to(tokens_W, fit_W, GAIN)
         level = fit_W[0] + GAIN * (fit_W[-1] - fit_W[0])
-        reach = _open_estimate(_first_at(grid, sign * path_RN[:, :-1] - level))
+        reach = open_estimate(first_at(grid, sign * path_RN[:, :-1] - level))
     bounded_R = _bounded(curve, measured_RN[:, -1])
     return Forecast(
         monitor=curve.monitor,
@@ -124,7 +124,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     )
 
 
-def _first_at(grid_N: Array, above_RN: Array) -> Array:
+def first_at(grid_N: Array, above_RN: Array) -> Array:
     """Tokens [R] at which paths are first at 0 or above, log-linear between points of the grid; inf where never."""
     right_R = (above_RN >= 0).argmax(1)
     left_R = np.maximum(right_R - 1, 0)
@@ -135,7 +135,7 @@ def _first_at(grid_N: Array, above_RN: Array) -> Array:
     return np.where((above_RN >= 0).any(1), crossed_R, np.inf)
 
 
-def _open_estimate(tokens_R: Array) -> Estimate:
+def open_estimate(tokens_R: Array) -> Estimate:
     """The estimate of tokens of which some resamples have none within the horizon: these count as later than all."""
     low, high = np.quantile(tokens_R[1:], [0.025, 0.975], method="nearest")
     return Estimate(float(tokens_R[0]), float(low), float(high))
