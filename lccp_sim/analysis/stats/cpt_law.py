@@ -33,8 +33,8 @@ HORIZON = 10  # times the run's tokens: a loss that has not come back by then is
 BEFORE = np.geomspace(0.1, 100, 8)  # S0, in forward areas of the run
 BETAS = np.geomspace(0.05, 5, 8)
 SPEEDS = 16  # values of E
-KAPPAS = np.linspace(0, 8, 17)
-DRAWS = 300
+KAPPAS = np.linspace(0, 6, 25)
+DRAWS, SWEEP_DRAWS = 300, 150
 SLOW, FALLEN = 1, 3  # columns whose parameters are not below 0
 
 
@@ -113,7 +113,7 @@ def replay(arms: Sequence[tuple[float, Curve]]) -> Replay | None:
     if len(set(shares)) < 2 or min(len(curve.tokens_W) for _, curve in arms) < CPT_WINDOWS:
         return None
     parts = [_values(curve) for _, curve in arms]
-    rows = min(len(value_RW) for value_RW, _ in parts)
+    rows = min(SWEEP_DRAWS + 1, *(len(value_RW) for value_RW, _ in parts))
     seen = arms[0][1].areas
     for _, curve in arms[1:]:
         seen = seen.then(curve.areas)
@@ -154,7 +154,7 @@ def _columns(at: Areas, replay_N: Array, before: float, theta_GQ: Array, kappa: 
 
 
 def _fit(domains: Sequence[_Domain], kappas: Array = KAPPAS[:1]) -> list[list[CptLaw]]:
-    """The law of each domain and resample, [D][R]: the best point of the grid, S0 the same in all domains of a resample.
+    """The law of each domain and resample, [D][R]: the best point of the grid, S0 the same in all domains.
 
     The likelihood decides on S0, each domain having noise of its own scale.
     Parameters that may not be below 0 are left out where they would be: of the fits with and without them, the best

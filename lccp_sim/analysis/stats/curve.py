@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from lccp_sim.analysis.areas import Areas, Rate, rate_of
 from lccp_sim.analysis.metrics import DOWN, Metric, metric_of
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.areas import Areas, Rate, rate_of
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, head_resamples, item_resamples
 from lccp_sim.records import OF_SENTENCE, Tag
 

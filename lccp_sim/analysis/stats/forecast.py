@@ -31,7 +31,8 @@ class Forecast:
     `final`: the value foretold for the end, with the interval in which a measurement should lie; `came`: the value that
     the run then had (None while it has not got there); `last_seen`: the value at the cut, the forecast of who expects
     nothing more. `reach`: tokens foretold to GAIN of the run's own improvement, inf beyond the horizon (under a
-    schedule: beyond its end); `reached`: the tokens that it took. Both None where the run did not improve, or is not over.
+    schedule: beyond its end); `reached`: the tokens that it took. Both None where the run did not improve, or is not
+    over.
     """
 
     monitor: str

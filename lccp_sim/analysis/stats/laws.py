@@ -237,7 +237,7 @@ def scattered(curve: Curve) -> Array:
     Both are measured orthogonally to the law's tangent space: the curve's residual variance, less what resampling items
     gives there. The first is known to its degrees of freedom only, so each resample draws it anew (chi-squared). The
     noise of NLLs and perplexities, which stay above 0, is log-normal, that of others normal.
-    Without resamples the noise is all there is; with fewer than MIN_WINDOWS they come back as they are.
+    Without resamples the noise is all there is; with fewer than LAW_WINDOWS they come back as they are.
     """
     draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0) if curve.draws_RW is None else curve.draws_RW
     if len(curve.tokens_W) < windows_needed(curve):
@@ -273,8 +273,9 @@ class Fit:
 
     `parameters` by law: constant {c}; log {A, B, N0}: A ln(N + N0) + B; power {E, A, a, N0}: E + A (N + N0)^-a;
     cpt {c, B, E, beta}: c + B (1 - (1 + E N)^-beta); broken_stick {A, B, C, N0, Nb}: A x + B + C max(0, x - x(Nb))
-    with x = ln(N + N0). Where the rate fell, C2 is the annealing term, - C2 S2, and N the forward area. `tail_error` is the RMSE on the last quarter of the windows (at least two) of the law fitted
-    without them; None where fewer than MIN_WINDOWS, or too few for the law, remain.
+    with x = ln(N + N0). Where the rate fell, N is the forward area and C2 the annealing term's, - C2 S2. `tail_error`
+    is the RMSE on the last quarter of the windows (at least two) of the law fitted without them; None where fewer than
+    LAW_WINDOWS, or too few for the law, remain.
 
     Sources: log, arXiv 2604.02650 sec. 7.1 (the offset, which gives step 0 a place, is ours); cpt, arXiv 2505.07796
     eq. 4 under a constant learning rate, with the slow term of pre-training in c.
@@ -305,7 +306,7 @@ class Fit:
 
 
 def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None, areas: Areas | None = None) -> list[Fit]:
-    """Every law that W windows can carry, lowest AICc first; [] with fewer than MIN_WINDOWS.
+    """Every law that W windows can carry, lowest AICc first; [] with fewer than LAW_WINDOWS.
 
     `areas`: those of the windows; None under a constant rate.
 
@@ -375,9 +376,10 @@ def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
     """The improvement (positive = better) that the next doubling of tokens brings, from the end N to 2 N, if laws hold.
 
     Unit of the metric, and never more than the metric has room for: a share of items at 0.97 gains 0.03 at most. Where
-    the rate is not constant, it is that of a run twice as long under the same kind of schedule (`Rate.doubled`). Under the law of `fit`; else averaged over the laws, so that the interval holds the choice of a
-    law, too. nan with fewer than MIN_WINDOWS. The interval is of plain percentiles: a bias correction would take for a
-    bias what averaging shrinks in a resample.
+    the rate is not constant, it is that of a run twice as long under the same kind of schedule (`Rate.doubled`). Under
+    the law of `fit`; else averaged over the laws, so that the interval holds the choice of a law, too. nan with too few
+    windows. The interval is of plain percentiles: a bias correction would take for a bias what averaging shrinks in a
+    resample.
     """
     end = curve.tokens_W[-1]
     if len(curve.tokens_W) < windows_needed(curve):
