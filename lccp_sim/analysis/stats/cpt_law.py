@@ -129,6 +129,11 @@ def replay(arms: Sequence[tuple[float, Curve]]) -> Replay | None:
     return Replay(_plain(kappa_R), _plain(shift_R), shares, tuple(turned), laws[0])
 
 
+def law_turning(law: CptLaw, curve: Curve, share: float = 0.0) -> float:
+    """The turning length of a law over the run of a curve: 0 where it never rises, inf where it does not come back."""
+    return float(_returns(_grid(curve), law.predict(_ahead(curve), share)[None])[0])
+
+
 @dataclass(frozen=True)
 class _Domain:
     """What is fitted by one set of parameters: the areas, shares of replay and root weights of values [R, W]."""

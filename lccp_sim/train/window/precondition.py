@@ -81,8 +81,8 @@ def check_load(
 ) -> None:
     """Says how the experts share the load at the new context length, before step 1; a warning where they do not.
 
-    Measured on texts of the routing monitor, so nothing is said without it. Beside it stands the load of the base at its
-    own length: a router that is even there may starve experts at positions that it has never seen.
+    Measured on texts of the routing monitor, so nothing is said without it. Beside it stands the load of the base at
+    its own length: a router that is even there may starve experts at positions that it has never seen.
     """
     routing = next((m for m in suite.monitors.values() if isinstance(m, Routing)), None)
     if routing is None:
