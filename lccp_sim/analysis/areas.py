@@ -112,8 +112,8 @@ class Rate:
 def rate_of(run: RunData) -> Rate | None:
     """The rate of a run whose schedule is not constant after its warm-up; None for a constant one, or none recorded.
 
-    Logged rates are joined by straight lines; before the first one the line through the first two goes on. Of a live
-    run the rest of the schedule is that of its config.
+    Logged rates are joined by straight lines. Before the first one they are those of the config, and of a live run so
+    are those that are still to come.
     """
     batch = run.setting("run.batch_tokens")
     rows = run.select("train", "lr")
@@ -121,13 +121,12 @@ def rate_of(run: RunData) -> Rate | None:
         return None
     step_S, logged_S = rows.step.to_numpy(float), rows.value.to_numpy(float)
     planned = _planned(run.setting("optim", {}), int(run.setting("run.tokens", 0)) // int(batch))
-    slope = (logged_S[1] - logged_S[0]) / (step_S[1] - step_S[0])
     number_S = np.arange(1.0, max(step_S[-1], round(run.tokens / batch)) + 1)
     rate_S = np.interp(number_S, step_S, logged_S)
-    early_S = number_S < step_S[0]
-    rate_S[early_S] = np.clip(logged_S[0] + slope * (number_S[early_S] - step_S[0]), 0, logged_S.max())
-    if not run.finished and planned is not None:
-        rate_S = np.append(rate_S, planned[len(rate_S) :])
+    if planned is not None:
+        early = int(step_S[0]) - 1
+        rate_S[:early] = planned[:early]
+        rate_S = rate_S if run.finished else np.append(rate_S, planned[len(rate_S) :])
     rate = Rate(rate_S, int(batch))
     return rate if rate.fall is not None and rate_S.max() > 0 else None
 

@@ -366,6 +366,10 @@ def law_predictions(curve: Curve, ahead: Areas, law: str | None = None) -> Array
     paths, scores = [], []
     for name in [law] if law else moving(seen):
         value_RN, rss_R = search(name, seen, value_RW, root_W, ahead)
+        if seen.annealed:  # the annealing area is nearly one of the shapes, so a point of the grid is not near enough
+            best = solve(name, seen, scaled.value_W, root_W)
+            value_RN[0] = columns(name, seen, ahead, best.theta_Q[None])[0] @ best.linear_P
+            rss_R[0] = best.rss
         paths.append(scale.back(value_RN))
         scores.append(aicc(rss_R, root_W, free_parameters(name, seen)))
     weight_LR = np.exp(-(np.array(scores) - np.min(scores, axis=0)) / 2)
