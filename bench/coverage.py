@@ -193,11 +193,13 @@ def known_median(rows: list[tuple[Any, ...]]) -> float | None:
 
 def schedule_tables(result: dict[str, Any]) -> str:
     """The tables of docs/analysis.md on schedules, turning lengths and replay."""
-    lines = ["| schedule | 95 % interval of | covered |", "|---|---|---|"]
+    lines = ["| schedule | 95 % interval of | covered | n |", "|---|---|---|---|"]
     for name, world in result["worlds"].items():
         for what, share in world["coverage"].items():
             if "gain" in what or what.endswith("t95"):
-                lines.append(f"| {name} | {what.replace('nll', 'NLL')} | {100 * share['covered']:.0f} % |")
+                lines.append(
+                    f"| {name} | {what.replace('nll', 'NLL')} | {100 * share['covered']:.0f} % | {share['n']} |"
+                )
     lines += ["", "| turning length | truth | median found | covered | n |", "|---|---|---|---|---|"]
     rows = result["turning"] | {f"replay: {name}": row for name, row in result["replay"].items()}
     for name, row in rows.items():

@@ -262,7 +262,7 @@ def _replay(runs: Runs) -> Table:
     note = (
         "The short-context NLL of all arms under one CPT law (arXiv 2505.07796 eq. 4) whose shift is B exp(-kappa r), "
         f"r being the share of short text: kappa {interval(fitted.kappa)}, B {interval(fitted.shift)} nats. Turning "
-        "length: tokens after which the NLL is back at that of step 0; 0: never above; never: not within ten such runs. "
+        "length: tokens after which the NLL is back at that of step 0; 0: never above; never: not in ten such runs. "
         "Short text may come from other sources than long text, so this is the share of a mixture."
     )
     return Table("The replay term", ["short text", "turning length"], rows, note)
