@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from lccp_sim.analysis.metrics import SIGNED, groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
-from lccp_sim.analysis.stats.curve import Curve, curves
+from lccp_sim.analysis.stats.cpt_law import Turning, turning
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
 from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
 from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
@@ -36,7 +37,7 @@ class Findings:
 
     `steps_sft`: the fine-tuning steps that the probe recorded. Whole monitors have no tags, the probe too: that is the
     probe after its last fine-tuning step. `stays`: whether that has stopped moving. `knees`: what Kneedle would call
-    the knee, to be shown as a caution.
+    the knee, to be shown as a caution. `turning`: when the short-context loss is back where it was at step 0.
     """
 
     run: RunData
@@ -53,6 +54,7 @@ class Findings:
     deceptive: Deceptive | None = None
     steps_sft: list[int] = field(default_factory=list)
     stays: Equivalence | None = None
+    turning: Turning | None = None
     eps: float = EPS
 
     def curve(self, monitor: str, metric: str, **tags: Tag) -> Curve | None:
@@ -149,6 +151,8 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
     panels = gather([run])
     found.correlations, found.comparisons, found.deceptive = correlations(panels), comparisons(panels), deceptive(run)
     found.stays = probe_stays(run)
+    short, long = (found.curve("perplexity", metric) for metric in ("short_nll_nats", "nll_nats"))
+    found.turning = turning(short, long) if short and long else None
     return found
 
 

@@ -54,7 +54,7 @@ from lccp_sim.train.saved.run_directory import (
     write_facts,
 )
 from lccp_sim.train.window.key_tokens import check_sources
-from lccp_sim.train.window.precondition import check_precondition
+from lccp_sim.train.window.precondition import check_load, check_precondition
 from lccp_sim.train.window.run_callback import RunCallback
 from lccp_sim.train.window.stopping import Stopping
 from lccp_sim.train.window.suite import MonitorSuite
@@ -153,6 +153,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
+        if not cut or start.content is not None:  # else there are no weights here yet
+            check_load(base, corpus, suite, start, context, console)
         return check_precondition(base, corpus, suite, start, console)
 
     first = ranks.first(precondition) if begins else []

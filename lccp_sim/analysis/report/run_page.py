@@ -130,6 +130,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "heads": [_heads(moved) for moved in found.heads.values()],
         "forecast": foretold,
         "deceptive_index": to_json(found.deceptive),
+        **({"turning": to_json(found.turning)} if found.turning else {}),
         "warnings": list(dict.fromkeys(found.run.warnings)),
     }
 

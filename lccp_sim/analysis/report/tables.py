@@ -106,7 +106,8 @@ def laws_table(found: Findings) -> Table:
     head = ["metric", *(law.replace("_", " ") for law in LAWS)]
     note = (
         "AICc less that of the best law: 0 is the best, and 2 is hardly worse. In brackets: root mean square error on "
-        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits."
+        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits. "
+        "Where the learning rate is not constant, laws are in its forward area and have an annealing term."
     )
     return Table("Laws", head, rows, note)
 

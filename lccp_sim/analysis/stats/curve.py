@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
+from lccp_sim.analysis.areas import Areas, Rate, rate_of
 from lccp_sim.analysis.metrics import DOWN, Metric, metric_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, head_resamples, item_resamples
@@ -20,7 +21,7 @@ class Curve:
     """One metric at W windows. `draws_RW` are resampled curves; None without samples and standard errors.
 
     `source` says where the draws come from: "paired items", "standard errors" (a parametric bootstrap, windows
-    independent: too wide), or "none".
+    independent: too wide), or "none". `rate`: the learning rate where it is not constant; laws are then in its areas.
     """
 
     monitor: str
@@ -32,6 +33,16 @@ class Curve:
     draws_RW: Array | None = None
     source: str = "none"
     n: int = 0
+    rate: Rate | None = None
+
+    @property
+    def areas(self) -> Areas:
+        """The forward and annealing areas of its windows."""
+        return self.areas_at(self.tokens_W)
+
+    def areas_at(self, tokens: Array) -> Areas:
+        """The areas at token counts of this run."""
+        return Areas.constant(tokens) if self.rate is None else self.rate.at(tokens)
 
     @property
     def rising(self) -> bool:
@@ -131,6 +142,7 @@ def curves(
     if not steps:
         return {}
     by_text = monitor != "heads" or any(metric_of(monitor, name).group == "answer" for name in rows)
+    rate = rate_of(run)
     resample = item_resamples if by_text else head_resamples  # texts or heads have these values
     paired = resample(run, monitor, list(rows), steps, tags if of_items is None else of_items, seed)
     result = {}
@@ -148,7 +160,7 @@ def curves(
             noise_RW = np.random.default_rng([seed, number]).standard_normal((RESAMPLES, len(steps)))
             draws_RW, source = value_W + stderr_W * noise_RW, "standard errors"
         tokens_W, n = frame.tokens.to_numpy(float), int(frame.n.iloc[-1])
-        result[metric] = Curve(monitor, metric, tags, tokens_W, value_W, stderr_W, draws_RW, source, n)
+        result[metric] = Curve(monitor, metric, tags, tokens_W, value_W, stderr_W, draws_RW, source, n, rate)
     return result
 
 

@@ -143,7 +143,8 @@ def judge(run: RunData, settings: StoppingConfig, windows: Sequence[int]) -> lis
 
     The end of a run that was extended later is no window of the longer one: an extended run equals a longer one.
     """
-    run = dataclasses.replace(run, records=run.records[run.records.step.isin(list(windows))])
+    kept = run.records.step.isin(list(windows)) | (run.records.monitor == "train")  # the rate is logged at other steps
+    run = dataclasses.replace(run, records=run.records[kept])
     probe = None if settings.probe_margin is None else probe_stays(run, settings.probe_margin)
     return [_judge(run, watch, settings.eps, probe) for watch in settings.watch]
 
