@@ -180,9 +180,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
         show_data(config, console, arguments.compare_packings, arguments.left_out)
         return 0
-    from lccp_sim.train.run import train
+    from lccp_sim.verbs.train import train_verb
 
-    train(config, console)
+    train_verb(config, console)
     return 0
 
 

@@ -56,6 +56,11 @@ class Metric:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
+    def tallies(self) -> bool:
+        """Whether it only counts what other numbers rest on: no chart shows it."""
+        return self.unit == "count" and self.better == NEITHER
+
+    @property
     def bounds(self) -> tuple[float | None, float | None]:
         """The least and the largest value that it can have; None where there is none."""
         return {LOGIT: (0, 1), SIGNED: (None, None)}.get(self.scale, (0, None))

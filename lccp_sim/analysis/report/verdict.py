@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 
-from lccp_sim.analysis.findings import Findings
+from lccp_sim.analysis.findings import Findings, examine_signals
 from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
 from lccp_sim.analysis.metrics import Metric, shown
 from lccp_sim.analysis.report.precondition import Check, precondition, unmet
 from lccp_sim.analysis.report.statements import beyond, not_shown, statements
+from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS
@@ -95,6 +96,12 @@ def verdict(found: Findings) -> Verdict:
     rows = signals(found)
     said = statements(found)
     return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows)
+
+
+def first_screen(run: RunData) -> Verdict:
+    """The sentence, the table under it and the precondition alone, without the words that take tens of seconds."""
+    rows = signals(found := examine_signals(run))
+    return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows)
 
 
 def signals(found: Findings) -> list[Signal]:
