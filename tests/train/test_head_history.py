@@ -79,7 +79,7 @@ def test_the_largest_induction_head_is_recorded_without_any_copy_scores() -> Non
 def test_heads_have_a_map_for_each_set_of_texts_and_none_is_a_scalar() -> None:
     records = [record for name in SETS for record in scored(0, FIRST if name else SECOND, **SETS[name])]
     maps = window_maps(records)
-    assert {name: grid.to_numpy().ravel().tolist() for name, (_, grid) in maps.items()} == {
+    assert {name: grid.to_numpy().tolist() for name, (_, grid) in maps.items()} == {
         "heads/copy_hard": SECOND, "heads/copy_hard_longbio": FIRST,
     }  # fmt: skip
     assert {(metric.key, *grid.shape) for metric, grid in maps.values()} == {("heads/copy_hard_frac", 2, 2)}

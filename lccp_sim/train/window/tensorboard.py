@@ -1,10 +1,9 @@
 """What TensorBoard shows of a run beside scalars and images: a layout by tier, what was run, and the verdict so far.
 
-All of it is written before the checkpoint of its window, so that a resumed run neither loses nor repeats it. TensorBoard
-sorts texts by name, so names are chosen that put the verdict first. What a reader would question: HPARAMS is written
-once, at the end, and names the final scalars as its metrics (a session without metrics is an empty row there);
-TensorBoard keeps the first config it reads, so what may change when a run is extended, run.tokens above all, is not
-among the keys.
+All of it is written before the checkpoint of its window, so that a resumed run neither loses nor repeats it. The names
+of texts put the verdict first, because TensorBoard sorts them. What a reader would question: HPARAMS is written once,
+at the end, and names the final scalars as its metrics (a session without metrics is an empty row there); TensorBoard
+keeps the first config it reads, so what may change when a run is extended, run.tokens above all, is not among the keys.
 """
 
 import json
