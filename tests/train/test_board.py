@@ -83,7 +83,7 @@ def test_a_chart_has_one_quantity_in_one_unit_and_a_title_of_its_own(finished: P
     assert len({title for title, _ in found}) == len(found) > 20
     for title, tags in found:
         names = [re.sub(r"\\(.)", r"\1", tag).strip("^$") for tag in tags]
-        assert {metric_of(*name.split("/")).title for name in names} == {title}
+        assert metric_of(*min(names, key=len).split("/")).title == title
         assert len({name.replace("/sentence_", "/") for name in names}) == 1, title
         assert len({name.rpartition("_")[2] for name in names}) == 1, title
     assert dict(found)["heads > 0.1, count"] == ["^heads/retrieval_heads_count$"]

@@ -24,7 +24,7 @@ from lccp_sim.config import FREE, Config, flatten, is_one_of
 from lccp_sim.configure.load import config_keys, plain_config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import TIERS, Record, overall_name
+from lccp_sim.records import OF_SENTENCE, TIERS, Record, overall_name
 from lccp_sim.train.window.callback import MonitorCallback
 from lccp_sim.train.window.logs import charted, overall_values, place
 
@@ -105,11 +105,10 @@ def charts(scalars: Iterable[tuple[str, str, str]]) -> Charts:
     beginning of a regular expression, hence the anchors.
     """
     order = {each.key: number for number, each in enumerate(METRICS)}
+    rows = {scalar: metric_of(scalar[1], scalar[2].removeprefix(OF_SENTENCE)) for scalar in scalars}
     found: dict[str, dict[str, list[str]]] = {tier: {} for tier in ORDER}
-    for tier, monitor, metric in sorted(
-        dict.fromkeys(scalars), key=lambda scalar: order.get(metric_of(*scalar[1:]).key, len(order))
-    ):
-        found[tier].setdefault(metric_of(monitor, metric).title, []).append(f"^{re.escape(f'{monitor}/{metric}')}$")
+    for (tier, monitor, name), row in sorted(rows.items(), key=lambda each: order.get(each[1].key, len(order))):
+        found[tier].setdefault(row.title, []).append(f"^{re.escape(f'{monitor}/{name}')}$")
     return {
         tier: {title: ["Multiline", tags] for title, tags in group.items()} for tier, group in found.items() if group
     }
