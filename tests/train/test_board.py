@@ -90,10 +90,6 @@ def test_a_chart_has_one_quantity_in_one_unit_and_a_title_of_its_own(finished: P
     assert dict(found)["needle hit, fraction of items"] == ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
 
 
-def test_titles_of_the_catalogue_are_unique() -> None:
-    assert len({each.title for each in METRICS}) == len(METRICS)
-
-
 def test_counts_of_what_a_number_rests_on_have_no_chart_and_stay_in_the_records(finished: Path) -> None:
     tallies = {each.key for each in METRICS if each.tallies}
     assert tallies == {
