@@ -130,7 +130,7 @@ def test_the_texts_are_the_config_the_corpus_and_the_verdict(finished: Path) -> 
     config, corpus = (found[f"what was run/{name}"][0][1] for name in ("config", "corpus"))
     assert "rope:\n    base: 10000" in config and config.startswith("```yaml\nseed: 0\n")
     lines = corpus.splitlines()
-    assert lines[0] == "| source | kind | share | documents | tokens | held out tokens | cut token |"
+    assert lines[0] == "| source | kind | share | documents | tokens | held out tokens | cut tokens |"
     assert lines[2].startswith("| prose | text_files |")
 
 

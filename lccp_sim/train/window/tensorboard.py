@@ -126,7 +126,7 @@ def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of a Markdown table: the columns CORPUS, a line a source."""
     plain = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
     cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS] for row in rows]
-    names = [name.removesuffix("_frac").replace("_", " ") for name in CORPUS]
+    names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS]
     return [f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells)]
 
 
