@@ -2,12 +2,22 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
+from lccp_sim.config import (
+    Config,
+    Effect,
+    ModelConfig,
+    MonitorsConfig,
+    OptimConfig,
+    RunConfig,
+    StoppingConfig,
+    is_one_of,
+    keys_with,
+)
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import SOURCES
+from lccp_sim.data.sources import parse_sources
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
@@ -29,18 +39,6 @@ def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> lis
             if step < steps:
                 windows.add(step)
     return sorted(windows)
-
-
-@dataclasses.dataclass(frozen=True)
-class MonitorsConfig:
-    """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end).
-
-    They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
-    """
-
-    first_window_tokens: int | None
-    watch: dict[str, Monitor]
-    precision: Literal["fp32", "bf16"] | None = None
 
 
 SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
@@ -76,7 +74,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model = attempt(with_attention, model) or {key: value for key, value in model.items() if key != "attention"}
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
-    sources = attempt(_sources, data)
+    sources = attempt(parse_sources, data)
     config = Config(
         seed=plain["seed"],
         run=attempt(parse, RunConfig, run, "run"),
@@ -108,36 +106,11 @@ def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, A
     return dict(plain[key])
 
 
-def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sources by name. One without a kind is most likely another one's name, mistyped."""
-    sources = _mapping({"sources": {}, **data}, "sources", "data.")
-    problems: list[str] = []
-    found: dict[str, Any] = {}
-    for name, settings in sources.items():
-        others = [other for other in sources if other != name]
-        try:
-            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
-        except ConfigError as error:
-            kindless = isinstance(settings, Mapping) and "kind" not in settings
-            *first, last = error.problems
-            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
-    if problems:
-        raise ConfigError(*problems)
-    return found
-
-
 def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> MonitorsConfig:
-    first = plain.get("first_window_tokens")
-    bad = first is not None and (not isinstance(first, int) or first < 1)
-    refuse(
-        bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
-    )
-    precision = plain.get("precision")
-    known = precision in (None, "fp32", "bf16")
-    refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
+    shared = {field.name for field in dataclasses.fields(MonitorsConfig)} - {"watch"}
     problems, watch = [], {}
     for name in plain:
-        if name not in ("first_window_tokens", "precision") and plain[name] is not None:
+        if name not in shared and plain[name] is not None:
             try:
                 settings = {"kind": name} | _mapping(plain, name, "monitors.")
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
@@ -146,11 +119,11 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return MonitorsConfig(first, watch, precision)
+    return parse(MonitorsConfig, {key: plain[key] for key in shared & plain.keys()} | {"watch": watch}, "monitors")
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
-    """None, or ConfigError where a monitor reads a source that the run does not have."""
+    """Raise ConfigError if a monitor reads a source that the run does not have."""
     for key in ("haystack", "source", "sources"):
         value = getattr(monitor, key, ())
         for source in (value,) if isinstance(value, str) else value or ():
@@ -160,14 +133,14 @@ def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | Non
 
 
 def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
-    """None, or ConfigError where a run is too short for its warm-up and decay."""
+    """Raise ConfigError if a run is too short for its warm-up and decay."""
     if run is not None and optim is not None and optim.decay_steps is not None:
         rule = f"with optim.warmup_steps={optim.warmup_steps} more than the run's {run.steps} steps; lower it"
         refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
 
 
 def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
-    """None, or ConfigError where rows cannot be trained on with this attention, or not until the run is over."""
+    """Raise ConfigError if this attention cannot train on these rows, or not until the run is over."""
     if run is None or model is None or model.attention is None:
         return
     attention, layers = model.attention, model.num_layers
@@ -184,7 +157,7 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
         f"lets {met} windows of a row meet, no fewer than its {row} tokens; lower it, or use model.attention.kind=full"
     )
     refuse(met >= row, "model.attention.budget", attention.budget, rule)
-    rule = "does not go with model.attention.kind=lighthouse, which needs whole rows; use more rows or processes"
+    rule = "does not go with model.attention.kind=lighthouse, which needs unsplit rows; use more rows or processes"
     refuse(run.cp > 1, "run.cp", run.cp, rule)
     dense, last = attention.dense_from_tokens, run.steps * run.batch_tokens
     rule = f"lies beyond the run, which ends at {last} tokens; lower it, or set it to null for a run without that stage"
@@ -192,7 +165,7 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
 
 
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
-    """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
+    """Raise ConfigError if `run.stopping` names what the run does not measure, or cannot decay from there."""
     if stopping is None:
         return
     for name in stopping.watch if monitors is not None else ():

@@ -183,8 +183,6 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
     monitors.axis = config.run.tensorboard_axis
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    if stopping is not None:
-        monitors.lr_factor = stopping.factor
     Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
