@@ -25,8 +25,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from lccp_sim.analysis.report.plots import STYLE
-from lccp_sim.analysis.report.profiles import draw_map
+from lccp_sim.analysis.report.plots import STYLE, draw_map
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig

@@ -12,7 +12,7 @@ from lccp_sim.analysis.metrics import SIGNED, groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
 from lccp_sim.analysis.stats.cpt_law import Turning, turning
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Curve, curves
 from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
 from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
@@ -156,6 +156,19 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
     return found
 
 
+def examine_signals(run: RunData) -> Findings:
+    """What the first screen needs of a run, as `examine` finds it, in a tenth of the time."""
+    found = Findings(run)
+    for monitor in WHOLE:
+        for metrics in groups("signal", monitor):
+            found.add(monitor, metrics, {})
+    found.steps_sft = _tuning_steps(run)
+    for metrics in groups("signal", "probe") if found.steps_sft else ():
+        found.add("probe", metrics, {}, of={"sft_step": found.steps_sft[-1]})
+    found.stays = probe_stays(run)
+    return found
+
+
 def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) -> list[tuple[Tag, ...]]:
     """The combinations of the values of `names` that a metric was recorded with (beside these tags), sorted."""
     rows = run.select(monitor, metric, *names, **tags)
@@ -167,7 +180,7 @@ def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) ->
 def _probe(found: Findings) -> None:
     """The probe: whole (after its last fine-tuning step), before fine-tuning, what fine-tuning gains, and by task."""
     run = found.run
-    found.steps_sft = sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})
+    found.steps_sft = _tuning_steps(run)
     if not found.steps_sft:
         return
     last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]}
@@ -180,3 +193,7 @@ def _probe(found: Findings) -> None:
     for metric in ("exact_match_frac", "answer_nll_nats"):
         for (task,) in values(run, "probe", metric, "task", **last):
             found.add("probe", (metric,), last | {"task": task})
+
+
+def _tuning_steps(run: RunData) -> list[int]:
+    return sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})

@@ -184,6 +184,8 @@ def plain_config(config: Config) -> dict[str, Any]:
     watch = plain["monitors"].pop("watch")
     if plain["model"]["attention"] is None:  # as before there was this key
         del plain["model"]["attention"]
+    if plain["run"]["tensorboard_axis"] is None:
+        del plain["run"]["tensorboard_axis"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

@@ -182,6 +182,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     module = LccpModule(config, model, facts, ranks, *first_state)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
+    monitors.axis = config.run.tensorboard_axis
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
     board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
     monitors.after_window = [*([stopping.look] if stopping else []), board.look]

@@ -256,8 +256,8 @@ def measure(
             journal.write_timing(seen.timing)
             if not records:
                 log_charts(logger, seen.records)
-            log_scalars([logger], seen.records, point.moment)
-            log_images([logger], seen.records, point.moment.step)
+            log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
+            log_images([logger], seen.records, point.moment, axis)
             records += seen.records
             console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         logger.finalize("success")

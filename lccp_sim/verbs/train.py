@@ -1,9 +1,11 @@
-"""`lccp train`: one run, or with --multirun a sweep."""
+"""`lccp train`: one run and the first screen of its report, or with --multirun a sweep."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check
+from lccp_sim.errors import one_line
 from lccp_sim.verbs import Verb, add_overrides
 from lccp_sim.verbs.sweep import jobs_of, launching, print_outcomes, sweep
 
@@ -24,8 +26,26 @@ def _run(arguments: Namespace, console: "Console") -> int:
     config = check(arguments.overrides, arguments.config_dir)  # before torch is imported
     from lccp_sim.train.run import train
 
-    train(config, console)
+    print_verdict(train(config, console), console)
     return 0
+
+
+def print_verdict(directory: Path, console: "Console") -> None:
+    """Print the first screen of a finished run's report, on rank 0.
+
+    A fault in the verdict is printed: it must not make a finished run look like one that failed.
+    """
+    from lccp_sim.analysis.report.run_page import brief_report
+    from lccp_sim.train.parallel.meeting import place_here
+    from lccp_sim.train.saved.run_directory import DONE
+
+    if place_here().rank > 0 or not (directory / DONE).exists():
+        return
+    try:
+        console.print(brief_report(directory), markup=False, soft_wrap=True)
+    except Exception as error:  # noqa: BLE001
+        remedy = f"`lccp report {directory}` says more"
+        console.print(f"warning: no verdict ({one_line(error)}); {remedy}", style="yellow", markup=False)
 
 
 TRAIN_VERB = Verb(

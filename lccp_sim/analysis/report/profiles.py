@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import judged, tokens
 from lccp_sim.analysis.metrics import LOGIT, SIGNED, UP, metric_of
-from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, log_values, panels, png
+from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, draw_map, log_values, panels, png
 
 PANELS = {  # the order of the panels, and their names
     "single": "single needle",
@@ -272,23 +271,3 @@ def _maps_figure(
         ax.set_xlabel(column)
     figure.colorbar(image, ax=axes, label=unit, shrink=0.9, pad=0.015).outline.set_visible(False)
     return Drawing(file, title, f"Map of {unit} by {row} and {column}, first and last window", caption, png(figure))
-
-
-def draw_map(ax: Axes, grid: pd.DataFrame, colours: str, limits: tuple[float, float]) -> AxesImage:
-    """The image of a table, with its numbers in the cells where they fit."""
-    image = ax.imshow(
-        grid.to_numpy(float), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
-    )
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    for axis, labels in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
-        every = -(-len(labels) // 12)
-        axis.set_ticks(range(0, len(labels), every), [f"{label:g}" for label in labels[::every]], fontsize=8)
-        axis.set_tick_params(length=0)
-    if grid.shape[1] <= 8 and grid.shape[0] <= 12:
-        for (i, j), value in np.ndenumerate(grid.to_numpy(float)):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            text = f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-            ax.text(j, i, text if np.isfinite(value) else "", ha="center", va="center", fontsize=7, color=ink)
-    return image

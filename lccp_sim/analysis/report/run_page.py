@@ -32,6 +32,7 @@ from lccp_sim.analysis.report.tables import (
 from lccp_sim.analysis.report.verdict import (
     COLUMNS,
     Verdict,
+    first_screen,
     notes,
     verdict,
     verdict_markdown,
@@ -86,7 +87,7 @@ def write_report(
 
 def brief_report(run_dir: str | Path) -> str:
     """The first screen of a run as text; nothing is written."""
-    return verdict_text(verdict(examine(load_run(run_dir))))
+    return verdict_text(first_screen(load_run(run_dir)))
 
 
 def write_page(

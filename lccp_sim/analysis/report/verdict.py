@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 
 from lccp_sim.analysis.areas import rate_of
-from lccp_sim.analysis.findings import Findings
+from lccp_sim.analysis.findings import Findings, examine_signals
 from lccp_sim.analysis.format import SPANS, judged, number, percent, tokens
 from lccp_sim.analysis.metrics import Metric, shown
 from lccp_sim.analysis.report.precondition import Check, precondition, unmet
 from lccp_sim.analysis.report.statements import beyond, change, not_shown, reached, statements
+from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS
@@ -104,6 +105,12 @@ def verdict(found: Findings) -> Verdict:
     rate = rate_of(found.run)
     of_rate = rate.said() if rate else ""
     return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows, of_rate)
+
+
+def first_screen(run: RunData) -> Verdict:
+    """The sentence, the table under it and the precondition alone, without the words that take tens of seconds."""
+    rows = signals(found := examine_signals(run))
+    return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows)
 
 
 def signals(found: Findings) -> list[Signal]:

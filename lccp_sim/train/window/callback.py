@@ -31,7 +31,7 @@ class MonitorCallback(L.Callback):
     another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `MonitorSuite`. Its state
     is in every checkpoint, so that a resumed run writes no record twice. What is in `after_window` is called on rank 0
     once a window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a
-    window is.
+    window is. `axis`: see `run.tensorboard_axis`.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class MonitorCallback(L.Callback):
         self.after_window: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
         self.tell: Tell = silent
+        self.axis: str | None = None
 
     @classmethod
     def of(
@@ -75,7 +76,9 @@ class MonitorCallback(L.Callback):
         )
         for note in suite.notes:
             say(f"warning: {note}")
-        return cls(suite, Journal(folder), tokens_per_step, model, say)
+        callback = cls(suite, Journal(folder), tokens_per_step, model, say)
+        callback.axis = config.run.tensorboard_axis
+        return callback
 
     @property
     def state_key(self) -> str:
@@ -129,7 +132,7 @@ class MonitorCallback(L.Callback):
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]
-            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
-            log_images(trainer.loggers, seen.records, step)
+            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment, self.axis)
+            log_images(trainer.loggers, seen.records, moment, self.axis)
         self.seen_step = step
         return seen
