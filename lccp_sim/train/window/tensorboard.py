@@ -8,7 +8,7 @@ keeps the first config it reads, so what may change when a run is extended, run.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -93,8 +93,9 @@ def log_charts(board: TensorBoardLogger, records: Iterable[Record], more: Iterab
     """None; the scalars of `records`, and `more` (tier, monitor, metric), become charts of the Custom Scalars tab."""
     records = list(records)
     tier = {name: r.tier for r in records if (name := overall_name(r)) is not None}
-    scalars = [(tier[name], *name.split("/", 1)) for name in charted(overall_values(records))]
-    board.experiment.add_custom_scalars(charts([*scalars, *more]))
+    scalars = [(tier[name], name.split("/", 1)) for name in charted(overall_values(records))]
+    named = [(of, monitor, metric) for of, (monitor, metric) in scalars]
+    board.experiment.add_custom_scalars(charts([*named, *more]))
 
 
 def charts(scalars: Iterable[tuple[str, str, str]]) -> Charts:
@@ -123,7 +124,7 @@ def texts_of(config: Config, corpus: Corpus) -> dict[str, str]:
 
 def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of a Markdown table: the columns CORPUS, a line a source."""
-    plain = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
+    plain: dict[str, Callable[[Any], str]] = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
     cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS] for row in rows]
     names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS]
     return [f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells)]
