@@ -266,7 +266,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` and `monitors` are the dataclasses of those packages."""
+    """Everything that a run depends on. `data` and `monitors` are the dataclasses of those packages.
+
+    `objective` is a variant of train/objectives: what a step learns (null: the next token of the mixture).
+    """
 
     seed: Count
     run: RunConfig
@@ -274,6 +277,7 @@ class Config:
     optim: OptimConfig
     data: Any
     monitors: Any
+    objective: Any = None
 
     @property
     def watched_in_bf16(self) -> bool:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from lccp_sim.analysis.format import tokens
 from lccp_sim.config import Config
-from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
 from lccp_sim.data.usage import Usage, repetition, usage
 from lccp_sim.progress import shown
@@ -18,15 +17,10 @@ from lccp_sim.train.saved.init import Start, tokenizer_for
 CUTS = ("cut docs", "cut tokens", "pad")
 
 
-def feed_of(corpus: Corpus, config: Config) -> Feed:
-    """The batches of a run."""
-    rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
-    order = config.seed if d.order_seed is None else d.order_seed
-    return Feed(corpus, config.run.context_tokens, rows, order, d.document_mask, d.reset_positions)
-
-
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:
-    """What the whole run takes from each pool."""
+    """What the whole run takes from each pool; nothing where its objective makes rows of its own."""
+    if not config.objective.reads_pools:
+        return []
     return usage(corpus, config.run.steps * config.run.batch_tokens // config.run.context_tokens)
 
 
@@ -93,7 +87,11 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
         print_left_out(console, corpus)
     if compare:
         _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
-    batch = feed_of(corpus, config).batch(0)
+    rows = None if config.objective.live else config.objective.rows(corpus, config, None)
+    if rows is None:
+        console.print(f"objective {config.objective.kind}: each step makes its rows from the weights that it begins with")
+        return
+    batch = rows.slice(0, 0, 1, 0, 1)
     console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)
     console.print(corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600], markup=False)
 

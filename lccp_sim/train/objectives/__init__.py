@@ -1,0 +1,10 @@
+"""What a run learns, by name. One file and one line each."""
+
+from lccp_sim.train.objectives.lm import LanguageModelling
+from lccp_sim.train.objectives.objective import Objective
+from lccp_sim.train.objectives.sft import Finetuning
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "lm": LanguageModelling,
+    "sft": Finetuning,
+}
