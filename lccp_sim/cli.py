@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, study, plan, data, import, export, gate, compare, doctor.
+"""The command `lccp`: train, chain, measure, report, study, plan, data, import, export, gate, compare, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
+    "chain": "train runs one after the other, each from the last: lccp chain tiny_sft tiny_rl run.init_from=CHECKPOINT",
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "study": "train and compare the arms of a study; without a name, list the studies",
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sub.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
                 sub.add_argument("--dry-run", action="store_true", help="cut the model over the ranks, without memory")
                 sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
+        elif verb == "chain":
+            sub.add_argument("names", nargs="+", metavar="NAME", help="runs in their order, then key=value for all of them")
+            sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
@@ -142,6 +146,10 @@ def _run(arguments: argparse.Namespace) -> int:
         options = arguments.smoke, arguments.retry, arguments.config_dir
         root, repeats = Path(arguments.root), arguments.repeats
         return max(study(name, root, launcher, *options, console, repeats) for name in names)
+    if arguments.verb == "chain":
+        from lccp_sim.verbs.chain import chain
+
+        return chain(arguments.names, arguments.config_dir, console)
     if arguments.verb == "measure":
         from lccp_sim.train.loop.precision import bf16_is_native, settle
         from lccp_sim.verbs.measure import measure

@@ -56,6 +56,10 @@ def _probe(m: Any) -> list[Pass]:
     return [Pass((1 + seeds) * asked, long), *tuned]
 
 
+def _answers(m: Any) -> list[Pass]:
+    return [Pass(m.items, (m.short_tokens + m.long_tokens) // 2), Pass(m.items * m.draws * m.answer_tokens, 1)]
+
+
 def _lengths(m: Any) -> list[Pass]:
     return [Pass(m.items, n) for n in m.lengths]
 
@@ -68,6 +72,7 @@ PASSES: dict[str, Callable[[Any], list[Pass]]] = {
     "intervention": _intervention,
     "routing": lambda m: [Pass(m.items, m.context_tokens)],
     "probe": _probe,
+    "answers": _answers,
 }
 ONCE: dict[str, Callable[[Any], list[Pass]]] = {"perplexity": _perplexity_once}
 
