@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sub.add_argument("--dry-run", action="store_true", help="cut the model over the ranks, without memory")
                 sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
         elif verb == "chain":
-            sub.add_argument("names", nargs="+", metavar="NAME", help="runs in their order, then key=value for all of them")
+            sub.add_argument(
+                "names", nargs="+", metavar="NAME", help="runs in their order, then key=value for all of them"
+            )
             sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")

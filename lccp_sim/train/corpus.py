@@ -89,7 +89,9 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
         _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
     rows = None if config.objective.live else config.objective.rows(corpus, config, None)
     if rows is None:
-        console.print(f"objective {config.objective.kind}: each step makes its rows from the weights that it begins with")
+        console.print(
+            f"objective {config.objective.kind}: each step makes its rows from the weights that it begins with"
+        )
         return
     batch = rows.slice(0, 0, 1, 0, 1)
     console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)

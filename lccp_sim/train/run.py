@@ -185,7 +185,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     }
     # What a checkpoint holds is not drawn before.
     first_state = (weights, moments) if checkpoint is None else ((), None)
-    module = LccpModule(config, model, facts, ranks, *first_state, rows_of_run if rows_of_run.live else None)
+    module = LccpModule(config, model, facts, ranks, *first_state, rows_of_run)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)

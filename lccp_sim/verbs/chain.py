@@ -1,4 +1,4 @@
-"""Several runs as one command, each from the weights in which the one before ended: LCCP window -> fine-tuning -> RL."""
+"""Several runs as one command, each from the weights of the one before: LCCP window -> fine-tuning -> RL."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,9 @@ def chain(words: Sequence[str], config_dir: Path | None, console: Console) -> in
     """
     names, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if not names:
-        raise ConfigError("chain: no run is named, only key=value; name runs in their order: lccp chain tiny_sft tiny_rl")
+        raise ConfigError(
+            "chain: no run is named, only key=value; name runs in their order: lccp chain tiny_sft tiny_rl"
+        )
     named = [word for word in overrides if word.startswith("run=")]
     if named:
         raise ConfigError(f"chain: {named[0]}: name runs without run=, as in lccp chain tiny_sft tiny_rl")

@@ -1,4 +1,4 @@
-"""Reinforcement learning: the gradient of the plain formula, of a bandit and of two tokens, and a reward that is learnt."""
+"""Reinforcement learning: the gradients of the plain formula, a bandit and two tokens, and a reward that is learnt."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,9 @@ class Table(LanguageModel):
     def set_gate(self, gate_LN: Any) -> None: ...
 
 
-def rollouts(monkeypatch: pytest.MonkeyPatch, reward: Callable[[str], float], groups: int, longest: int, silent: int = 3) -> Rollouts:
+def rollouts(
+    monkeypatch: pytest.MonkeyPatch, reward: Callable[[str], float], groups: int, longest: int, silent: int = 3
+) -> Rollouts:
     """Samples in groups of four under one planted reward."""
     monkeypatch.setitem(rewards.REWARDS, "planted", lambda question, wanted, given: reward(given))
     settings = Reinforcement(

@@ -23,7 +23,7 @@ def turns_of(tasks: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Draws texts of the `tasks` in their shares, in the tokens of a tokenizer. `fill` gives real text around needles."""
+    """Draws texts of the `tasks` in their shares, in a tokenizer's tokens. `fill` gives real text around needles."""
 
     tasks: Mapping[str, int]
     tokenizer: tokenizers.Tokenizer
@@ -45,6 +45,20 @@ class Teacher:
         """One question with its answer, at most `limit` tokens. Raises as a `Task` does."""
         return TASKS[self.turns[i % len(self.turns)]](rng, self.tokenizer, self.bos, limit, half, self.fill)
 
+    def between(self, i: int, rng: np.random.Generator, short: int, long: int, key: str) -> Question:
+        """A question whose limit is uniform in (short, long], or `long` where that does not hold its shortest text.
+
+        Raises ConfigError, under the config key, where `long` does not hold it either.
+        """
+        try:
+            return self.question(i, rng, int(rng.integers(short, long)) + 1)
+        except ConfigError:
+            pass
+        try:
+            return self.question(i, rng, long)
+        except ConfigError as error:
+            raise ConfigError(f"{key}={long}: {error}") from error
+
     @cached_property
     def stops(self) -> frozenset[int]:
         """The tokens that hold a line break, by which an answer ends. Raises ConfigError where there is none."""
@@ -59,7 +73,7 @@ class Teacher:
         return self.tokenizer.decode(tokens.tolist()).split("\n")[0]
 
     def check_answers(self, key: str, limit: int) -> None:
-        """Raise ConfigError, under a config key, where a task has no answer, or one that these tokens cannot express."""
+        """Raise ConfigError, under a config key, where a task has no answer, or one that the tokens cannot express."""
         for i, task in enumerate(self.turns):
             try:
                 question = self.question(i, np.random.default_rng(i), limit)
@@ -69,7 +83,9 @@ class Teacher:
             refuse(missing, f"{key}.{task}", self.tasks[task], "has no answer that could be right; leave it out")
             said = self.text(question.tokens[question.answer_start :])
             lost = [each for each in question.references if each.lower() not in said.lower()]
-            rule = f"the tokenizer cannot write its answer {(lost or [''])[0]!r} (it reads {said!r}); leave the task out"
+            rule = (
+                f"the tokenizer cannot write its answer {(lost or [''])[0]!r} (it reads {said!r}); leave the task out"
+            )
             refuse(lost, f"{key}.{task}", self.tasks[task], rule)
 
 

@@ -31,8 +31,8 @@ def sample(
 ) -> list[list[Sampled]]:
     """G samples of each of P prompts, each up to the first token of `stops`, or A tokens.
 
-    `uniform_PGA`, in (0, 1]: one number a token. At 0 the most likely token is taken (greedy). Prompts are padded to the
-    longest; a model that is not ours has no cache here, and reads each text again for every token.
+    `uniform_PGA`, in (0, 1]: one number a token. At 0 the most likely token is taken (greedy). Prompts are padded to
+    the longest; a model that is not ours has no cache here, and reads each text again for every token.
     """
     P, G, A = uniform_PGA.shape
     length_R = torch.tensor([len(prompt) for prompt in prompts], device=model.device).repeat_interleave(G)
@@ -80,9 +80,7 @@ def _padded(model: LanguageModel, prompts: Sequence[np.ndarray], more: int = 0) 
     return tokens_PT.to(model.device)
 
 
-def _cached(
-    model: Transformer, prompts: Sequence[np.ndarray], G: int, A: int, stack: ExitStack
-) -> tuple[Tensor, Step]:
+def _cached(model: Transformer, prompts: Sequence[np.ndarray], G: int, A: int, stack: ExitStack) -> tuple[Tensor, Step]:
     """The hidden state that predicts the first token of each row, and how to go on; the prompts are read once."""
     length_P = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     caches = stack.enter_context(caching(model, length_P, A))

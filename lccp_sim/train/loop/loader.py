@@ -34,7 +34,7 @@ class _MicroBatches(IterableDataset):
 
 
 def tensors_of(batch: Batch, target_count: float, rank: int = 0, cp: int = 1) -> dict[str, Any]:
-    """What the module reads of a batch: the part of the `rank`-th of `cp` neighbours, and what the loss is divided by."""
+    """What the module reads of a batch: the part of the `rank`-th of `cp` neighbours, and the divisor of the loss."""
     arrays = {key: value for key, value in vars(batch).items() if isinstance(value, np.ndarray)}
     bounds = arrays.pop("bounds")
     pieces = {key: piece(value, rank, cp) for key, value in arrays.items()} | {"bounds": bounds}

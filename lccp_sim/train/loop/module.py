@@ -6,6 +6,7 @@ rank equals many. The balance bias moves once an optimizer step, on the counts o
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.train.loop.loader import tensors_of
 from lccp_sim.train.loop.recompute import recompute
-from lccp_sim.train.objectives.objective import Live
+from lccp_sim.train.objectives.objective import Live, Rows
 from lccp_sim.train.parallel.monitor_ranks import together
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
@@ -30,8 +31,8 @@ class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
     A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then. `moments`:
-    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh). `live` makes the rows
-    of each step from the weights that it begins with (None: the loader has them).
+    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh). `rows`: those
+    of an objective that makes them from the weights of each step, or adds to the loss.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class LccpModule(L.LightningModule):
         ranks: Ranks = ALONE,
         weights: Iterable[tuple[str, Tensor]] = (),
         moments: Mapping[int, Any] | None = None,
-        live: Live | None = None,
+        rows: Rows | None = None,
     ):
         super().__init__()
         self.config, self.model, self.facts, self.ranks, self.weights = config, model, facts, ranks, weights
-        self.moments, self.live = moments, live
+        self.moments = moments
+        self.live: Live | None = rows if rows is not None and rows.live else None  # type: ignore[assignment]
+        self.penalty = None if rows is None else rows.penalty
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
@@ -77,11 +80,13 @@ class LccpModule(L.LightningModule):
         attention = self.config.model.attention
         sparse = attention is not None and attention.sparse(self.global_step * self.config.run.batch_tokens)
         sparse = sparse and self.live is None  # whose rows have any length
-        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
+        with self.penalty(self.model, batch) if self.penalty is not None else nullcontext() as added:
+            out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
         hidden_RD, targets_R = out.hidden_BTD.flatten(0, 1)[learn_R], batch["targets_BT"].flatten()[learn_R]
         factor_R = batch["factor_BT"].flatten()[learn_R] if "factor_BT" in batch else None
         loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"], factor_R)
+        loss = loss if added is None else loss + added()
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
         self.step_parts.append(((loss + aux).detach(), batch["names"]))

@@ -1,9 +1,9 @@
 """Training for retrieval heads by contrast: the model's own answer against its answer with these heads masked.
 
-RetMask (arXiv 2601.11020): the loss is DPO's, -log sigmoid(beta x ((log p(chosen) - log p0(chosen)) - (log p(rejected) -
-log p0(rejected)))), with p0 the model that the run starts from; chosen is its own greedy answer, rejected that of the
-same weights with the retrieval heads masked, and pairs of equal answers are skipped. `heads: random` is the control:
-as many random heads of the same layers. Design note: heads are chosen once, from the starting weights, as the pairs
+RetMask (arXiv 2601.11020): the loss is DPO's, -log sigmoid(beta x (gain of the chosen - gain of the rejected)). A gain
+is log p - log p0, with p0 the model that the run starts from; chosen is its own greedy answer, rejected that of the
+same weights with the retrieval heads masked, and pairs of equal answers are skipped. The control is `pick: random`: as
+many random heads of the same layers. Design note: heads are chosen once, from the starting weights, as the pairs
 are; the model is judged by interventions and held-out needles, never by the margin that is trained.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
-from lccp_sim.config import Config, Count, top_k
+from lccp_sim.config import Config, Count
 from lccp_sim.data.batch import Batch
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks.question import Lesson, Question
@@ -24,10 +24,10 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.taps import gating
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.asking import alike
-from lccp_sim.monitors.intervention import Heads, random_heads, strongest
-from lccp_sim.monitors.needle import Needle
+from lccp_sim.monitors.intervention import Heads
 from lccp_sim.monitors.observing import evaluating, map_batches, score_spans
 from lccp_sim.monitors.sampled.answers import answers_of
+from lccp_sim.train.objectives.head_choice import HeadChoice
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step
 from lccp_sim.train.objectives.packed import batch_of
 from lccp_sim.train.objectives.rl import check_lengths, check_room, learnt
@@ -36,21 +36,16 @@ from lccp_sim.train.objectives.sft import check_asked, teacher_of
 
 @dataclass(frozen=True, kw_only=True)
 class HeadContrast(Objective):
-    """`questions` of `tasks`, answered with and without the `k` strongest heads (null: 3 %, within 8 and 30).
+    """`questions` of `tasks`, answered with and without `heads`.
 
-    Heads are scored on `score_items` needles a length of `score_lengths`, in held-out text of the source `score_text`.
     A row is one answer, so a step learns half as many pairs as it has rows.
     """
 
     tasks: dict[str, Count]
     short_tokens: Annotated[int, Gt(0)]
     long_tokens: Annotated[int, Gt(0)]
-    score_lengths: tuple[Annotated[int, Gt(0)], ...]
-    score_text: str
+    heads: HeadChoice
     haystack: str | None = None
-    heads: Literal["strongest", "random"] = "strongest"
-    k: Annotated[int, Gt(0)] | None = None
-    score_items: Annotated[int, Gt(1)] = 20
     questions: Annotated[int, Gt(1)] = 256
     beta: Annotated[float, Gt(0)] = 0.1
     answer_tokens: Annotated[int, Gt(0)] = 24
@@ -61,8 +56,6 @@ class HeadContrast(Objective):
     def __post_init__(self) -> None:
         check_asked(self.tasks, self.haystack)
         check_lengths(self.short_tokens, self.long_tokens)
-        rule = "must be a multiple of 5: needles are spread over 5 depths"
-        refuse(self.score_items % 5, "objective.score_items", self.score_items, rule)
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where a prompt does not fit the context, and where rows are no pairs."""
@@ -73,30 +66,17 @@ class HeadContrast(Objective):
 
     def rows(self, corpus: Corpus, config: Config, model: Transformer) -> "Pairs":
         """The pairs, from the weights that the run starts from. Raises ConfigError where masking changes no answer."""
-        teacher = teacher_of(self.tasks, self.haystack, corpus, self.short_tokens + 1)
+        teacher = teacher_of(self.tasks, self.haystack, corpus, self.long_tokens)
         with evaluating(model, config.run.precision == "bf16"):
-            masked = self._masked(corpus, config, model)
+            masked = self.heads.heads(corpus, model, order_of(config))
             pairs = self._pairs(teacher, order_of(config), model, masked)
         return Pairs(self, pairs, config)
-
-    def _masked(self, corpus: Corpus, config: Config, model: Transformer) -> Heads:
-        """The heads to mask."""
-        needle = Needle(
-            lengths=self.score_lengths, haystack=self.score_text, items=self.score_items, controls=2,
-            tokens_per_forward=self.tokens_per_forward,
-        )  # fmt: skip
-        items = [item._replace(control=None) for item in needle.prepare(corpus)]
-        score_LN = needle.score(model, items).head_scores[..., 0].mean(0)
-        top = strongest(score_LN, self.k or top_k(score_LN.size))
-        if self.heads == "strongest":
-            return top
-        return random_heads(score_LN, top, np.random.default_rng((order_of(config), 42)))
 
     def _pairs(self, teacher: Teacher, seed: int, model: Transformer, masked: Heads) -> "list[Pair]":
         asked = []
         for i in range(self.questions):
             rng = np.random.default_rng((seed, 40, i))
-            asked.append(teacher.question(i, rng, int(rng.integers(self.short_tokens, self.long_tokens)) + 1))
+            asked.append(teacher.between(i, rng, self.short_tokens, self.long_tokens, "objective.long_tokens"))
         greedy_PGA = np.zeros((self.questions, 1, self.answer_tokens))
         gate_LN = torch.ones(model.num_layers, model.num_heads)
         for place in masked:
@@ -111,12 +91,10 @@ class HeadContrast(Objective):
         ]
         if not told:
             rule = f"masking {len(masked)} heads changes none of {self.questions} answers, so there is no contrast"
-            raise ConfigError(f"objective.heads={self.heads!r}: {rule}; raise objective.k or objective.questions")
+            raise ConfigError(f"objective.heads.pick={self.heads.pick!r}: {rule}; raise objective.heads.k")
         lessons = [lesson for _, a, b in told for lesson in (a, b)]
         logp = log_probabilities(model, lessons, self.tokens_per_forward)
-        return [
-            Pair(question, a, b, logp[2 * i], logp[2 * i + 1]) for i, (question, a, b) in enumerate(told)
-        ]
+        return [Pair(question, a, b, logp[2 * i], logp[2 * i + 1]) for i, (question, a, b) in enumerate(told)]
 
 
 class Pair(NamedTuple):
@@ -150,6 +128,7 @@ class Pairs:
     """
 
     live = True
+    penalty = None
 
     def __init__(self, settings: HeadContrast, pairs: list[Pair], config: Config):
         self.settings, self.pairs, self.seed = settings, pairs, order_of(config)

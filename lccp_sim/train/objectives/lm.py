@@ -66,6 +66,7 @@ class FarFeed:
     """The rows of a Feed, with more loss on targets that have a long context in their document."""
 
     live = False
+    penalty = None
 
     def __init__(self, feed: Feed, far_tokens: int, weight: float):
         self.feed, self.far_tokens, self.weight = feed, far_tokens, weight

@@ -7,7 +7,11 @@ without gradients, and then held fixed: the gradient is the same.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
 
 from lccp_sim.config import Config
 from lccp_sim.data.batch import Batch
@@ -15,11 +19,18 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import refuse
 from lccp_sim.models.transformer import Transformer
 
+Penalty = Callable[[Transformer, Mapping[str, Any]], AbstractContextManager[Callable[[], Tensor]]]
+
 
 class Rows(Protocol):
-    """The rows of each step. `live`: they depend on the weights, see `Live`."""
+    """The rows of each step. `live`: they depend on the weights, see `Live`.
+
+    `penalty`: opened around the forward of a micro-batch, it gives a function for what is added to its loss (None:
+    nothing is).
+    """
 
     live: bool
+    penalty: Penalty | None
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
         """The part of step `index` for one micro-batch of a rank; joined by (rank, micro) they are the global batch."""
@@ -54,7 +65,9 @@ class Objective(ABC):
     def check(self, config: Config) -> None:
         """Raise ConfigError where a run of this config cannot learn by it."""
         r = config.run
-        rule = f"objective {self.kind} makes its rows from whole weights; use one device, or processes without run.shard"
+        rule = (
+            f"objective {self.kind} makes its rows from whole weights; use one device, or processes without run.shard"
+        )
         refuse(self.live and (r.shard or r.cp > 1), "run.shard", r.shard, rule)
 
     @abstractmethod

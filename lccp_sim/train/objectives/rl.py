@@ -69,7 +69,7 @@ class Reinforcement(Objective):
 
     def rows(self, corpus: Corpus, config: Config, model: Transformer) -> "Rollouts":
         """The samples of each step."""
-        return Rollouts(self, teacher_of(self.tasks, self.haystack, corpus, self.short_tokens + 1), config)
+        return Rollouts(self, teacher_of(self.tasks, self.haystack, corpus, self.long_tokens), config)
 
 
 def check_lengths(short: int, long: int) -> None:
@@ -96,6 +96,7 @@ class Rollouts:
     """The samples of one step at a time, made by `play`. `state`: how many steps in a row gave no signal."""
 
     live = True
+    penalty = None
 
     def __init__(self, settings: Reinforcement, teacher: Teacher, config: Config):
         self.settings, self.teacher, self.seed = settings, teacher, order_of(config)
@@ -108,8 +109,8 @@ class Rollouts:
         s, asked = self.settings, []
         for g in range(self.groups):
             rng = np.random.default_rng((self.seed, 30, step, g))
-            limit = int(rng.integers(s.short_tokens, s.long_tokens)) + 1
-            asked.append(self.teacher.question(step * self.groups + g, rng, limit))
+            place = step * self.groups + g
+            asked.append(self.teacher.between(place, rng, s.short_tokens, s.long_tokens, "objective.long_tokens"))
         return asked
 
     def play(self, model: Transformer, step: int) -> None:

@@ -85,6 +85,7 @@ class Lessons:
     """Row r is a pure function of (seed, r): texts one after the other until the row is full."""
 
     live = False
+    penalty: Any = None
 
     def __init__(self, settings: Finetuning, teacher: Teacher, config: Config):
         self.settings, self.teacher = settings, teacher
@@ -102,12 +103,13 @@ class Lessons:
             limit = int(rng.integers(s.text_tokens, self.width)) + 1 if long else s.text_tokens
             if lessons and room < LEAST * limit:
                 return lessons
+            turn = r * 101 + len(lessons)
             try:
-                lesson = self.teacher.lesson(r * 101 + len(lessons), rng, min(limit, room))
+                lesson = self.teacher.lesson(turn, rng, min(limit, room))
             except ConfigError:
-                if not lessons:
-                    raise
-                return lessons  # what is left holds no text of this task
+                if lessons:
+                    return lessons  # what is left holds no text of this task
+                lesson = self.teacher.lesson(turn, rng, room)
             lessons.append(lesson)
             room -= len(lesson.tokens)
 
