@@ -16,6 +16,7 @@ from lccp_sim.errors import ConfigError, NoSignal
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.train.loop.loader import tensors_of
+from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.objectives.rl import Reinforcement, Rollouts
 from lccp_sim.train.run import train
 from tests.monitors.worlds import tiny_model
@@ -195,6 +196,23 @@ def test_a_run_records_rewards_and_killed_and_resumed_it_is_the_same(
     found = losses(whole)
     assert {"reward", "silent_groups_frac", "entropy_nats", "place_reward_frac"} <= found.keys()
     assert len(found["reward"]) == 3 and min(found["entropy_nats"]) > 1
+
+
+def test_samples_are_drawn_from_the_weights_that_their_step_updates(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On-policy: the loader runs ahead, and the rows of a step must not be made with it."""
+    sampled, updated, play, step = [], [], Rollouts.play, LccpModule.training_step
+
+    def norm(model: Any) -> float:
+        return float(sum(p.detach().abs().sum() for p in model.parameters()))
+
+    monkeypatch.setattr(Rollouts, "play", lambda self, model, at: (sampled.append(norm(model)), play(self, model, at)))
+    monkeypatch.setattr(
+        LccpModule, "training_step", lambda self, *a: (updated.append(norm(self.model)), step(self, *a))[1]
+    )
+    run({**RL, "run.tokens": 3 * 1024, "run.micro_batch_tokens": 512})
+    assert sampled == updated[::2] and len(set(sampled)) == 3
 
 
 def wrong(**keys: Any) -> dict[str, Any]:

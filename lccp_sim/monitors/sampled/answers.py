@@ -23,7 +23,7 @@ from lccp_sim.monitors.asking import alike
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor
 from lccp_sim.monitors.observing import map_batches
-from lccp_sim.monitors.values import Moment, Value, summarise
+from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
 
@@ -90,7 +90,7 @@ class Answers(Monitor):
                 "place_frac": float(parts["place"][i].mean()),
                 "entropy_nats": float(np.concatenate([each.entropy for each in sampled[i]]).mean()),
             }
-            tags = {"task": question.task}
+            tags: Tags = {"task": question.task}
             values += [Value("answers", metric, str(i), tags, number) for metric, number in numbers.items()]
         return values
 

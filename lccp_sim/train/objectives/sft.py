@@ -97,9 +97,10 @@ class Lessons:
 
     def row(self, r: int) -> list[Lesson]:
         """The texts of a row of `width` + 1 tokens."""
-        s, rng, lessons, room = self.settings, np.random.default_rng((self.seed, 20, r)), [], self.width + 1
+        s, rng, room = self.settings, np.random.default_rng((self.seed, 20, r)), self.width + 1
+        lessons: list[Lesson] = []
         while True:
-            long = rng.random() < s.long_frac
+            long = rng.random() < s.long_frac and s.text_tokens < self.width
             limit = int(rng.integers(s.text_tokens, self.width)) + 1 if long else s.text_tokens
             if lessons and room < LEAST * limit:
                 return lessons
