@@ -36,6 +36,9 @@ class Talk(NamedTuple):
     def question(self, i: int, rng: np.random.Generator, limit: int) -> Question:
         return Question(rng.integers(VOCAB, size=self.prompt + 1), self.prompt, "planted", ("",), "")
 
+    def between(self, i: int, rng: np.random.Generator, short: int, long: int, key: str) -> Question:
+        return self.question(i, rng, long)
+
     def text(self, tokens: np.ndarray) -> str:
         return " ".join(map(str, tokens))
 
@@ -67,14 +70,12 @@ class Table(LanguageModel):
     def set_gate(self, gate_LN: Any) -> None: ...
 
 
-def rollouts(
-    monkeypatch: pytest.MonkeyPatch, reward: Callable[[str], float], groups: int, longest: int, silent: int = 3
-) -> Rollouts:
+def rollouts(monkeypatch: pytest.MonkeyPatch, reward: Callable[[str], float], groups: int, longest: int) -> Rollouts:
     """Samples in groups of four under one planted reward."""
     monkeypatch.setitem(rewards.REWARDS, "planted", lambda question, wanted, given: reward(given))
     settings = Reinforcement(
         tasks={"facts_multikey": 1}, short_tokens=8, long_tokens=16, group=4, answer_tokens=longest,
-        rewards={"planted": 1.0}, silent_steps=silent, tokens_per_forward=10**6,
+        rewards={"planted": 1.0}, silent_steps=3, tokens_per_forward=10**6,
     )  # fmt: skip
     run = type("Run", (), {"batch_tokens": 32 * groups * 4, "context_tokens": 32})
     data = type("Data", (), {"order_seed": None})
@@ -148,7 +149,7 @@ def test_two_tokens_have_the_gradient_of_the_closed_form(monkeypatch: pytest.Mon
 
 def test_a_planted_reward_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(VOCAB).train()
-    played = rollouts(monkeypatch, lambda text: np.mean([int(t) % 3 == 0 for t in text.split()]), 4, 3, silent=100)
+    played = rollouts(monkeypatch, lambda text: np.mean([int(t) % 3 == 0 for t in text.split()]), 4, 3)
     optimizer, means = torch.optim.AdamW(model.parameters(), lr=5e-3), []
     for step in range(35):
         played.play(model, step)

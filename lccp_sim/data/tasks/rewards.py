@@ -17,7 +17,7 @@ Reward = Callable[[Question, str, str], float]  # (question, reference answer, g
 
 
 def answer(question: Question, wanted: str, given: str) -> float:
-    """1 where every reference stands in the answer, behind the prefix if one is asked for, else 0."""
+    """1 where every reference occurs in the answer, behind the prefix if one is asked for, else 0."""
     right = score_text(question, given)["recall_frac"] == 1.0
     return float(right and given.strip().startswith(question.prefix))
 

@@ -61,11 +61,11 @@ class Teacher:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that hold a line break, by which an answer ends. Raises ConfigError where there is none."""
+        """The tokens that hold a line break; an answer ends with one. Raises ConfigError where there is none."""
         size = self.tokenizer.get_vocab_size()
         found = frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
         if not found:
-            raise ConfigError("the tokenizer has no token with a line break, by which an answer ends; use another one")
+            raise ConfigError("the tokenizer has no token with a line break to end an answer with; use another one")
         return found
 
     def text(self, tokens: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in the place of local attention (`Attention.attend`).
+"""Keys and values of the tokens so far, instead of local attention (`Attention.attend`).
 
 A prompt goes through the model as any row does, and its keys and values are kept. Then one token a row goes through at
 a time, and sees them. Rows may differ in length: each writes at its own place, over the padding of its prompt.

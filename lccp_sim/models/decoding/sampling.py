@@ -95,7 +95,7 @@ def _cached(model: Transformer, prompts: Sequence[np.ndarray], G: int, A: int, s
 
 
 def _again(model: LanguageModel, prompts: Sequence[np.ndarray], G: int, A: int) -> tuple[Tensor, Step]:
-    """The same from whole forwards of the texts so far."""
+    """The same from full forwards of the texts so far."""
     tokens_RT = _padded(model, [prompt for prompt in prompts for _ in range(G)], A)
     row_R = torch.arange(len(tokens_RT), device=model.device)
 

@@ -122,7 +122,7 @@ def log_probabilities(model: Transformer, lessons: list[Lesson], tokens_per_forw
 
 
 class Pairs:
-    """The pairs of one step at a time, with the coefficients that their gradient has at the weights at hand.
+    """The pairs of one step at a time, with the coefficients that their gradient has at the current weights.
 
     The gradient of the loss is -beta sigmoid(-margin) x (grad log p(chosen) - grad log p(rejected)).
     """

@@ -1,6 +1,6 @@
 """A control for training heads: fine-tuning in which the copy score of some heads is trained directly.
 
-Beside the loss on the answers stands -log of the attention that each chosen head pays, from the query that predicts an
+The loss on the answers is joined by -log of the attention that each chosen head pays, from the query that predicts an
 answer's token, to that token in the context. It moves the score by construction. Bi-Induct (arXiv 2509.22947) found
 scores that rise and ability that does not: so this arm shows what a score alone is worth, and is judged by ablation.
 """
@@ -87,7 +87,7 @@ class Copies(Lessons):
 
     @contextmanager
     def penalty(self, model: Transformer, batch: Mapping[str, Any]) -> Iterator[Callable[[], Tensor]]:
-        """While it is open, forwards are watched; the function then gives the micro-batch's part of the penalty."""
+        """While it is open, forwards are tapped; the function then gives the micro-batch's part of the penalty."""
         of_layer: dict[int, list[int]] = {}
         for layer, head in self.heads:
             of_layer.setdefault(layer, []).append(head)

@@ -94,5 +94,5 @@ class FarFeed:
         return batch
 
     def target_count(self, index: int) -> int:
-        """Learned targets of the whole global batch."""
+        """Learned targets of the global batch."""
         return self.feed.target_count(index)

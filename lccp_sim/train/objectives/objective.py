@@ -37,12 +37,12 @@ class Rows(Protocol):
         ...
 
     def target_count(self, index: int) -> float:
-        """What the loss of the whole global batch is divided by."""
+        """What the loss of the global batch is divided by."""
         ...
 
 
 class Live(Rows, Protocol):
-    """Rows that are made of the weights at the step at hand.
+    """Rows that are made from the current weights at each step.
 
     `said`: numbers about the last step, for the training records. `state`: what a checkpoint keeps of the steps so far.
     """
@@ -65,9 +65,7 @@ class Objective(ABC):
     def check(self, config: Config) -> None:
         """Raise ConfigError where a run of this config cannot learn by it."""
         r = config.run
-        rule = (
-            f"objective {self.kind} makes its rows from whole weights; use one device, or processes without run.shard"
-        )
+        rule = f"objective {self.kind} makes its rows from unsharded weights; use one device, or processes without run.shard"
         refuse(self.live and (r.shard or r.cp > 1), "run.shard", r.shard, rule)
 
     @abstractmethod

@@ -18,7 +18,7 @@ def batch_of(
     width: int | None = None,
     factors: Sequence[float] | None = None,
 ) -> Batch:
-    """Rows of texts of which the answers are learnt. `width`: target positions of a row (None: as many as it takes).
+    """Rows of texts; their answers alone are learnt. `width`: target positions of a row (None: as many as it takes).
 
     `factors`: what multiplies the loss of each row (None: 1).
     """

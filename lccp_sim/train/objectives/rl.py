@@ -1,6 +1,6 @@
 """Reinforcement learning with verifiable rewards: REINFORCE with the mean of a group as its baseline.
 
-Strictly on-policy: each step draws new questions, samples a group of answers to each from the weights at hand, rewards
+Strictly on-policy: each step draws new questions, samples a group of answers to each from the current weights, rewards
 them, and takes one gradient step. So there is no ratio and no clip of it, and no KL term. The advantage is r - mean of
 the group, not divided by its standard deviation (Dr. GRPO, arXiv 2503.20783); the loss is summed over the tokens of the
 batch and divided by their number (DAPO, arXiv 2503.14476); the temperature is 1. What this is not: PPO or GRPO with
@@ -35,7 +35,8 @@ class Reinforcement(Objective):
 
     A row of the batch is one sample; `group` of them answer one question, in up to `answer_tokens` tokens. `rewards`:
     the weights of the parts of the reward. After `silent_steps` steps in a row in which no group had two different
-    rewards the run ends with the reason: its gradient is zero.
+    rewards the run ends with the reason: its gradient is zero. Steps in which all samples have the full reward do
+    not count.
     """
 
     tasks: dict[str, Count]
@@ -123,7 +124,9 @@ class Rollouts:
         assert isinstance(reward_PG, np.ndarray)
         advantage_PG = reward_PG - reward_PG.mean(1, keepdims=True)
         silent = np.ptp(reward_PG, axis=1) == 0
-        self.state = self.state + 1 if silent.all() else 0
+        # Where every sample has all that can be had, there is nothing left to learn, which is no failure.
+        solved = bool((reward_PG >= sum(max(0.0, weight) for weight in s.rewards.values()) - 1e-9).all())
+        self.state = self.state + 1 if silent.all() and not solved else 0
         answers = [each for group in sampled for each in group]
         self.played = [
             Played(learnt(question, each), float(advantage), question.task)
@@ -141,8 +144,8 @@ class Rollouts:
             means = ", ".join(f"{name} {value.mean():.2f}" for name, value in parts.items())
             raise NoSignal(
                 f"objective.rewards={s.rewards}: no group of the last {self.state} steps had two different rewards, so "
-                f"there is nothing to learn (means at step {step + 1}: {means}); fine-tune first until some answers "
-                "are right, or ask harder questions if all are"
+                f"there is nothing to learn from (means at step {step + 1}: {means}); fine-tune first, until some "
+                "answers of a group are better than others, or take another reward"
             )
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
@@ -152,7 +155,7 @@ class Rollouts:
         return batch_of([[each.lesson] for each in rows], names, factors=[each.advantage for each in rows])
 
     def target_count(self, index: int) -> int:
-        """The tokens that were sampled in the whole global batch."""
+        """The tokens that were sampled in the global batch."""
         return sum(stop - start for each in self.played for start, stop in each.lesson.answers)
 
 

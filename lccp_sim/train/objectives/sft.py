@@ -74,7 +74,7 @@ class Finetuning(Objective):
         """A line where the texts are shorter than the window that the model was given before."""
         longest = config.run.context_tokens if self.long_frac else self.text_tokens
         window = max(config.run.context_tokens, base_context_tokens or 0)
-        remedy = "raise objective.long_frac or run.context_tokens, and watch the needle at full length"
+        remedy = "raise objective.long_frac or run.context_tokens, and check the needle at full length"
         line = f"no fine-tuning text is longer than {longest} tokens, and the window is {window}: fine-tuning on"
         return [f"{line} short texts alone can destroy what the model could do beyond them ({remedy})"] * (
             longest < window
@@ -120,5 +120,5 @@ class Lessons:
         return batch_of(rows, [f"sft text of step {index + 1}"], self.width)
 
     def target_count(self, index: int) -> int:
-        """Tokens of answers in the whole global batch."""
+        """Tokens of answers in the global batch."""
         return sum(stop - start for row in self.step(index) for lesson in row for start, stop in lesson.answers)
