@@ -247,7 +247,7 @@ def test_a_task_without_an_answer_and_one_that_tokens_cannot_express(
             {**SFT, "run.context_tokens": 64},
             "objective.text_tokens=100: longer than a row of run.context_tokens=64; low",
         ),
-        ({**RL, "run.shard": True}, "run.shard=True: objective rl makes its rows from unsharded weights; use on"),
+        ({**RL, "run.shard": True}, "run.shard=True: objective rl needs unsharded weights; use one device, or p"),
         ({"objective": {"kind": "sft", "tasks": {"facts": 1}}}, "objective.tasks.facts=1: there is no such task; the"),
     ],
 )

@@ -65,7 +65,7 @@ class Objective(ABC):
     def check(self, config: Config) -> None:
         """Raise ConfigError where a run of this config cannot learn by it."""
         r = config.run
-        rule = f"objective {self.kind} makes its rows from unsharded weights; use one device, or processes without run.shard"
+        rule = f"objective {self.kind} needs unsharded weights; use one device, or processes without run.shard"
         refuse(self.live and (r.shard or r.cp > 1), "run.shard", r.shard, rule)
 
     @abstractmethod
