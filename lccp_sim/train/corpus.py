@@ -87,7 +87,7 @@ def show_data(config: Config, console: Console, compare: bool = False, left_out:
         print_left_out(console, corpus)
     if compare:
         _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
-    rows = None if config.objective.live else config.objective.rows(corpus, config, None)
+    rows = None if config.objective.needs_weights else config.objective.rows(corpus, config, None)
     if rows is None:
         console.print(
             f"objective {config.objective.kind}: each step makes its rows from the weights that it begins with"

@@ -51,7 +51,7 @@ class HeadContrast(Objective):
     answer_tokens: Annotated[int, Gt(0)] = 24
     tokens_per_forward: Annotated[int, Gt(0)] = 8192
     kind: Literal["head_contrast"] = "head_contrast"
-    live: ClassVar[bool] = True
+    needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_asked(self.tasks, self.haystack)

@@ -8,7 +8,7 @@ scores that rise and ability that does not: so this arm shows what a score alone
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,14 +41,13 @@ class HeadScore(Finetuning):
     heads: HeadChoice
     score_weight: Annotated[float, Gt(0)] = 0.1
     kind: Literal["head_score"] = "head_score"  # type: ignore[assignment]
+    needs_weights: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where the queries and keys of training cannot be seen."""
         super().check(config)
-        r = config.run
-        rule = "does not go with objective head_score, which reads queries and keys as they are trained; use one device"
-        refuse(r.shard or r.cp > 1, "run.shard", r.shard, rule)
-        refuse(r.recompute_every is not None, "run.recompute_every", r.recompute_every, f"{rule}, and null here")
+        every, rule = config.run.recompute_every, "would count each attention of objective head_score twice; use null"
+        refuse(every is not None, "run.recompute_every", every, rule)
 
     def rows(self, corpus: Corpus, config: Config, model: Transformer) -> "Copies":
         """Rows of texts, with the heads that the starting weights have."""

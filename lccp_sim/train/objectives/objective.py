@@ -56,17 +56,20 @@ class Live(Rows, Protocol):
 
 
 class Objective(ABC):
-    """Settings of an objective. `reads_pools`: it trains on the mixture of the sources, not on rows of its own."""
+    """Settings of an objective.
+
+    `needs_weights`: its rows are made with the model. `reads_pools`: they are those of the mixture of the sources.
+    """
 
     kind: str
-    live: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
     reads_pools: ClassVar[bool] = False
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where a run of this config cannot learn by it."""
         r = config.run
         rule = f"objective {self.kind} needs unsharded weights; use one device, or processes without run.shard"
-        refuse(self.live and (r.shard or r.cp > 1), "run.shard", r.shard, rule)
+        refuse(self.needs_weights and (r.shard or r.cp > 1), "run.shard", r.shard, rule)
 
     @abstractmethod
     def rows(self, corpus: Corpus, config: Config, model: Any) -> Any:

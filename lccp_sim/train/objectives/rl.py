@@ -49,7 +49,7 @@ class Reinforcement(Objective):
     silent_steps: Annotated[int, Gt(0)] = 20
     tokens_per_forward: Annotated[int, Gt(0)] = 8192
     kind: Literal["rl"] = "rl"
-    live: ClassVar[bool] = True
+    needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_asked(self.tasks, self.haystack)

@@ -62,6 +62,7 @@ class Finetuning(Objective):
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where a text is longer than a row."""
+        super().check(config)
         context = config.run.context_tokens
         rule = f"longer than a row of run.context_tokens={context}; lower it"
         refuse(self.text_tokens > context, "objective.text_tokens", self.text_tokens, rule)
