@@ -126,25 +126,25 @@ def test_a_bandit_has_the_gradient_of_the_closed_form(monkeypatch: pytest.Monkey
     """J = sum p r; dJ / d logit_i = p_i (r_i - J), times 1 - 1 / group, as the mean includes the sample itself."""
     model = Table(6, 4)
     worth = torch.tensor([0.0, 0.2, 1.0, 0.5])
-    played = rollouts(monkeypatch, lambda text: float(worth[int(text)]), groups=3000, longest=1)
+    played = rollouts(monkeypatch, lambda text: float(worth[int(text)]), groups=1200, longest=1)
     played.play(model, 0)  # type: ignore[arg-type]
     (first,) = plain_gradient(model, played)[:1]
     p = model.first.detach().softmax(-1)[0]
-    assert torch.allclose(-first[0], 0.75 * p * (worth - (p * worth).sum()), atol=0.012)
+    assert torch.allclose(-first[0], 0.75 * p * (worth - (p * worth).sum()), atol=0.02)
 
 
 def test_two_tokens_have_the_gradient_of_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """J = p(a) q(b | a); its gradient is J (1 - p) at the first logits, and J (1 - q) at those after a alone."""
     model = Table(6, 3)
-    played = rollouts(monkeypatch, lambda text: float(text == "2 1"), groups=3000, longest=2)
+    played = rollouts(monkeypatch, lambda text: float(text == "2 1"), groups=1200, longest=2)
     played.play(model, 0)  # type: ignore[arg-type]
     first, second = plain_gradient(model, played)
     p, q = model.first.detach().softmax(-1)[0], model.second.detach().softmax(-1)
     J, one = p[2] * q[2, 1], torch.eye(3)
     scale = 0.75 / 2  # the mean includes the sample; the loss is divided by tokens, two a sample
-    assert torch.allclose(-first[0], scale * J * (one[2] - p), atol=0.006)
-    assert torch.allclose(-second[2], scale * J * (one[1] - q[2]), atol=0.006)
-    assert torch.allclose(second[:2], torch.zeros(2, 3), atol=0.006)
+    assert torch.allclose(-first[0], scale * J * (one[2] - p), atol=0.01)
+    assert torch.allclose(-second[2], scale * J * (one[1] - q[2]), atol=0.01)
+    assert torch.allclose(second[:2], torch.zeros(2, 3), atol=0.01)
 
 
 def test_a_planted_reward_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
