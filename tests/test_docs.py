@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
-NAMES = (
-    "measuring data plan huggingface models analysis real_models post_training studies/README".split()
-)  # first_hour has a test
+NAMED = (
+    "measuring data plan huggingface models analysis real_models post_training studies/README"  # first_hour has a test
+)
+NAMES = NAMED.split()
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 

@@ -36,7 +36,8 @@ def batch_of(
         positions_BT=along - since,
         bounds=np.append(np.flatnonzero(start), start.size),
         names=names,
-        text_BT=laid.text[:, :-1].copy(),
+        # A row's last token predicts nothing: as text it would count in the router's losses of all rows but the longest.
+        text_BT=laid.text[:, 1:].copy(),
         factor_BT=factor,
     )
 
