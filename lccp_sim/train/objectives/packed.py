@@ -36,7 +36,7 @@ def batch_of(
         positions_BT=along - since,
         bounds=np.append(np.flatnonzero(start), start.size),
         names=names,
-        # A row's last token predicts nothing: as text it would count in the router's losses of all rows but the longest.
+        # A row's last token predicts nothing: as text it would count in the router's losses but for the longest row.
         text_BT=laid.text[:, 1:].copy(),
         factor_BT=factor,
     )
