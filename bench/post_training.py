@@ -17,7 +17,7 @@ import yaml
 from lccp_sim.files import write_atomic
 
 KEPT = ("pass_at_1_frac", "pass_at_8_frac", "place_frac", "entropy_nats")
-CONFIG = ("init_from", "context_tokens", "batch_tokens", "tokens")
+CONFIG = ("context_tokens", "batch_tokens", "tokens")
 
 
 def samples(run: Path, step: int) -> pd.DataFrame:
@@ -58,6 +58,7 @@ def result(run: Path) -> dict[str, Any]:
     }
     return {
         "run": run.name,
+        "starts_from": Path(config["run"]["init_from"]).name,
         "config": {key: config["run"][key] for key in CONFIG}
         | {"optim": config["optim"], "objective": config.get("objective"), "answers": config["monitors"]["answers"]},
         "windows": steps,
