@@ -322,6 +322,29 @@ def test_a_score_that_is_trained_directly_rises(corpus: Corpus) -> None:
     assert float(penalty()) < 0.8 * before
 
 
+HEADS = {"lengths": [192], "text": "prose", "items": 5, "k": 2}
+TRAINED = {
+    "head_contrast": {
+        "tasks": {"facts_multikey": 1}, "short_tokens": 90, "long_tokens": 110, "heads": HEADS, "questions": 6,
+        "answer_tokens": 6,
+    },
+    "head_score": {"tasks": {"facts_multikey": 1}, "text_tokens": 100, "heads": HEADS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_for_heads_is_a_run_that_resumes(
+    kind: str, run: Callable[..., Path], make: Make, say: Any, finished: Path, tmp_path: Path
+) -> None:
+    """The pairs and the heads are those of the starting weights, after a resume, too."""
+    keys = {**SFT, "run.init_from": str(finished), "objective": {"kind": kind, **TRAINED[kind]}}
+    keys |= {"run.tokens": 4 * 512, "run.log_every_steps": 1}
+    whole = run({**keys, "run.root": str(tmp_path / "whole")})
+    killed(make(keys), say, at_step, 3)
+    assert_same_run(train(make(keys), say), whole, step=4)
+    assert ("chosen_wins_frac" in losses(whole)) == (kind == "head_contrast")
+
+
 def test_batches_of_texts_are_what_they_are_made_of(corpus: Corpus) -> None:
     lesson = teacher(corpus).lesson(0, np.random.default_rng(0), 80)
     batch = batch_of([[lesson], [lesson, lesson]], ["a"], factors=[2.0, -1.0])

@@ -216,6 +216,14 @@ def test_samples_are_drawn_from_the_weights_that_their_step_updates(
     assert sampled == updated[::2] and len(set(sampled)) == 3
 
 
+def test_a_run_without_signal_keeps_the_reason(run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(NoSignal):
+        run(wrong(rewards={"answer": 1.0}, silent_steps=2) | {"run.root": str(tmp_path / "silent")})
+    (directory,) = (tmp_path / "silent").iterdir()
+    reason = (directory / "FAILED").read_text()
+    assert "no group of the last 2 steps had two different rewards" in reason and "answer 0.00" in reason
+
+
 def wrong(**keys: Any) -> dict[str, Any]:
     return {**RL, "objective": {**RL["objective"], **keys}}  # type: ignore[dict-item]
 
