@@ -2,8 +2,9 @@
 
     python -m bench.post_training RUN ... --out bench/results/post_training.json
 
-The runs are whatever was trained; the result names each one's config. Differences are paired: the same questions and
-the same random numbers at both windows. The interval is +-1.96 standard errors over questions, for this seed alone.
+The runs are whatever was trained; the result names each one's config. What `lccp measure` wrote into a run counts, too.
+Differences are paired: the same questions and the same random numbers at both windows. Standard errors are over
+questions, for this seed alone.
 """
 
 import argparse
@@ -20,9 +21,9 @@ KEPT = ("pass_at_1_frac", "pass_at_8_frac", "place_frac", "entropy_nats")
 CONFIG = ("context_tokens", "batch_tokens", "tokens")
 
 
-def samples(run: Path, step: int) -> pd.DataFrame:
+def samples(path: Path) -> pd.DataFrame:
     """The values of the monitor `answers` at a window: a row a question, a column a metric, and its task."""
-    table = pd.read_parquet(run / "samples" / f"{step:08d}.parquet").query("monitor == 'answers'")
+    table = pd.read_parquet(path).query("monitor == 'answers'")
     wide = table.pivot(index="item_id", columns="metric", values="value")
     return wide.assign(
         task=table.drop_duplicates("item_id").set_index("item_id").tags.map(lambda x: json.loads(x)["task"])
@@ -47,8 +48,8 @@ def result(run: Path) -> dict[str, Any]:
     """What a run did, from its files alone."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     rows = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
-    steps = sorted(int(path.stem) for path in (run / "samples").glob("*.parquet"))
-    first, last = samples(run, steps[0]), samples(run, steps[-1])
+    windows = {int(path.stem): path for path in run.glob("**/samples/*.parquet")}
+    first, last = samples(windows[min(windows)]), samples(windows[max(windows)])
     curves: dict[str, list[list[float]]] = {}
     for row in rows:
         if row["monitor"] == "train":
@@ -61,7 +62,7 @@ def result(run: Path) -> dict[str, Any]:
         "starts_from": Path(config["run"]["init_from"]).name,
         "config": {key: config["run"][key] for key in CONFIG}
         | {"optim": config["optim"], "objective": config.get("objective"), "answers": config["monitors"]["answers"]},
-        "windows": steps,
+        "measured_steps": sorted(windows),
         "all": changed(first, last),
         **{task: changed(first[first.task == task], last[last.task == task]) for task in sorted(set(first.task))},
         "needle_hit_frac": hits,
