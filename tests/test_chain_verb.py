@@ -8,7 +8,6 @@ from rich.console import Console
 
 from lccp_sim.cli import main
 from lccp_sim.config import Config
-from lccp_sim.verbs import chain
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
         (directory / "DONE").touch()
         return directory
 
-    monkeypatch.setattr(chain, "train", train)
+    monkeypatch.setattr("lccp_sim.train.run.train", train)
     return found
 
 
@@ -55,5 +54,5 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
 def test_a_run_that_a_signal_ended_ends_the_chain(
     trained: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(chain, "train", lambda config, console: trained.append(config) or tmp_path)
+    monkeypatch.setattr("lccp_sim.train.run.train", lambda config, console: trained.append(config) or tmp_path)
     assert main(["chain", "tiny_sft", "tiny_rl"]) == 1 and len(trained) == 1

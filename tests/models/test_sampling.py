@@ -31,9 +31,9 @@ def numbers(samples: int = 4, longest: int = 9) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cache_gives_the_samples_of_whole_forwards(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(VOCAB, **KINDS[kind])
-    before = [block.attention.attend for block in model.layers]
+    before = [block.attention.comm for block in model.layers]
     fast = sample(model, prompts(), STOPS, numbers())
-    assert [block.attention.attend for block in model.layers] == before
+    assert [block.attention.comm for block in model.layers] == before
     monkeypatch.setattr(sampling, "_cached", lambda *a: sampling._again(*a[:4]))
     for mine, plain in zip(fast, sample(model, prompts(), STOPS, numbers()), strict=True):
         for one, other in zip(mine, plain, strict=True):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.document import Filler
+from lccp_sim.data.documents.document import Filler
 from lccp_sim.data.tasks import TASKS, draw_lesson
 from lccp_sim.data.tasks.question import Half, Lesson, Question
 from lccp_sim.errors import ConfigError, refuse

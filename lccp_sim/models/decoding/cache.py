@@ -1,21 +1,21 @@
-"""Keys and values of the tokens so far, instead of local attention (`Attention.attend`).
+"""Keys and values of the tokens so far, where attention asks its `comm` for them.
 
 A prompt goes through the model as any row does, and its keys and values are kept. Then one token a row goes through at
 a time, and sees them. Rows may differ in length: each writes at its own place, over the padding of its prompt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim.models.attention import attend
+from lccp_sim.models.comm import Comm
 from lccp_sim.models.transformer import Transformer
 
 
-class LayerCache:
+class LayerCache(Comm):
     """One layer's keys and values, [B, S + room, M, H]. `length_B`, int64: the tokens of each prompt."""
 
     def __init__(self, length_B: Tensor, room: int):
@@ -23,12 +23,19 @@ class LayerCache:
         self.k_BSMH = self.v_BSMH = torch.empty(0)
 
     def attend(
-        self, q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
+        self,
+        local: Callable[..., Tensor],
+        q_BTNH: Tensor,
+        k_BTMH: Tensor,
+        v_BTMH: Tensor,
+        scale: float,
+        bounds: Tensor,
+        window: int | None = None,
     ) -> Tensor:
         """[B, T, N, H]: of the prompts at the first call, then of one more token a row (T = 1)."""
         if not self.k_BSMH.numel():
             self.k_BSMH, self.v_BSMH = (F.pad(x, (0, 0, 0, 0, 0, self.room)) for x in (k_BTMH, v_BTMH))
-            return attend(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
+            return local(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
         row_B, place_B = torch.arange(len(q_BTNH), device=q_BTNH.device), self.length_B + self.written
         self.k_BSMH[row_B, place_B], self.v_BSMH[row_B, place_B] = k_BTMH[:, 0], v_BTMH[:, 0]
         self.written += 1
@@ -51,11 +58,11 @@ class LayerCache:
 def caching(model: Transformer, length_B: Tensor, room: int) -> Iterator[list[LayerCache]]:
     """While it is open, the model keeps keys and values: of prompts of these lengths, then of up to `room` tokens."""
     attentions = [block.attention for block in model.layers]
-    before, caches = [each.attend for each in attentions], [LayerCache(length_B, room) for _ in attentions]
+    before, caches = [each.comm for each in attentions], [LayerCache(length_B, room) for _ in attentions]
     for attention, cache in zip(attentions, caches, strict=True):
-        attention.attend = cache.attend
+        attention.comm = cache
     try:
         yield caches
     finally:
-        for attention, function in zip(attentions, before, strict=True):
-            attention.attend = function
+        for attention, comm in zip(attentions, before, strict=True):
+            attention.comm = comm

@@ -21,7 +21,7 @@ from lccp_sim.models.decoding.sampling import Sampled, sample
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.asking import alike
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import map_batches
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
@@ -97,6 +97,11 @@ class Answers(Monitor):
     def aggregate(self, measured: list[Value], moment: Moment) -> list[Record]:
         """Records {} and {task}."""
         return summarise(measured, moment, self.tier, lambda v: {}) + summarise(measured, moment, self.tier)
+
+    def passes(self) -> list[Pass]:
+        """Each prompt once, and a token at a time after it."""
+        asked = Pass(self.items, (self.short_tokens + self.long_tokens) // 2)
+        return [asked, Pass(self.items * self.draws * self.answer_tokens, 1)]
 
     def samples(self, measured: list[Value]) -> list[Value]:
         """Per-question values."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lccp_sim.data.batch import Batch
-from lccp_sim.data.document import Filler
+from lccp_sim.data.documents.document import Filler
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks.question import Lesson
 from lccp_sim.data.tasks.teaching import lay
