@@ -281,7 +281,10 @@ class MonitorsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` is the dataclass of data/."""
+    """Everything that a run depends on. `data` is the dataclass of data/.
+
+    `objective` is a variant of train/objectives: what a step learns (null: the next token of the mixture).
+    """
 
     seed: Count
     run: RunConfig
@@ -289,6 +292,7 @@ class Config:
     optim: OptimConfig
     data: Any
     monitors: MonitorsConfig
+    objective: Any = None
 
     @property
     def watched_in_bf16(self) -> bool:

@@ -38,6 +38,8 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
         parts.append(plain["run"]["stopping"])
     if config.run.init_optimizer != "fresh":
         parts.append(config.run.init_optimizer)
+    if "objective" in plain:
+        parts.append(plain["objective"])
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 
