@@ -242,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.root.mkdir(parents=True, exist_ok=True)
     farm = Farm(asked.root, asked.out or asked.root / "farm.jsonl", asked.seed)
     for line in farm.work(asked.cases, asked.kills):
-        print(f"{line['case']} {line['number']}: {len(line['kills'])} kills, differences {line['differences']}", flush=True)
+        said = f"{len(line['kills'])} kills, differences: {line['differences'] or 'none'}"
+        print(f"{line['case']} {line['number']}: {said}", flush=True)
     found = summary(farm.lines())
     print(json.dumps(found, indent=1))
     return int(found["differences"] > 0)

@@ -3,7 +3,8 @@
 A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
 flattened row. So nothing leaks between documents by construction, and the fast causal kernel is the one in use wherever
 a document fits the window. Longer ones are cut into blocks of queries: each sees its own stretch of keys, through one
-band mask that all of them share.
+band mask that all of them share. On a GPU in half precision one call of a variable-length kernel takes all documents
+and any window.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
 from lccp_sim.models.language_model import Attended, Tap
 
 SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
+VARLEN_WIDTHS = range(8, 257, 8)  # of a head, that the variable-length kernel takes
 
 
 class RMSNorm(nn.Module):
@@ -109,6 +112,8 @@ def attend(
 
     `bounds` [documents + 1] int64 on the CPU.
     """
+    if q_BTNH.is_cuda and takes_varlen(q_BTNH, bounds, window):
+        return attend_varlen(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
     gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
 
     def dense(*heads_GTXH: Tensor) -> Tensor:
@@ -118,6 +123,34 @@ def attend(
         return banded(q, k, v, scale, window).transpose(1, 2)
 
     return by_document(dense, bounds, q_BTNH, k_BTMH, v_BTMH)
+
+
+def takes_varlen(q_BTNH: Tensor, bounds: Tensor, window: int | None) -> bool:
+    """Whether `attend_varlen` can take these rows, and saves calls: rows of one document each are one call anyway."""
+    half = q_BTNH.dtype in (torch.bfloat16, torch.float16) and q_BTNH.shape[-1] in VARLEN_WIDTHS
+    return half and (len(bounds) > len(q_BTNH) + 1 or window is not None)
+
+
+def attend_varlen(
+    q_BTNH: Tensor,
+    k_BTMH: Tensor,
+    v_BTMH: Tensor,
+    scale: float,
+    bounds: Tensor,
+    window: int | None = None,
+    kernel: Callable[..., Tensor] = varlen_attn,
+) -> Tensor:
+    """[B, T, N, H]: what `attend` gives, in one call of `kernel` for all documents of all rows.
+
+    The kernel counts a window by the tokens to the left of the query's own: `window` - 1.
+    """
+    longest = int(bounds.diff().max())  # on the CPU, so nothing waits for a GPU
+    offsets = bounds.to(q_BTNH.device, torch.int32, non_blocking=True)
+    left = -1 if window is None or window >= longest else window - 1
+    q, k, v = (x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH))
+    gqa = q.shape[1] != k.shape[1]
+    y = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
+    return y.unflatten(0, q_BTNH.shape[:2])
 
 
 def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:
