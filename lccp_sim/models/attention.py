@@ -145,12 +145,18 @@ def attend_varlen(
     The kernel counts a window by the tokens to the left of the query's own: `window` - 1.
     """
     longest = int(bounds.diff().max())  # on the CPU, so nothing waits for a GPU
-    offsets = bounds.to(q_BTNH.device, torch.int32, non_blocking=True)
+    offsets = sent(bounds.to(torch.int32), q_BTNH.device)
     left = -1 if window is None or window >= longest else window - 1
     q, k, v = (x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH))
     gqa = q.shape[1] != k.shape[1]
     y = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
     return y.unflatten(0, q_BTNH.shape[:2])
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. A GPU is sent pinned memory: before any other is copied, all that it was given must end."""
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    return (x.pin_memory() if pinned else x).to(device, non_blocking=True)
 
 
 def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:

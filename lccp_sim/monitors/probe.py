@@ -201,6 +201,8 @@ def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
     for row, lesson in zip(learn, lessons, strict=True):
         for start, stop in lesson.answers:
             row[start:stop] = True
-    tokens_BT, learn_BT = (torch.from_numpy(x).to(model.device) for x in (tokens, learn[:, 1:]))
+    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    places, targets = np.flatnonzero(learn[:, 1:]), tokens[:, 1:][learn[:, 1:]]
+    tokens_BT, learn_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (tokens, places, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")
+    return F.cross_entropy(model.logits(hidden_BTD.flatten(0, 1)[learn_R]), targets_R, reduction="sum")

@@ -25,8 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lccp_sim.config import Config
+from lccp_sim.data.tasks import Lesson
 from lccp_sim.models import kernels
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.probe import _answer_loss
+from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import clip
 
@@ -134,6 +137,25 @@ def test_a_step_waits_for_nothing(
 ) -> None:
     experts = {"model.experts": "grouped_mm"} if device == "cpu" else {}  # which auto takes on a GPU
     step(make(CASES[case] | experts), device, bf16, padded)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_step_of_the_probe_searches_for_nothing(make: Callable[..., Config], device: str) -> None:
+    lessons = [Lesson(np.arange(1, n + 1), [(3, 5), (n - 2, n)]) for n in (9, 12)]
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device(device):
+            model = Transformer(make({"model.experts": "grouped_mm"}).model, 64)
+        assert _answer_loss(model, lessons).device == torch.device(device)
+
+
+def test_batches_for_a_gpu_lie_in_pinned_memory() -> None:
+    def pinned(kind: str) -> bool:
+        data = LccpData(None, 1, 4)  # type: ignore[arg-type]
+        strategy = SimpleNamespace(root_device=torch.device(kind))
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)  # type: ignore
+        return data.train_dataloader().pin_memory
+
+    assert pinned("cuda") and not pinned("cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

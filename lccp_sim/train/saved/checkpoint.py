@@ -12,11 +12,14 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_file, hidden, write_atomic
@@ -62,6 +65,40 @@ class VerifiedIO(TorchCheckpointIO):
             shutil.rmtree(gone)
         path.unlink(missing_ok=True)
         manifest_of(path).unlink(missing_ok=True)
+
+
+class BesideIO(VerifiedIO):
+    """Writes from a copy in host memory while training goes on; whoever is killed then has the checkpoints before.
+
+    One write at a time, so a checkpoint is whole on disk before the next begins, or an older one is removed for it. The
+    error of a write is raised by the next call. Not for a folder of parts, which all ranks write together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = ThreadPoolExecutor(1)
+        self.written: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """None, once the one before is on disk and this one is copied."""
+        self.settle()
+        copied = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), checkpoint)
+        self.written = self.writer.submit(super().save_checkpoint, copied, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """As VerifiedIO, once all is on disk."""
+        self.settle()
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def settle(self) -> None:
+        """None, once all is on disk. Raises what the write raised."""
+        written, self.written = self.written, None
+        if written is not None:
+            written.result()
+
+    def teardown(self) -> None:
+        """None, once all is on disk: the trainer's last call."""
+        self.settle()
 
 
 def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int) -> None:
