@@ -114,6 +114,13 @@ def attend(
     """
     if q_BTNH.is_cuda and takes_varlen(q_BTNH, bounds, window):
         return attend_varlen(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
+    return attend_by_document(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
+
+
+def attend_by_document(
+    q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
+) -> Tensor:
+    """[B, T, N, H]: what `attend` gives, in a call for each run of documents of one length, on any device."""
     gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
 
     def dense(*heads_GTXH: Tensor) -> Tensor:

@@ -48,11 +48,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class HostIsReal(TorchFunctionMode):
-    """What is asked of tensors of the host alone (the bounds of documents) gets an answer."""
+    """What is asked of tensors of the host alone (the bounds of documents) gets an answer; a copy to a GPU is fake."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        host = tensors and not any(isinstance(each, FakeTensor) for each in tensors)
+        sent = func is Tensor.to and any(isinstance(each, torch.device) and each.type != "cpu" for each in args)
+        host = tensors and not sent and not any(isinstance(each, FakeTensor) for each in tensors)
         with unset_fake_temporarily() if host else nullcontext():
             return func(*args, **(kwargs or {}))
 
@@ -79,7 +80,7 @@ def batch(padded: bool) -> dict[str, Any]:
 def step(config: Config, device: str, bf16: bool, padded: bool) -> None:
     """A step of training on pretended tensors."""
     given = batch(padded)
-    with FakeTensorMode() as fake, HostIsReal(), CopiesGoAlong():
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, HostIsReal(), CopiesGoAlong():
         given = {k: fake.from_tensor(v) if isinstance(v, Tensor) and k != "bounds" else v for k, v in given.items()}
         with torch.device(device):
             model = Transformer(config.model, 64)
@@ -141,7 +142,7 @@ def test_a_step_waits_for_nothing(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_a_step_of_the_probe_searches_for_nothing(make: Callable[..., Config], device: str) -> None:
-    lessons = [Lesson(np.arange(1, n + 1), [(3, 5), (n - 2, n)]) for n in (9, 12)]
+    lessons = [Lesson(np.arange(1, n + 1), ((3, 5), (n - 2, n))) for n in (9, 12)]
     with FakeTensorMode(), torch.no_grad():
         with torch.device(device):
             model = Transformer(make({"model.experts": "grouped_mm"}).model, 64)

@@ -187,7 +187,7 @@ def test_what_is_written_beside_training_is_a_copy(tmp_path: Path, monkeypatch: 
     files, weight = checkpoint.BesideIO(), torch.zeros(3)
     for step in (1, 2):
         files.save_checkpoint({"global_step": step, "lccp": {}, "w": weight}, tmp_path / f"last-{step:08d}.ckpt")
-        assert done == list(range(1, step))
+        assert done[: step - 1] == list(range(1, step))
         weight += 1
         held.set()
     files.teardown()
