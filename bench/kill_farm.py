@@ -95,7 +95,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     sys.stdout.flush(), sys.stderr.flush()
     began = time.monotonic()
     hooks = [teller(into), *[None] * (ranks - 1)]
-    children = [lccp.start(words, log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
+    children = [lccp.start(["train", *words], log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
     os.close(into)
     writes: list[str] = []
     due = began + moment.seconds if moment and not moment.kind else None
@@ -122,7 +122,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     # A rank that lost another ends with an error; one alone, or none killed, must not.
     if not finished and (not killed or ranks == 1 and states != [-signal.SIGKILL]):
         said = logs[0].read_text()[-2000:]
-        raise Failed(f"lccp {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
+        raise Failed(f"lccp train {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
     return Ended(killed and not finished, seconds, writes)
 
 

@@ -27,6 +27,7 @@ from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.config import Effect, RunConfig, keys_with
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
+from lccp_sim.sums import check_sums
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
 TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
@@ -301,6 +302,7 @@ def load_run(path: str | Path) -> RunData:
             "where there are any"
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
+    check_sums(path)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
 

@@ -9,6 +9,7 @@ loss, clipping and update on pretended CUDA tensors.
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,9 +144,11 @@ def test_a_step_waits_for_nothing(
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_a_step_of_the_probe_searches_for_nothing(make: Callable[..., Config], device: str) -> None:
     lessons = [Lesson(np.arange(1, n + 1), ((3, 5), (n - 2, n))) for n in (9, 12)]
-    with FakeTensorMode(), torch.no_grad():
+    bounds = torch.tensor([0, 11, 22])
+    with FakeTensorMode(allow_non_fake_inputs=True), HostIsReal(), torch.no_grad():
         with torch.device(device):
             model = Transformer(make({"model.experts": "grouped_mm"}).model, 64)
+        model.forward = partial(model.forward, bounds=bounds)  # type: ignore[method-assign]
         assert _answer_loss(model, lessons).device == torch.device(device)
 
 

@@ -18,6 +18,7 @@ from lccp_sim.config import FREE, Config, Effect, flatten, short_hash
 from lccp_sim.configure.load import config_keys, load_config, plain_config, unequal
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
+from lccp_sim.sums import change_sums, check_sums
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
 
@@ -71,6 +72,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
     """
     plain = _read_plain(directory)
+    check_sums(directory, CONFIG)
     for override in overrides:
         _set(plain, override)
     if isinstance(plain.get("run"), dict):
@@ -143,9 +145,15 @@ def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dic
         )
     plain = plain_config(config)
     plain["run"]["tokens_before"] = tokens_before
-    write_atomic(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-    write_atomic(directory / "tokenizer.json", tokenizer)
-    write_atomic(path, json.dumps(corpus, indent=1, default=float) + "\n")
+    facts = {
+        CONFIG: yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+        "tokenizer.json": tokenizer,
+        CORPUS: json.dumps(corpus, indent=1, default=float) + "\n",
+    }
+    change_sums(directory, gone=facts)
+    for name, text in facts.items():
+        write_atomic(directory / name, text)
+    change_sums(directory, known=dict.fromkeys(facts))
 
 
 def finished_tokens(directory: Path) -> int | None:
