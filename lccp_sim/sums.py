@@ -23,7 +23,7 @@ def read_sums(folder: Path) -> Sums:
     path = folder / SUMS
     try:
         return {str(name): (int(size), str(sha)) for name, (size, sha) in json.loads(path.read_bytes()).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, TypeError, AttributeError):
         raise ConfigError(f"{path}: damaged (no table of hashes); put it back, or remove it to do without") from None

@@ -25,7 +25,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_file, hidden, write_atomic
 from lccp_sim.models import hf
 from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
-from lccp_sim.train.saved.weights_file import SCHEME, bundled
+from lccp_sim.train.saved.weights_file import SCHEME, bundled, tensors_hash
 
 
 class VerifiedIO(TorchCheckpointIO):
@@ -180,12 +180,7 @@ def read_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
 
 def weights_hash(content: dict[str, Any]) -> str:
     """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, wherever they lie."""
-    hashed = hashlib.sha256()
-    for name in sorted(content["state_dict"]):
-        tensor = content["state_dict"][name]  # one at a time: of a folder it is read here
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return hashed.hexdigest()
+    return tensors_hash(content["state_dict"])
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
     """
     plain = _read_plain(directory)
-    check_sums(directory, CONFIG)
+    check_sums(directory, CONFIG, "tokenizer.json")
     for override in overrides:
         _set(plain, override)
     if isinstance(plain.get("run"), dict):
