@@ -40,7 +40,8 @@ def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtyp
     """
     refuse(path.exists(), "OUT", str(path), "exists; name a new file, or remove it")
     weights = {k: v.to(dtype).contiguous() for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    header = {"lccp": json.dumps(content["lccp"]), "tokenizer.json": tokenizer, "sha256": tensors_hash(weights)}
+    header = {"lccp": json.dumps(content["lccp"]), "tokenizer.json": tokenizer}
+    header["sha256"] = _hash(weights, header["lccp"])
     write_atomic(path, save(weights, metadata=header))
 
 
@@ -60,8 +61,8 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: not weights that `lccp export RUN NAME{SUFFIX}` wrote, or damaged; name another file"
         ) from None
-    if header.get("sha256", found := tensors_hash(held)) != found:  # earlier files have none
-        raise ConfigError(f"{path}: its weights are damaged, by their hash; export it again, or copy it again")
+    if header.get("sha256", found := _hash(held, header["lccp"])) != found:  # earlier files have none
+        raise ConfigError(f"{path}: damaged, by its own hash; copy or export it again")
     if not fits:
         raise ConfigError(f"{path}: its tokenizer is not the one that the weights were trained with; export it again")
     return {
@@ -70,6 +71,10 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         "state_dict": {key: value.float() for key, value in held.items()},
         "tokenizer.json": text,
     }
+
+
+def _hash(weights: Mapping[str, torch.Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{tensors_hash(weights)} {facts}".encode()).hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
