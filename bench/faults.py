@@ -472,9 +472,10 @@ def scenes(bench: Bench) -> Iterator[dict[str, Any]]:
         failures = [f"{first.said[-300:]} / {again.said[-300:]}"] if outcome in FAILURES else []
         return {"fault": fault, "places": 1, "outcomes": {outcome: 1}, "failures": failures}
 
+    readonly = bench.home / "readonly"
     for after in (0, 5, 20, 60):
-        words, root = fresh("readonly"), bench.home / "readonly"
-        first = bench.lccp("train", *words, before=lambda n=after: refusing(root, errno.EROFS, n))  # type: ignore[misc]
+        words = fresh("readonly")
+        first = bench.lccp("train", *words, before=lambda n=after: refusing(readonly, errno.EROFS, n))  # type: ignore[misc]
         yield then("readonly", first, f"the folder of runs is read-only after {after} changes")
     cache = bench.home / "cache-readonly"
     shutil.rmtree(cache, ignore_errors=True)

@@ -141,7 +141,7 @@ def plain_fp32() -> Iterator[None]:
 def precision(place: Place) -> Verdict:
     want = one_pass(model_of("loop"), torch.device("cpu"), bf16=False)
     with plain_fp32():
-        got = one_pass(model_of("grouped_mm" if place.dry else "auto"), place.device, bf16=False)
+        got = one_pass(model_of("auto"), place.device, bf16=False)
     least = 1e-3 * max(gradient.abs().max().item() for gradient in want.gradients.values())
     found = {"logits": error(got.logits, want.logits), "loss": error(got.loss, want.loss)}
     found |= {name: error(got.gradients[name], gradient, least) for name, gradient in want.gradients.items()}
@@ -164,7 +164,7 @@ def measure_band(seeds: int = 8) -> dict[str, Any]:
 
 def bf16(place: Place) -> Verdict:
     band = json.loads(BAND.read_text())["band"]
-    found = bf16_errors(place.device, "grouped_mm" if place.dry else "auto", 0)
+    found = bf16_errors(place.device, "auto", 0)
     over = {name: value / max(band[name], 1e-6) for name, value in found.items()}
     return Verdict(max(over.values()) <= 2, {"errors": found, "over_the_band": over})
 
