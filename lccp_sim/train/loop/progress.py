@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lccp_sim.config import Config
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
 from lccp_sim.progress import Tell
 
@@ -74,7 +74,11 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
         module, _, kind = settings["class"].rpartition(".")
         own = {key: value for key, value in settings.items() if key != "class"}
         try:
-            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**own))
+            found = getattr(__import__(module, fromlist=[kind]), kind)
+            # A config names a logger, and nothing else that could be called.
+            is_logger = isinstance(found, type) and issubclass(found, Logger)
+            refuse(not is_logger, f"run.loggers.{name}.class", settings["class"], "must be a Lightning logger")
+            out.append(found(**own))
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"run.loggers.{name}: {error}") from error
     return out
