@@ -72,11 +72,11 @@ class Journal:
         """
         if self.silent:
             return
-        check_sums(self.directory)
         path, known = self.directory / RECORDS, lengths.get(RECORDS, 0)
         size = path.stat().st_size if path.exists() else 0
         if size < known:
             raise ConfigError(f"{path}: has {size} bytes, and the checkpoint knows {known}; put the lost records back")
+        check_sums(self.directory)
         samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) > step]
         # The sums go first: killed in between, they know less than there is.
         names = [path.name for path in self._growing()]

@@ -72,16 +72,17 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
     """
     plain = _read_plain(directory)
-    check_sums(directory, CONFIG, "tokenizer.json")
     for override in overrides:
         _set(plain, override)
     if isinstance(plain.get("run"), dict):
         plain["run"].pop("tokens_before", None)
     try:
-        return load_config(plain)
+        config = load_config(plain)
     except ConfigError as error:
         why = "; ".join(error.problems)
         raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
+    check_sums(directory, CONFIG, "tokenizer.json")
+    return config
 
 
 def _set(plain: dict[str, Any], override: str) -> None:
