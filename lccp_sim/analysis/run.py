@@ -147,8 +147,8 @@ def timing_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
     if not path.is_file():
         warnings.append(f"{path}: missing; what the monitors cost is not shown")
         return pd.DataFrame(columns=TIMES)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
         return pd.DataFrame([json.loads(line) for line in lines], columns=TIMES)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
