@@ -233,8 +233,7 @@ def of_done(path: Path) -> str:
 
 def of_csv(path: Path) -> str:
     """The table is a view that a resumed run cuts; its rows are read nowhere else."""
-    config = check(["run=tiny"], path.parents[3].parent / "configs")
-    loggers(config, path.parents[2], 4)
+    loggers(read_config(path.parents[2]), path.parents[2], 4)
     return ""
 
 
@@ -262,8 +261,8 @@ KINDS: dict[
     "exported folder (safetensors)": ("folder", "*.safetensors", of_foreign, False),
     "exported folder (config)": ("folder", "config.json", of_foreign, False),
     "exported folder (tokenizer)": ("folder", "tokenizer.json", of_foreign, False),
-    "cache (rows)": ("texts", "cache/rows*/ids.npy", of_cache, False),
-    "cache (tokens)": ("texts", "cache/tokens*/ids.npy", of_cache, False),
+    "cache (rows)": ("texts", "cache/pool-*/ids.npy", of_cache, False),
+    "cache (tokens)": ("texts", "cache/tokens-*/ids.npy", of_cache, False),
     "text": ("texts", "texts/00.txt", of_texts, False),
     "source (Parquet)": ("texts", "parquet/texts.parquet", of_texts, False),
     "YAML of a user": ("configs", "run/tiny.yaml", of_user, True),

@@ -169,9 +169,19 @@ def stopped_by(directory: Path) -> str | None:
     return _value(path, "stopped_by") if path.exists() and '"stopped_by"' in path.read_text() else None
 
 
+def write_done(directory: Path, tokens: int, by: str | None) -> None:
+    """None, once DONE has the tokens of the finished run, the action that ended it early, if any, and their hash."""
+    said = {"tokens": tokens} | ({} if by is None else {"stopped_by": by})
+    write_atomic(directory / DONE, json.dumps(said | {"check": short_hash(said)}) + "\n")
+
+
 def _value(path: Path, key: str) -> Any:
-    """The value of a key in a JSON file of ours."""
+    """The value of a key in a JSON file of ours, compared with the hash that it may hold."""
     try:
-        return json.loads(path.read_text())[key]
-    except (ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text())
+        told = content.pop("check", None)
+        if told not in (None, short_hash(content)):
+            raise ValueError
+        return content[key]
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path}: damaged (no JSON object with {key!r}); put it back, or remove it") from None
