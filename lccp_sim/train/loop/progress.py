@@ -87,10 +87,12 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
 def _cut_csv(folder: Path, first: int) -> None:
     """None; the CSVs of earlier starts lose their rows from `first` on. (Lightning empties one that it opens again.)"""
     for path in sorted(folder.glob("from_step_*/metrics.csv")):
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
-        # A kill may have cut the last row off; it lacks columns then.
-        keep = [row for row in rows if None not in row.values() and int(row["step"]) < first]
+        # A kill may have cut the last row off; it lacks columns then. A damaged row goes, too: records.jsonl has all.
+        steps = (str(row.get("step")) for row in rows)
+        whole = [row for row, step in zip(rows, steps, strict=True) if step.isdecimal() and int(step) < first]
+        keep = [row for row in whole if None not in row.values() and None not in row]
         if not keep:
             path.unlink()
             continue
