@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from lccp_sim import cli
 from lccp_sim.analysis.run import load_run
@@ -531,6 +530,18 @@ def lines_of(bench: Bench, only: Sequence[str], places: int, every: int, kinds: 
             yield rotten(bench, kind, damage, places)
 
 
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/reliability.md; a fault that was tried again counts as it ended the last time."""
+    columns = ["refused", "recovered", "unharmed", "read", *FAILURES]
+    rows = []
+    for name, line in {f"{line['fault']} {line.get('file', '')}".strip(): line for line in lines}.items():
+        counts = line.get("outcomes", {})
+        what = {"flip": "a bit flipped: ", "cut": "cut short: "}.get(line["fault"], "")
+        rows.append([what + line["file"] if what else name, *(str(counts.get(column, 0) or "") for column in columns)])
+    head = ["fault", *columns]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 1 where something failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__.splitlines()[0])
@@ -549,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(asked.out or asked.root / "faults.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         failed += sum(line.get("outcomes", {}).get(name, 0) for name in FAILURES)
-        print(yaml.safe_dump(line, sort_keys=False, default_flow_style=True, width=300).strip(), flush=True)
+        print(json.dumps(line), flush=True)
     return int(failed > 0)
 
 

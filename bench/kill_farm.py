@@ -230,6 +230,18 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/reliability.md."""
+    found = summary(lines)
+    head = f"{found['kills']} kills in {found['trials']} trials; {found['differences']} differences."
+    names = [f"{name} (case)" for name in found["kills_by_case"]]
+    names += [f"after a write: {name}" for name in found["kills_by_last_write"]] + ["in the first second"]
+    counts = [*found["kills_by_case"].values(), *found["kills_by_last_write"].values()]
+    counts.append(found["kills_in_the_first_second"])
+    rows = [f"| {name} | {count} |" for name, count in zip(names, counts, strict=True)]
+    return "\n".join([head, "", "| of them | kills |", "|---|---|", *rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 1 where a trial differed."""
     parser = argparse.ArgumentParser(prog="python -m bench.kill_farm", description=__doc__.splitlines()[0])
@@ -244,9 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in farm.work(asked.cases, asked.kills):
         said = f"{len(line['kills'])} kills, differences: {line['differences'] or 'none'}"
         print(f"{line['case']} {line['number']}: {said}", flush=True)
-    found = summary(farm.lines())
-    print(json.dumps(found, indent=1))
-    return int(found["differences"] > 0)
+    print(markdown(farm.lines()))
+    return int(summary(farm.lines())["differences"] > 0)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ class Journal:
         # The sums go first: killed in between, they know less than there is.
         names = [path.name for path in self._growing()]
         gone = [*names, *(f"samples/{path.name}" for path in samples)]
+        if step < 0:  # the first window writes it again
+            gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
         change_sums(self.directory, gone, {name: lengths[name] for name in names if lengths.get(name)})
         for path in self._growing():
             if path.stat().st_size > lengths.get(path.name, 0):
