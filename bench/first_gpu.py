@@ -13,7 +13,7 @@
 | memory | the peak of a step at three lengths lies within 0.75 to 1.10 of what plan expects |
 | resume | a run killed at a checkpoint and resumed equals one that was not, to the bit |
 | waits | 20 steps wait for the GPU 20 times: once a step, at the gradient norm |
-| watched | with monitors and without, a run ends in the same weights |
+| monitors | with monitors and without, a run ends in the same weights |
 | step | bench.step_gpu runs, and ours is not refused |
 
 A tensor's error is its largest difference over the largest value of the reference; for a gradient, over 1/1000 of the
@@ -343,7 +343,7 @@ def waits(place: Place) -> Verdict:
     return Verdict(None if place.dry else len(said) == STEPS, found)
 
 
-def watched(place: Place) -> Verdict:
+def monitors(place: Place) -> Verdict:
     runs = [trained(place, "plain"), trained(place, "unwatched", UNWATCHED)]
     with_, without = (
         {name: value for name, value in hashes(run).items() if "/window-" in name and name.endswith("/weights")}
@@ -364,7 +364,7 @@ def step(place: Place) -> Verdict:
 
 CHECKS: dict[str, Callable[[Place], Verdict]] = {
     "precision": precision, "bf16": bf16, "experts": experts, "attention": attention, "memory": memory,
-    "resume": resume, "waits": waits, "watched": watched, "step": step,
+    "resume": resume, "waits": waits, "monitors": monitors, "step": step,
 }  # fmt: skip
 CRITERIA = {
     cells[1].strip(): cells[2].strip() for line in (__doc__ or "").splitlines() if len(cells := line.split("|")) == 4

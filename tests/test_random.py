@@ -40,7 +40,7 @@ WORDS = ["", "auto", "none", "full", "window", "base", "yarn", "sigmoid", "softm
 WORDS += [
     "cosine",
     "wsd",
-    "beside",
+    "background",
     "bf16",
     "file",
     "prose",

@@ -166,15 +166,15 @@ def in_bytes(step: int) -> None:
 
 
 @pytest.mark.parametrize("plant", [in_bytes, in_checkpoint])
-def test_killed_while_a_checkpoint_is_written_beside_training(
+def test_killed_while_a_checkpoint_is_written_in_the_background(
     plant: Callable[[int], None], make: Callable[..., Config], say: Console, finished: Path
 ) -> None:
-    config = make({"run.checkpoints": "beside"})
+    config = make({"run.checkpoints": "background"})
     killed(config, say, plant, 6)
     assert_same_run(train(config, say), finished)
 
 
-def test_what_is_written_beside_training_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on while the writer is held; the next checkpoint waits until this one is whole."""
     held, plain, done = threading.Event(), torch.save, []
 
@@ -184,7 +184,7 @@ def test_what_is_written_beside_training_is_a_copy(tmp_path: Path, monkeypatch: 
         done.append(content["global_step"])
 
     monkeypatch.setattr(torch, "save", save)
-    files, weight = checkpoint.BesideIO(), torch.zeros(3)
+    files, weight = checkpoint.BackgroundIO(), torch.zeros(3)
     for step in (1, 2):
         files.save_checkpoint({"global_step": step, "lccp": {}, "w": weight}, tmp_path / f"last-{step:08d}.ckpt")
         assert done[: step - 1] == list(range(1, step))
@@ -195,10 +195,10 @@ def test_what_is_written_beside_training_is_a_copy(tmp_path: Path, monkeypatch: 
     assert read == [[0] * 3, [1] * 3]
 
 
-def test_a_checkpoint_that_cannot_be_written_beside_training_ends_the_run(
+def test_a_checkpoint_that_cannot_be_written_in_the_background_ends_the_run(
     make: Callable[..., Config], say: Console, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
-    config, plain = make({"run.checkpoints": "beside"}), torch.save
+    config, plain = make({"run.checkpoints": "background"}), torch.save
 
     def full(content: Any, file: Any) -> None:
         if content["global_step"] >= 6:

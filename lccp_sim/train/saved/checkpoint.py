@@ -67,7 +67,7 @@ class VerifiedIO(TorchCheckpointIO):
         manifest_of(path).unlink(missing_ok=True)
 
 
-class BesideIO(VerifiedIO):
+class BackgroundIO(VerifiedIO):
     """Writes from a copy in host memory while training goes on; whoever is killed then has the checkpoints before.
 
     One write at a time, so a checkpoint is whole on disk before the next begins, or an older one is removed for it. The
