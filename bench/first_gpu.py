@@ -36,6 +36,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -59,6 +60,12 @@ BAND = Path(__file__).parent / "results" / "bf16_band.json"
 V, STEPS = 256, 20
 LENGTHS = [0, 40, 1, 55, 60, 36]  # of the documents of two rows of 96 tokens; the first is the offset
 COUNTS = [[0, 1, 63, 64, 65, 0, 127, 0], [192, 0, 0, 0, 0, 0, 0, 128], [40] * 8, [0] * 7 + [320]]
+KERNELS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 RUN = ["run=smoke_study", "run.log_every_steps=1", "run.checkpoint_every_steps=2", "run.deterministic=true"]
 UNWATCHED = ["monitors.needle=null", "monitors.perplexity=null"]
 
@@ -139,6 +146,7 @@ def plain_fp32() -> Iterator[None]:
 
 
 def precision(place: Place) -> Verdict:
+    """Each tensor of a pass in fp32, by name."""
     want = one_pass(model_of("loop"), torch.device("cpu"), bf16=False)
     with plain_fp32():
         got = one_pass(model_of("auto"), place.device, bf16=False)
@@ -163,47 +171,60 @@ def measure_band(seeds: int = 8) -> dict[str, Any]:
 
 
 def bf16(place: Place) -> Verdict:
+    """Each tensor of a pass in bf16, over the band."""
     band = json.loads(BAND.read_text())["band"]
     found = bf16_errors(place.device, "auto", 0)
     over = {name: value / max(band[name], 1e-6) for name, value in found.items()}
     return Verdict(max(over.values()) <= 2, {"errors": found, "over_the_band": over})
 
 
+class Rows(NamedTuple):
+    """Inputs of the experts: rows sorted by expert, weights, the gradient of the output, and rows by expert."""
+
+    leaves: list[Tensor]
+    cotangent: Tensor
+    counts: list[int]
+
+    def run(self, name: str) -> list[Tensor]:
+        """Output and gradients of a backend."""
+        leaves = [each.detach().clone().requires_grad_() for each in self.leaves]
+        y = EXPERTS[name](*leaves, torch.tensor(self.counts, device=self.cotangent.device))
+        return [y, *torch.autograd.grad(y, leaves, self.cotangent)]
+
+
+def rows_of(counts: list[int], device: torch.device, dtype: torch.dtype, D: int = 64, F: int = 32) -> Rows:
+    """Random inputs for so many rows by expert."""
+    generator = torch.Generator().manual_seed(sum(counts))
+    shapes = [(sum(counts), D), *[(len(counts), F, D)] * 3, (sum(counts), D)]
+    *leaves, cotangent = [(torch.randn(s, generator=generator) / 4).to(device, dtype) for s in shapes]
+    return Rows(leaves, cotangent, counts)
+
+
+def expert_errors(rows: Rows, want: Sequence[Tensor], name: str, most: float) -> dict[str, Any]:
+    """How far a backend is from the loop: output, rows' gradient, and each expert's weight gradients."""
+    got = rows.run(name)
+    errors = {"y": away(got[0], want[0]), "dx": away(got[1], want[1])}
+    idle = {}
+    for part, mine, theirs in zip(("gate", "up", "down"), got[2:], want[2:], strict=True):
+        for e, n in enumerate(rows.counts):
+            if n:
+                errors[f"{part} of expert {e}, {n} rows"] = away(mine[e], theirs[e])
+            else:
+                idle[f"{part} of expert {e}"] = mine[e].abs().max().item()
+    passed = max(errors.values()) <= most and not any(idle.values())
+    return {"errors": errors, "without_rows": idle, "passed": passed}
+
+
 def experts(place: Place) -> Verdict:
-    """Every backend in bf16 (and fp32 where it can), its weight gradients one expert at a time."""
-    D, F, lines = 64, 32, []
+    """Every backend in bf16, and in fp32 where it can."""
+    lines = []
     for dtype, most in ((torch.bfloat16, 0.02), (torch.float32, 1e-4)):
         for counts in COUNTS:
-            generator = torch.Generator().manual_seed(sum(counts))
-            E, R = len(counts), sum(counts)
-            given = [torch.randn(shape, generator=generator) for shape in ((R, D), *[(E, F, D)] * 3, (R, D))]
-            x, gate, up, down, cotangent = (each.to(place.device, dtype) / 4 for each in given)
-            count_E = torch.tensor(counts, device=place.device)
-
-            def run(name: str, inputs: Sequence[Tensor] = (x, gate, up, down), g: Tensor = cotangent,
-                    count_E: Tensor = count_E) -> list[Tensor]:  # fmt: skip
-                leaves = [each.detach().clone().requires_grad_() for each in inputs]
-                y = EXPERTS[name](leaves[0], leaves[1], leaves[2], leaves[3], count_E)
-                return [y, *torch.autograd.grad(y, leaves, g)]
-
-            want = run("loop")
+            rows = rows_of(counts, place.device, dtype)
+            want = rows.run("loop")
             for name in EXPERTS:
-                line: dict[str, Any] = {"backend": name, "dtype": str(dtype), "counts": counts}
-
-                def compare(name: str = name, want: list[Tensor] = want, most: float = most, run: Any = run,
-                            counts: list[int] = counts) -> dict[str, Any]:  # fmt: skip
-                    got = run(name)
-                    rows = {"y": away(got[0], want[0]), "dx": away(got[1], want[1])}
-                    weights = {
-                        f"{label} of expert {e}, {n} rows": away(a[e], b[e]) if n else float(a[e].abs().max())
-                        for label, a, b in zip(("gate", "up", "down"), got[2:], want[2:], strict=True)
-                        for e, n in enumerate(counts)
-                    }
-                    empty = [v for k, v in weights.items() if k.endswith(" 0 rows")]
-                    worst = max((rows | weights).values())
-                    return {"errors": rows | weights, "worst": worst, "passed": worst <= most and not any(empty)}
-
-                lines.append(line | step_gpu.tried(compare))
+                found = step_gpu.tried(partial(expert_errors, rows, want, name, most))
+                lines.append({"backend": name, "dtype": str(dtype), "counts": counts} | found)
     # A run in bf16 on a GPU takes grouped_mm; nobody needs the others, nor it in fp32.
     needed = [line for line in lines if line["backend"] == "grouped_mm" and line["dtype"] == str(torch.bfloat16)]
     judged = [line for line in lines if "refused" not in line]
@@ -211,51 +232,59 @@ def experts(place: Place) -> Verdict:
     return Verdict(good, {"lines": lines})
 
 
+class Heads(NamedTuple):
+    """Queries, keys, values of packed rows, and the gradient of the output."""
+
+    qkv: list[Tensor]
+    cotangent: Tensor
+
+    def run(self, function: Callable[..., Tensor], window: int | None, dtype: torch.dtype) -> list[Tensor]:
+        """Output and gradients."""
+        leaves = [each.to(dtype).requires_grad_() for each in self.qkv]
+        y = function(*leaves, leaves[0].shape[-1] ** -0.5, bounds_of(LENGTHS), window)
+        return [y, *torch.autograd.grad(y, leaves, self.cotangent.to(dtype))]
+
+
+def attention_errors(heads: Heads, want: Sequence[Tensor], name: str, window: int | None) -> dict[str, Any]:
+    """How far a kernel in bf16 is from fp32."""
+    function = {"chosen": attend, "variable length": attend_varlen}.get(name, attend_by_document)
+    with sdpa_kernel(KERNELS[name]) if name in KERNELS else nullcontext():
+        got = heads.run(function, window, torch.bfloat16)
+    errors = {part: away(a, b) for part, a, b in zip(("y", "dq", "dk", "dv"), got, want, strict=True)}
+    return {"errors": errors, "passed": max(errors.values()) <= 0.02}
+
+
 def attention(place: Place) -> Verdict:
-    N, M, H = 4, 2, 16
-    bounds, lines = bounds_of(LENGTHS), []
-    generator = torch.Generator().manual_seed(0)
-    heads = [torch.randn(2, 96, n, H, generator=generator).bfloat16() for n in (N, M, M, N)]
-
-    def run(function: Callable[..., Tensor], dtype: torch.dtype, window: int | None) -> list[Tensor]:
-        q, k, v, g = (each.to(place.device, dtype) for each in heads)
-        leaves = [each.detach().requires_grad_() for each in (q, k, v)]
-        y = function(*leaves, H**-0.5, bounds, window)
-        return [y, *torch.autograd.grad(y, leaves, g)]
-
-    kinds = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
-    kinds["cudnn"] = SDPBackend.CUDNN_ATTENTION
+    """Every kernel, with and without a window; what a run would choose, and on a GPU the packed one, must be there."""
+    generator, lines = torch.Generator().manual_seed(0), []
+    drawn = [torch.randn(2, 96, n, 16, generator=generator).bfloat16().to(place.device) for n in (4, 2, 2, 4)]
+    heads = Heads(drawn[:3], drawn[3])
     for window in (None, 16):
         with sdpa_kernel(SDPBackend.MATH), plain_fp32():
-            want = run(attend_by_document, torch.float32, window)
-        for name in ("chosen", "variable length", *kinds):
-
-            def compare(name: str = name, window: int | None = window, want: list[Tensor] = want) -> dict[str, Any]:
-                forced = sdpa_kernel(kinds[name]) if name in kinds else nullcontext()
-                function = {"chosen": attend, "variable length": attend_varlen}.get(name, attend_by_document)
-                with forced:
-                    got = run(function, torch.bfloat16, window)
-                errors = {k: away(a, b) for k, a, b in zip(("y", "dq", "dk", "dv"), got, want, strict=True)}
-                return {"errors": errors, "passed": max(errors.values()) <= 0.02}
-
-            lines.append({"kernel": name, "window": window} | step_gpu.tried(compare))
+            want = heads.run(attend_by_document, window, torch.float32)
+        for name in ("chosen", "variable length", *KERNELS):
+            found = step_gpu.tried(partial(attention_errors, heads, want, name, window))
+            lines.append({"kernel": name, "window": window} | found)
     needed = {"chosen"} if place.dry else {"chosen", "variable length"}
     refused = any("refused" in line for line in lines if line["kernel"] in needed)
     return Verdict(not refused and all(line["passed"] for line in lines if "refused" not in line), {"lines": lines})
 
 
+def peak(case: step_gpu.Case) -> dict[str, Any]:
+    """What a step allocates at most, and what plan expects."""
+    _, step = step_gpu.ours(case)
+    step()
+    planned, most = step_gpu.planned_bytes(case), step_gpu.peak_bytes(step, case.device)
+    return {"planned_bytes": planned, "peak_bytes": most, "ratio": most / planned}
+
+
 def memory(place: Place) -> Verdict:
+    """The peak at three lengths; a CPU counts that of the whole process, and cannot say."""
     lines = []
     for tokens in (64, 128, 256) if place.dry else (4096, 16384, 65536):
         case = step_gpu.case_of("small", tokens, place.device, 1, place.dry)
-
-        def measure(case: step_gpu.Case = case) -> dict[str, Any]:
-            _, step = step_gpu.ours(case)
-            step()
-            planned, peak = step_gpu.planned_bytes(case), step_gpu.peak_bytes(step, case.device)
-            return {"planned_bytes": planned, "peak_bytes": peak, "ratio": peak / planned}
-
-        lines.append({"tokens": tokens, "recompute_every": case.every} | step_gpu.tried(measure))
+        found = step_gpu.tried(partial(peak, case))
+        lines.append({"tokens": tokens, "recompute_every": case.every} | found)
     ran = all("refused" not in line for line in lines)
     good = ran and all(0.75 <= line["ratio"] <= 1.10 for line in lines)
     return Verdict(None if place.dry and ran else good, {"lines": lines})
@@ -295,6 +324,7 @@ def hashes(run: Path) -> dict[str, str]:
 
 
 def resume(place: Place) -> Verdict:
+    """A run, and the same run killed at its third checkpoint and started again."""
     want = hashes(trained(place, "plain"))
     killed = trained(place, "killed", kill_at="window-00000003.ckpt")
     early = not (killed / "DONE").exists()
@@ -305,6 +335,7 @@ def resume(place: Place) -> Verdict:
 
 
 def waits(place: Place) -> Verdict:
+    """What torch says waits for the GPU, in 20 steps as training takes them."""
     config = composed(["run=smoke_study", "model.experts=grouped_mm"] if place.dry else ["run=smoke_study"])
     bounds = bounds_of(LENGTHS)
     tokens = torch.randint(1, V, (2, 96), generator=torch.Generator().manual_seed(0))
@@ -344,6 +375,7 @@ def waits(place: Place) -> Verdict:
 
 
 def monitors(place: Place) -> Verdict:
+    """The weights at each window that both runs wrote."""
     runs = [trained(place, "plain"), trained(place, "unwatched", UNWATCHED)]
     with_, without = (
         {name: value for name, value in hashes(run).items() if "/window-" in name and name.endswith("/weights")}
@@ -355,6 +387,7 @@ def monitors(place: Place) -> Verdict:
 
 
 def step(place: Place) -> Verdict:
+    """The benchmark of a step, as far as ten minutes go."""
     out = place.work / "step_gpu.json"
     sizes = ["--toy"] if place.dry else ["--models", "small", "--tokens", "4096", "32768", "--long", "--pairs", "3"]
     step_gpu.main([*sizes, "--out", str(out)])
