@@ -240,7 +240,7 @@ class Heads(NamedTuple):
 
     def run(self, function: Callable[..., Tensor], window: int | None, dtype: torch.dtype) -> list[Tensor]:
         """Output and gradients."""
-        leaves = [each.to(dtype).requires_grad_() for each in self.qkv]
+        leaves = [each.detach().to(dtype).requires_grad_() for each in self.qkv]
         y = function(*leaves, leaves[0].shape[-1] ** -0.5, bounds_of(LENGTHS), window)
         return [y, *torch.autograd.grad(y, leaves, self.cotangent.to(dtype))]
 
