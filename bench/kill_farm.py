@@ -36,6 +36,7 @@ LONGER += ["run.context_tokens=512", "data.old_context_tokens=256"]
 CASES: dict[str, tuple[int, list[list[str]]]] = {
     "smoke": (1, [["run=smoke"]]),
     "chained": (1, [STUDY, LONGER]),
+    "background": (1, [[*STUDY, "run.checkpoints=background"]]),
     "ddp": (2, [STUDY]),
     "folders": (2, [[*STUDY, "run.shard=true"]]),
 }
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kill_farm", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder for references and trials")
     parser.add_argument("--kills", type=int, default=200, help="how many there are to be in --out")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained", "background"])
     parser.add_argument("--out", type=Path, help="default: farm.jsonl in the folder")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
