@@ -399,9 +399,8 @@ CHECKS: dict[str, Callable[[Place], Verdict]] = {
     "precision": precision, "bf16": bf16, "experts": experts, "attention": attention, "memory": memory,
     "resume": resume, "waits": waits, "monitors": monitors, "step": step,
 }  # fmt: skip
-CRITERIA = {
-    cells[1].strip(): cells[2].strip() for line in (__doc__ or "").splitlines() if len(cells := line.split("|")) == 4
-}
+TABLE = [line.strip("| ").split(" | ") for line in (__doc__ or "").splitlines() if line.startswith("| ")]
+CRITERIA = {name: criterion for name, criterion in TABLE if name in CHECKS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
