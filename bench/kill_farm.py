@@ -147,6 +147,12 @@ def hashes(root: Path) -> dict[str, str]:
     return {name: value for name, value in found.numbers.items() if "/csv/" not in name and "/last-" not in name}
 
 
+class Patient(Commands):
+    """Commands that may wait for a processor: a farm runs at low priority, for days."""
+
+    seconds = 6 * 3600
+
+
 class Farm:
     """The trials of one folder. `lengths` has the unkilled attempts of each case's commands."""
 
@@ -162,7 +168,7 @@ class Farm:
         ranks, commands = CASES[case]
         if not kept.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            lccp = Commands(self.package, folder)
+            lccp = Patient(self.package, folder)
             ended = [attempt(lccp, words, ranks, None, random.Random(0)) for words in commands]
             kept.write_text(json.dumps({"ended": ended, "hashes": hashes(folder)}))
         content = json.loads(kept.read_text())
@@ -174,7 +180,7 @@ class Farm:
         rng = random.Random(f"{self.seed} {case} {number}")
         folder, (ranks, commands) = self.root / f"{case}-{number}", CASES[case]
         shutil.rmtree(folder, ignore_errors=True)
-        lccp, kills = Commands(self.package, folder), []
+        lccp, kills = Patient(self.package, folder), []
         line: dict[str, Any] = {"case": case, "number": number, "ranks": ranks, "seed": self.seed}
         try:
             for index, words in enumerate(commands):

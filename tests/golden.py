@@ -91,6 +91,8 @@ class Failed(Exception):
 class Commands:
     """Runs commands of the package in `root`, a folder of its own, each in a fork of this process."""
 
+    seconds = SECONDS
+
     def __init__(self, package: Path, root: Path):
         if any(name.partition(".")[0] == "lccp_sim" for name in sys.modules):
             raise Failed("lccp_sim was imported already: start this as a program of its own")
@@ -144,7 +146,7 @@ class Commands:
             return child
         status = 70
         try:
-            signal.alarm(SECONDS)
+            signal.alarm(self.seconds)
             with open(log, "wb") as file:
                 os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
             os.chdir(self.root)

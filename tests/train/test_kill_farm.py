@@ -27,7 +27,7 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
     place = home.build(tmp_path / "home")
     words = ["run=tiny", *FEW, "run.root=runs", "data.cache=cache", "--config-dir", str(place / "configs")]
     monkeypatch.delenv("LCCP_CACHE", raising=False)
-    monkeypatch.setattr(kill_farm, "Commands", Here)
+    monkeypatch.setattr(kill_farm, "Patient", Here)
     monkeypatch.setattr(kill_farm, "CASES", {"tiny": (1, [words])})
     return Farm(tmp_path / "farm", tmp_path / "farm.jsonl")
 
