@@ -191,20 +191,18 @@ def of_cache(path: Path) -> str:
     return hashlib.sha256(b"".join(np.asarray(pool.rows_ids).tobytes() for pool in corpus.pools)).hexdigest()
 
 
-def cached(cache: Path, **changes: Any) -> Any:
+def cached(cache: Path, *changes: str) -> Any:
     """The corpus of the run, by this cache."""
     root = cache.parent
-    config = check(["run=tiny", f"data.cache={cache}", *changes.get("words", ())], root / "configs")
+    config = check(["run=tiny", f"data.cache={cache}", *changes], root / "configs")
     return open_corpus(config.data, config.run.context_tokens, config.seed)
 
 
 def of_texts(path: Path) -> str:
     """The corpus's hash, which a run that began with other text refuses."""
     root = path.parents[1]
-    kind = "parquet" if path.suffix == ".parquet" else "text_files"
-    words = [f"data.sources.prose.kind={kind}", f"data.sources.prose.paths=[{path.parent}]"]
     shutil.rmtree(root / "cache", ignore_errors=True)
-    return cached(root / "cache", words=words).hash
+    return cached(root / "cache", f"data.sources.prose.paths=[{path.parent}]").hash
 
 
 def of_foreign(path: Path) -> str:
