@@ -5,6 +5,7 @@ The difference is what the long context is worth; the short NLL alone guards aga
 averages perplexities over stretches, as arXiv 2604.02650 does, so that hard ones weigh most; NLL stands beside it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.haystack import held_out
 from lccp_sim.monitors.longppl import LongPPL, find_keys
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import map_batches, row_nll
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
@@ -143,6 +144,14 @@ class Perplexity(Monitor):
         found = np.concatenate([keys for _, keys in map_batches(model, lengths, self.tokens_per_forward, look)])
         return {"keys": found, "about": settings.about([item.tokens for item in items])}
 
+    def reference_passes(self) -> list[Pass]:
+        """Each stretch, and the short contexts that slide along it."""
+        if self.longppl is None:
+            return []
+        n, trunc, slide = len(self.sources) * self.items, self.longppl.trunc_tokens, self.longppl.sliding_tokens
+        windows = math.ceil((self.context_tokens - trunc) / slide) - 1
+        return [Pass(n, self.context_tokens, head=True), Pass(n * windows, trunc + slide, head=True)]
+
     def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:
         """The items with their key tokens; None where these were found for others."""
         assert self.longppl is not None
@@ -170,6 +179,12 @@ class Perplexity(Monitor):
         """Over all sources, per source, and per source and position."""
         whole = [v for v in values if "position" not in v.tags]
         return summarise(whole, moment, self.tier, lambda v: {}) + summarise(values, moment, self.tier)
+
+    def passes(self) -> list[Pass]:
+        """Each stretch, and what of it lies behind the first short window."""
+        n = len(self.sources) * self.items
+        short = n * (self.context_tokens - self.short_tokens) / self.short_tokens
+        return [Pass(n, self.context_tokens, head=True), Pass(short, self.short_tokens, head=True)]
 
     def samples(self, values: list[Value]) -> list[Value]:
         """The whole-item values; positions are left to the records."""

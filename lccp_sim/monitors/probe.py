@@ -1,7 +1,7 @@
 """The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
 
 The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
-cosine to a quarter. It works on forks of the model (`Peers.forks`), so the run that it watches is untouched to the
+cosine to a quarter. It works on forks of the model (`Comm.forks`), so the run that it watches is untouched to the
 bit. Questionable: a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the
 gain shows it.
 """
@@ -24,7 +24,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import pad
 from lccp_sim.monitors.probe_records import Answered, probe_records
 from lccp_sim.monitors.values import Moment, Value
@@ -123,7 +123,7 @@ class Probe(Monitor):
             return self._evaluate(self._tune(fork, items, seed), items, self.steps, seed)
 
         values = self._evaluate(model, items, 0, self.seeds[0])
-        values += [value for of in model.peers.forks(model, work, self.seeds) for value in of]
+        values += [value for of in model.comm.forks(model, work, self.seeds) for value in of]
         return Answered(values, {str(i): len(q.tokens) for i, q in enumerate(items.evaluation)})
 
     def _limits(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -131,7 +131,7 @@ class Probe(Monitor):
 
     def _tune(self, fork: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
         """The model itself, fine-tuned by all its processes together; the probe seed orders the batches."""
-        peers = fork.peers
+        comm = fork.comm
         fork.train()
         optimizer = adamw([{"params": list(fork.parameters())}], lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
@@ -141,16 +141,16 @@ class Probe(Monitor):
                 lessons = items.train[which]
                 answered = sum(stop - start for lesson in lessons for start, stop in lesson.answers)
                 lengths = [len(lesson.tokens) for lesson in lessons]
-                groups = list(alike(lengths, peers.tokens(self.tokens_per_forward, lengths)))
+                groups = list(alike(lengths, comm.tokens(self.tokens_per_forward, lengths)))
                 optimizer.zero_grad()
-                for turn in range(0, len(groups), peers.world):
+                for turn in range(0, len(groups), comm.world):
                     # A process without a group must go along, and learns nothing of what it is sent.
-                    learns = turn + peers.rank < len(groups)
-                    group = groups[turn + peers.rank] if learns else groups[-1][:1]
+                    learns = turn + comm.rank < len(groups)
+                    group = groups[turn + comm.rank] if learns else groups[-1][:1]
                     loss = _answer_loss(fork, [lessons[i] for i in group]) / answered
                     # The gradients of the processes are averaged, and are to be added.
-                    (loss * (peers.world if learns else 0)).backward()
-                peers.clip(fork.parameters(), 1.0)
+                    (loss * (comm.world if learns else 0)).backward()
+                comm.clip(fork.parameters(), 1.0)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = self.lr * schedule.factor(step, self.steps)
                 optimizer.step()
@@ -180,6 +180,14 @@ class Probe(Monitor):
     def aggregate(self, answered: Answered, moment: Moment) -> list[Record]:
         """The records of `probe_records`."""
         return probe_records(answered, moment, self.tier)
+
+    def passes(self) -> list[Pass]:
+        """The questions before and after each fine-tuning, decoded ones once more; and the texts of fine-tuning."""
+        long, seeds = (self.short_tokens + self.long_tokens) // 2, len(self.seeds)
+        asked = self.items + self.decoded * sum(1 for weight in self.tasks.values() if weight)
+        rows, frac = self.steps * self.rows, self.long_train_frac
+        tuned = [Pass(seeds * rows * (1 - frac), self.train_tokens, 3), Pass(seeds * rows * frac, long, 3)]
+        return [Pass((1 + seeds) * asked, long), *tuned]
 
     def notes(self, items: ProbeItems) -> list[str]:
         """A line where no fine-tuning text is as long as the longest question."""

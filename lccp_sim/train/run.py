@@ -182,8 +182,6 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    if stopping is not None:
-        monitors.lr_factor = stopping.factor
     Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:

@@ -83,16 +83,10 @@ class Stopping(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """In a decay: the rates of the update at hand."""
-        if self.rates:
-            factor = self.factor(trainer.global_step)
+        if self.rates and self.since is not None and self.ends is not None:
+            factor = max(0.0, 1 - (trainer.global_step - self.since) / (self.ends - self.since))
             for group, rate in zip(_groups(trainer), self.rates, strict=True):
                 group["lr"] = rate * factor
-
-    def factor(self, step: int) -> float:
-        """The factor of a decay on the learning rate, for the update that takes `step` to `step + 1`; 1 without one."""
-        if not self.rates or self.since is None or self.ends is None:
-            return 1.0
-        return max(0.0, 1 - (step - self.since) / (self.ends - self.since))
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """The records of what is judged, once written; it acts where all that is watched is saturated."""
