@@ -242,6 +242,7 @@ class RunConfig:
     log_every_steps: Annotated[Size, Effect.FIXED] = 10
     checkpoint_every_steps: Annotated[Size, Effect.SPEED] = 100
     loggers: Annotated[dict[str, Any], Effect.SPEED] = field(default_factory=dict)
+    tensorboard_axis: Annotated[Literal["tokens"] | None, Effect.FIXED] = None  # null: optimizer steps
     stopping: Annotated[StoppingConfig | None, Effect.LATER] = None  # a decay names the directory, too
 
     def __post_init__(self) -> None:

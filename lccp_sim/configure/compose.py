@@ -52,8 +52,8 @@ def refuse_sections(plain: dict[str, Any]) -> None:
     for name, section in plain.items():
         try:
             if name == "data":
+                from lccp_sim.data.documents.sources import parse_sources
                 from lccp_sim.data.pools import DataConfig
-                from lccp_sim.data.sources import parse_sources
 
                 parse(DataConfig, section | {"sources": parse_sources(section)}, name)
             else:

@@ -16,8 +16,8 @@ from lccp_sim.config import (
     keys_with,
 )
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.documents.sources import parse_sources
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import parse_sources
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
@@ -184,6 +184,8 @@ def plain_config(config: Config) -> dict[str, Any]:
     watch = plain["monitors"].pop("watch")
     if plain["model"]["attention"] is None:  # as before there was this key
         del plain["model"]["attention"]
+    if plain["run"]["tensorboard_axis"] is None:
+        del plain["run"]["tensorboard_axis"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

@@ -14,8 +14,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.tensor import DTensor
 
 from lccp_sim.models.attention import attend_pieces
 from lccp_sim.models.comm import Comm
 from lccp_sim.models.experts import Experts
 from lccp_sim.train.parallel.layout import starts
+from lccp_sim.train.parallel.torch_private import all_to_all_single_autograd
 
 
 def local_part(tensor: Tensor) -> Tensor:

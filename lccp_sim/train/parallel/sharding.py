@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.utils._pytree import tree_map
 
-from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import NeighbourComm
+from lccp_sim.train.parallel.torch_private import (
+    compute_local_shape_and_global_offset,
+    foreach_norm,
+    placement_on_meshes,
+    tree_map,
+)
 from lccp_sim.train.saved.sharded import ShardPiece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
@@ -70,17 +73,14 @@ def _by_width(ranks: int) -> Callable[[nn.Parameter], Any]:
 
 def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
     """Which mesh and dimension FSDP cuts a parameter on, once the experts are cut over the second axis of `mesh`."""
-    try:
-        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
-    except ImportError:
-        raise ConfigError(f"run.ep: torch {torch.__version__} cannot shard over two meshes; 2.13 can") from None
+    mesh_info, placement = placement_on_meshes()
     rows, columns = (mesh[axis] for axis in AXES)
     for block in model.layers:
         if block.moe is not None:
             for name in EXPERT_WEIGHTS:
                 weight = distribute_tensor(getattr(block.moe, name).data, columns, [Shard(0)], src_data_rank=None)
                 setattr(block.moe, name, nn.Parameter(weight))
-    across = ShardPlacementResult(Shard(1), FSDPMeshInfo(rows, shard_mesh_dim=0))
+    across = placement(Shard(1), mesh_info(rows, shard_mesh_dim=0))
     return lambda parameter: across if isinstance(parameter, DTensor) else None
 
 
@@ -110,7 +110,7 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     # Squares are summed in fp64: in fp32 the norm is off by some 1e-5, and otherwise at each layout.
     squares = []
     for each in by_mesh.values():
-        norms = torch._foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
+        norms = foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
         square = torch.stack(norms).square().sum()
         squares.append(square.full_tensor() if isinstance(square, DTensor) else square)
     norm = torch.stack(squares).sum().sqrt().float()

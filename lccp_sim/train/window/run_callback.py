@@ -71,7 +71,7 @@ class RunCallback(MonitorCallback):
             self.clock = (step, time.perf_counter())
         elif records:
             self.journal.write(records)
-            log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step))
+            log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step), self.axis)
         number = pl_module.ranks.agree(self.signalled) if step < trainer.max_steps else 0
         if number:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))

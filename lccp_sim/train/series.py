@@ -21,22 +21,22 @@ from rich.console import Console
 from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config, plain_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import write_atomic
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, shown
 from lccp_sim.records import Record
-from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
-from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.window.estimate import estimate
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
@@ -257,8 +257,8 @@ def measure(
             journal.seal()
             if not records:
                 log_charts(logger, seen.records)
-            log_scalars([logger], seen.records, point.moment)
-            log_images([logger], seen.records, point.moment.step)
+            log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
+            log_images([logger], seen.records, point.moment, axis)
             records += seen.records
             console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         logger.finalize("success")

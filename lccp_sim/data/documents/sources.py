@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lccp_sim.configure.parse import parse_kind
-from lccp_sim.data.archives import PackageArchive
-from lccp_sim.data.document import Document, TextSource, join_files, text_hash
-from lccp_sim.data.files import Hub, TextFiles, names, stat
-from lccp_sim.data.synthetic import Synthetic
+from lccp_sim.data.documents.archives import PackageArchive
+from lccp_sim.data.documents.document import Document, TextSource, join_files, text_hash
+from lccp_sim.data.documents.files import Hub, TextFiles, names, stat
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.errors import ConfigError, nearest, refuse
 
 PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "lightning", "mpmath", "networkx", "numpy")
