@@ -8,6 +8,7 @@ and any window.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +149,7 @@ def attend_varlen(
     scale: float,
     bounds: Tensor,
     window: int | None = None,
-    kernel: Callable[..., Tensor] = varlen_attn,
+    kernel: Callable[..., Any] = varlen_attn,
 ) -> Tensor:
     """[B, T, N, H]: what `attend` gives, in one call of `kernel` for all documents of all rows.
 
@@ -159,7 +160,7 @@ def attend_varlen(
     left = -1 if window is None or window >= longest else window - 1
     q, k, v = (x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH))
     gqa = q.shape[1] != k.shape[1]
-    y = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
+    y: Tensor = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
     return y.unflatten(0, q_BTNH.shape[:2])
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_file, hidden, write_atomic
@@ -82,7 +82,7 @@ class BackgroundIO(VerifiedIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """None, once the one before is on disk and this one is copied."""
         self.settle()
-        copied = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), checkpoint)
+        copied = apply_to_collection(checkpoint, Tensor, lambda x: x.detach().to("cpu", copy=True))
         self.written = self.writer.submit(super().save_checkpoint, copied, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
