@@ -211,9 +211,12 @@ class Probe(Monitor):
 def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
     """The summed cross-entropy of the answers' tokens, in nats."""
     laid = lay([[lesson] for lesson in lessons])
-    tokens_BT, learn_BT = (torch.from_numpy(x).to(model.device) for x in (laid.ids, laid.answer[:, 1:]))
+    learn_BT = laid.answer[:, 1:]
+    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    places, targets = np.flatnonzero(learn_BT), laid.ids[:, 1:][learn_BT]
+    tokens_BT, learn_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (laid.ids, places, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")
+    return F.cross_entropy(model.logits(hidden_BTD.flatten(0, 1)[learn_R]), targets_R, reduction="sum")
 
 
 def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]:

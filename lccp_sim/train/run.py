@@ -1,6 +1,5 @@
 """One run, from a checked config to a finished directory: train, resume, extend, or say that it is done."""
 
-import json
 import logging
 import time
 import warnings
@@ -51,6 +50,7 @@ from lccp_sim.train.saved.run_directory import (
     finished_tokens,
     run_directory,
     stopped_by,
+    write_done,
     write_facts,
 )
 from lccp_sim.train.window.key_tokens import check_sources
@@ -201,8 +201,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
-        by = {"stopped_by": stopping.settings.action} if stopping is not None and early else {}
-        ranks.first(lambda: write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n"))
+        by = stopping.settings.action if stopping is not None and early else None
+        ranks.first(lambda: write_done(directory, step * tokens, by))
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
     return directory
 

@@ -254,6 +254,7 @@ def measure(
             if seen.values:
                 journal.write_samples(point.moment.step, seen.values)
             journal.write_timing(seen.timing)
+            journal.seal()
             if not records:
                 log_charts(logger, seen.records)
             log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
