@@ -22,8 +22,11 @@ def tokens(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where a person would write none; rounding noise is 0."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) > 1e-9 else "0"
+    """Format three significant digits, with an exponent only for small values; rounding noise becomes 0."""
+    if abs(value) <= 1e-9:
+        return "0"
+    short = f"{value:.3g}"
+    return f"{float(short):.0f}" if 1000 <= abs(value) < np.inf else short
 
 
 class Spread(Protocol):

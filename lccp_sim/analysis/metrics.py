@@ -172,6 +172,11 @@ def metric_of(monitor: str, name: str) -> Metric:
     return replace(row, label=f"{row.label} of the full sentence") if name.startswith(OF_SENTENCE) else row
 
 
+def labelled(key: str) -> str:
+    """Return the label of a metric with its key: "needle hit (needle/hit_frac)"."""
+    return f"{metric_of(*key.split('/')).label} ({key})"
+
+
 def shown(place: str, monitor: str = "") -> Iterator[Metric]:
     """Yield the metrics shown at a place of PLACES, of one monitor or of all, in the order of the catalogue."""
     return (each for each in METRICS if place in each.shown.split() and monitor in ("", each.monitor))

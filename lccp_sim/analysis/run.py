@@ -317,8 +317,8 @@ def unlike(runs: list[RunData]) -> list[str]:
     for monitor in SPANNED:
         whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
         if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
-            said = f"its metrics refer to the full answer sentence in {', '.join(whole)}, but to the value's tokens in"
-            lines.append(f"{monitor}: {said} the other runs; do not compare them")
+            said = f"the metrics refer to the full answer sentence in {', '.join(whole)}, to the value's tokens in the"
+            lines.append(f"{monitor}: {said} other runs; do not compare them")
     return lines
 
 

@@ -67,7 +67,7 @@ class Panel:
     rule: str
 
     def shared(self, *names: Name) -> Shared | None:
-        """Return the curves `names` at the windows that all share; None if a curve is missing or no window is shared."""
+        """Return the curves `names` at the windows that all share; None if a curve or a shared window is missing."""
         if not set(names) <= set(self.curves):
             return None
         chosen = [self.curves[name] for name in names]

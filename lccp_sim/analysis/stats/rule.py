@@ -20,6 +20,7 @@ from lccp_sim.errors import ConfigError
 
 EPS = 0.05
 VERDICTS = ("saturated", "improving", "not told apart", "not enough points")
+SHOWN = dict(zip(VERDICTS, ("saturated", "improving", "undecided", "too few points"), strict=True))  # to readers
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Look:
 
 
 def looks(curve: Curve) -> list[Look]:
-    """Compute one Look for each window from the sixth on, from the windows up to it only."""
+    """Summarise each window from the sixth on, given only the windows up to it."""
     return [_look(curve, number) for number in range(LAW_WINDOWS, len(curve.tokens_W) + 1)]
 
 
@@ -102,10 +103,10 @@ def decided(decision: Decision, eps: float) -> str:
     if decision.gain is None or isnan(decision.gain.value):
         return decision.verdict
     if decision.gain_so_far <= 0:
-        return f"{decision.verdict}, because there is no gain so far"
+        return f"{SHOWN[decision.verdict]}, because there is no gain so far"
     since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
     bound = number(eps * decision.gain_so_far)
-    return f"{decision.verdict}{since} (next doubling {interval(decision.gain)}, threshold {bound})"
+    return f"{SHOWN[decision.verdict]}{since} (next doubling {interval(decision.gain)}, threshold {bound})"
 
 
 def kneedle(curve: Curve) -> int | None:
