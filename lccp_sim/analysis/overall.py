@@ -67,7 +67,7 @@ def with_overall(records: pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFra
 
 
 def _span(records: pd.DataFrame, monitor: str) -> str:
-    """Choose the span by which a monitor is judged: HEADLINE if each of its metrics has it at each of its steps."""
+    """Choose the span that a monitor is judged on: HEADLINE if each of its metrics has it at each of its steps."""
     rows = records[(records.monitor == monitor) & records.metric.isin(SPANNED[monitor][0])]
     if "variant" in rows:
         rows = rows[rows.variant.isna() | (rows.variant == VARIANT)]

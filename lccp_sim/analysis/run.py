@@ -233,7 +233,7 @@ class RunData:
         return self.samples.iloc[:0] if place is None else self.samples.take(place)
 
     def span(self, monitor: str = "needle") -> str:
-        """Return the answer span by which a monitor is judged."""
+        """Return the answer span that a monitor is judged on."""
         return self.spans.get(monitor, HEADLINE)
 
     @property

@@ -122,5 +122,5 @@ def test_sources_without_text_or_name_are_refused(corpus: Corpus) -> None:
         ConfigError, match="'prose' has 0 held-out stretches of 100000 tokens .its longest document: 2171"
     ):
         long.prepare(corpus)
-    with pytest.raises(ConfigError, match="no source is called 'web'"):
+    with pytest.raises(ConfigError, match="there is no source named 'web'"):
         Perplexity(sources=("web",), context_tokens=64, short_tokens=8).prepare(corpus)

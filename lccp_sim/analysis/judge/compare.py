@@ -96,7 +96,7 @@ class Compared:
         return rows
 
     def head(self) -> list[str]:
-        """Describe A and B, and the monitors whose last window is earlier than that of others."""
+        """Describe A and B, and the monitors whose last window is earlier than the last of the run."""
         lines = []
         for side, run in (("a", self.a), ("b", self.b)):
             counts = {row.metric: getattr(row, f"{side}_tokens") for row in self.rows}

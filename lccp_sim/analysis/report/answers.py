@@ -273,7 +273,7 @@ def _log_fold(nll_W: Array, place: int | Array) -> Any:
 
 
 def _null_folds(orders: Orders, length: int) -> Array | None:
-    """Draw log factors [R] by which the NLL falls after the ceiling of hits that are derived from the items' NLL.
+    """Draw log factors [R] of the NLL's fall after the ceiling of hits that are derived from the items' NLL.
 
     Draws without such a ceiling are left out. None if no draw has one, and without samples at every window.
     """

@@ -219,8 +219,8 @@ def intervention_figure(found: Findings) -> Drawing | None:
     caption = (
         "The strongest heads are selected on one half of the needles and measured on the other, on "
         f"{judged(found.run, 'intervention')}. Causal effect: NLL with these heads masked minus NLL with as many "
-        "random heads of the same layers masked; above 0 the answer depends on them more than on other heads. In a small "
-        "model the strongest heads are a large share of all heads."
+        "random heads of the same layers masked; above 0 the answer depends on them more than on other heads. In a "
+        "small model the strongest heads are a large share of all heads."
     )
     alt = "Needle hit and NLL with heads masked or boosted, and the causal effect, against training tokens"
     return _figure("intervention", "Interventions on heads", alt, caption, drawn)

@@ -135,7 +135,7 @@ def deceptive_table(found: Findings) -> Table:
 
 
 def ceilings_table(found: Findings) -> Table:
-    """Tabulate the rules for "the hit is complete": where, and the factor by which the NLL falls after it."""
+    """Tabulate the rules for "the hit is complete": where, and the factor of the NLL's fall after it."""
     rows = []
     for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
         where = "none" if each.tokens is None else tokens(each.tokens)

@@ -43,7 +43,7 @@ FLOOR = 0.1  # least standard error of a window, as a share of the largest
 
 @dataclass(frozen=True)
 class Solution:
-    """A fitted law: logarithms of searched parameters [Q], linear ones [P], and the weighted sum of squared residuals."""
+    """A fitted law: logarithms of searched parameters [Q], linear ones [P], and the weighted sum of squares left."""
 
     theta_Q: Array
     linear_P: Array
