@@ -1,4 +1,4 @@
-"""The command `lccp`: train, measure, report, study, plan, data, import, export, gate, compare, doctor.
+"""The command `lccp`: train, measure, watch, report, study, plan, data, import, export, gate, compare, doctor.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "run, resume or extend a training run: lccp train run=tiny_lccp seed=1 optim.lr=1e-3",
     "measure": "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
+    "watch": "measure the checkpoints of another job as it saves them: lccp watch FOLDER --tokens-per-step N",
     "report": "write the report of a run, or compare several: one HTML page, figures, report.json, records.parquet",
     "study": "train and compare the arms of a study; without a name, list the studies",
     "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
@@ -66,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
             sub.add_argument("--thorough", action="store_true", help="more texts: run=measure_thorough")
             sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
+        elif verb == "watch":
+            sub.add_argument("folder", type=Path, metavar="FOLDER", help="where another job saves its checkpoints")
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, as for lccp measure")
+            sub.add_argument("--config-dir", type=Path, help="a directory with groups of your own (run/, data/, ...)")
+            sub.add_argument("--out", type=Path, help="where to write (default: runs/FOLDER-watched)")
+            sub.add_argument("--tokens-per-step", type=int, metavar="N", help="else trainer_state.json says it")
+            sub.add_argument("--model", type=Path, metavar="FOLDER", help="its config.json and tokenizer.json")
+            sub.add_argument("--minutes", type=float, metavar="M", help="the most a checkpoint may take: fewer texts")
+            sub.add_argument("--once", action="store_true", help="measure what is there, and end")
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
             sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
@@ -164,6 +174,18 @@ def _run(arguments: argparse.Namespace) -> int:
             measure(path, out, arguments.check, overrides, external, console)
             for path, out in zip(paths, outs, strict=True)
         )
+    if arguments.verb == "watch":
+        from lccp_sim.train.loop.precision import bf16_is_native, settle
+        from lccp_sim.verbs.watch import Followed, watch
+
+        for option, given in (("--tokens-per-step", arguments.tokens_per_step), ("--minutes", arguments.minutes)):
+            refuse(given is not None and given <= 0, option, given, "must be greater than 0")
+        named = any(word.startswith("run=") for word in arguments.overrides)
+        config = check([*([] if named else ["run=measure"]), *arguments.overrides], arguments.config_dir)
+        config = settle(config, bf16_is_native(config.run.accelerator))
+        counted, model, minutes = arguments.tokens_per_step, arguments.model, arguments.minutes
+        followed = Followed(arguments.folder, config, counted, model, minutes, arguments.once)
+        return watch(followed, arguments.out, console)
     if arguments.verb == "train" and arguments.multirun:
         from lccp_sim.verbs.sweep import jobs_of, launching, print_outcomes, sweep
 

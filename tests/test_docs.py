@@ -43,7 +43,7 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    names = "train measure report study plan data import export gate compare doctor".split()
+    names = "train measure watch report study plan data import export gate compare doctor".split()
     return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 

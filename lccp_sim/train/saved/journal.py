@@ -55,6 +55,36 @@ class Journal:
         """None, once the rows {step, tokens, watch, verdict, reasons, action, ...} are on disk."""
         self._append(DECISIONS, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
+    def write_window(
+        self, step: int, records: Sequence[Record], values: Sequence[Value], timing: Iterable[dict[str, Any]]
+    ) -> None:
+        """Write all that one window gave. Its times come last, so a window that has none was not written to its end."""
+        self.write(records)
+        if values:
+            self.write_samples(step, values)
+        self.write_timing(timing)
+
+    def keep(self, step: int) -> list[Record]:
+        """The records of the whole windows up to `step`, once the files hold nothing else.
+
+        For checkpoints that do not know byte lengths: those of other trainers.
+        """
+        path = self.directory / TIMING
+        rows = [] if not path.exists() else [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        kept = {row["step"] for row in rows if row["step"] <= step}
+        records = [record for record in self.records() if record.step in kept]
+        for name, lines in (
+            (TIMING, [json.dumps(row) + "\n" for row in rows if row["step"] in kept]),
+            (RECORDS, [record.line() for record in records]),
+        ):
+            file, text = self.directory / name, "".join(lines).encode()
+            if file.exists() and file.read_bytes() != text:
+                write_atomic(file, text)
+        for sample in (self.directory / "samples").glob("*.parquet"):
+            if int(sample.stem) not in kept:
+                sample.unlink()
+        return records
+
     def records(self) -> list[Record]:
         """All records so far. Raises DamagedRecords where a line is none."""
         path = self.directory / RECORDS

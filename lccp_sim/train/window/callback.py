@@ -122,10 +122,7 @@ class MonitorCallback(L.Callback):
         if not model.num_heads and self.seen_step < 0:
             self.say(NO_HEADS)
         seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
-        self.journal.write([*first, *seen.records])
-        if seen.values:
-            self.journal.write_samples(step, seen.values)
-        self.journal.write_timing(seen.timing)
+        self.journal.write_window(step, [*first, *seen.records], seen.values, seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.then for record in follow(trainer, moment)]
