@@ -31,7 +31,7 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, clock, shown
 from lccp_sim.train.loop.threads import set_threads
 from lccp_sim.train.saved.followed import Saved, Signature, saved_in
-from lccp_sim.train.saved.journal import REFERENCE, Journal
+from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import claim
 from lccp_sim.train.saved.vocabulary import Vocabulary, read_vocabulary
 from lccp_sim.train.window.estimate import expected_seconds, kinds, timed
@@ -74,10 +74,10 @@ class Sidecar:
 
     def __init__(self, followed: Followed, out: Path, console: Console, now: Callable[[], float] = time.monotonic):
         self.followed, self.out, self.console, self.now = followed, out, console, now
+        self.facts = self._read_facts()
         records = Journal(out).keep(ALL_STEPS.stop)
         self.measured = {record.step for record in records}
         self.last = Moment(records[-1].step, records[-1].tokens) if records else BEFORE
-        self.facts = self._read_facts()
         self.left_out = {row["checkpoint"]: row for row in self.facts["left_out"]}
         self._write_facts()
         self.history = HeadHistory(records, ALL_STEPS)
@@ -89,10 +89,10 @@ class Sidecar:
     def _read_facts(self) -> dict[str, Any]:
         """What an earlier sidecar left. Raises ConfigError where it was asked for something else, or another wrote."""
         path, settings = self.out / WATCHED, self.followed.settings()
-        if not self.measured:
-            return settings | {"left_out": []}
-        if not path.exists():
+        if not path.exists() and (self.out / RECORDS).exists():
             raise ConfigError(f"--out {self.out}: holds other records; name another directory")
+        if not Journal(self.out).records():
+            return settings | {"left_out": []}
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             differ = [key for key, value in settings.items() if facts[key] != value]
@@ -135,6 +135,7 @@ class Sidecar:
                 self._leave_out(gone, "deleted before it was measured")
         there = [each for each in there if self._is_open(each)]
         for each in there:
+            each.check()
             if each.step < self.last.step:
                 self._leave_out(each, f"too late, step {self.last.step} is measured already")
         return [each for each in there if each.step > self.last.step]
@@ -185,7 +186,10 @@ class Sidecar:
         self.last = moment
         self.measured.add(moment.step)
         self._write_facts()
-        write_report(self.out, tell=lambda text: self.console.print(text.partition("\n")[0], markup=False))
+        try:
+            write_report(self.out, tell=lambda text: self.console.print(text.partition("\n")[0], markup=False))
+        except UserError as error:
+            self.console.print(f"warning: no report yet: {error}", style="yellow", markup=False)
 
     def _check(self, saved: Saved, model: LanguageModel, moment: Moment) -> None:
         """Raise ConfigError where a model has another shape than the first, or neither tokens nor tokenizer fit."""

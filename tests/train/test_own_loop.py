@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
+from lccp_sim.train.parallel.ranks import joined
 from lccp_sim.train.window.own_loop import LoopSuite, Windows
 from tests.train.others import fast_tokenizer, looking, measured_after, tiny
+from tests.train.test_parallel import ended, start
 
 TOKENS = 128  # of a step: those of `measured_after`
 
@@ -35,14 +38,16 @@ def loop(model: Any, suite: LoopSuite | None, first: int = 0, last: int = 4, kee
         torch.rand(1)
         loss = model(input_ids=rows[step], labels=rows[step]).loss
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if step < last:
             optimizer.step()
         optimizer.zero_grad()
     return losses
 
 
-def test_the_loop_does_not_notice_and_the_records_are_those_of_its_checkpoints(measuring: Path, tmp_path: Path) -> None:
+def test_the_loop_does_not_notice_and_the_records_are_those_of_its_checkpoints(
+    measuring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite = suite_of(measuring, tmp_path / "out", Windows(steps=[0, 2, 4]))
     watched, alone = tiny("llama"), tiny("llama")
     watched.lm_head.eval()  # a mode of its own
@@ -52,8 +57,9 @@ def test_the_loop_does_not_notice_and_the_records_are_those_of_its_checkpoints(m
         fast_tokenizer(measuring).save_pretrained(tmp_path / "kept" / f"{step}")
     after = measured_after(measuring, {n: tmp_path / "kept" / f"{n}" for n in (0, 2, 4)}, tmp_path / "after")
     assert (tmp_path / "out" / "records.jsonl").read_text() == after
-    for name in ("measured.yaml", "tokenizer.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+    assert (tmp_path / "out" / "measured.yaml").read_bytes() == (tmp_path / "after" / "measured.yaml").read_bytes()
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "after")]) == 0  # though one tokenizer is a copy
+    assert "tokenizers" not in capsys.readouterr().out
 
 
 def test_modes_gradients_and_random_states_are_left_as_they_were(measuring: Path, tmp_path: Path) -> None:
@@ -118,6 +124,10 @@ def test_bad_calls_are_one_line(measuring: Path, tmp_path: Path) -> None:
         suite.measure(model, 1, 128)
     with pytest.raises(ConfigError, match=r"holds records already; call resume\(step\) to go on"):
         suite_of(measuring, tmp_path / "out").measure(model, 3, 384)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="run: is a run of lccp-sim, whose records would be lost"):
+        suite_of(measuring, tmp_path / "run")
     with pytest.raises(ConfigError, match="steps and tokens are both given; name one"):
         Windows([1], [2])
     with pytest.raises(ConfigError, match=r"tokens=\[-1\] must be integers >= 0"):
@@ -129,3 +139,25 @@ def test_sharded_weights_are_refused_in_one_line(measuring: Path, tmp_path: Path
     next(model.parameters()).ds_id = 0  # as ZeRO-3 marks what it took apart
     with pytest.raises(ConfigError, match="sharded .* save checkpoints and run `lccp watch FOLDER`"):
         suite.measure(model, 2, 256)
+
+
+def test_under_ddp_rank_0_measures_and_all_know(measuring: Path, tmp_path: Path) -> None:
+    """Two processes; the records are those of one, and an error of rank 0 ends both."""
+    suite_of(measuring, tmp_path / "one").measure(tiny("llama"), 1, 128)
+    config = looking(measuring)
+
+    def work(config: Any) -> None:
+        with joined(config) as ranks:
+            model = torch.nn.parallel.DistributedDataParallel(tiny("llama"))
+            suite = suite_of(measuring, tmp_path / "two", Windows(steps=[1]))
+            assert suite.due(1, 128) and len(suite.measure(model, 1, 128)) > 100 and not suite.due(1, 128)
+            again = suite_of(measuring, tmp_path / "two")
+            if ranks.rank:
+                with pytest.raises(SystemExit):
+                    again.measure(model, 2, 256)
+            else:
+                with pytest.raises(ConfigError, match="holds records already"):
+                    again.measure(model, 2, 256)
+
+    assert ended(start(config, 2, work=work)) == [0, 0]
+    assert (tmp_path / "two" / "records.jsonl").read_text() == (tmp_path / "one" / "records.jsonl").read_text()

@@ -198,14 +198,16 @@ def test_shards_with_an_index_and_other_names(job: Job) -> None:
 def test_a_folder_of_torch_distributed_with_a_stated_config(inside: str, job: Job) -> None:
     weights = t.AutoModelForCausalLM.from_pretrained(job.kept(10)).state_dict()
     path = job.folder / "step-10" / inside
-    state = {"model": weights, "optimizer": {"state": {"exp_avg": torch.ones(3)}}, "step": 10}
+    state: dict[str, Any] = {"model": weights, "optimizer": {"state": {"exp_avg": torch.ones(3)}}, "step": 10}
     dcp.save(state, checkpoint_id=path, no_dist=True)
+    if inside:
+        dcp.save(state["optimizer"], checkpoint_id=path.parent / "optimizer_0", no_dist=True)
     index = (path / ".metadata").read_bytes()
     (path / ".metadata").unlink()  # is written last
     job.watched(int, lambda: (path / ".metadata").write_bytes(index), int, model=job.kept(10))
     assert job.records() == job.expected(10)
-    with pytest.raises(KeyError):  # Metadata of the file is not touched
-        weights["none"]
+    with pytest.raises(ConfigError, match="step-10: holds tensors without a config.json .* name a folder .* --model"):
+        job.watched(int, out="other")
 
 
 def test_tokens_come_from_the_state_of_the_trainer(job: Job) -> None:

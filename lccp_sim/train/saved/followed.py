@@ -23,6 +23,7 @@ from lccp_sim.models.hf_folder import CONFIG, WHOLE
 from lccp_sim.train.saved.sharded import INDEX, ShardPiece, pieces_of
 
 NUMBER = re.compile(r"\d+")
+NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
 FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
 STATE = "trainer_state.json"
 BESIDE = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # what stands beside a model
@@ -44,17 +45,24 @@ class Saved:
 
     @property
     def step(self) -> int:
-        """The last number in its name."""
-        return int(NUMBER.findall(self.path.name)[-1])
+        """The number in its name that follows a word for it, such as step, or the last one."""
+        return int([*NUMBER.findall(self.name), *NAMED.findall(self.name)][-1])
 
     @property
     def parts(self) -> Path | None:
         """The folder of torch.distributed.checkpoint, which is this one or one inside it; None for another kind."""
         if (self.path / CONFIG).exists():
             return None
-        inside = sorted({file.parent for pattern in (INDEX, "*.distcp") for file in self.path.glob(f"*/{pattern}")})
-        here = (self.path / INDEX).exists() or any(self.path.glob("*.distcp"))
-        return self.path if here else next(iter(inside), None)
+        if (self.path / INDEX).exists() or any(self.path.glob("*.distcp")):
+            return self.path
+        inside = {file.parent for pattern in (INDEX, "*.distcp") for file in self.path.glob(f"*/{pattern}")}
+        # Beside that of the optimizer's states, which may be of its own.
+        return min(inside, key=lambda path: ("model" not in path.name, path.name), default=None)
+
+    def check(self) -> None:
+        """Raise ConfigError where it can never be read as it is asked for: tensors alone, and no `model` is named."""
+        if self.parts is not None:
+            self._config()
 
     def signature(self) -> Signature:
         """Names, sizes and times of all files: equal as long as nothing was written."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
@@ -60,19 +60,22 @@ class MonitorCallback(L.Callback):
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
+        window_tokens: Sequence[int] = (),
     ) -> "MonitorCallback":
         """The callback with the monitors and held-out text of a config (`lccp_sim.cli.check(["run=measure", ...])`).
 
-        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training.
-        Raises ConfigError where the text does not suffice or the tokenizer is unfit.
+        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training;
+        `window_tokens`: token counts, each at the first step that has trained on them. Raises ConfigError where the
+        text does not suffice, the tokenizer is unfit, or no tokens are known for a step.
         """
+        rule = "must be the tokens of an optimizer step over all ranks"
+        refuse(tokens_per_step <= 0, "tokens_per_step", tokens_per_step, rule)
         data = replace(config.data, tokenizer=replace(config.data.tokenizer, bos_token=bos_token))
         corpus = open_corpus(data, config.run.context_tokens, config.seed, Path(tokenizer))
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        suite = MonitorSuite(
-            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=config.watched_in_bf16
-        )
+        steps = sorted({*windows, *(-(-count // tokens_per_step) for count in window_tokens)})
+        suite = MonitorSuite(config.monitors.watch, corpus, steps, folder / REFERENCE, bf16=config.watched_in_bf16)
         for note in suite.notes:
             say(f"warning: {note}")
         return cls(suite, Journal(folder), tokens_per_step, model, say)

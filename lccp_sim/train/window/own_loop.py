@@ -26,6 +26,7 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.parallel.foreign import ranks_here, unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
+from lccp_sim.train.saved.run_directory import CONFIG
 from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
@@ -119,6 +120,8 @@ class LoopSuite:
         self.ranks.first(lambda: self._prepare(tokenizer, bos_token))
 
     def _prepare(self, tokenizer: Any, bos_token: str | None) -> None:
+        if (self.directory / CONFIG).exists():
+            raise ConfigError(f"{self.directory}: is a run of lccp-sim, whose records would be lost; name another one")
         self.corpus = corpus_for(self.config, *vocabulary_of(tokenizer, bos_token))
         store, bf16 = self.directory / REFERENCE, self.config.watched_in_bf16
         self._suite = MonitorSuite(self.config.monitors.watch, self.corpus, [], store, bf16=bf16)
@@ -130,8 +133,11 @@ class LoopSuite:
         return self.windows.reached(Moment(step, tokens)) > self.windows.reached(self.last)
 
     def resume(self, step: int) -> None:
-        """Go on from a checkpoint of `step`: whole windows up to it stay, and what was written later is dropped."""
-        records = self.ranks.first(lambda: self._keep(step))
+        """Go on from a checkpoint of `step`: whole windows up to it stay, and what was written later is dropped.
+
+        Step 0 is a fresh start, at which records of another run are refused, not dropped.
+        """
+        records = self.ranks.first(lambda: self._keep(step)) if step else []
         self.history = HeadHistory(records, ALL_STEPS)
         self.last = Moment(records[-1].step, records[-1].tokens) if records else BEFORE
 

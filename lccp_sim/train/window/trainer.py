@@ -69,8 +69,7 @@ class TrainerMonitors(TrainerCallback):
         tokenizer = given.get("processing_class") if self.tokenizer is None else self.tokenizer
         directory = Path(args.output_dir) / "lccp" if self.directory is None else self.directory
         self.suite = LoopSuite(self.config, directory, tokenizer, self.windows, self.bos_token, self.say)
-        if state.global_step:
-            self.suite.resume(state.global_step)
+        self.suite.resume(state.global_step)
         self._measure_if_due(state, given["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
