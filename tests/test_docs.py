@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
-NAMES = "measuring in_your_loop data plan huggingface models analysis real_models studies/README".split()  # first_hour has a test
+NAMES = (
+    "measuring in_your_loop data plan huggingface models analysis real_models studies/README".split()
+)  # first_hour has a test
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 

@@ -116,9 +116,10 @@ class Sidecar:
                 self._leave_out(each, f"never became whole ({lacks})")
                 waiting.remove(each)
         in_order = bool(waiting) and (waiting[0].step <= self.backlog or len(whole) < 2)
-        if in_order:  # an earlier one that is being written is waited for
-            if waiting[0] in whole:
-                self._measure(waiting[0])
+        if in_order and waiting[0] in whole:
+            self._measure(waiting[0])
+        elif in_order and whole:  # held back by an earlier one that is being written: to be measured after it
+            self.backlog = whole[-1].step
         elif whole:
             *behind, newest = whole
             for each in behind:

@@ -19,6 +19,7 @@ from lccp_sim.models.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
+from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
@@ -112,6 +113,7 @@ class MonitorCallback(L.Callback):
     def _measure_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         if step > self.seen_step and step in self.suite.windows:
+            unwrapped(self.model(pl_module))  # sharded weights are refused on every rank, not on one alone
             if trainer.is_global_zero:
                 self.window(trainer, pl_module)
             self.seen_step = step
