@@ -30,9 +30,9 @@ from lccp_sim.train.window.trainer import TrainerMonitors  # noqa: E402
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
 SIZES |= {"intermediate_size": 128, "vocab_size": 512}
 ROWS, LENGTH, WARM = 4, 128, 5
-FEW = ["run=measure", "monitors.needle.lengths=[96]", "monitors.needle.items=2", "monitors.intervention=null"]
-FEW += ["monitors.heads=null", "monitors.induction=null", "monitors.perplexity.items=1"]
-FEW += ["monitors.needle.controls=1", "monitors.perplexity.context_tokens=256", "monitors.perplexity.short_tokens=64"]
+FEW = ["run=measure", "monitors.needle.lengths=[96]", "monitors.needle.items=5", "monitors.intervention=null"]
+FEW += ["monitors.heads=null", "monitors.induction=null", "monitors.perplexity.items=2"]
+FEW += ["monitors.needle.controls=2", "monitors.perplexity.context_tokens=256", "monitors.perplexity.short_tokens=64"]
 
 
 class Clock(t.TrainerCallback):
