@@ -1,9 +1,9 @@
 """`lccp watch FOLDER`: a sidecar that measures the checkpoints of another job as they appear, and never touches them.
 
-A checkpoint is measured once it is whole: nothing is missing, and nothing was written between two glances. What is
+A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two glances. What is
 there at the start is measured in step order. Of what comes later the newest goes first where several wait, and those
 before it are named and left out, because records go by step. So are checkpoints that are deleted, damaged, of another
-shape, or too late. All that must outlive a kill lies in `watched.json` beside the records, so a restarted sidecar goes
+shape, or too late. What must outlive a kill is in `watched.json`, next to the records, so a restarted sidecar goes
 on and writes what an uninterrupted one would.
 """
 
@@ -70,7 +70,7 @@ class Followed:
 
 
 class Sidecar:
-    """One sidecar at its work: `glance` measures at most one checkpoint."""
+    """A sidecar at work: `glance` measures at most one checkpoint."""
 
     def __init__(self, followed: Followed, out: Path, console: Console, now: Callable[[], float] = time.monotonic):
         self.followed, self.out, self.console, self.now = followed, out, console, now
@@ -106,14 +106,14 @@ class Sidecar:
         return facts
 
     def glance(self) -> bool:
-        """Look once, and measure what is due; False where nothing is left that may still become whole."""
+        """Inspect the folder, and measure what is due; False where no checkpoint is left that may still be measured."""
         waiting = self._waiting()
         whole = []
         for each in [each for each in waiting if self._is_steady(each)]:
             if (lacks := each.lacks()) is None:
                 whole.append(each)
             elif self.followed.once or self.now() - self.known[each.path][1] > PATIENCE:
-                self._leave_out(each, f"never became whole ({lacks})")
+                self._leave_out(each, f"never became complete ({lacks})")
                 waiting.remove(each)
         in_order = bool(waiting) and (waiting[0].step <= self.backlog or len(whole) < 2)
         if in_order and waiting[0] in whole:
@@ -128,7 +128,7 @@ class Sidecar:
         return bool(waiting)
 
     def _waiting(self) -> list[Saved]:
-        """The checkpoints that may still be measured, in step order; what no longer can be is left out."""
+        """The checkpoints that may still be measured, in step order; the others are left out."""
         there = saved_in(self.followed.folder, self.followed.model)
         for path in sorted(self.known.keys() - {each.path for each in there}):
             del self.known[path]
@@ -163,7 +163,7 @@ class Sidecar:
         write_atomic(self.out / WATCHED, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 
     def _measure(self, saved: Saved) -> None:
-        """Measure a checkpoint, write it, and say the verdict so far; or leave it out, and say why."""
+        """Measure a checkpoint, write it and print the verdict so far; or leave it out, and print why."""
         signature, config = self.known[saved.path][0], self.followed.config
         dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
         with shown(self.console) as tell:

@@ -160,7 +160,7 @@ def test_another_shape_is_left_out_also_after_a_restart(job: Job) -> None:
 def test_one_that_never_becomes_whole_is_named_once(job: Job) -> None:
     job.begin(10)
     job.watched(int, lambda: setattr(job, "clock", job.clock + PATIENCE), int, lambda: job.save(20), int)
-    assert job.said.count("checkpoint-10: left out: never became whole (") == 1 and "damaged" in job.said
+    assert job.said.count("checkpoint-10: left out: never became complete (") == 1 and "damaged" in job.said
     assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {20}
 
 
@@ -169,7 +169,7 @@ def test_once_ends_and_tells_by_its_status(job: Job) -> None:
     assert job.watched(*[int] * 9, once=True) == 0
     job.begin(20)
     assert job.watched(*[int] * 9, once=True) == 1
-    assert "stopped" not in job.said and "checkpoint-20: left out: never became whole" in job.said
+    assert "stopped" not in job.said and "checkpoint-20: left out: never became complete" in job.said
 
 
 def test_shards_with_an_index_and_other_names(job: Job) -> None:

@@ -2,7 +2,7 @@
 
 Rank 0 measures, and the others wait in a group that does not time out. Weights that are sharded over the ranks (FSDP,
 ZeRO-3, tensor parallel) are refused: gathering them in the middle of another's loop would need the memory and the hooks
-of that trainer. Its checkpoints hold them whole, and `lccp watch` measures those.
+of that trainer. `lccp watch` measures the checkpoints that it saves.
 """
 
 from typing import Any

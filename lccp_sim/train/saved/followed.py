@@ -1,4 +1,4 @@
-"""A folder in which another job saves checkpoints: which are there, of which step, and whether one is whole.
+"""A folder in which another job saves checkpoints: which are there, their steps, and whether each is complete.
 
 Nothing is ever written there. A checkpoint is a subfolder with the files of one and a number in its name: of
 `transformers` (config.json, safetensors with or without an index), or of torch.distributed.checkpoint, as FSDP,
@@ -26,14 +26,14 @@ NUMBER = re.compile(r"\d+")
 NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
 FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
 STATE = "trainer_state.json"
-BESIDE = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # what stands beside a model
+BESIDE = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
 Signature = tuple[tuple[str, int, int], ...]
 Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is there, whole or not. `model`: a folder with the config.json of those that have none."""
+    """A checkpoint that is there, complete or not. `model`: a folder with the config.json of those that have none."""
 
     path: Path
     model: Path | None = None
@@ -56,7 +56,7 @@ class Saved:
         if (self.path / INDEX).exists() or any(self.path.glob("*.distcp")):
             return self.path
         inside = {file.parent for pattern in (INDEX, "*.distcp") for file in self.path.glob(f"*/{pattern}")}
-        # Beside that of the optimizer's states, which may be of its own.
+        # The optimizer's states may have a folder of their own.
         return min(inside, key=lambda path: ("model" not in path.name, path.name), default=None)
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class Saved:
         return tuple(found)
 
     def lacks(self) -> str | None:
-        """Why it is not whole, or cannot be read, in one line; None where nothing is missing."""
+        """Why it is incomplete, or cannot be read, in one line; None where nothing is missing."""
         try:
             if (parts := self.parts) is not None:
                 self._config()
@@ -158,15 +158,15 @@ def _pieces(folder: Path) -> dict[str, ShardPiece]:
     except pickle.UnpicklingError as error:
         raise ConfigError(f"{folder}: {error}; it cannot be read") from None
     except (EOFError, OSError) as error:
-        raise ConfigError(f"{folder}: is not whole ({error})") from None
+        raise ConfigError(f"{folder}: is incomplete ({error})") from None
 
 
 def _named_as_a_model(pieces: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tensors of the model without what stands before and beside them: `model.`, and the optimizer's states."""
+    """The tensors of the model without the prefix `model.` and without the optimizer's states."""
     found = {name: piece for name, piece in pieces.items() if not name.startswith(BESIDE)}
     while found and {name.partition(".")[0] for name in found} <= {"app", "module", "state_dict"}:
         found = {name.partition(".")[2]: piece for name, piece in found.items()}
-    # A base model that is itself called `model` stands beside its head, or has one more name before its layers.
+    # A base model that is itself called `model` is next to its head, or has one more name before its layers.
     inner = {name.partition(".")[2].partition(".")[0] for name in found}
     if found and all(name.startswith("model.") for name in found) and inner & {"model", "lm_head", "transformer"}:
         found = {name.removeprefix("model."): piece for name, piece in found.items()}

@@ -65,7 +65,7 @@ class Journal:
         self.write_timing(timing)
 
     def keep(self, step: int) -> list[Record]:
-        """The records of the whole windows up to `step`, once the files hold nothing else.
+        """The records of the complete windows up to `step`, once the files hold nothing else.
 
         For checkpoints that do not know byte lengths: those of other trainers.
         """

@@ -1,7 +1,7 @@
 """The monitors in a loop that is not ours: `suite.measure(model, step, tokens)` wherever its owner likes.
 
 A window is due at steps, at token counts, or when its owner asks. Such a loop keeps its own checkpoints, which know
-nothing of our files, so the resume rule goes by the step: whole windows up to it stay, and what came later is dropped.
+nothing of our files. So the resume rule depends on the step: complete windows up to it stay, later ones are dropped.
 """
 
 import sys
@@ -133,7 +133,7 @@ class LoopSuite:
         return self.windows.reached(Moment(step, tokens)) > self.windows.reached(self.last)
 
     def resume(self, step: int) -> None:
-        """Go on from a checkpoint of `step`: whole windows up to it stay, and what was written later is dropped.
+        """Go on from a checkpoint of `step`: complete windows up to it stay, and later ones are dropped.
 
         Step 0 is a fresh start, at which records of another run are refused, not dropped.
         """
@@ -150,7 +150,7 @@ class LoopSuite:
         return records
 
     def measure(self, model: Any, step: int, tokens: int) -> list[Record]:
-        """The records of this moment, written; every monitor looks, or in a window of `windows` those that are due.
+        """The records of this moment, written; every monitor measures, or in a window of `windows` those that are due.
 
         `model` is a LanguageModel or a causal LM of `transformers`, bare or inside DDP or torch.compile. It and the
         random state are left as they were. A step that is recorded already gives no records. Raises ConfigError

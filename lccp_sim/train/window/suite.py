@@ -77,13 +77,13 @@ class MonitorSuite:
                 self.unreferenced.remove(name)
 
     def due(self, step: int) -> list[str]:
-        """The monitors that look at `step`: those of its window, or all where it is none."""
+        """The monitors that measure at `step`: those of its window, or all where there is none."""
         if step not in self.windows:
             return list(self.monitors)
         return self.due_at(self.windows.index(step), step == self.windows[-1])
 
     def due_at(self, index: int, last: bool) -> list[str]:
-        """The monitors that look at the window number `index`; at the last one all do."""
+        """The monitors that measure in window number `index`; in the last one all do."""
         return [name for name, monitor in self.monitors.items() if index % monitor.every == 0 or last]
 
     def measure(

@@ -1,8 +1,8 @@
 """The monitors as a callback of `transformers.Trainer`, and so of what is built on it (TRL, axolotl, LLaMA-Factory).
 
-Beside `LoopSuite` it knows three things: where a Trainer's step is, how many tokens it stands for, and who its loggers
-are. It looks after the optimizer step and before the Trainer logs, evaluates and saves, so that a checkpoint of a step
-finds the records of that step on disk.
+It adds three things to `LoopSuite`: where a Trainer's step ends, how many tokens it has trained on, and which loggers
+there are. It measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of
+a checkpoint are on disk before it is.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class TrainerMonitors(TrainerCallback):
         trainer.add_callback(self)
 
     def ask(self) -> None:
-        """Measure at the end of the step at hand, window or not."""
+        """Measure at the end of the current step, window or not."""
         self.asked = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
