@@ -16,7 +16,6 @@ from lccp_sim.train.window.own_loop import Windows
 from lccp_sim.train.window.trainer import TrainerMonitors
 from tests.train.others import STEP_TOKENS, fast_tokenizer, looking, losses, measured_after, tiny, trainer
 
-pytest.importorskip("accelerate")
 WINDOWS = Windows(steps=[0, 2, 4, 6])
 quiet: Any = {"say": lambda line: None}
 
