@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 import transformers as t
 from rich.console import Console
 
+from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.journal import Journal
@@ -293,3 +294,15 @@ def test_beside_a_trainer_that_rotates_its_checkpoints_with_a_live_report(job: J
     assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-6"]
     assert job.records() == job.expected(2, 4, 6)
     assert (job.root / "out" / "report" / "index.html").is_file()
+
+
+def test_the_command(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(verb, "GLANCE", 0.0)
+    job.save(10)
+    words = ["watch", str(job.folder), "--once", "--out", str(job.root / "out"), "run=look"]
+    words += ["--config-dir", str(job.measuring / "configs")]
+    assert main([*words, "--tokens-per-step", "0"]) == 1
+    assert capsys.readouterr().err == "lccp: --tokens-per-step=0: must be greater than 0\n"
+    assert main([*words, "--tokens-per-step", str(STEP_TOKENS)]) == 0
+    assert "watched; records in" in capsys.readouterr().out
+    assert job.records() == job.expected(10)
