@@ -301,6 +301,7 @@ def test_the_command(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     job.save(10)
     words = ["watch", str(job.folder), "--once", "--out", str(job.root / "out"), "run=look"]
     words += ["--config-dir", str(job.measuring / "configs")]
+    capsys.readouterr()
     assert main([*words, "--tokens-per-step", "0"]) == 1
     assert capsys.readouterr().err == "lccp: --tokens-per-step=0: must be greater than 0\n"
     assert main([*words, "--tokens-per-step", str(STEP_TOKENS)]) == 0
