@@ -28,7 +28,7 @@ from lccp_sim.train.window.own_loop import Windows  # noqa: E402
 from lccp_sim.train.window.trainer import TrainerMonitors  # noqa: E402
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-SIZES |= {"intermediate_size": 128, "vocab_size": 512}
+SIZES |= {"intermediate_size": 128, "vocab_size": 2048}
 ROWS, LENGTH, WARM = 4, 128, 5
 FEW = ["run=measure", "monitors.needle.lengths=[96]", "monitors.needle.items=5", "monitors.intervention=null"]
 FEW += ["monitors.heads=null", "monitors.induction=null", "monitors.perplexity.items=2"]
@@ -50,7 +50,7 @@ def step_seconds(monitors: TrainerMonitors | None, steps: int, folder: str) -> f
     """The median seconds of a step in a fresh training."""
     torch.manual_seed(0)
     clock = Clock()
-    rows = [{"input_ids": row, "labels": row} for row in torch.randint(2, 500, (ROWS * steps, LENGTH))]
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(2, 2000, (ROWS * steps, LENGTH))]
     settings = t.TrainingArguments(
         folder, max_steps=steps, per_device_train_batch_size=ROWS, use_cpu=True, report_to=[], disable_tqdm=True,
         save_strategy="no", logging_strategy="no",
@@ -71,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.json"
-        train_tokenizer(512, iter(["a few words to learn from, 0123456789"] * 50)).save(str(tokenizer))
+        train_tokenizer(SIZES["vocab_size"], iter([Path(os.__file__).read_text(encoding="utf-8")])).save(str(tokenizer))
         monitors = TrainerMonitors(
             check(FEW), Windows(steps=[10**9]), Path(folder) / "records", ROWS * LENGTH, tokenizer, say=lambda _: None
         )
