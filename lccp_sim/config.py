@@ -241,6 +241,7 @@ class RunConfig:
     log_every_steps: Annotated[Size, Effect.FIXED] = 10
     checkpoint_every_steps: Annotated[Size, Effect.SPEED] = 100
     loggers: Annotated[dict[str, Any], Effect.SPEED] = field(default_factory=dict)
+    tensorboard_axis: Annotated[Literal["tokens"] | None, Effect.FIXED] = None  # null: optimizer steps
     stopping: Annotated[StoppingConfig | None, Effect.LATER] = None  # a decay names the directory, too
 
     def __post_init__(self) -> None:
@@ -266,15 +267,28 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MonitorsConfig:
+    """Which monitors measure a run, by name, and the first window in tokens (null: only step 0 and the end).
+
+    `watch` has the dataclasses of monitors/. They see the model in `precision` (null: that of the run). Logits and what
+    a head attends to are fp32 in both.
+    """
+
+    first_window_tokens: Size | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] | None = None
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` and `monitors` are the dataclasses of those packages."""
+    """Everything that a run depends on. `data` is the dataclass of data/."""
 
     seed: Count
     run: RunConfig
     model: ModelConfig
     optim: OptimConfig
     data: Any
-    monitors: Any
+    monitors: MonitorsConfig
 
     @property
     def watched_in_bf16(self) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.analysis.run import PLACES
+from lccp_sim.analysis.run import PLACE_KEYS
 from lccp_sim.config import FREE, Effect, ModelConfig, is_one_of, keys_with
 from lccp_sim.configure.compose import check
 from lccp_sim.configure.load import config_keys, unequal
@@ -47,7 +47,7 @@ def test_a_directory_keeps_its_name(words: str) -> None:
 
 
 def test_tables_leave_out_where_things_lie() -> None:
-    assert config_keys(Effect.PLACE) | {"run.name"} == PLACES
+    assert config_keys(Effect.PLACE) | {"run.name"} == PLACE_KEYS
 
 
 def test_a_key_may_change_with_all_that_lies_inside_it() -> None:

@@ -5,7 +5,7 @@ docs/monitors.md defines each metric; a test holds its tables and this catalogue
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lccp_sim.records import OF_SENTENCE
 
@@ -54,6 +54,11 @@ class Metric:
     def title(self) -> str:
         """Label and unit, for a column or a panel."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def tallies(self) -> bool:
+        """Whether it only counts what other numbers rest on: no chart shows it."""
+        return self.unit == "count" and self.better == NEITHER
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
@@ -144,12 +149,14 @@ BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of
 def metric_of(monitor: str, name: str) -> Metric:
     """The row of a metric; of one that has none, what the suffix of its unit says: nats fall, all else rises.
 
-    `name` may be that of the whole answer sentence, as loggers have it.
+    `name` may be that of the whole answer sentence, as loggers have it; the label says so.
     """
     key = f"{monitor}/{name.removeprefix(OF_SENTENCE)}"
     unit = name.rpartition("_")[2]
     better, scale = BY_UNIT.get(unit, (UP, LINEAR))
-    return CATALOGUE.get(key) or Metric(key, f"{monitor} {name}", unit if unit in BY_UNIT else "", better, scale)
+    if (row := CATALOGUE.get(key)) is None:
+        return Metric(key, f"{monitor} {name}", unit if unit in BY_UNIT else "", better, scale)
+    return replace(row, label=f"{row.label} of the whole sentence") if name.startswith(OF_SENTENCE) else row
 
 
 def shown(place: str, monitor: str = "") -> Iterator[Metric]:

@@ -191,7 +191,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
 # Where things lie, not what they are. Those of data are said beside its keys, which are out of reach from here.
-PLACES = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
+PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def differing(runs: list[RunData]) -> pd.DataFrame:
     """One row a run, one column a config key (dotted) that not all runs share; lists and the like as JSON."""
     settings = [_flat(run.config) for run in runs]
     names = sorted(set().union(*settings))
-    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACES]
+    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACE_KEYS]
     rows = [{name: flat.get(name) for name in kept} for flat in settings]
     return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
 

@@ -14,7 +14,7 @@ from lccp_sim.errors import ConfigError
 if TYPE_CHECKING:
     from lccp_sim.config import Config
 
-LIGHT = r"(run|seed)=|\+*(run|optim|model(?!\.rope))\."  # what shipped configs leave to config.py alone
+LIGHT = r"(run|seed)=|\+*(run|optim|data|model(?!\.rope))\."  # what can be checked without torch in shipped configs
 GROUPS = ("model", "data", "optim", "monitors", "run")
 
 
@@ -48,7 +48,13 @@ def refuse_sections(plain: dict[str, Any]) -> None:
     problems: list[str] = []
     for name, section in plain.items():
         try:
-            parse(kinds[name], section, name)
+            if name == "data":
+                from lccp_sim.data.documents.sources import parse_sources
+                from lccp_sim.data.pools import DataConfig
+
+                parse(DataConfig, section | {"sources": parse_sources(section)}, name)
+            else:
+                parse(kinds[name], section, name)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -83,11 +89,12 @@ def explain(error: Exception) -> str:
 def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
     """The checked config of some overrides. Raises ConfigError.
 
-    Where they change nothing but keys of config.py in a config that ships, these are checked first, without torch.
+    Where they change nothing but keys that need no torch in a config that ships, these are checked first, without it.
     """
     plain = compose(overrides, config_dir)
     if config_dir is None and all(re.match(LIGHT, word) for word in overrides):
-        refuse_sections({name: plain[name] for name in ("run", "model", "optim")})
+        data = ["data"] if any(re.match(r"\+*data\.", word) for word in overrides) else []
+        refuse_sections({name: plain[name] for name in ("run", "model", "optim", *data)})
     from lccp_sim.configure.load import load_config
 
     return load_config(plain)

@@ -2,12 +2,22 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
+from lccp_sim.config import (
+    Config,
+    Effect,
+    ModelConfig,
+    MonitorsConfig,
+    OptimConfig,
+    RunConfig,
+    StoppingConfig,
+    is_one_of,
+    keys_with,
+)
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.documents.sources import parse_sources
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import SOURCES
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
@@ -29,18 +39,6 @@ def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> lis
             if step < steps:
                 windows.add(step)
     return sorted(windows)
-
-
-@dataclasses.dataclass(frozen=True)
-class MonitorsConfig:
-    """The monitors of a run, by name, and the first window in tokens (null: only step 0 and the end).
-
-    They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
-    """
-
-    first_window_tokens: int | None
-    watch: dict[str, Monitor]
-    precision: Literal["fp32", "bf16"] | None = None
 
 
 SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
@@ -76,7 +74,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model = attempt(with_attention, model) or {key: value for key, value in model.items() if key != "attention"}
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
-    sources = attempt(_sources, data)
+    sources = attempt(parse_sources, data)
     config = Config(
         seed=plain["seed"],
         run=attempt(parse, RunConfig, run, "run"),
@@ -108,36 +106,11 @@ def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, A
     return dict(plain[key])
 
 
-def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sources by name. One without a kind is most likely another one's name, mistyped."""
-    sources = _mapping({"sources": {}, **data}, "sources", "data.")
-    problems: list[str] = []
-    found: dict[str, Any] = {}
-    for name, settings in sources.items():
-        others = [other for other in sources if other != name]
-        try:
-            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
-        except ConfigError as error:
-            kindless = isinstance(settings, Mapping) and "kind" not in settings
-            *first, last = error.problems
-            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
-    if problems:
-        raise ConfigError(*problems)
-    return found
-
-
 def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> MonitorsConfig:
-    first = plain.get("first_window_tokens")
-    bad = first is not None and (not isinstance(first, int) or first < 1)
-    refuse(
-        bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
-    )
-    precision = plain.get("precision")
-    known = precision in (None, "fp32", "bf16")
-    refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
+    shared = {field.name for field in dataclasses.fields(MonitorsConfig)} - {"watch"}
     problems, watch = [], {}
     for name in plain:
-        if name not in ("first_window_tokens", "precision") and plain[name] is not None:
+        if name not in shared and plain[name] is not None:
             try:
                 settings = {"kind": name} | _mapping(plain, name, "monitors.")
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
@@ -146,7 +119,7 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return MonitorsConfig(first, watch, precision)
+    return parse(MonitorsConfig, {key: plain[key] for key in shared & plain.keys()} | {"watch": watch}, "monitors")
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
@@ -211,6 +184,8 @@ def plain_config(config: Config) -> dict[str, Any]:
     watch = plain["monitors"].pop("watch")
     if plain["model"]["attention"] is None:  # as before there was this key
         del plain["model"]["attention"]
+    if plain["run"]["tensorboard_axis"] is None:
+        del plain["run"]["tensorboard_axis"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

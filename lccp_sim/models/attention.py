@@ -16,6 +16,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
+from lccp_sim.models.comm import Comm
 from lccp_sim.models.language_model import Attended, Tap
 
 SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
@@ -39,6 +40,8 @@ class Attention(nn.Module):
     Hunyuan-A13B normalises each head after RoPE, Qwen3 each head before it, OLMoE all of q and all of k before it.
     """
 
+    comm: Comm = Comm()
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         c, self.layer = config, layer
@@ -53,7 +56,6 @@ class Attention(nn.Module):
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
-        self.attend: Callable[..., Tensor] | None = None  # of rows whose tokens other devices hold, too
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, sparse: bool = False) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T.
@@ -86,7 +88,8 @@ class Attention(nn.Module):
             y_BTNH = chooses.attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, loud_BTX)
         else:
             # v alone: as a view it would keep all of qkv for the backward pass.
-            y_BTNH = (self.attend or attend)(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
+            v_BTMH = v_BTMH.contiguous()
+            y_BTNH = self.comm.attend(attend, q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))

@@ -130,5 +130,5 @@ def map_batches(
     grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
 ) -> Iterator[tuple[list[int], Given]]:
     """Groups of indices of texts of these lengths, each with `look(group)`, which one of the model's processes did."""
-    groups = list(grouped(lengths, model.peers.tokens(tokens_per_forward, lengths)))
-    return zip(groups, model.peers.each(look, groups), strict=True)
+    groups = list(grouped(lengths, model.comm.tokens(tokens_per_forward, lengths)))
+    return zip(groups, model.comm.map(look, groups), strict=True)

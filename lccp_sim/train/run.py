@@ -31,9 +31,8 @@ from lccp_sim.records import Record
 from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, set_threads, settle
 from lccp_sim.train.loop.progress import ProgressLine, loggers
-from lccp_sim.train.loop.threads import set_threads
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
 from lccp_sim.train.parallel.layout import micro_batches
 from lccp_sim.train.parallel.meeting import place_here
@@ -55,7 +54,7 @@ from lccp_sim.train.saved.run_directory import (
     write_facts,
 )
 from lccp_sim.train.window.key_tokens import check_sources
-from lccp_sim.train.window.precondition import check_precondition
+from lccp_sim.train.window.precondition import check_load, check_precondition
 from lccp_sim.train.window.run_callback import RunCallback
 from lccp_sim.train.window.stopping import Stopping
 from lccp_sim.train.window.suite import MonitorSuite
@@ -154,6 +153,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
+        if not cut or start.content is not None:  # else there are no weights here yet
+            check_load(base, corpus, suite, start, context, console)
         return check_precondition(base, corpus, suite, start, console)
 
     first = ranks.first(precondition) if begins else []
@@ -181,10 +182,10 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     module = LccpModule(config, model, facts, ranks, *first_state)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
+    monitors.axis = config.run.tensorboard_axis
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    if stopping is not None:
-        monitors.lr_factor = stopping.factor
-    Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    monitors.after_window = [*([stopping.look] if stopping else []), board.look]
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
         monitors.tell = tell.beside()

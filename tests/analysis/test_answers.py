@@ -9,7 +9,7 @@ import pytest
 from bench.simulate import NLL, World, run_data
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.report.answers import NO, OPEN, YES, Answer, answers, table
-from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_table, stopping_costs
+from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.seeds import over, over_orders
 from lccp_sim.analysis.stats.curve import Curve
 from lccp_sim.analysis.stats.laws import Fit
@@ -167,6 +167,6 @@ def test_the_tables_of_needles_and_probe_show_what_was_planted() -> None:
     (row,) = needle_table(seeds).rows
     assert row[:2] == ["single", "1024"] and float(row[2]) == pytest.approx(0.2) and float(row[4]) == 1
     assert float(row[5]) > float(row[6]) > float(row[7])
-    table_ = probe_table(seeds)
+    table_ = probe_over_seeds_table(seeds)
     assert len(table_.rows) == len(GRID) and table_.rows[-1][1].startswith(f"{RISES[-1]:.2f}"[:3])
     assert all(float(error) > 5 for error in table_.note.rsplit(": ", 1)[1].rstrip(".").split(", "))

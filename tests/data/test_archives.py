@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from lccp_sim.configure.compose import check
-from lccp_sim.data.archives import PackageArchive
+from lccp_sim.data.documents.archives import PackageArchive
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig
 from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.data import gguf_files
-from lccp_sim.data.archives import download
+from lccp_sim.data.documents.archives import download
 from lccp_sim.data.gguf_files import MODELS, Published, fetch, main
 from lccp_sim.errors import ConfigError
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.train.window.own_loop import Windows
 from lccp_sim.train.window.trainer import TrainerMonitors
 from tests.train.others import ACCUMULATED, ROWS, STEP_TOKENS, fast_tokenizer, losses, measured_after, rows, tiny

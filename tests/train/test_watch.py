@@ -17,8 +17,8 @@ from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.journal import Journal
-from lccp_sim.verbs import watch as verb
-from lccp_sim.verbs.watch import PATIENCE, Followed, watch
+from lccp_sim.verbs import sidecar as verb
+from lccp_sim.verbs.sidecar import PATIENCE, Followed, watch
 from tests.train.foreign import folder as saved
 from tests.train.others import STEP_TOKENS, looking, measured_after, trainer
 

@@ -14,10 +14,11 @@ import matplotlib
 import numpy as np
 
 from lccp_sim.analysis.findings import Findings, examine
-from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
+from lccp_sim.analysis.format import interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
 from lccp_sim.analysis.report.run_page import Section, numbers, saturation, write_page
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import (
     Table,
     by_task_table,

@@ -73,7 +73,7 @@ def needle_table(seeds: Sequence[Orders]) -> Table:
     return Table("Needles by variant and length", head, rows, note)
 
 
-def probe_table(seeds: Sequence[Orders]) -> Table:
+def probe_over_seeds_table(seeds: Sequence[Orders]) -> Table:
     """One row a window of the probe: exact match over seeds, and of each task."""
     match = curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if match is None:

@@ -45,7 +45,7 @@ class LccpModule(L.LightningModule):
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
         self.step_parts: list[tuple[Tensor, list[str]]] = []
-        self.grad_norm = self.loss_nats = math.nan
+        self.grad_norm = self.loss_nats = self.lr = math.nan
 
     def configure_model(self) -> None:
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
@@ -83,13 +83,14 @@ class LccpModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """None; clips, keeps the norm from before, and stops while the weights are still whole.
+        """None; clips, keeps the norm from before and the learning rate, and stops while the weights are still whole.
 
         Here alone a step waits for a GPU. A loss that is not finite has such gradients, and these all ranks share.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.config.optim.clip_norm or float("inf"))
         self.grad_norm, self.loss_nats = torch.stack((norm, self.step_loss)).tolist()
+        self.lr = optimizer.param_groups[0]["lr"]  # of this update, whoever set it
         if math.isfinite(self.grad_norm):
             return
         shares = self.ranks.gather(lambda: [(value.item(), names) for value, names in self.step_parts])

@@ -66,8 +66,9 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
     What a killed process wrote of that step and later ones is cut away: TensorBoard does so when it reads the new file.
     """
     _cut_csv(directory / "csv", first)
+    purge = first * config.run.batch_tokens if config.run.tensorboard_axis == "tokens" else first
     out: list[Logger] = [
-        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=first),
+        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=purge),
         CSVLogger(directory, name="csv", version=f"from_step_{first:08d}", flush_logs_every_n_steps=1),
     ]
     for name, settings in config.run.loggers.items():

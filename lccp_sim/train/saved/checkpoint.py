@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_file, hidden, write_atomic
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
 from lccp_sim.train.saved.weights_file import SCHEME, bundled
 

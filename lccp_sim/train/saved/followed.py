@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
-from lccp_sim.models.hf_folder import CONFIG, WHOLE
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.hf_folder import CONFIG, WHOLE
 from lccp_sim.train.saved.sharded import INDEX, ShardPiece, pieces_of
 
 NUMBER = re.compile(r"\d+")

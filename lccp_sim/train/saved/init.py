@@ -14,8 +14,8 @@ from lccp_sim.configure.load import load_model
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError, refuse
-from lccp_sim.models import hf
-from lccp_sim.models.architectures import function_of
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.architectures import function_of
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve, weights_hash

@@ -19,15 +19,15 @@ from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, read_tokenizer
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import write_atomic
-from lccp_sim.models.adapter import adapted
+from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.parallel.foreign import ranks_here, unwrapped
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG
-from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
@@ -146,7 +146,8 @@ class LoopSuite:
         records = Journal(self.directory).keep(step)
         if records:
             self._suite.recall(self.directory / REFERENCE)
-            self._files = WindowFiles(self.directory, purge=records[-1].step + 1)
+            last = Moment(records[-1].step, records[-1].tokens)
+            self._files = WindowFiles(self.directory, self.config.run.tensorboard_axis, last)
         return records
 
     def measure(self, model: Any, step: int, tokens: int) -> list[Record]:
@@ -194,7 +195,7 @@ class LoopSuite:
         for line in [*([note] if note else []), *([] if model.num_heads else [NO_HEADS])]:
             self.say(line)
         write_measured(self.directory, self.config, self.corpus)
-        self._files = WindowFiles(self.directory)
+        self._files = WindowFiles(self.directory, self.config.run.tensorboard_axis)
 
     def close(self) -> None:
         """Close TensorBoard's file."""

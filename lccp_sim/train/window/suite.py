@@ -19,7 +19,6 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.plan.watching import passes
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record, Tag
 from lccp_sim.train.parallel.monitor_ranks import together
@@ -102,7 +101,9 @@ class MonitorSuite:
         its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
         """
         due = self.due(moment.step) if due is None else due
-        plan = {name: passes(self.monitors[name], first=name in self.unreferenced) for name in due}
+        plan = {name: self.monitors[name].passes() for name in due}
+        for name in set(due).intersection(self.unreferenced):
+            plan[name] += self.monitors[name].reference_passes()
         count = TokenCount(plan, tell, self.ranks.world, before, whole)
         with together(model, self.ranks):
             seen = [self._measure(name, model, moment, count) for name in due]

@@ -6,16 +6,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.saved.journal import Journal
-from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.logs import headline, log_images, log_scalars, place
 from lccp_sim.train.window.suite import WindowResult
 from lccp_sim.train.window.tensorboard import log_charts
 
 
 class WindowFiles:
-    """Writes windows to `directory`; TensorBoard forgets what it was shown from step `purge` on."""
+    """Writes windows to `directory`; TensorBoard forgets what it was shown after `last`, the last window that stays.
 
-    def __init__(self, directory: Path, purge: int = 0):
-        self.journal = Journal(directory)
+    `axis`: see `run.tensorboard_axis`.
+    """
+
+    def __init__(self, directory: Path, axis: str | None, last: Moment | None = None):
+        self.journal, self.axis = Journal(directory), axis
+        purge = place(last, axis) + 1 if last else 0
         self.board = TensorBoardLogger(directory, name="tensorboard", version="", purge_step=purge)
         self.charted = False
 
@@ -25,8 +29,8 @@ class WindowFiles:
         if not self.charted:
             log_charts(self.board, seen.records)
             self.charted = True
-        log_scalars([self.board], seen.records, moment)
-        log_images([self.board], seen.records, moment.step)
+        log_scalars([self.board], seen.records, moment, self.axis)
+        log_images([self.board], seen.records, moment, self.axis)
         self.board.experiment.flush()
         return headline(moment, seen.records, sum(row["seconds"] for row in seen.timing))
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.architectures import ARCHITECTURES
-from lccp_sim.models.hf_folder import INDEX, lacking, misfit, unknown
+from lccp_sim.models.foreign.architectures import ARCHITECTURES
+from lccp_sim.models.foreign.hf_folder import INDEX, lacking, misfit, unknown
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 

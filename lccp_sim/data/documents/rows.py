@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lccp_sim.data.entry import decode, field, needing, unreadable
-from lccp_sim.data.folder import kind_of
+from lccp_sim.data.documents.entry import decode, field, needing, unreadable
+from lccp_sim.data.documents.folder import kind_of
 from lccp_sim.errors import ConfigError
 
 Row = tuple[str, Any]  # its name, and the value under the key or the fault that is in its place

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import ClassVar, Literal, Self
 
 from lccp_sim.data.cache import build_once
-from lccp_sim.data.document import Document, TextSource, join_files, text_hash
-from lccp_sim.data.files import names
+from lccp_sim.data.documents.document import Document, TextSource, join_files, text_hash
+from lccp_sim.data.documents.files import names
 from lccp_sim.errors import ConfigError, refuse
 
 # Name and version, and the platforms that pip is to pretend: a wheel that holds no code for one version of Python.

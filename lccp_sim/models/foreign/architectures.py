@@ -11,8 +11,8 @@ from typing import Any
 from lccp_sim.config import Effect, ModelConfig, keys_with
 from lccp_sim.configure.parse import parse, parse_kind
 from lccp_sim.errors import ConfigError, nearest, refuse
+from lccp_sim.models.foreign.rope_settings import read_rope, write_rope
 from lccp_sim.models.positions import POSITIONS
-from lccp_sim.models.rope_settings import read_rope, write_rope
 
 Settings = dict[str, Any]
 # Our key -> theirs; of several all are written, and the first that is there is read (transformers 4 and 5 differ).

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.rope_settings import check_rope
+from lccp_sim.models.foreign.rope_settings import check_rope
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 PAD = "pad_token_id"

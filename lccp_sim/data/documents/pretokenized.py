@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.document import Document, LeftOut, text_hash
-from lccp_sim.data.entry import KINDS, REMEDY
+from lccp_sim.data.documents.document import Document, LeftOut, text_hash
+from lccp_sim.data.documents.entry import KINDS, REMEDY
 from lccp_sim.data.tokenizer import bos_id, read_tokenizer
 from lccp_sim.data.tokens import vocab_size
 from lccp_sim.errors import ConfigError

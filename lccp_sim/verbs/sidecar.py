@@ -22,23 +22,23 @@ from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.data.beyond import check_ids, check_same
-from lccp_sim.data.synthetic import plain_tokens
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.files import write_atomic
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, clock, shown
-from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.followed import Saved, Signature, saved_in
+from lccp_sim.train.saved.foreign import Vocabulary, read_vocabulary
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import claim
-from lccp_sim.train.saved.vocabulary import Vocabulary, read_vocabulary
+from lccp_sim.train.series import device_of_config
 from lccp_sim.train.window.estimate import expected_seconds, kinds, timed
 from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE, corpus_for, write_measured
 from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
-from lccp_sim.verbs.measure import device_of_config
 
 GLANCE = 10.0  # seconds between two glances at the folder
 PATIENCE = 1800.0  # seconds without a change after which a checkpoint that is not whole never will be
@@ -81,7 +81,7 @@ class Sidecar:
         self.left_out = {row["checkpoint"]: row for row in self.facts["left_out"]}
         self._write_facts()
         self.history = HeadHistory(records, ALL_STEPS)
-        self.files = WindowFiles(out, purge=self.last.step + 1)
+        self.files = WindowFiles(out, followed.config.run.tensorboard_axis, self.last)
         self.suite: MonitorSuite | None = None
         self.known: dict[Path, tuple[Signature, float]] = {}  # as of the last glance, and since when
         self.backlog = max((each.step for each in saved_in(followed.folder)), default=-1)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
-from lccp_sim.models.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
-from lccp_sim.models.rope_settings import nested
+from lccp_sim.models.foreign.adapter import Adapter
+from lccp_sim.models.foreign.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
+from lccp_sim.models.foreign.rope_settings import nested
 
 OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
 TYPES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "NoneType": "null"}

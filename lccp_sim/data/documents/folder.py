@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lccp_sim.data.document import LeftOut
+from lccp_sim.data.documents.document import LeftOut
 
 KINDS = ("jsonl", "ndjson", "json", "parquet", "txt", "md")
 PACKED = ("gz", "zst")

@@ -16,8 +16,8 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.config import Count
-from lccp_sim.data.document import Filler
-from lccp_sim.data.facts import TRAIN_TEMPLATES, Fact, Template, draw_fact
+from lccp_sim.data.documents.document import Filler
+from lccp_sim.data.documents.facts import TRAIN_TEMPLATES, Fact, Template, draw_fact
 from lccp_sim.data.tasks import TASKS as QUESTIONS
 from lccp_sim.data.tasks import Half, check_tasks
 from lccp_sim.errors import refuse

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from lccp_sim.data.document import Document, LeftOut, text_hash
+from lccp_sim.data.documents.document import Document, LeftOut, text_hash
 from lccp_sim.errors import ConfigError, refuse
 
 OnBadRow = Literal["refuse", "skip"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from lccp_sim.data.document import Document, LeftOut, TextSource
-from lccp_sim.data.entry import OnBadRow, check_policy, document, field, needing, unreadable
-from lccp_sim.data.folder import KINDS, is_saved, reason, walk
-from lccp_sim.data.pretokenized import Pretokenized
-from lccp_sim.data.rows import Row, attempt, cause, quiet, rows
+from lccp_sim.data.documents.document import Document, LeftOut, TextSource
+from lccp_sim.data.documents.entry import OnBadRow, check_policy, document, field, needing, unreadable
+from lccp_sim.data.documents.folder import KINDS, is_saved, reason, walk
+from lccp_sim.data.documents.pretokenized import Pretokenized
+from lccp_sim.data.documents.rows import Row, attempt, cause, quiet, rows
 from lccp_sim.errors import ConfigError, refuse
 
 

@@ -20,19 +20,19 @@ from rich.console import Console
 from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_rows, check_same
-from lccp_sim.data.synthetic import plain_tokens
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import shown
 from lccp_sim.records import Record
-from lccp_sim.train.loop.threads import set_threads
+from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
-from lccp_sim.train.saved.vocabulary import read_vocabulary
 from lccp_sim.train.window.estimate import estimate
 from lccp_sim.train.window.own_loop import corpus_for, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
@@ -218,7 +218,7 @@ def measure(
     history = HeadHistory([], series.windows)
     records: list[Record] = []
     with claim(out), shown(console) as tell:
-        files = WindowFiles(out)
+        files = WindowFiles(out, config.run.tensorboard_axis)
         # Beside windows, training wrote no records.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
         for number, point in enumerate(points):

@@ -22,9 +22,9 @@ from lccp_sim.configure.load import load_model, plain_config
 from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import atomic_directory
-from lccp_sim.models import hf
-from lccp_sim.models.architectures import choose, write_config
-from lccp_sim.models.weights import untied, write_weights
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.architectures import choose, write_config
+from lccp_sim.models.foreign.weights import untied, write_weights
 from lccp_sim.progress import Tell, silent
 from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint, resolve
 from lccp_sim.train.saved.foreign import IDS, object_of, read_foreign, text_of

@@ -9,16 +9,18 @@ import importlib.metadata
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from lccp_sim.data.archives import PackageArchive
-from lccp_sim.data.document import Document, TextSource, join_files, text_hash
-from lccp_sim.data.files import Hub, TextFiles, names, stat
-from lccp_sim.data.synthetic import Synthetic
-from lccp_sim.errors import refuse
+from lccp_sim.configure.parse import parse_kind
+from lccp_sim.data.documents.archives import PackageArchive
+from lccp_sim.data.documents.document import Document, TextSource, join_files, text_hash
+from lccp_sim.data.documents.files import Hub, TextFiles, names, stat
+from lccp_sim.data.documents.synthetic import Synthetic
+from lccp_sim.errors import ConfigError, nearest, refuse
 
 PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "lightning", "mpmath", "networkx", "numpy")
 # Tests repeat the code that they test, vendored copies would leak held-out packages, tables of encodings are no text,
@@ -136,3 +138,25 @@ SOURCES: dict[str, type] = {
     "hub": Hub,
     "synthetic": Synthetic,
 }
+
+
+def parse_sources(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources of plain `data`, by name. One without a kind is most likely another one's name, mistyped.
+
+    Raises ConfigError: every wrong key and value of each, a line each.
+    """
+    sources = data.get("sources", {})
+    refuse(not isinstance(sources, Mapping), "data.sources", sources, "must be a group of keys")
+    problems: list[str] = []
+    found: dict[str, Any] = {}
+    for name, settings in sources.items():
+        others = [other for other in sources if other != name]
+        try:
+            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
+        except ConfigError as error:
+            kindless = isinstance(settings, Mapping) and "kind" not in settings
+            *first, last = error.problems
+            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
+    if problems:
+        raise ConfigError(*problems)
+    return found
