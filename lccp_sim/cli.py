@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
 from lccp_sim.errors import is_message
+from lccp_sim.verbs.chain import CHAIN_VERB
 from lccp_sim.verbs.checkpoints import EXPORT_VERB, IMPORT_VERB, MEASURE_VERB, WATCH_VERB
 from lccp_sim.verbs.data import DATA_VERB
 from lccp_sim.verbs.doctor import DOCTOR_VERB
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["VERBS", "check", "main"]
 VERBS = {
     "train": TRAIN_VERB,
+    "chain": CHAIN_VERB,
     "measure": MEASURE_VERB,
     "watch": WATCH_VERB,
     "report": REPORT_VERB,

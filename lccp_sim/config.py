@@ -215,7 +215,8 @@ class RunConfig:
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
-    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files.
+    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files;
+    `background` writes files from a copy in host memory while training goes on.
     """
 
     name: Annotated[str, Effect.FIXED]
@@ -236,7 +237,7 @@ class RunConfig:
     shard: Annotated[bool, Effect.SPEED] = False
     ep: Annotated[Size, Effect.SPEED] = 1
     cp: Annotated[Size, Effect.SPEED] = 1
-    checkpoints: Annotated[Literal["file", "sharded"] | None, Effect.SPEED] = None
+    checkpoints: Annotated[Literal["file", "sharded", "background"] | None, Effect.SPEED] = None
     timeout_minutes: Annotated[float, Gt(0), Effect.SPEED] = 30.0
     log_every_steps: Annotated[Size, Effect.FIXED] = 10
     checkpoint_every_steps: Annotated[Size, Effect.SPEED] = 100
@@ -258,6 +259,8 @@ class RunConfig:
         rule = "needs sharded weights; set run.shard=true"
         refuse(self.checkpoints == "sharded" and not self.shard, "run.checkpoints", "sharded", rule)
         refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, rule)
+        rule = "writes files of unsharded weights; set run.shard=false, or run.checkpoints to file or sharded"
+        refuse(self.checkpoints == "background" and self.shard, "run.checkpoints", "background", rule)
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
     @property
@@ -281,7 +284,10 @@ class MonitorsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` is the dataclass of data/."""
+    """Everything that a run depends on. `data` is the dataclass of data/.
+
+    `objective` is a variant of train/objectives: what a step learns (null: the next token of the mixture).
+    """
 
     seed: Count
     run: RunConfig
@@ -289,6 +295,7 @@ class Config:
     optim: OptimConfig
     data: Any
     monitors: MonitorsConfig
+    objective: Any = None
 
     @property
     def watched_in_bf16(self) -> bool:

@@ -23,7 +23,8 @@ NAMES = {
     "smoke run.tokens=1000000 run.threads=7 data.cache=/c data.mirror=/m run.precondition=true": "smoke-s0-93fe7e6b",
 }
 KEYS = {
-    (Effect.FIXED,): "run.name run.precondition run.deterministic run.log_every_steps run.init_optimizer",
+    (Effect.FIXED,): "run.name run.precondition run.deterministic run.log_every_steps run.init_optimizer "
+    "run.tensorboard_axis",
     (Effect.PLACE,): "run.root run.init_from run.branch_from data.cache data.mirror",
     (Effect.SPEED,): "run.accelerator run.threads run.loggers run.micro_batch_tokens run.checkpoint_every_steps "
     "run.shard run.ep run.cp run.timeout_minutes run.recompute_every run.checkpoints",

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "configure.parse", "errors", "files", "progress", "records"}
+LEAVES = {"config", "configure.parse", "errors", "files", "progress", "records", "sums"}
 ROOMS = {**dict.fromkeys(("errors", "files", "progress"), set()), "records": {"errors"}}
+ROOMS |= {"sums": {"errors", "files"}}
 ROOMS |= {"config": {"errors"}, "configure.parse": {"config", "errors"}}
 ROOMS |= {name: {*LEAVES} for name in ("models", "data", "plan")}  # room -> the rooms that it may import beside itself
 ROOMS["monitors"] = {"models", "data", *LEAVES}
-ROOMS["configure"] = {"monitors"} | ROOMS["monitors"]
+ROOMS["train.objectives"] = {"monitors"} | ROOMS["monitors"]
+ROOMS["configure"] = {"train.objectives"} | ROOMS["train.objectives"]
 ROOMS["analysis"] = {*LEAVES}  # run, overall, metrics, format
 ROOMS["analysis.stats"] = {"analysis", *LEAVES}
 ROOMS["analysis.findings"] = {"analysis.stats"} | ROOMS["analysis.stats"]

@@ -90,6 +90,10 @@ METRICS = (
     Metric("probe/similarity_frac", "probe, similarity", "fraction", UP, LOGIT),
     Metric("probe/exact_match_seed_std_frac", "exact match, spread over probe seeds", "", NEITHER, LINEAR),
     Metric("probe/answer_nll_seed_std_nats", "answer NLL, spread over probe seeds", NATS, NEITHER, LINEAR),
+    Metric("answers/pass_at_1_frac", "sampled answers, pass@1", "fraction of samples", UP, LOGIT, "", "page overlay"),
+    Metric("answers/pass_at_8_frac", "sampled answers, pass@8", "fraction of questions", UP, LOGIT, "", "page overlay"),
+    Metric("answers/place_frac", "sampled answers, place", "F2 of words", UP, LOGIT, "", "page"),
+    Metric("answers/entropy_nats", "sampled answers, entropy", NATS, NEITHER, LINEAR),
     Metric("heads/retrieval_heads_count", "heads > 0.1", "count", UP, LINEAR, "heads",
            "page beside windows overlay"),
     Metric("heads/initial_heads_mean_frac", "initial heads", "mean score", UP, LOGIT, "heads",
@@ -141,6 +145,15 @@ METRICS = (
     Metric("train/aux_loss", "router losses", "", DOWN, LINEAR),
     Metric("train/lr", "learning rate", "", NEITHER, LINEAR),
     Metric("train/grad_norm", "gradient norm", "", NEITHER, LINEAR),
+    Metric("train/contrast_loss_nats", "contrast of heads, loss", "nats per pair", DOWN, LINEAR),
+    Metric("train/chosen_wins_frac", "pairs whose margin is above 0", "fraction", UP, LOGIT),
+    Metric("train/pairs_count", "pairs that differ", "count", NEITHER, LINEAR),
+    Metric("train/reward", "reward", "", UP, SIGNED),
+    Metric("train/answer_reward_frac", "reward for the answer", "fraction", UP, LOGIT),
+    Metric("train/place_reward_frac", "reward for the place", "fraction", UP, LOGIT),
+    Metric("train/silent_groups_frac", "groups without signal", "fraction", DOWN, LOGIT),
+    Metric("train/entropy_nats", "entropy of the samples", NATS, NEITHER, LINEAR),
+    Metric("train/sampled_tokens_count", "length of the samples", "tokens", NEITHER, LINEAR),
 )  # fmt: skip
 CATALOGUE = {each.key: each for each in METRICS}
 BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of a metric without a row

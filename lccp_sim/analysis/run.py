@@ -27,6 +27,7 @@ from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.config import Effect, RunConfig, keys_with
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
+from lccp_sim.sums import check_sums
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
 TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
@@ -146,8 +147,8 @@ def timing_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
     if not path.is_file():
         warnings.append(f"{path}: missing; what the monitors cost is not shown")
         return pd.DataFrame(columns=TIMES)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
         return pd.DataFrame([json.loads(line) for line in lines], columns=TIMES)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
@@ -301,6 +302,7 @@ def load_run(path: str | Path) -> RunData:
             "where there are any"
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
+    check_sums(path)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
 

@@ -20,6 +20,7 @@ GROUPS = ("model", "data", "optim", "monitors", "run")
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
@@ -35,6 +36,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # Hydra lets those of its files through
+        raise ConfigError(f"--config-dir {config_dir}: cannot be read ({' '.join(str(error).split())})") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -23,6 +23,7 @@ from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
+from lccp_sim.train.objectives import OBJECTIVES
 
 
 def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> list[int]:
@@ -68,7 +69,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
 
     sections = [field.name for field in dataclasses.fields(Config)]
     notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
-    notes += [f"{key}: missing" for key in sections if key not in plain]
+    notes += [f"{key}: missing" for key in sections if key not in plain and key != "objective"]
     if notes:
         raise ConfigError(*notes)
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
@@ -82,6 +83,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         optim=attempt(parse, OptimConfig, optim, "optim"),
         data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
         monitors=attempt(_monitors, monitors, sources),
+        objective=attempt(parse_kind, OBJECTIVES, plain.get("objective") or {"kind": "lm"}, "objective"),
     )
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_attention, config.run, config.model)
@@ -92,6 +94,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     refuse(bad, "seed", config.seed, "must be an integer >= 0")
     known = ("auto", *EXPERTS)
     refuse(config.model.experts not in known, "model.experts", config.model.experts, f"one of {', '.join(known)}")
+    config.objective.check(config)
     return config
 
 
@@ -184,6 +187,8 @@ def plain_config(config: Config) -> dict[str, Any]:
     watch = plain["monitors"].pop("watch")
     if plain["model"]["attention"] is None:  # as before there was this key
         del plain["model"]["attention"]
+    if config.objective == OBJECTIVES["lm"]():  # as before there was this key
+        del plain["objective"]
     if plain["run"]["tensorboard_axis"] is None:
         del plain["run"]["tensorboard_axis"]
     return plain | {"monitors": plain["monitors"] | watch}

@@ -20,18 +20,17 @@ from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import Count, OptimConfig
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Lesson, Question, check_tasks, draw_lesson
+from lccp_sim.data.tasks import REAL_TEXT, Half, Lesson, Question, check_tasks
+from lccp_sim.data.tasks.teaching import Teacher, lay
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor, Pass
-from lccp_sim.monitors.observing import pad
 from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
 
-SEEN = Half(names=False, phrasings=False)
 Drawn = TypeVar("Drawn")
 # metric -> what it gains by fine-tuning (+1: more is better), and its spread over seeds
 GAINS = {"exact_match_frac": ("exact_match_gain_frac", 1), "answer_nll_nats": ("answer_nll_gain_nats", -1)}
@@ -100,8 +99,7 @@ class Probe(Monitor):
         Raises ConfigError where a limit does not hold a task's text, and where the haystack has no text of a length.
         """
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
-        turns = [task for turn in range(max(self.tasks.values())) for task, n in self.tasks.items() if turn < n]
-        tokenizer, bos = corpus.tokenizer, corpus.bos
+        teacher = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill, self.questions)
 
         def named(key: str, draw: Callable[[], Drawn]) -> Drawn:
             try:
@@ -109,23 +107,20 @@ class Probe(Monitor):
             except ConfigError as error:
                 raise ConfigError(f"monitors.probe.{key}={getattr(self, key)}: {error}") from error
 
-        def learn(i: int, limit: int) -> Lesson:
-            return draw_lesson(turns[i % len(turns)], rng, tokenizer, bos, limit, SEEN, fill, self.questions)
-
         rng = np.random.default_rng((self.seed, 0))
         n = self.steps * self.rows
         long = rng.random(n) < self.long_train_frac
         limits = np.where(long, self._limits(rng, n), self.train_tokens)
         keys = np.where(long, "short_tokens", "train_tokens")
-        lessons = [named(str(keys[i]), partial(learn, i, int(limits[i]))) for i in range(n)]
+        lessons = [named(str(keys[i]), partial(teacher.lesson, i, rng, int(limits[i]))) for i in range(n)]
         train = [lessons[i : i + self.rows] for i in range(0, n, self.rows)]
         rng = np.random.default_rng((self.seed, 1))
         unseen = Half(names=True, phrasings=self.held_out == "phrasings")
         evaluation = [
-            named("short_tokens", partial(TASKS[turns[i % len(turns)]], rng, tokenizer, bos, int(limit), unseen, fill))
+            named("short_tokens", partial(teacher.question, i, rng, int(limit), unseen))
             for i, limit in enumerate(self._limits(rng, self.items))
         ]
-        return ProbeItems(train, evaluation, tokenizer.decode)
+        return ProbeItems(train, evaluation, corpus.tokenizer.decode)
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
         """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
@@ -215,14 +210,13 @@ class Probe(Monitor):
 
 def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
     """The summed cross-entropy of the answers' tokens, in nats."""
-    tokens, _ = pad([lesson.tokens for lesson in lessons])
-    learn = np.zeros(tokens.shape, dtype=bool)
-    for row, lesson in zip(learn, lessons, strict=True):
-        for start, stop in lesson.answers:
-            row[start:stop] = True
-    tokens_BT, learn_BT = (torch.from_numpy(x).to(model.device) for x in (tokens, learn[:, 1:]))
+    laid = lay([[lesson] for lesson in lessons])
+    learn_BT = laid.answer[:, 1:]
+    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    places, targets = np.flatnonzero(learn_BT), laid.ids[:, 1:][learn_BT]
+    tokens_BT, learn_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (laid.ids, places, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")
+    return F.cross_entropy(model.logits(hidden_BTD.flatten(0, 1)[learn_R]), targets_R, reduction="sum")
 
 
 def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]:

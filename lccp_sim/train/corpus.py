@@ -6,22 +6,16 @@ from rich.table import Table
 
 from lccp_sim.analysis.format import tokens
 from lccp_sim.config import Config
-from lccp_sim.data.batch import Feed
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.usage import Usage, repetition, usage
 
 CUTS = ("cut docs", "cut tokens", "pad")
 
 
-def feed_of(corpus: Corpus, config: Config) -> Feed:
-    """The batches of a run."""
-    rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
-    order = config.seed if d.order_seed is None else d.order_seed
-    return Feed(corpus, config.run.context_tokens, rows, order, d.document_mask, d.reset_positions)
-
-
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:
-    """What the whole run takes from each pool."""
+    """What the run takes from each pool in all; nothing where its objective makes rows of its own."""
+    if not config.objective.reads_pools:
+        return []
     return usage(corpus, config.run.steps * config.run.batch_tokens // config.run.context_tokens)
 
 

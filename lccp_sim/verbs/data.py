@@ -21,7 +21,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
     config = check(arguments.overrides, arguments.config_dir)  # before torch is imported
     from lccp_sim.data.pools import DataConfig, open_corpus
     from lccp_sim.progress import shown
-    from lccp_sim.train.corpus import feed_of, print_corpus, print_left_out, print_packings, usage_of
+    from lccp_sim.train.corpus import print_corpus, print_left_out, print_packings, usage_of
     from lccp_sim.train.saved.init import Start, tokenizer_for
 
     with shown(console) as tell:
@@ -40,7 +40,10 @@ def _run(arguments: Namespace, console: "Console") -> int:
         print_left_out(console, corpus)
     if arguments.compare_packings:
         print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
-    batch = feed_of(corpus, config).batch(0)
+    if config.objective.needs_weights:
+        console.print(f"objective {config.objective.kind}: its rows are made from the weights, at each step")
+        return 0
+    batch = config.objective.rows(corpus, config, None).slice(0, 0, 1, 0, 1)
     console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)
     console.print(corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600], markup=False)
     return 0

@@ -103,7 +103,18 @@ def test_a_hit_that_is_a_threshold_of_the_nll_gives_its_own_factor() -> None:
 def test_a_hit_without_a_ceiling_leaves_what_follows_open() -> None:
     found = told(grid(hit_W=NEVER))
     assert found[SATURATES].answer == NO and found[GOES_ON].answer == OPEN and found[PROBE].answer == OPEN
-    assert found[GOES_ON].would_tell == "Longer runs would tell."
+    assert "retrieve better" in found[GOES_ON].would_tell
+    assert found[GOES_ON].numbers == found[PROBE].numbers == "the hit of 3 of 3 seeds never reaches 0.95 (at most 0.4)"
+
+
+def test_seeds_that_reach_the_ceiling_are_told_of_beside_one_that_does_not() -> None:
+    mixed = [*grid(hit_W=EARLY)[:2], *grid(hit_W=NEVER)[2:]]
+    found = told(mixed)
+    assert found[GOES_ON].answer == found[PROBE].answer == OPEN
+    assert found[GOES_ON].numbers.startswith("the hit of 1 of 3 seeds never reaches 0.95")
+    assert len(found[GOES_ON].numbers.rsplit("falls by ", 1)[1].split(", ")) == 2
+    first = stopping_costs(mixed)[0]
+    assert first.read_at[2] == float("inf") and first.cost is not None and np.isfinite(first.read_at[:2]).all()
 
 
 def test_one_order_cannot_tell_the_gain_of_the_probe_from_what_order_does() -> None:

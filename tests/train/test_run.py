@@ -18,8 +18,8 @@ from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
-from lccp_sim.train.corpus import feed_of
 from lccp_sim.train.loop.module import LccpModule
+from lccp_sim.train.objectives.lm import feed_of
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.run_directory import run_directory

@@ -29,7 +29,7 @@ from lccp_sim.analysis.seeds import (
     pooled_over_seeds,
 )
 from lccp_sim.analysis.stats.arms import noise
-from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.deceptive import hit_given_nll, null_hits
 from lccp_sim.analysis.stats.dynamics import like_the_paper
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
@@ -45,6 +45,7 @@ SMALL = 0.05  # of exact match, and of the mean head score
 SHARE = min(shared for _, _, shared, _ in STAGES) / TOP  # of the strongest heads, table 5 of the paper
 MIDDLE = (0.3, 0.8)
 MANY = 100  # seeds, beyond which nobody goes
+BETTER = f"Bases that retrieve better, so that the hit of every seed reaches {CEILING}, would tell."
 LEAST_NATS_LEFT = 1e-12  # nats, below which a log factor means nothing
 
 
@@ -107,9 +108,14 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
     where = ("sec. 5", "the answer's likelihood goes on improving after that")
     rules = (f"the NLL falls by a factor of at least {FOLD:g}, its interval above 1 and above what thresholding gives",
              f"the interval is below {FOLD:g}, or inside what thresholding gives")  # fmt: skip
-    places = [place for hit in hits if (place := at_ceiling(hit.value_W)) is not None]
-    if len(places) < len(hits):
-        return Answer(*where, OPEN, f"the hit of a seed never reaches {CEILING}", *rules, "Longer runs would tell.")
+    reached = [
+        (nll, place) for hit, nll in zip(hits, nlls, strict=True) if (place := at_ceiling(hit.value_W)) is not None
+    ]
+    if len(reached) < len(hits):
+        factors = np.exp([_log_fold(nll.value_W, place) for nll, place in reached])
+        said = _unreached(hits) + (f"; of the others the NLL falls by {_each(factors, number)}" if reached else "")
+        return Answer(*where, OPEN, said, *rules, BETTER)
+    places = [place for _, place in reached]
     logs = [_log_fold(nll.value_W, place) for nll, place in zip(nlls, places, strict=True)]
     draws = [_log_fold(drawn(nll), place) for nll, place in zip(nlls, places, strict=True)]
     fold = over(logs, draws)
@@ -141,6 +147,10 @@ def _probe(seeds: Sequence[Orders]) -> Answer | None:
     rules = ("exact match at the end less that at the ceiling: the interval is above 0, and the gain above what the "
              "order of the data does", f"the interval is below {SMALL}")  # fmt: skip
     after = [np.flatnonzero(own.tokens_W >= ceiling(hit)) for own, hit in zip(match, found[1], strict=True)]
+    if unreached := _unreached(found[1]):
+        gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True) if len(w) > 1]
+        said = unreached + (f"; of the others exact match gains {_each(gains, number)}" if gains else "")
+        return Answer(*where, OPEN, said, *rules, BETTER)
     if any(len(windows) < 2 for windows in after):
         return Answer(*where, OPEN, "fewer than two windows of the probe after the ceiling", *rules, "Longer runs.")
     gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True)]
@@ -301,6 +311,14 @@ def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:
         gains[number_] = [float(c.value_W[-1] - c.value_W[start]) for c in curves if c is not None]
     scatter = noise(gains.values())
     return None if scatter is None else scatter.floor(gains)
+
+
+def _unreached(hits: Sequence[Curve]) -> str:
+    """Says of how many seeds the hit never reaches the ceiling, and how far the best of them comes; "" where all do."""
+    highest = [float(hit.value_W.max()) for hit in hits if at_ceiling(hit.value_W) is None]
+    if not highest:
+        return ""
+    return f"the hit of {len(highest)} of {len(hits)} seeds never reaches {CEILING} (at most {number(max(highest))})"
 
 
 def _seeds_to_tell(found: Estimate, bound: float, seeds: int, form: Callable[[float], str] = number) -> str:

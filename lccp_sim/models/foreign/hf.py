@@ -18,6 +18,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.foreign.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
 from lccp_sim.models.foreign.rope_settings import nested
+from lccp_sim.sums import check_sums
 
 OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
 TYPES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "NoneType": "null"}
@@ -36,6 +37,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
     """The model at `path`, in eval mode. Raises ConfigError in one line where it is not a usable causal LM."""
+    check_sums(path)
     return Adapter(torch.nn.Module.to(_load(path, dtype), device).eval())
 
 

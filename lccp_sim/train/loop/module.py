@@ -6,6 +6,7 @@ rank equals many. The balance bias moves once an optimizer step, on the counts o
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,11 @@ from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.observing import evaluating
+from lccp_sim.train.loop.loader import tensors_of
 from lccp_sim.train.loop.recompute import recompute
+from lccp_sim.train.objectives.objective import Live, Rows
+from lccp_sim.train.parallel.monitor_ranks import together
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
 
@@ -26,7 +31,8 @@ class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
     A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then. `moments`:
-    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh).
+    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh). `rows`: those
+    of an objective that makes them from the weights of each step, or adds to the loss.
     """
 
     def __init__(
@@ -37,10 +43,13 @@ class LccpModule(L.LightningModule):
         ranks: Ranks = ALONE,
         weights: Iterable[tuple[str, Tensor]] = (),
         moments: Mapping[int, Any] | None = None,
+        rows: Rows | None = None,
     ):
         super().__init__()
         self.config, self.model, self.facts, self.ranks, self.weights = config, model, facts, ranks, weights
         self.moments = moments
+        self.live: Live | None = rows if rows is not None and rows.live else None  # type: ignore[assignment]
+        self.penalty = None if rows is None else rows.penalty
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
@@ -54,15 +63,30 @@ class LccpModule(L.LightningModule):
         shard(self.model, self.device_mesh, r.ep, r.cp, bf16)
         fill(self.model, self.weights)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """The batch; where rows depend on the weights, those of this step and rank, made at its first micro-batch."""
+        if self.live is None:
+            return batch
+        step, micro = batch["step"], self.trainer.accumulate_grad_batches
+        if batch["part"] == 0:
+            with together(self.model, self.ranks), evaluating(self.model, self.config.run.precision == "bf16"):
+                self.live.play(self.model, step)
+        rows = self.live.slice(step, self.trainer.global_rank, self.trainer.world_size, batch["part"], micro)
+        return tensors_of(rows, self.live.target_count(step))
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         attention = self.config.model.attention
         sparse = attention is not None and attention.sparse(self.global_step * self.config.run.batch_tokens)
-        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
+        sparse = sparse and self.live is None  # whose rows have any length
+        with self.penalty(self.model, batch) if self.penalty is not None else nullcontext() as added:
+            out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
         hidden_RD, targets_R = out.hidden_BTD.flatten(0, 1)[learn_R], batch["targets_BT"].flatten()[learn_R]
-        loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"])
+        factor_R = batch["factor_BT"].flatten()[learn_R] if "factor_BT" in batch else None
+        loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"], factor_R)
+        loss = loss if added is None else loss + added()
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
         self.step_parts.append(((loss + aux).detach(), batch["names"]))
@@ -132,8 +156,12 @@ class LccpModule(L.LightningModule):
         """Raises ConfigError where the checkpoint was trained with another tokenizer than the data are read with."""
         if checkpoint["lccp"]["tokenizer"] != self.facts["tokenizer"]:
             raise ConfigError("tokenizer.json is not the one that the run's checkpoints were trained with; put it back")
+        if self.live is not None:
+            self.live.state = checkpoint["objective"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what another run needs to start from these weights."""
         tokens = self.global_step * self.config.run.batch_tokens
         checkpoint["lccp"] = self.facts | {"step": self.global_step, "tokens": tokens}
+        if self.live is not None:
+            checkpoint["objective"] = self.live.state

@@ -26,6 +26,7 @@ from lccp_sim.models.foreign import hf
 from lccp_sim.models.foreign.architectures import choose, write_config
 from lccp_sim.models.foreign.weights import untied, write_weights
 from lccp_sim.progress import Tell, silent
+from lccp_sim.sums import change_sums
 from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint, resolve
 from lccp_sim.train.saved.foreign import IDS, object_of, read_foreign, text_of
 from lccp_sim.train.saved.run_directory import CONFIG, DONE
@@ -111,6 +112,7 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
         _write(folder / "tokenizer.json", text)
         report = object_of(run / "report" / "report.json")
         _write(folder / "README.md", model_card(out.name, settings, facts, report, path, size))
+        change_sums(folder, known={each.name: None for each in folder.iterdir() if each.name != "README.md"})
     return architecture
 
 

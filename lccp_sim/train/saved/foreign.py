@@ -21,6 +21,7 @@ from lccp_sim.models.foreign.architectures import read_config
 from lccp_sim.models.foreign.hf_folder import CONFIG, read_json
 from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.progress import Tell, silent
+from lccp_sim.sums import check_sums
 from lccp_sim.train.saved.weights_file import PREFIX
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -39,6 +40,7 @@ def read_foreign(
     embedding before any weight is read. `tell` hears how far the reading is.
     """
     tell(f"opening {path.name}", 0.0)
+    check_sums(path)
     settings, stream, notes = hf.open_weights(path, dtype)
     name, model = read_config(settings, str(path / "config.json" if path.is_dir() else path))
     rows = model.vocab_size or 0

@@ -64,6 +64,11 @@ class Start:
         return self.content["lccp"]["vocab_size"] if self.content else None
 
     @property
+    def context_tokens(self) -> int | None:
+        """The row that the checkpoint was trained on; None for fresh weights and where it does not say."""
+        return self.content["lccp"]["config"].get("run", {}).get("context_tokens") if self.content else None
+
+    @property
     def notes(self) -> list[str]:
         """What a person should know about a checkpoint of Hugging Face, a line each."""
         return self.content.get("notes", []) if self.content else []

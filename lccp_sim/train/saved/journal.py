@@ -7,7 +7,7 @@ last checkpoint is forgotten together with the weights that it described.
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.files import append_lines, write_atomic
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, read_records
+from lccp_sim.sums import change_sums, check_sums, read_sums
 
 RECORDS, TIMING, DECISIONS, REFERENCE = "records.jsonl", "timing.jsonl", "decisions.jsonl", "reference"
 
@@ -67,12 +68,16 @@ class Journal:
     def keep(self, step: int) -> list[Record]:
         """The records of the complete windows up to `step`, once the files hold nothing else.
 
-        For checkpoints that do not know byte lengths: those of other trainers.
+        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError where a file is not
+        what was written.
         """
+        check_sums(self.directory)
         path = self.directory / TIMING
         rows = [] if not path.exists() else [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         kept = {row["step"] for row in rows if row["step"] <= step}
         records = [record for record in self.records() if record.step in kept]
+        samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) not in kept]
+        self._unseal(samples, anew=not records)
         for name, lines in (
             (TIMING, [json.dumps(row) + "\n" for row in rows if row["step"] in kept]),
             (RECORDS, [record.line() for record in records]),
@@ -80,9 +85,9 @@ class Journal:
             file, text = self.directory / name, "".join(lines).encode()
             if file.exists() and file.read_bytes() != text:
                 write_atomic(file, text)
-        for sample in (self.directory / "samples").glob("*.parquet"):
-            if int(sample.stem) not in kept:
-                sample.unlink()
+        for path in samples:
+            path.unlink()
+        change_sums(self.directory, known={path.name: None for path in self._growing()})
         return records
 
     def records(self) -> list[Record]:
@@ -97,7 +102,7 @@ class Journal:
     def truncate(self, lengths: dict[str, int], step: int) -> None:
         """None, once everything written after the last window, at `step`, and `lengths` is gone.
 
-        Raises ConfigError where records are missing that were written before.
+        Raises ConfigError where records are missing that were written before, or a file is not what was written.
         """
         if self.silent:
             return
@@ -105,12 +110,36 @@ class Journal:
         size = path.stat().st_size if path.exists() else 0
         if size < known:
             raise ConfigError(f"{path}: has {size} bytes, and the checkpoint knows {known}; put the lost records back")
+        check_sums(self.directory)
+        samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) > step]
+        self._unseal(samples, step < 0, lengths)
         for path in self._growing():
             if path.stat().st_size > lengths.get(path.name, 0):
                 os.truncate(path, lengths.get(path.name, 0))
-        for path in (self.directory / "samples").glob("*.parquet"):
-            if int(path.stem) > step:
-                path.unlink()
+        for path in samples:
+            path.unlink()
+
+    def seal(self) -> None:
+        """None, once the sums of all that was written so far are on disk."""
+        if self.silent:
+            return
+        known, named = read_sums(self.directory), {path.name: None for path in self._growing()}
+        for folder in ("samples", REFERENCE):
+            files = (f"{folder}/{path.name}" for path in (self.directory / folder).glob("[!.]*"))
+            named |= {name: None for name in files if name not in known}
+        change_sums(self.directory, known=named)
+
+    def _unseal(self, samples: Sequence[Path], anew: bool, lengths: Mapping[str, int] | None = None) -> None:
+        """Drop the sums of what is about to go; of files that grow, `lengths` stay. They go first, for a kill between.
+
+        `anew`: no window stays, and the first one writes its reference again.
+        """
+        names = [path.name for path in self._growing()]
+        gone = [*names, *(f"samples/{path.name}" for path in samples)]
+        if anew:
+            gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
+        known = {name: size for name in names if (size := (lengths or {}).get(name))}
+        change_sums(self.directory, gone, known)
 
     def _append(self, name: str, lines: Iterable[str]) -> None:
         if not self.silent:

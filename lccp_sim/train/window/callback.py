@@ -134,6 +134,7 @@ class MonitorCallback(L.Callback):
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]
+            self.journal.seal()
             log_scalars(trainer.loggers, [*first, *seen.records, *more], moment, self.axis)
             log_images(trainer.loggers, seen.records, moment, self.axis)
         self.seen_step = step

@@ -88,6 +88,7 @@ class RunCallback(MonitorCallback):
             "aux_loss": float(trainer.strategy.reduce(module.step_aux.clone(), reduce_op="sum")),
             "lr": module.lr,
             "grad_norm": module.grad_norm,
+            **(module.live.said if module.live is not None else {}),
         }
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]

@@ -26,6 +26,7 @@ class WindowFiles:
     def write(self, seen: WindowResult, moment: Moment) -> str:
         """A line for a person, once everything of the window is written."""
         self.journal.write_window(moment.step, seen.records, seen.values, seen.timing)
+        self.journal.seal()
         if not self.charted:
             log_charts(self.board, seen.records)
             self.charted = True
