@@ -11,6 +11,7 @@ import torch
 from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
+from lccp_sim.sums import check_sums, read_sums
 from lccp_sim.train.parallel.ranks import joined
 from lccp_sim.train.window.own_loop import LoopSuite, Windows
 from tests.train.others import fast_tokenizer, looking, measured_after, tiny
@@ -101,6 +102,26 @@ def test_a_resumed_loop_writes_the_same_records(measuring: Path, tmp_path: Path)
     again.measure(model, 4, 512)
     assert (tmp_path / "parts" / "records.jsonl").read_text() == whole
     assert again.measure(model, 4, 512) == []
+
+
+def test_a_window_has_its_sums_and_resuming_keeps_them_true(measuring: Path, tmp_path: Path) -> None:
+    suite, model = suite_of(measuring, tmp_path), tiny("llama")
+    for step in (0, 2, 4):
+        suite.measure(model, step, step * TOKENS)
+    known = read_sums(tmp_path)
+    assert {"records.jsonl", "timing.jsonl", "samples/00000004.parquet"} <= known.keys()
+    again = suite_of(measuring, tmp_path)
+    again.resume(2)
+    check_sums(tmp_path)
+    assert known.keys() - read_sums(tmp_path).keys() == {"samples/00000004.parquet"}
+    again.measure(model, 4, 4 * TOKENS)
+    assert {name: sums for name, sums in read_sums(tmp_path).items() if name != "timing.jsonl"} == {
+        name: sums for name, sums in known.items() if name != "timing.jsonl"
+    }
+    records = tmp_path / "records.jsonl"
+    records.write_text(records.read_text().replace('"value": ', '"value": 1', 1))
+    with pytest.raises(ConfigError, match="records.jsonl: is damaged or was edited"):
+        suite_of(measuring, tmp_path).resume(4)
 
 
 def test_windows_at_tokens_are_due_once_and_others_when_asked(measuring: Path, tmp_path: Path) -> None:
