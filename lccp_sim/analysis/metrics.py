@@ -136,6 +136,7 @@ METRICS = (
     Metric("train/aux_loss", "router losses", "", DOWN, LINEAR),
     Metric("train/lr", "learning rate", "", NEITHER, LINEAR),
     Metric("train/grad_norm", "gradient norm", "", NEITHER, LINEAR),
+    Metric("train/dense_attention_frac", "layers with dense attention", "fraction", NEITHER, LOGIT),
 )  # fmt: skip
 CATALOGUE = {each.key: each for each in METRICS}
 BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of a metric without a row

@@ -36,11 +36,14 @@ class MonitorsConfig:
     """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end).
 
     They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
+    Attention is dense; `attention` both: needle, perplexity and induction are measured with that of training, too, as
+    long as it is sparse.
     """
 
     first_window_tokens: int | None
     watch: dict[str, Monitor]
     precision: Literal["fp32", "bf16"] | None = None
+    attention: Literal["dense", "both"] = "dense"
 
 
 SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
@@ -87,6 +90,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     )
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_attention, config.run, config.model)
+    attempt(_check_measured_attention, config.monitors, config.model)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -135,9 +139,12 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
     precision = plain.get("precision")
     known = precision in (None, "fp32", "bf16")
     refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
+    attention = plain.get("attention", "dense")
+    rule = "must be dense, or both: beside it with the attention of training"
+    refuse(attention not in ("dense", "both"), "monitors.attention", attention, rule)
     problems, watch = [], {}
     for name in plain:
-        if name not in ("first_window_tokens", "precision") and plain[name] is not None:
+        if name not in ("first_window_tokens", "precision", "attention") and plain[name] is not None:
             try:
                 settings = {"kind": name} | _mapping(plain, name, "monitors.")
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
@@ -146,7 +153,7 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return MonitorsConfig(first, watch, precision)
+    return MonitorsConfig(first, watch, precision, attention)
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
@@ -191,6 +198,13 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
     refuse(dense is not None and dense >= last, "model.attention.dense_from_tokens", dense, rule)
 
 
+def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfig | None) -> None:
+    """None, or ConfigError where monitors are to measure an attention of training that is dense anyway."""
+    dense = monitors is not None and model is not None and model.attention is None
+    rule = "training is dense, so there is nothing beside it; set model.attention.kind=lighthouse, or leave this out"
+    refuse(dense and monitors.attention == "both", "monitors.attention", "both", rule)
+
+
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
     """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
     if stopping is None:
@@ -209,8 +223,11 @@ def plain_config(config: Config) -> dict[str, Any]:
     """The resolved config as it is written to config.yaml, in the layout that `load_config` reads."""
     plain = config.plain()
     watch = plain["monitors"].pop("watch")
-    if plain["model"]["attention"] is None:  # as before there was this key
+    # As before there were these keys.
+    if plain["model"]["attention"] is None:
         del plain["model"]["attention"]
+    if plain["monitors"]["attention"] == "dense":
+        del plain["monitors"]["attention"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

@@ -27,7 +27,8 @@ def plan_run(
     place = place_of(config, device.name != "cpu")
     row, sparse = run.context_tokens, sparse_frac(config)
     needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every, row)
-    costs = monitor_costs(config.monitors.watch, windows, shape)
+    until = round(sparse * run.steps) if config.monitors.attention == "both" else -1
+    costs = monitor_costs(config.monitors.watch, windows, shape, until)
     tokens = run.steps * run.batch_tokens
     training = training_flops(shape, row, sparse) * tokens
     frequencies = np.asarray(config.model.rope.frequencies(config.model.d_head)[0], dtype=float)
@@ -176,6 +177,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         lines.append(
             f"attention: {attention.kind} for {frac:.0%} of the tokens, with {attention.entries(row):,} entries a row "
             f"of {row:,} tokens, else dense; FLOPs are the mean, memory is that of the larger stage; monitors are dense"
+            + (", some as trained beside it" if config.monitors.attention == "both" else "")
         )
     if "probe" in config.monitors.watch:
         what, more = (

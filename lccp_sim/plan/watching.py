@@ -87,15 +87,23 @@ class Cost(NamedTuple):
     flops: float
 
 
-def monitor_costs(monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape) -> dict[str, Cost]:
-    """The cost of each monitor, by its name, over a run that looks at the steps `windows`."""
+def monitor_costs(
+    monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, sparse_until: int = -1
+) -> dict[str, Cost]:
+    """The cost of each monitor, by its name, over a run that looks at the steps `windows`.
+
+    Up to the step `sparse_until` what can be is measured once more with the sparse attention of training, and has a
+    name of its own.
+    """
     costs = {}
     for name, monitor in monitors.items():
-        looks = sum(index % monitor.every == 0 or index == len(windows) - 1 for index in range(len(windows)))
+        due = [step for index, step in enumerate(windows) if index % monitor.every == 0 or step == windows[-1]]
         each = PASSES[monitor.kind](monitor)
         once = ONCE[monitor.kind](monitor) if monitor.kind in ONCE else []
-        flops = looks * _flops(each, shape) + _flops(once, shape)
-        costs[name] = Cost(looks, _tokens(each), _tokens(once), flops)
+        flops = len(due) * _flops(each, shape) + _flops(once, shape)
+        costs[name] = Cost(len(due), _tokens(each), _tokens(once), flops)
+        if monitor.beside and (again := sum(step <= sparse_until for step in due)):
+            costs[f"{name} as trained"] = Cost(again, _tokens(each), 0, again * _flops(each, shape, 1.0))
     return costs
 
 
@@ -103,10 +111,10 @@ def _tokens(passes: list[Pass]) -> float:
     return sum(p.sequences * p.tokens * p.weight for p in passes)
 
 
-def _flops(passes: list[Pass], shape: Shape) -> float:
+def _flops(passes: list[Pass], shape: Shape, sparse_frac: float = 0.0) -> float:
     flops = 0.0
     for p in passes:
-        parts = forward_flops(shape, p.tokens)
+        parts = forward_flops(shape, p.tokens, sparse_frac)
         each = sum(parts.values()) - (0 if p.head else parts["head"])
         flops += p.sequences * p.tokens * p.weight * each
     return flops
