@@ -47,7 +47,7 @@ Cell = dict[str, Any]
 def settings(tokens: int, levels: int, factor: int, budget: int) -> LighthouseAttention:
     """Lighthouse attention for rows of `tokens`."""
     most = tokens // factor ** (levels - 1) // 2
-    tile = min(TILE, most)
+    tile = min(TILE, most, budget)
     return LighthouseAttention(levels, factor, min(budget, most) // tile * tile, tile_budget=tile)
 
 

@@ -206,6 +206,8 @@ def heads_figure(found: Findings) -> Drawing | None:
         "below, 0.1 is too low. Right: the share of the first window's heads that are still above 0.1, and of the last "
         "window's strongest heads that were among the strongest already."
     )
+    if found.run.setting("model.attention"):
+        caption += " Scores are of dense attention, by whatever training attends."
     alt = "Number of retrieval heads, mean score of the initial ones, and their survival against training tokens"
     return _figure(found, "heads", "Retrieval heads over the run", alt, caption, drawn)
 
