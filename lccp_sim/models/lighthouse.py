@@ -36,7 +36,10 @@ from lccp_sim.config import Size
 from lccp_sim.errors import refuse
 from lccp_sim.models.attention import by_document
 
-SHORT = 4096  # tokens of a row below which nothing is saved (arXiv 2605.06554)
+NO_DENSE_STAGE = (
+    "model.attention: no dense stage ends this run, yet monitors and users run the model with dense attention; set "
+    "model.attention.dense_from_tokens"
+)
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,10 @@ class LighthouseAttention:
         """The key of ModelConfig."""
         return {"attention": self}
 
-    def notes(self, row: int) -> list[str]:
-        """What a person should know who trains with it on rows of `row` tokens, a line each."""
-        lines = []
-        if self.dense_from_tokens is None:
-            lines.append(
-                "model.attention: no dense stage ends this run, and monitors and users run the model with dense "
-                "attention; set model.attention.dense_from_tokens"
-            )
-        if row < SHORT:
-            lines.append(
-                f"model.attention: rows of {row} tokens are too short to save time; below some {SHORT} dense attention "
-                "takes no longer"
-            )
-        return lines
+    @property
+    def note(self) -> str | None:
+        """What a person should know who trains with it, or None."""
+        return NO_DENSE_STAGE if self.dense_from_tokens is None else None
 
     @property
     def coarsest(self) -> int:

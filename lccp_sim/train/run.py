@@ -131,7 +131,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     for said in start.notes:
         _say(console, f"note: {said}")
     print_corpus(console, corpus, config)
-    for note in config.model.attention.notes(config.run.context_tokens) if config.model.attention else ():
+    if note := config.model.attention and config.model.attention.note:
         _say(console, f"warning: {note}", style="yellow")
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")

@@ -39,5 +39,15 @@ def test_flops_are_those_of_the_texts_at_their_own_length() -> None:
     shape, routing = shape_of(config.model, 512), config.monitors.watch["routing"]
     [cost] = monitor_costs({"routing": routing}, [0, 4, 8], shape).values()
     each = forward_flops(shape, 256)
-    assert cost.looks == 3
+    assert cost.looks == 3 and not routing.beside
     assert cost.flops == 3 * routing.items * 256 * (sum(each.values()) - each["head"])  # it asks for no logits
+
+
+def test_what_is_measured_as_trained_is_a_cost_of_its_own_until_the_switch() -> None:
+    attention = "model.attention={kind: lighthouse, levels: 3, factor: 2, budget: 16, tile_budget: 8}"
+    config = check(["run=smoke", attention])
+    shape, needle = shape_of(config.model, 512), config.monitors.watch["needle"]
+    dense, trained = monitor_costs({"needle": needle}, [0, 4, 8], shape, sparse_until=4).values()
+    assert (dense.looks, trained.looks) == (3, 2) and trained.tokens_a_look == dense.tokens_a_look
+    assert 0 < trained.flops / trained.looks < dense.flops / dense.looks
+    assert list(monitor_costs({"needle": needle}, [0, 4, 8], shape)) == ["needle"]
