@@ -1,4 +1,4 @@
-"""Forward and backward of one attention layer, and a whole training step, of run=tiny_lccp on one row: dense, Lighthouse.
+"""One attention layer, forward and backward, and a training step of run=tiny_lccp on one row: dense and Lighthouse.
 
 Seconds are paired: a process takes dense and sparse in turn, and medians over `--pairs` are compared. Beside the clock
 stand the seconds of the processor, which a busy machine stretches less; ratios and exponents are of these. Peak memory
@@ -7,8 +7,8 @@ short lengths half of the widest windows that there are. Where a dense pass woul
 seconds are extrapolated by the exponent fitted to those that ran, and marked; its memory is not. The exponent is the
 slope of log seconds over log tokens, by least squares.
 
-Every number is written to --out as soon as it is there, and what --out holds is not measured again. So a killed run goes
-on, and a later one adds longer rows.
+Every number is written to --out as soon as it is there, and what --out holds is not measured again. So a killed run
+goes on, and a later one adds longer rows.
 
     PYTHONPATH=. python bench/lighthouse_cpu.py --tokens 4096 16384 65536
 """
@@ -163,7 +163,9 @@ def measure(out: dict[str, Any], part: str, tokens: int, options: argparse.Names
     def save() -> None:
         summarise(out)
         write_atomic(options.out, json.dumps(out, indent=1) + "\n")
-        shown = {key: cell.get(key) for key in ("part", "tokens", "seconds", "faster", "dense_extrapolated", "peak_mib")}
+        shown = {
+            key: cell.get(key) for key in ("part", "tokens", "seconds", "faster", "dense_extrapolated", "peak_mib")
+        }
         print(shown, out["exponent"][part], flush=True)
 
     left = options.pairs - len(cell["pairs"])

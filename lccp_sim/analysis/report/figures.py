@@ -244,7 +244,9 @@ def induction_figure(found: Findings) -> Drawing | None:
     drawn.append(("tokens of the second copy that are right", [("", BLUE, right)]))
     drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))]))
     caption = "A span of random tokens that stands twice in held-out text, without a question and without a template."
-    return _figure(found, "induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn)
+    return _figure(
+        found, "induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn
+    )
 
 
 def _figure(
