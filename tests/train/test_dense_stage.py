@@ -9,11 +9,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import switch_note, switches
-from lccp_sim.analysis.report.run_page import sections
-from lccp_sim.analysis.report.tables import Table
+from lccp_sim.analysis.report.tables import attention_table
 from lccp_sim.analysis.run import load_run
 from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.errors import ConfigError
@@ -28,11 +27,6 @@ FIRST_DENSE = 7  # the first step that begins at `dense_from_tokens` or after it
 STAGES = {"model.attention": {**SPARSE, "dense_from_tokens": (FIRST_DENSE - 1) * BATCH + 1}}
 WATCHED = {name: None for name in UNWATCHED if name not in ("monitors.needle", "monitors.probe")}
 KEPT = {"sources": ["prose"], "context_tokens": 64, "short_tokens": 32, "items": 2}
-
-
-def tables_of(directory: Path) -> list[Table]:
-    """The tables of a run's report."""
-    return [table for section in sections(examine(load_run(directory)), {}) for table in section.tables]
 
 
 @pytest.fixture
@@ -83,7 +77,7 @@ def test_the_switch_is_a_record_and_a_line_in_every_figure(run: Callable[..., Pa
     assert shares == [(1, 0.0), (FIRST_DENSE + 1, 1.0)], "of the step that ended"
     read = load_run(directory)
     assert read.dense_from == FIRST_DENSE * BATCH
-    figures = draw(examine(read))
+    figures = draw(Findings(read))
     assert len(figures) > 2 and all("turned dense at 1.79k tokens" in each.caption for each in figures.values())
     ax = Figure().subplots()
     switches(ax, [None, 10.0, 20.0, 10.0], np.array([0.0, 5.0, 40.0]))
@@ -99,14 +93,14 @@ def test_the_attention_of_training_is_measured_beside_the_dense_one(run: Callabl
     assert {row["step"] for row in trained} == {step for step in WINDOWS if step <= FIRST_DENSE}
     assert {row["monitor"] for row in trained} == {"needle", "perplexity"}
     untagged = [row for row in rows(directory) if row not in trained]
-    assert untagged == rows(run(keys)) and any(row["monitor"] == "heads" for row in untagged)
+    assert untagged == rows(run(keys | {"run.name": "dense"})) and any(row["monitor"] == "heads" for row in untagged)
     dense = {(row["step"], row["metric"], *row["tags"].items()): row["value"] for row in untagged}
     pairs = [
         (row["value"], dense[row["step"], row["metric"], *(t for t in row["tags"].items() if t[0] != "attention")])
         for row in trained
     ]
     assert len({one == other for one, other in pairs}) == 2, "most differ, and controls are as often"
-    [table] = [each for each in tables_of(directory) if each.title.startswith("Dense attention beside")]
+    table = attention_table(Findings(load_run(directory)))
     assert [row[0] for row in table.rows] == ["0", "768", "1.02k", "1.54k"] and "/" in table.rows[0][1]
 
 
