@@ -1,8 +1,9 @@
 """A run that branches off another one, its trunk: it begins as a copy of it, at one of its checkpoints.
 
 Both are the same run up to there, so the branch is what it would be from scratch, to the byte, without the cost: the
-decay of a warm-up-stable-decay schedule can start from any window of a run at constant rate. Unlike `init_from`, which
-takes weights alone, optimizer, data order, records and windows go on.
+decay of a warm-up-stable-decay schedule can start from any window of a run at constant rate, and dense attention after
+Lighthouse attention, too. Unlike `init_from`, which takes weights alone, optimizer, data order, records and windows go
+on.
 """
 
 import shutil
