@@ -86,8 +86,15 @@ class LighthouseAttention:
         return self.factor ** (self.levels - 1)
 
     def entries(self, tokens: int) -> int:
-        """The number of windows that attend to each other in a row of one document, padded to whole windows."""
-        return -(-tokens // self.coarsest) + (self.levels - 1) * self.factor * self.budget
+        """The number of windows that attend to each other in a row of one document, padded to whole windows.
+
+        N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer where a level has fewer windows than the budget.
+        """
+        count = total = -(-tokens // self.coarsest)
+        for _ in range(self.levels - 1):
+            count = self.factor * min(self.budget, count)
+            total += count
+        return total
 
     def attend(
         self, q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, loud_BTX: Tensor
