@@ -67,7 +67,7 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         texts, metrics = asked["texts"], asked["metrics"]
         write_study(name, texts, asked["reference"], metrics, runs, folder, asked["failed"], asked["paper"], again)
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
-        body = made_page.split("\n", 1)[1].strip().replace("\n## ", "\n### ")
+        body = made_page.split("\n", 1)[1].strip().replace("\n### ", "\n#### ").replace("\n## ", "\n### ")
         path = pages / f"{name}.md"
         above = path.read_text(encoding="utf-8").split(f"\n{RESULTS}\n")[0].rstrip()
         parts = [above, "", RESULTS, "", body, "", "### How it was run", "", *_cost(home, asked["orders"])]

@@ -1,3 +1,3 @@
-"""lccp-sim: long-context continual pre-training of mixture-of-experts models, watched at three levels."""
+"""lccp-sim: long-context continual pre-training of mixture-of-experts models, measured at three levels."""
 
 __version__ = "0.1.0"

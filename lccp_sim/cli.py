@@ -24,7 +24,7 @@ VERBS = {
     "study": "train and compare the arms of a study; without a name, list the studies",
     "plan": "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
     "data": "prepare and show the corpus of a run without training: lccp data run=tiny_lccp",
-    "import": "make a checkpoint of ours from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    "import": "make an lccp-sim checkpoint from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
     "export": "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
     **judge.VERBS,
     "doctor": "show versions, devices and expert backends, and what is wrong with them",
@@ -34,7 +34,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 after one clear line about bad input, or 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
-        prog="lccp", description="Long-context continual pre-training, watched at three levels."
+        prog="lccp", description="Long-context continual pre-training, measured at three levels."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sub.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
             if verb == "data":
                 sub.add_argument("--compare-packings", action="store_true", help="both packings, side by side")
-                sub.add_argument("--left-out", action="store_true", help="name each file and row that is no document")
+                sub.add_argument(
+                    "--left-out", action="store_true", help="name each file and row that is not a document"
+                )
             if verb == "plan":
                 sub.add_argument(
                     "--hardware", default="cpu", help="cpu (this machine, the default), h100, h200 or a100"
@@ -58,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "--counted", metavar="SHAPE", help="count another model: gpt_oss_120b, deepseek_v3, ..."
                 )
                 sub.add_argument("--claim", type=float, metavar="FLOPS", help="a number of FLOPs to compare with")
-                sub.add_argument("--dry-run", action="store_true", help="cut the model over the ranks, without memory")
+                sub.add_argument(
+                    "--dry-run", action="store_true", help="shard the model over the ranks, without memory"
+                )
                 sub.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
         elif verb == "measure":
             sub.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
@@ -68,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
         elif verb == "report":
             sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
-            sub.add_argument("--out", type=Path, help="where to write (default: RUN/report; several: compared beside)")
+            sub.add_argument(
+                "--out", type=Path, help="where to write (default: RUN/report; several runs: next to the first)"
+            )
             sub.add_argument("--brief", action="store_true", help="print the verdict and its table only; write nothing")
         elif verb in judge.VERBS:
             judge.add_arguments(verb, sub)

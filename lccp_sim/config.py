@@ -1,7 +1,8 @@
 """The dataclasses of a run: every key, its rule, and the message where a value breaks it.
 
-Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses beside their
-code, so that this module imports none of ours but errors; configure/parse.py makes all of them from plain dictionaries.
+Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses next to their
+code, so that this module imports nothing of the package but errors. configure/parse.py makes them all from plain
+dictionaries.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ Coefficient = Annotated[float, Ge(0.0)]
 
 
 class Effect(Enum):
-    """What another value of a key changes, said beside the key. Without one: the numbers, so it is another run.
+    """What another value of a key changes, declared with the key. Without one: the numbers, so it is another run.
 
     Names of directories, the comparison of configs, branching and tables follow from this (`keys_with`).
     """
@@ -214,7 +215,7 @@ class RunConfig:
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
-    input alone and runs again in the backward pass. Checkpoints (null) of cut weights are folders, else files.
+    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files.
     """
 
     name: Annotated[str, Effect.FIXED]
@@ -252,8 +253,8 @@ class RunConfig:
             path = logger.get("class") if isinstance(logger, Mapping) else None
             known = isinstance(path, str) and "." in path
             refuse(not known, f"run.loggers.{name}.class", path, "must be the dotted path of a Lightning logger")
-        refuse(self.ep > 1 and not self.shard, "run.ep", self.ep, "cuts the experts' weights; set run.shard=true")
-        rule = "goes with weights that are cut; set run.shard=true"
+        refuse(self.ep > 1 and not self.shard, "run.ep", self.ep, "splits the experts' weights; set run.shard=true")
+        rule = "needs sharded weights; set run.shard=true"
         refuse(self.checkpoints == "sharded" and not self.shard, "run.checkpoints", "sharded", rule)
         refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, rule)
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")

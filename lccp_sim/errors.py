@@ -1,6 +1,6 @@
 """What can go wrong that is no bug. The command line prints a UserError as its message; all else is a traceback.
 
-Design note: each kind lives here, not beside the code that raises it, so that whoever catches one imports no torch.
+Design note: each kind lives here, not next to the code that raises it, so that whoever catches one imports no torch.
 """
 
 import difflib
@@ -62,7 +62,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def is_message(error: Exception) -> bool:
-    """Whether an error is a message for the user, not a bug: one of ours, or the machine's (such as: disk full)."""
+    """Whether an error is a message for the user, not a bug: our own, or the machine's (a full disk)."""
     return isinstance(error, UserError | OSError)
 
 

@@ -1,6 +1,6 @@
-"""Files and folders that are there whole or not at all, whoever is killed while they are written.
+"""Files and folders that are complete or absent, even if a kill comes while they are written.
 
-What is being written has a hidden name that ends in `.tmp`, beside its own.
+A file being written has a hidden name that ends in `.tmp`, in the same folder.
 """
 
 import os

@@ -54,9 +54,9 @@ class Record:
 
 
 def overall_name(record: Record) -> str | None:
-    """`monitor/metric` of a record that stands for a whole monitor; None for a part, such as a length or a head.
+    """`monitor/metric` of a record that is a monitor's overall value; None for a part, such as a length or a head.
 
-    A needle's number is the headline span's; that of the whole sentence is `monitor/sentence_metric`.
+    A needle's number is the headline span's; that of the full sentence is `monitor/sentence_metric`.
     """
     if record.tags.keys() - {"span"}:
         return None
@@ -65,7 +65,7 @@ def overall_name(record: Record) -> str | None:
 
 
 def read_records(path: Path) -> tuple[list[Record], str | None]:
-    """The records of a file, and a warning where its last line was cut off by a kill (that line is left out).
+    """The records of a file, and a warning if a kill truncated its last line (that line is left out).
 
     Raises DamagedRecords, naming the line, where any other line is no record.
     """
@@ -78,5 +78,5 @@ def read_records(path: Path) -> tuple[list[Record], str | None]:
         try:
             records.append(Record(**json.loads(line)))
         except (TypeError, ValueError, NotFinite) as error:
-            raise DamagedRecords(f"{path}, line {number}: not a record ({error}); mend it or put it back") from error
+            raise DamagedRecords(f"{path}, line {number}: not a record ({error}); fix it or restore it") from error
     return records, warning

@@ -1,7 +1,7 @@
 """From overrides to a checked config: Hydra composes the groups, the dataclasses say what is wrong.
 
 What a reader would question: a key may be set whether a YAML names it or not, as with Hydra's ++, so that one way of
-writing an override serves them all; what is no key at all is found by the dataclasses.
+writing an override serves them all; the dataclasses find what is not a key.
 """
 
 import re

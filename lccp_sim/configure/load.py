@@ -33,7 +33,7 @@ def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> lis
 
 @dataclasses.dataclass(frozen=True)
 class MonitorsConfig:
-    """Which monitors watch a run, by name, and the first window in tokens (null: only step 0 and the end).
+    """The monitors of a run, by name, and the first window in tokens (null: only step 0 and the end).
 
     They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
     Attention is dense; `attention` both: needle, perplexity and induction are measured with that of training, too, as
@@ -157,7 +157,7 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
-    """None, or ConfigError where a monitor reads a source that the run does not have."""
+    """Raise ConfigError if a monitor reads a source that the run does not have."""
     for key in ("haystack", "source", "sources"):
         value = getattr(monitor, key, ())
         for source in (value,) if isinstance(value, str) else value or ():
@@ -167,14 +167,14 @@ def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | Non
 
 
 def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
-    """None, or ConfigError where a run is too short for its warm-up and decay."""
+    """Raise ConfigError if a run is too short for its warm-up and decay."""
     if run is not None and optim is not None and optim.decay_steps is not None:
         rule = f"with optim.warmup_steps={optim.warmup_steps} more than the run's {run.steps} steps; lower it"
         refuse(optim.warmup_steps + optim.decay_steps > run.steps, "optim.decay_steps", optim.decay_steps, rule)
 
 
 def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
-    """None, or ConfigError where rows cannot be trained on with this attention, or not until the run is over."""
+    """Raise ConfigError if this attention cannot train on these rows, or not until the run is over."""
     if run is None or model is None or model.attention is None:
         return
     attention, layers = model.attention, model.num_layers
@@ -191,7 +191,7 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
         f"lets {met} windows of a row meet, no fewer than its {row} tokens; lower it, or use model.attention.kind=full"
     )
     refuse(met >= row, "model.attention.budget", attention.budget, rule)
-    rule = "does not go with model.attention.kind=lighthouse, which needs whole rows; use more rows or processes"
+    rule = "does not go with model.attention.kind=lighthouse, which needs unsplit rows; use more rows or processes"
     refuse(run.cp > 1, "run.cp", run.cp, rule)
     dense, last = attention.dense_from_tokens, run.steps * run.batch_tokens
     rule = f"lies beyond the run, which ends at {last} tokens; lower it, or set it to null for a run without that stage"
@@ -206,7 +206,7 @@ def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfi
 
 
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
-    """None, or ConfigError where a run watches for saturation what it does not measure, or cannot decay from there."""
+    """Raise ConfigError if `run.stopping` names what the run does not measure, or cannot decay from there."""
     if stopping is None:
         return
     for name in stopping.watch if monitors is not None else ():

@@ -17,7 +17,7 @@ T = TypeVar("T")
 def parse(cls: type[T], plain: object, where: str) -> T:
     """An instance of the dataclass `cls` from plain values. Raises ConfigError: every wrong key and value, a line each.
 
-    A wrong key is answered with the nearest right one. `where` is the dotted place of `plain` in the whole config.
+    A wrong key is answered with the nearest right one. `where` is the dotted place of `plain` in the config.
     """
     from pydantic import TypeAdapter, ValidationError
 

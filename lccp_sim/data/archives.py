@@ -92,7 +92,7 @@ class PackageArchive(TextSource):
                     yield folder, below, title if self.document == "folder" else name, _text(archive, name)
         except zipfile.BadZipFile as error:
             raise ConfigError(
-                f"{path} cannot be read as a wheel ({error}); remove its folder to fetch it anew"
+                f"{path} cannot be read as a wheel ({error}); remove its folder, and it is fetched again"
             ) from None
 
     def _chosen(self, name: str) -> bool:

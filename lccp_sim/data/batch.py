@@ -46,7 +46,7 @@ class Feed:
         self._padded = any(pool.packed.padding_tokens for pool in corpus.pools)
 
     def batch(self, index: int) -> Batch:
-        """The whole global batch: rows [index * R, (index + 1) * R)."""
+        """The global batch: rows [index * R, (index + 1) * R)."""
         return self._rows(index * self.rows, (index + 1) * self.rows)
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
@@ -58,7 +58,7 @@ class Feed:
         return self._rows(first, first + size)
 
     def target_count(self, index: int) -> int:
-        """Learned targets of the whole global batch, which its loss is divided by; padding is none."""
+        """Learned targets of the global batch, the divisor of its loss. Padding does not count."""
         pools, items = self._where(index * self.rows, (index + 1) * self.rows)
         return sum(
             int(self._learn(self.corpus.pools[pool].flags[item]).sum()) for pool, item in zip(pools, items, strict=True)

@@ -42,12 +42,12 @@ def check_same(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, wher
 
 
 def check_ids(largest: Mapping[str, int], rows: int) -> None:
-    """None, or ConfigError where a source, by its largest id, holds one that an embedding of `rows` has no row for.
+    """Raise ConfigError if the largest id of a source has no row in an embedding of `rows`.
 
     No text becomes one (see `check_rows`), but rows of token ids may hold it.
     """
     for name, id_ in largest.items():
-        rule = f"is a token id there, and the model's embedding has {rows} rows; take it out (padding is no text)"
+        rule = f"is a token id there, and the model's embedding has {rows} rows; take it out (padding is not text)"
         refuse(id_ >= rows, f"data.sources.{name}", id_, rule)
 
 

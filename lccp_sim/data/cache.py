@@ -1,7 +1,7 @@
 """A cache of directories, each built once by one writer.
 
 The name of an entry is the digest of what made it, so an entry is never stale and never changed. It is built under a
-temporary name, flushed, and renamed: a reader sees the whole entry or none, also after a kill.
+temporary name, flushed, and renamed: a reader sees the complete entry or none, also after a kill.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """A document, what all text sources share, and the split that holds documents out.
 
-Whole groups are held out (a top-level package, or the document itself), because files of one package resemble each
+Groups are held out entire (a top-level package, or the document itself), because files of one package resemble each
 other. The split goes by bytes, not tokens: the tokenizer is trained on the training side and so must come after it.
 """
 
@@ -38,7 +38,7 @@ class Document(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A file or a row that is no document: the reason, and its name."""
+    """A file or a row that is not a document: the reason, and its name."""
 
     reason: str
     name: str
@@ -48,7 +48,7 @@ class LeftOut(NamedTuple):
 class TextSource:
     """What every text source has: its token share, a cap on its text (10^6 bytes) and on the length of a document.
 
-    `bucket_shares` are shares of its documents by length (`data.bucket_shares_of=source`). `max_document_tokens` cuts
+    `bucket_shares` are shares of its documents by length (`data.bucket_shares_of=source`). `max_document_tokens` splits
     documents into pieces of at most that many tokens, their BOS included (for example: the replay of pre-training at
     the old context). `max_megabytes` takes documents in hash order. A source with `held_out=whole` is never trained on.
     """
@@ -64,9 +64,9 @@ class TextSource:
         bad = self.max_megabytes is not None and not self.max_megabytes > 0
         refuse(bad, "max_megabytes", self.max_megabytes, "must be above 0, or null for no cap")
         bad = self.max_document_tokens is not None and self.max_document_tokens < 8
-        refuse(bad, "max_document_tokens", self.max_document_tokens, "must be at least 8, or null for no cut")
+        refuse(bad, "max_document_tokens", self.max_document_tokens, "must be at least 8, or null for no limit")
         trained = self.held_out == "whole" and self.share > 0
-        refuse(trained, "share", self.share, "must be 0 where held_out is whole: no row is drawn from it")
+        refuse(trained, "share", self.share, "must be 0 if held_out is whole: no row is drawn from it")
 
     def within(self, cache: Path, mirror: Path | None, bos: str | None = None) -> Self:
         """The source, told what it has no keys for.
@@ -152,7 +152,7 @@ def counted(left_out: Sequence[LeftOut]) -> dict[str, int]:
 def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
     """The documents; of one alone the last `fraction` becomes a document of its own, to be held out.
 
-    The cut lies at the last blank line, line end or space before; a text without one stays whole, and so do ids.
+    The text is split at the last blank line, line end or space before. A text without one is not split, nor are ids.
     """
     if len(documents) != 1 or not fraction or documents[0].ids is not None:
         return documents
@@ -167,7 +167,7 @@ def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
 
 
 def hold_out(documents: Sequence[Document], fraction: float) -> np.ndarray:
-    """bool [documents]: True where held out: whole groups in hash order until `fraction` of the bytes.
+    """bool [documents]: True if held out: entire groups in hash order until `fraction` of the bytes.
 
     A group that would overshoot by 40 % is passed over; where all do, the smallest group is taken. One group alone is
     never held out.

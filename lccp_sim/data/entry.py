@@ -10,11 +10,11 @@ from lccp_sim.errors import ConfigError, refuse
 OnBadRow = Literal["refuse", "skip"]
 KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", int: "a number", float: "a number"}
 KINDS |= {str: "text"}
-REMEDY = "; mend it, or set on_bad_row to skip"
+REMEDY = "; fix it, or set on_bad_row to skip"
 
 
 def check_policy(on_bad_row: str) -> None:
-    """None, or ConfigError where `on_bad_row` is neither refuse nor skip."""
+    """Raise ConfigError if `on_bad_row` is neither refuse nor skip."""
     refuse(on_bad_row not in ("refuse", "skip"), "on_bad_row", on_bad_row, "must be refuse or skip")
 
 
@@ -45,7 +45,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def field(row: Any, key: str, name: str) -> Any:
-    """The value under a key; dots lead into objects where no key has the whole name. Raises ConfigError."""
+    """The value under a key; dots lead into objects if no key has the full name. Raises ConfigError."""
     refused = f"{name} is {KINDS.get(type(row), 'no object')}, not an object with the key {key!r}"
     if not isinstance(row, dict):
         raise ConfigError(f"{refused}; write one object a row")

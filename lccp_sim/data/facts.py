@@ -67,7 +67,7 @@ class Fact(NamedTuple):
 
 
 def word_atoms(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """int64 ids of tokens that are a space and >= 2 ASCII letters, and that stay themselves beside any other atom."""
+    """int64 ids of tokens that are a space and >= 2 ASCII letters, and that do not merge with any other atom."""
     return _atoms(tokenizer)[0]
 
 
@@ -78,7 +78,7 @@ def digit_atoms(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _atoms(tokenizer: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Words and digits, found by their form and then tried beside each other: those that merge are dropped."""
+    """Words and digits, found by their form. Those that merge with a neighbour are dropped."""
     vocabulary = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items())
     words = [id_ for id_, token in vocabulary if re.fullmatch(r"[Ġ▁][A-Za-z]{2,}", token)][:MAX_WORDS]
     digits = [id_ for id_, token in vocabulary if re.fullmatch(r"[Ġ▁]?[0-9]", token)]
@@ -122,7 +122,7 @@ def draw_fact(
     """A fact with a random key of two word atoms and a random value of four word or digit atoms.
 
     The value of a `closed` fact is one of 64 words instead. `evaluation` draws its key from the pairs that training
-    never uses. The needle begins with a space-led word, so the same ids stand in the context and after "Answer:".
+    never uses. The needle begins with a space-led word, so the same ids are in the context and after "Answer:".
     Raises ConfigError where the vocabulary has too few words, and where the tokenizer merges across the start of the
     answer or of an atom. Source: arXiv 2604.02650, section 5.
     """

@@ -1,4 +1,4 @@
-"""What a folder holds: files of text, data sets that `save_to_disk` wrote, and what is no corpus, with the reason."""
+"""What a folder holds: files of text, data sets that `save_to_disk` wrote, and what is not text, with the reason."""
 
 from collections.abc import Iterator
 from pathlib import Path

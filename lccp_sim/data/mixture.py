@@ -1,4 +1,4 @@
-"""Which row stands where: a pure function of (n, mixture, sizes, seed), without any state to save.
+"""Which row comes where: a pure function of (n, mixture, sizes, seed), without any state to save.
 
 Pool j has C_j(t) rows due by time t, the integral of its share from row 0 to t, and its next row comes at the time when
 floor(C_j) rises. Rows are these events in the order of (time, pool), so after any n every pool is within a few rows of
@@ -35,7 +35,7 @@ def integer_shares(shares: tuple[float, ...]) -> tuple[int, ...]:
 class Mixture:
     """Shares of the pools over the rows of a run: `shares[k]` at row `knots[k]`, linear in between, then constant.
 
-    Knots are whole, rise, and begin at 0. One knot is a mixture that never changes.
+    Knots are integers, rise, and begin at 0. A single knot is a mixture that never changes.
     """
 
     knots: tuple[int, ...]

@@ -1,6 +1,6 @@
 """Pools: rows of T + 1 tokens, packed from documents of one source and one length bucket, on disk.
 
-`placement.py` says what stands where. What best-fit packing leaves empty becomes BOS tokens that are never learned, a
+`placement.py` says what goes where. What best-fit packing leaves empty becomes BOS tokens that are never learned, a
 segment of their own at the end of the row: no document sees them, no target and no expert's load counts them.
 """
 
@@ -139,7 +139,8 @@ def synthesize(
 ) -> tuple[Pool, list[np.ndarray]]:
     """The pool of a synthetic source, and its held-out documents of `context_tokens` ids without BOS.
 
-    A row holds whole documents only: one where `document_tokens` is null, else as many as fit, the last one filling up.
+    A row holds complete documents only: one if `document_tokens` is null, else as many as fit. The last one
+    fills it up.
     Held-out documents take filler from the held-out text, keys that training never uses, and a seed of their own.
     """
     width = layout.context_tokens + 1

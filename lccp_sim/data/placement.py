@@ -1,6 +1,6 @@
-"""Which part of which document stands where in which row: the two ways to fill rows of a fixed width.
+"""The two ways to fill rows of a fixed width with documents, or with parts of them.
 
-`concatenate` joins documents end to end and cuts where a row ends; nothing is padded. `best_fit` cuts only what is
+`concatenate` joins documents end to end and splits where a row ends; nothing is padded. `best_fit` splits only what is
 longer than a row and pads what stays empty. Either way a part starts with a BOS of its own, so every row starts like
 the documents that monitors read.
 """
@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What packing did to a pool. Tokens count a BOS for each document; a cut document stands in several parts.
+    """What packing did to a pool. Tokens count a BOS for each document. A split document has several parts.
 
     `lost_tokens` are those of documents that did not fill the last row, `padding_tokens` positions that hold no text.
     """
@@ -53,7 +53,7 @@ def concatenate(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
 def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
     """The parts of documents of `sizes` tokens, in rows of best-fit-decreasing packing, and the count of rows.
 
-    A document longer than a row is cut into parts that fill one, and a rest. In a row, documents keep their order.
+    A document longer than a row is split into parts that fill one, and a rest. In a row, documents keep their order.
     Source: arXiv 2404.10830.
     """
     full = width - 1  # the BOS takes a place

@@ -55,7 +55,7 @@ class DataConfig(MixtureConfig):
         self.check(self.sources)
         for index, point in enumerate(self.schedule):
             for name in set(kept) - set(texts):
-                share, rule = (point.shares or {}).get(name, 0), "must be 0: the source is held out whole"
+                share, rule = (point.shares or {}).get(name, 0), "must be 0: all of the source is held out"
                 refuse(share, f"data.schedule.{index}.shares.{name}", share, rule)
 
 
@@ -179,9 +179,9 @@ def _configured_tokenizer(config: DataConfig, texts: dict[str, Text], root: Path
 
 
 def _check_tokenized_with(config: DataConfig, key: str | None) -> None:
-    """None, or ConfigError where rows of token ids come from another tokenizer than the run's, or it has none yet."""
+    """Raise ConfigError if rows of token ids come from a tokenizer other than the run's, or the run has none yet."""
     own = "trains a tokenizer of its own" if key is None else "has another tokenizer"
-    rule = f"the run {own}; set data.tokenizer.kind=file and data.tokenizer.path to this one, or tokenize anew"
+    rule = f"the run {own}; set data.tokenizer.kind=file and data.tokenizer.path to this one, or tokenize again"
     for name, path in _tokenized_with(config).items():
         other = key is None or tokenizer_hash(read_tokenizer(Path(path).expanduser())) != key
         refuse(other, f"data.sources.{name}.tokenized_with", path, rule)

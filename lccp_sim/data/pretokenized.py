@@ -58,7 +58,7 @@ class Pretokenized:
     def _fault(self, value: Any) -> str:
         """What a value is that is no token id; "" where it is one."""
         if type(value) is float:
-            return f"{value}, and ids are whole numbers"
+            return f"{value}, and ids are integers"
         if type(value) is not int:
             return "null" if value is None else KINDS.get(type(value), "no number")
         if value < 0:

@@ -56,7 +56,7 @@ def rows(path: Path, key: str) -> Iterator[Row]:
         if not packed:
             raise
         why = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: cannot be decompressed as {packed} ({why}); write it anew") from error
+        raise ConfigError(f"{path}: cannot be decompressed as {packed} ({why}); write it again") from error
 
 
 def attempt(function: Any, *arguments: Any) -> Any:
@@ -119,7 +119,7 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
                     yield name, attempt(field, {top: value.as_py()}, key, name)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: cannot be read as parquet after row {number} ({why}); write it anew") from error
+        raise ConfigError(f"{path}: cannot be read as parquet after row {number} ({why}); write it again") from error
 
 
 def _saved(path: Path, key: str) -> Iterator[Row]:
@@ -139,7 +139,7 @@ def _saved(path: Path, key: str) -> Iterator[Row]:
     except Exception as error:  # whatever a decoder raises
         why = cause(error)
         raise ConfigError(
-            f"{path}: cannot be read as a saved data set after row {number} ({why}); save it anew"
+            f"{path}: cannot be read as a saved data set after row {number} ({why}); save it again"
         ) from error
 
 
@@ -153,7 +153,7 @@ def _column(columns: list[str], key: str, name: str) -> str:
 
 @contextmanager
 def quiet(datasets: Any) -> Iterator[None]:
-    """While it is open, `datasets` says nothing on the console: what matters of it is said in our own line."""
+    """While it is open, `datasets` prints nothing. lccp-sim reports what matters in a line of its own."""
     before, shown = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()

@@ -2,7 +2,7 @@
 
 A source's weight is its `share` times its tokens^(1 / temperature). Lengths come second and bend the source shares or
 not: over the corpus (25 % short and 75 % long documents, whatever their source) or inside each source. What changes
-over the run is given at points, each a whole mixture; in between, the shares of the pools are linear.
+over the run is given at points, each a full mixture. The shares of the pools are linear between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class MixtureConfig:
         return np.searchsorted(self.borders, lengths, side="left")
 
     def check(self, sources: Mapping[str, Any]) -> None:
-        """None, or ConfigError where the settings are no mixture of these sources."""
+        """Raise ConfigError if the settings do not describe a mixture of these sources."""
         refuse(self.old_context_tokens < 1, "data.old_context_tokens", self.old_context_tokens, "must be at least 1")
         rising = bool(self.borders) and all(a < b for a, b in zip((0, *self.borders), self.borders, strict=False))
         refuse(not rising, "data.bucket_tokens", self.bucket_tokens, "must be lengths above 0 that rise")
@@ -83,7 +83,7 @@ class MixtureConfig:
         for name, source in sources.items():
             key, own = f"data.sources.{name}.bucket_shares", getattr(source, "bucket_shares", None)
             refuse(not _shares(own, self), key, own, f"must be {self._each} shares >= 0, not all 0")
-            rule = "stands against bucket shares of the whole corpus; set data.bucket_shares_of=source"
+            rule = "contradicts bucket shares of the corpus as a whole; set data.bucket_shares_of=source"
             refuse(own and fixed and self.bucket_shares_of == "corpus", key, own, rule)
         names = [f"data.sources.{name}.share" for name in sources]
         total = sum(source.share for source in sources.values())
@@ -127,7 +127,7 @@ def _shares(values: Sequence[float] | None, config: MixtureConfig) -> bool:
 
 
 def _check_lengths(given: MixtureConfig | Point, where: str, config: MixtureConfig) -> None:
-    """None, or ConfigError where the lengths that a config or a point asks for cannot be."""
+    """Raise ConfigError if a config or a point asks for impossible lengths."""
     long, shares = given.long_frac, given.bucket_shares
     refuse(long is not None and not 0 <= long <= 1, f"{where}.long_frac", long, "must lie between 0 and 1, or be null")
     many = long is not None and (shares is not None or len(config.buckets) > 2)

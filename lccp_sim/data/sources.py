@@ -1,6 +1,6 @@
 """Where documents come from: code and prose that an installation carries; see also files.py and archives.py.
 
-No source imports what it reads, and none runs foreign code. A document of code is a whole (sub-)package, because long
+No source imports what it reads, and none runs foreign code. A document of code is a (sub-)package, because long
 documents are what the new context is for; single files are mostly shorter than it.
 """
 

@@ -32,7 +32,7 @@ NEAREST = 8  # tokens: the least of log-uniform distances
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """`documents` documents of `document_tokens` (null: a whole row) of one task, filled from the source `text_from`.
+    """`documents` documents of `document_tokens` (null: a full row) of one task, filled from the source `text_from`.
 
     facts: a fact per `tokens_per_fact` tokens, as far as there is room, asked `questions_per_fact` times on average
     (0.6: six facts of ten, once). A document draws its facts from `templates` templates (null: from all).
@@ -71,9 +71,7 @@ class Synthetic:
         refuse(unfilled, "text_from", self.text_from, f"task {self.task} needs the name of a text source to fill from")
         refuse(self.documents < 1, "documents", self.documents, "must be at least 1")
         bad = self.document_tokens is not None and self.document_tokens < MIN_DOCUMENT
-        refuse(
-            bad, "document_tokens", self.document_tokens, f"must be at least {MIN_DOCUMENT}, or null for a whole row"
-        )
+        refuse(bad, "document_tokens", self.document_tokens, f"must be at least {MIN_DOCUMENT}, or null for a full row")
         refuse(self.tokens_per_fact < 16, "tokens_per_fact", self.tokens_per_fact, "must be at least 16: a statement")
         bad = self.templates is not None and not 0 < self.templates <= len(TRAIN_TEMPLATES)
         refuse(bad, "templates", self.templates, f"must lie between 1 and {len(TRAIN_TEMPLATES)}, or null for all")
@@ -200,7 +198,7 @@ def _questions(
     rng: np.random.Generator,
     evaluation: bool,
 ) -> Piece:
-    """Questions with their contexts until `length` is full; the last one is cut. Only answers are to be learnt."""
+    """Questions with their contexts until `length` is full; the last one is truncated. Only answers are learned."""
     turns = [name for name, weight in task.questions.items() for _ in range(weight)]
     ids, learn, size = [], [], 0
     while size < length:
@@ -213,7 +211,7 @@ def _questions(
 
 
 def _find(ids: np.ndarray, part: np.ndarray) -> slice:
-    """Where `part` first stands in `ids`."""
+    """The first place of `part` in `ids`."""
     at = next(i for i in range(len(ids)) if np.array_equal(ids[i : i + len(part)], part))
     return slice(at, at + len(part))
 

@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE trained on the corpus, or any tokenizer.json.
 
 The trained one splits digits one by one, keeps a leading space with its word, and has one special token, which begins
-every document. Special tokens that stand in a text are encoded as plain text, so that no document can forge a boundary.
+every document. Special tokens inside a text are encoded as plain text, so that no document can forge a boundary.
 """
 
 import hashlib

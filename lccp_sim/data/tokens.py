@@ -34,7 +34,7 @@ class Text:
 
     @cached_property
     def key(self) -> str:
-        """What names the text and its split. Raises ConfigError where a file of it cannot be looked at."""
+        """What names the text and its split. Raises ConfigError if one of its files cannot be read."""
         try:
             return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
         except (ConfigError, OSError) as error:
@@ -47,7 +47,7 @@ class Text:
 
     @cached_property
     def documents(self) -> list[Document]:
-        """The documents after the cap; one alone is cut in two, so that its end can be held out."""
+        """The documents after the cap; a single one is split in two, so that its end can be held out."""
         return with_stretch(self._collected[0], self.held_out_frac)
 
     @property
@@ -168,7 +168,7 @@ def _writer(text: Text, tokenizer: tokenizers.Tokenizer) -> Callable[[Path], Non
 
 
 def _ids(documents: list[Document], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:
-    """The ids of documents, of which all or none came as ids."""
+    """The ids of documents. Either all of them came as ids or none."""
     if any(document.ids is not None for document in documents):
         return [document.ids for document in documents if document.ids is not None]
     got = tokenizer.encode_batch_fast([document.text for document in documents], add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What a run of a given length draws from each pool, before it has begun: rows, epochs, shares, cuts, padding.
+"""What a run of a given length draws from each pool, before it begins: rows, epochs, shares, split documents, padding.
 
 The rows are counted, not estimated: the mixture says exactly how many of the first n rows each pool gives.
 """
@@ -31,12 +31,12 @@ class Usage:
 
     @property
     def cut_documents_frac(self) -> float:
-        """Of its documents, those that stand in several parts."""
+        """The number of its documents that are split into several parts."""
         return self.packed.cut_documents / max(self.packed.documents, 1)
 
     @property
     def cut_tokens_frac(self) -> float:
-        """Of its tokens, those in documents that stand in several parts."""
+        """The number of its tokens in documents that are split into several parts."""
         return self.packed.cut_tokens / max(self.packed.tokens, 1)
 
     @property

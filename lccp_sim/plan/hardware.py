@@ -64,7 +64,7 @@ def parse_layout(text: str) -> Layout:
         key, _, value = part.strip().partition("=")
         rule = f"{key!r} is none of dp, ep, cp{nearest(key, Layout._fields)}; write dp=8,ep=8,cp=1"
         refuse(key not in Layout._fields, "--layout", text, rule)
-        refuse(key in sizes, "--layout", text, f"{key} stands there twice")
+        refuse(key in sizes, "--layout", text, f"{key} is there twice")
         refuse(
             not value.isdecimal() or int(value) < 1, "--layout", text, f"{key} must be a number of devices, 1 or more"
         )
@@ -85,7 +85,7 @@ def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int
     refuse(model.num_experts % layout.ep and not dense, f"{where} ep", layout.ep, rule)
     rule = f"2 x cp must divide run.context_tokens={run.context_tokens}: each device takes an early and a late piece"
     refuse(layout.cp > 1 and run.context_tokens % (2 * layout.cp), f"{where} cp", layout.cp, rule)
-    rule = "does not go with model.attention.kind=lighthouse, which needs whole rows; use dp"
+    rule = "does not go with model.attention.kind=lighthouse, which needs unsplit rows; use dp"
     refuse(layout.cp > 1 and model.attention, f"{where} cp", layout.cp, rule)
     groups, rows = layout.dp * layout.ep, run.batch_tokens // run.context_tokens
     rule = f"dp x ep = {groups} must divide the {rows} rows of run.batch_tokens={run.batch_tokens}"
@@ -97,7 +97,7 @@ def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int
 
 
 def fits(needed: float, device: Hardware, remedies: list[tuple[str, float]], how: str = "") -> None:
-    """None, or ConfigError: what a device needs and has, and the first of `remedies` (what, bytes then) that fits.
+    """Raise ConfigError naming what a device needs and has, and the first of `remedies` (what, bytes then) that fits.
 
     `how` says in the message under what condition so much is needed.
     """

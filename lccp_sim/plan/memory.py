@@ -1,9 +1,9 @@
 """Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
 
 Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
-bench/plan_accuracy.py. With several devices, weights, gradients and moments are cut evenly over all of them (ZeRO-3,
+bench/plan_accuracy.py. With several devices, weights, gradients and moments are sharded evenly over them (ZeRO-3,
 arXiv 1910.02054), the weights of a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
-Questionable: ranks were pretended when this was measured, on one CPU; NCCL's buffers and the streams of a GPU were not.
+Design note: ranks were simulated on one CPU when this was measured; NCCL's buffers and the streams of a GPU were not.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 class Place(NamedTuple):
     """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU).
 
-    `exact`: cut weights are gathered in fp32 though products are in bf16, as monitors in fp32 ask.
+    `exact`: sharded weights are gathered in fp32 though products are in bf16, as monitors in fp32 ask.
     """
 
     bf16: bool
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
     @property
     def gathers_bf16(self) -> bool:
-        """Whether cut weights are gathered in bf16."""
+        """Whether sharded weights are gathered in bf16."""
         return self.bf16 and not self.exact
 
 
@@ -52,7 +52,7 @@ def place_of(config: Config, gpu: bool) -> Place:
 
 
 class Memory(NamedTuple):
-    """Bytes of one device. `step` is the most that the loss or one layer's backward needs beside what is kept."""
+    """Bytes of one device. `step` is the most that the loss or one layer's backward needs on top of what is kept."""
 
     weights: float
     gradients: float
@@ -136,7 +136,7 @@ def memory(
 
 
 def _gathered(local: list[float], size: int) -> list[float]:
-    """Bytes of weights and gradients that are whole while each layer runs backward, `local` weights of each.
+    """Bytes of weights and gradients that are unsharded while each layer runs backward, `local` weights of each.
 
     Its own weights, those of the layer before it, which are fetched ahead, its gradients, and in fp32 those of the
     layer after it, which are still being summed. Of its own gradients the experts' are counted in the pass itself.

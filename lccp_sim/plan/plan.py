@@ -21,7 +21,7 @@ from lccp_sim.plan.watching import monitor_costs
 def plan_run(
     config: Config, vocab_size: int, windows: Sequence[int], device: Hardware, layout: Layout
 ) -> dict[str, Any]:
-    """The plan of a run whose monitors look at the steps `windows`. Raises ConfigError where it cannot be laid out."""
+    """The plan of a run with windows at the steps `windows`. Raises ConfigError if it does not fit the layout."""
     run, shape, bf16 = config.run, shape_of(config.model, vocab_size), config.run.precision == "bf16"
     at_once = rows_at_once(config, layout)
     place = place_of(config, device.name != "cpu")
@@ -80,7 +80,7 @@ def plan_shape(
     shape: Shape, context_tokens: int, tokens: int, device: Hardware, layout: Layout, bf16: bool, monitors: float = 0.0,
     every: int | None = None, sparse: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Weights, FLOPs and time of a shape alone. `monitors`: FLOPs of theirs, which take time too.
+    """Weights, FLOPs and time of a shape alone. `monitors`: their FLOPs, which take time too.
 
     Checkpointing runs the first of every `every` blocks once more (None: each block). `sparse` is the share of the
     tokens trained on with the shape's sparse attention; FLOPs of a token are the mean of both stages.
@@ -108,7 +108,7 @@ def plan_shape(
 
 
 def check_fits(config: Config, vocab_size: int, device: Hardware, layout: Layout) -> None:
-    """None, or ConfigError with a remedy where a device has too little memory, with the run's own checkpointing."""
+    """Raise ConfigError with a remedy if a device has too little memory under the run's own checkpointing."""
     shape, place = shape_of(config.model, vocab_size), place_of(config, device.name != "cpu")
     every = config.run.recompute_every
 
@@ -187,7 +187,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
     if layout.devices > 1:
         gathered = "bf16" if place_of(config, True).gathers_bf16 else "fp32"
         lines.append(
-            "layout: weights and their states are cut evenly over all devices (--dry-run looks how evenly) and "
+            "layout: weights and their states are sharded evenly over all devices (--dry-run shows how evenly) and "
             f"gathered by layer in {gathered}, the next one ahead; experts lie on ep groups; a row's keys and values "
             "are gathered by its cp devices; communication takes no time beyond what the assumed share of the peak "
             "leaves"

@@ -83,7 +83,7 @@ def base_bound(d_head: int, context_tokens: int) -> float | None:
 
 
 def plain_base(frequencies: np.ndarray) -> float | None:
-    """The base of which these frequencies are plain RoPE (as those of kinds ntk and alpha are), or None."""
+    """The base that gives these frequencies as plain RoPE (as for the kinds ntk and alpha), or None."""
     d_head = 2 * len(frequencies)
     base = float(frequencies[-1]) ** (-d_head / (d_head - 2)) if d_head > 2 else 0.0
     plain = base > 0 and np.allclose(frequencies, base_frequencies(d_head, base), rtol=1e-9)

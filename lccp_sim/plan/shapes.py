@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A whole model. `ends` are the parts outside the layers."""
+    """A model. `ends` are the parts outside the layers."""
 
     d_model: int
     vocab_size: int
@@ -71,7 +71,7 @@ def mean_keys(context_tokens: int, window: int | None = None) -> float:
 
 
 def mean_pairs(layer: Layer, context_tokens: int, sparse_frac: float) -> float:
-    """Pairs of a query and a key for one token, averaged over a text, of which `sparse_frac` is attended sparsely."""
+    """Pairs of a query and a key for one token, averaged over a text whose share `sparse_frac` is attended sparsely."""
     dense = mean_keys(context_tokens, layer.window)
     if layer.attention is None:
         return dense
@@ -122,7 +122,7 @@ def added(*parts: Part) -> Part:
 
 
 def experts(number: int, per_token: int, d_model: int, d_expert: int, bias: bool = False) -> Part:
-    """SwiGLU experts of which each token passes `per_token`."""
+    """SwiGLU experts; each token passes through `per_token` of them."""
     one = 3 * d_model * d_expert + bias * (2 * d_expert + d_model)
     return Part(number * one, per_token * one, per_token * 3 * d_model * d_expert)
 

@@ -31,7 +31,7 @@ def show_plan(plan: dict[str, Any], console: Console, claim: float | None = None
         looked = [(k, str(m["looks"]), f"{m['tokens']:,.0f}", f"{m['share']:.2%}") for k, m in plan["monitors"].items()]
         sums = [sum(m[key] for m in plan["monitors"].values()) for key in ("tokens", "share")]
         looked.append(("all", "", f"{sums[0]:,.0f}", f"{sums[1]:.2%}"))
-        _table(console, "monitors, over the run", ("monitor", "looks", "tokens", "FLOPs, of training's"), looked)
+        _table(console, "monitors, over the run", ("monitor", "windows", "tokens", "FLOPs, of training's"), looked)
     if "rope" in plan:
         _show_rope(plan, console)
     console.print("Assumed:")
@@ -40,7 +40,7 @@ def show_plan(plan: dict[str, Any], console: Console, claim: float | None = None
 
 
 def show_dry(tree: dict[str, Any], console: Console) -> None:
-    """None; prints the tree of train.dry.dry_run: what ranks hold beside the even cut that plan assumes."""
+    """Print the result of a dry run: what ranks hold, next to the even shards that the plan assumes."""
     looked, parts = tree["looked_at"], tree["parts"].values()
     sums = {key: sum(part[key] for part in parts) for key in ("whole", "planned")}
     everything = sums | {"cut": [], "local": [sum(each) for each in zip(*(p["local"] for p in parts), strict=True)]}
@@ -52,7 +52,14 @@ def show_dry(tree: dict[str, Any], console: Console) -> None:
         mib = (f"{size / 2**20:,.2f}" for size in (*tree[kind]["local"], tree[kind]["planned"]))
         rows.append((f"{kind}, MiB", "", "", *mib, _off(tree[kind])))
     title = f"dry run on {tree['ranks']:,} ranks, and {tree['buffer_bytes']:,} bytes of buffers on each"
-    columns = ("part", "whole", "cut", *(f"rank {rank}" for rank in looked), "planned", f"rank {looked[0]}, off")
+    columns = (
+        "part",
+        "unsharded",
+        "sharded",
+        *(f"rank {rank}" for rank in looked),
+        "planned",
+        f"rank {looked[0]}, off",
+    )
     _table(console, title, columns, rows)
 
 

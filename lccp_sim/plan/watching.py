@@ -73,13 +73,13 @@ ONCE: dict[str, Callable[[Any], list[Pass]]] = {"perplexity": _perplexity_once}
 
 
 def passes(monitor: Any, first: bool) -> list[Pass]:
-    """What a monitor sends in one look, and where it is the first also what is sent once; nothing of unknown kinds."""
+    """What a monitor sends at one window, and at the first also what is sent once; nothing for unknown kinds."""
     tables = (PASSES, ONCE) if first else (PASSES,)
     return [each for table in tables if monitor.kind in table for each in table[monitor.kind](monitor)]
 
 
 class Cost(NamedTuple):
-    """Looks of a run; tokens of each, and those sent once; FLOPs over the run. A tuned token counts as three."""
+    """Windows of a run; tokens of each, and those sent once; FLOPs over the run. A tuned token counts as three."""
 
     looks: int
     tokens_a_look: float
@@ -90,7 +90,7 @@ class Cost(NamedTuple):
 def monitor_costs(
     monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, sparse_until: int = -1
 ) -> dict[str, Cost]:
-    """The cost of each monitor, by its name, over a run that looks at the steps `windows`.
+    """The cost of each monitor, by its name, over a run with windows at the steps `windows`.
 
     Up to the step `sparse_until` what can be is measured once more with the sparse attention of training, and has a
     name of its own.

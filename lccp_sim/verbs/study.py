@@ -171,12 +171,13 @@ class Stages:
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
-            start = self.stage(self.jobs(base, self.shapes), start)
+            (start,) = self.stage(self.jobs(base, self.shapes), start)
             if not start:
                 return [{}]
         if plan.between:
-            start |= self.stage(self.jobs(plan.run, plan.between), start)
-        ended = [self.stage(self.jobs(plan.run, plan.arms), start, repeat) for repeat in range(plan.repeats)]
+            (between,) = self.stage(self.jobs(plan.run, plan.between), start)
+            start |= between
+        ended = self.stage(self.jobs(plan.run, plan.arms), start, plan.repeats)
         return [
             {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
             for done in ended
@@ -202,16 +203,15 @@ class Stages:
         """The overrides of a run for each arm, without seed and start."""
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
-    def stage(self, jobs: dict[str, Job], start: Places, repeat: int = 0) -> Places:
-        """The directories of the finished runs by seed and arm; a `repeat` above 0 has an order of data of its own.
+    def stage(self, jobs: dict[str, Job], start: Places, repeats: int = 1) -> list[Places]:
+        """Of each repeat the directories of the finished runs by seed and arm; all repeats are one sweep.
 
         `start`: what each goes on from; what has no entry starts anew, unless its base is missing: then it is left out.
         """
         anew = not (start and self.study.base)
-        # No number of a seed, which is the order that its first run has.
-        order = {seed: [f"data.order_seed={1000 * repeat + seed}"] if repeat else [] for seed in self.study.seeds}
         wanted = {
-            (seed, arm): (*words, f"seed={seed}", *order[seed], f"run.root={self.root}", *began)
+            (repeat, seed, arm): (*words, f"seed={seed}", *_order(repeat, seed), f"run.root={self.root}", *began)
+            for repeat in range(repeats)
             for seed in self.study.seeds
             for arm, words in jobs.items()
             if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
@@ -222,8 +222,16 @@ class Stages:
         print_outcomes(list(outcomes.values()), self.console)
         lost = [each for each in outcomes.values() if each.state != "finished"]
         self.failed += [f"{' '.join(each.job)}: {each.state}, {each.reason}." for each in lost]
-        ends = {key: outcomes[job] for key, job in wanted.items()}
-        return {key: each.directory for key, each in ends.items() if each.state == "finished" and each.directory}
+        done = {key: outcomes[job].directory for key, job in wanted.items() if outcomes[job].state == "finished"}
+        return [
+            {(seed, arm): where for (of, seed, arm), where in done.items() if of == repeat and where}
+            for repeat in range(repeats)
+        ]
+
+
+def _order(repeat: int, seed: int) -> Job:
+    """The override of a repeat's order of the data. The first keeps the seed's own, and so the run's directory."""
+    return [f"data.order_seed={1000 * repeat + seed}"] if repeat else []
 
 
 def shape_of_study(arm: Sequence[str]) -> Job:

@@ -10,9 +10,10 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,9 @@ def sweep(
     for old in folder.glob(f"*/{OUTCOME}"):
         old.unlink()
     print(expected_work(configs), flush=True)
-    numbers = ",".join(map(str, range(len(jobs))))
+    # Several at once: the longest first, so that none begins when the others are nearly done.
+    order = sorted(range(len(jobs)), key=lambda number: -flops[number]) if launcher else range(len(jobs))
+    numbers = ",".join(map(str, order))
     _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
     outcomes = [_outcome(folder / str(number) / OUTCOME, list(job)) for number, job in enumerate(jobs)]
     for outcome, work in zip(outcomes, flops, strict=True):
@@ -212,8 +215,9 @@ def run_job(settings: Any) -> None:
 
     plan = json.loads(Path(settings.jobs).read_text())
     job = plan["jobs"][settings.job]
-    out = Path(HydraConfig.get().runtime.output_dir) / OUTCOME
-    alone = HydraConfig.get().runtime.choices["hydra/launcher"] == LAUNCHERS["sequential"]
+    out = Path(settings.jobs).parent / str(settings.job) / OUTCOME
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+    alone = launcher == LAUNCHERS["sequential"]
     # Several processes at once cannot share the last line of a terminal.
     console = Console(highlight=False, soft_wrap=True, force_interactive=None if alone else False)
     console.print(_progress(out.parents[1], plan, settings.job), style="bold")
@@ -221,9 +225,11 @@ def run_job(settings: Any) -> None:
     try:
         from lccp_sim.train.run import fit, prepare
 
-        prepared = prepare(load_config(plan["configs"][settings.job]), console)
-        where = str(prepared.directory)
-        directory = fit(prepared, console, again=plan["retry"])
+        config = load_config(plan["configs"][settings.job])
+        with _own_core() if launcher == LAUNCHERS["joblib"] and config.run.threads == 1 else nullcontext():
+            prepared = prepare(config, console)
+            where = str(prepared.directory)
+            directory = fit(prepared, console, again=plan["retry"])
         done = directory / "DONE"
         trained = not done.exists() or done.stat().st_mtime >= began
         outcome = Outcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
@@ -232,6 +238,31 @@ def run_job(settings: Any) -> None:
     write_atomic(out, json.dumps(asdict(outcome)) + "\n")
     if outcome.state == "unfinished":
         raise KeyboardInterrupt  # a signal ended it: it is meant for the sweep, too
+
+
+@contextmanager
+def _own_core() -> Iterator[None]:
+    """While it is open, this process keeps to a core that no other run on this machine has taken so, if one is left."""
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        yield
+        return
+    import fcntl
+
+    before = os.sched_getaffinity(0)
+    with ExitStack() as held:
+        for core in sorted(before):
+            path = Path(tempfile.gettempdir()) / f"lccp-sim-{os.getuid()}-core-{core}.lock"
+            lock = held.enter_context(open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            os.sched_setaffinity(0, {core})
+            break
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 def _outcome(path: Path, job: list[str]) -> Outcome:

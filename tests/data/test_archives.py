@@ -139,7 +139,7 @@ def test_links_foreign_encodings_and_what_is_no_zip_file_are_refused(tmp_path: P
         list(source(tmp_path, digest).documents())
     (tmp_path / "mirror" / WHEEL).write_text("no zip file")
     digest = hashlib.sha256(b"no zip file").hexdigest()
-    with pytest.raises(ConfigError, match="cannot be read as a wheel .*; remove its folder to fetch it anew"):
+    with pytest.raises(ConfigError, match="cannot be read as a wheel .*; remove its folder, and it is fetched again"):
         list(source(tmp_path, digest).documents())
 
 
@@ -218,7 +218,7 @@ def test_a_source_held_out_whole_gives_no_row_in_any_way() -> None:
             old_context_tokens=64,
         )
     with pytest.raises(
-        ConfigError, match="data.schedule.1.shares.unseen_text=0.5: must be 0: the source is held out whole"
+        ConfigError, match="data.schedule.1.shares.unseen_text=0.5: must be 0: all of the source is held out"
     ):
         check(["run=tiny_base", "data.schedule=[{tokens: 0},{tokens: 9000,shares: {unseen_text: 0.5}}]"])
 

@@ -97,10 +97,10 @@ def test_the_bos_is_the_run_s(file: Path, tmp_path: Path, make: Callable[..., An
 @pytest.mark.parametrize(
     "value, message",
     [
-        ([5, -1], "x.jsonl:2: token 2 is -1, and no id is below 0; mend it, or set on_bad_row to skip"),
+        ([5, -1], "x.jsonl:2: token 2 is -1, and no id is below 0; fix it, or set on_bad_row to skip"),
         ([320], r"x.jsonl:2: token 1 is 320, and .*own.json has the ids 0 to 319"),
         ([10**30], "x.jsonl:2: token 1 is 10{30}, and .*own.json"),
-        ([5, 6, 7.0], "x.jsonl:2: token 3 is 7.0, and ids are whole numbers"),
+        ([5, 6, 7.0], "x.jsonl:2: token 3 is 7.0, and ids are integers"),
         ([[5, 6]], "x.jsonl:2: token 1 is a list"),
         ([5, None], "x.jsonl:2: token 2 is null"),
         ([True, 5], "x.jsonl:2: token 1 is true or false"),

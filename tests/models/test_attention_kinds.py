@@ -91,7 +91,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "context parallelism": (
         {"attention": SPARSE},
         {"shard": True, "cp": 2},
-        "run.cp=2: does not go with model.attention.kind=lighthouse, which needs whole rows",
+        "run.cp=2: does not go with model.attention.kind=lighthouse, which needs unsplit rows",
     ),
     "dense after the end": (
         {"attention": {**SPARSE, "dense_from_tokens": STEPS * BATCH}},

@@ -68,7 +68,7 @@ def test_other_shapes_are_counted_alone(tmp_path: Path, capsys: pytest.CaptureFi
         (["--hardware", "h2000"], "--hardware='h2000': no such hardware; .*did you mean 'h200'"),
         (["--layout", "dp=2,epp=8"], "'epp' is none of dp, ep, cp; did you mean 'ep'"),
         (["--layout", "dp=0"], "dp must be a number of devices, 1 or more"),
-        (["--layout", "dp=2,dp=4"], "dp stands there twice"),
+        (["--layout", "dp=2,dp=4"], "dp is there twice"),
         (["--layout", "ep=7"], r"--layout ep=7: must divide model.num_experts=64"),
         (["--layout", "dp=3"], r"dp x ep = 3 must divide the 256 rows of run.batch_tokens=16777216"),
         (["--layout", "cp=3"], r"2 x cp must divide run.context_tokens=65536"),

@@ -178,5 +178,5 @@ def test_files_can_be_asked_for(make: Callable[..., Config], tmp_path: Path) -> 
     few = ALONE | {"monitors.needle": None, "run.tokens": 2 * 256}
     assert ended(start(make(few | SHARD | {"run.checkpoints": "file"}), 2)) == [0, 0]
     assert all(path.is_file() for path in checkpoints(next(tmp_path.glob("runs/tiny-*"))))
-    with pytest.raises(ConfigError, match=r"run.checkpoints='sharded': goes with weights that are cut"):
+    with pytest.raises(ConfigError, match=r"run.checkpoints='sharded': needs sharded weights"):
         make({"run.checkpoints": "sharded"})

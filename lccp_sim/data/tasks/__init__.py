@@ -105,7 +105,7 @@ def draw_lesson(
 ) -> Lesson:
     """A text of at most `limit` tokens with up to `questions` questions of a task about it, as many as fit.
 
-    Tasks that ask about the whole text (common_words, frequent_words, coreference) have one. Raises as a `Task` does.
+    Tasks that ask about the full text (common_words, frequent_words, coreference) have one. Raises as a `Task` does.
     """
     draft = drafter(task, tokenizer)
     drafts = [draft(rng, limit, held_out)]

@@ -2,7 +2,7 @@
 
 The paper scores heads on single-needle LongBio texts in completion format (arXiv 2604.02650, section 6): the answer
 is the needle itself, so a head that copies is seen copying. Questionable: one biography, at the context's far end from
-the needle, is cut to reach the exact length.
+the needle, is truncated to reach the exact length.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def completion(
 def _around(others: Iterator[np.ndarray], room: int, depth: float) -> tuple[np.ndarray, np.ndarray]:
     """What stands before and after the needle's biography, `room` tokens together.
 
-    The shorter side holds whole biographies, so that the cut, at the other end, is as far away as can be.
+    The shorter side holds complete biographies, so that the truncated end is as far away as possible.
     """
     early, near, near_left, kept = depth < 0.5, [np.zeros(0, np.int64)], round(min(depth, 1 - depth) * room), []
     for ids in others:

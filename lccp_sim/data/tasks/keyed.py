@@ -1,7 +1,7 @@
 """Facts of the tokenizer's own words: one, three of one template, or a text full of them; the answer is a sentence.
 
-These questions are for models of a size that spells a name of ours in several tokens and cannot carry it over many:
-the words are single tokens, and the answer repeats the key beside the value. The context otherwise is real text.
+These questions are for models too small to carry a name of several tokens over a long distance:
+the words are single tokens, and the answer repeats the key before the value. The context otherwise is real text.
 Keys of the evaluation are the pairs that no training text uses (`is_evaluation_key`).
 """
 

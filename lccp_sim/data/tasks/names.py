@@ -1,6 +1,6 @@
 """People and places of the probe's texts, written for this project.
 
-Every list is cut into two halves that never meet: even places for fine-tuning, odd places for the evaluation.
+Every list is split into two halves that never meet: even places for fine-tuning, odd places for the evaluation.
 Questionable: names of many languages stand together, which no real text does; what matters is that a name is rare.
 """
 

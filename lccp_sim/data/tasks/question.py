@@ -57,11 +57,11 @@ class Lesson(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A question in plain text. `must` stands in the context in its order; groups of `more` come between.
+    """A question in plain text. `must` is in the context, in its order; groups of `more` come between.
 
-    A group of `more` is added whole or not at all; None: the rest of the context is real text. An empty `answer` is
+    A group of `more` is added entirely or not at all; None: the rest of the context is real text. An empty `answer` is
     the references, joined by commas. `about`: the names that the question is about, which no other draft of the same
-    text may mention; empty where it is about the whole text, which then has no other question.
+    text may mention; empty if it is about the full text, which then has no other question.
     """
 
     must: Sequence[str]
@@ -150,7 +150,7 @@ def _asked(tokenizer: tokenizers.Tokenizer, draft: Draft) -> list[np.ndarray]:
 
 
 def _apart(one: Draft, other: Draft) -> bool:
-    """Whether two drafts may stand in one text: neither mentions what the other is about."""
+    """Whether two drafts may share a text: neither mentions what the other asks about."""
     if not one.about or not other.about:
         return False
     return not any(
@@ -190,7 +190,7 @@ def _among(rng: np.random.Generator, must: list[np.ndarray], text: np.ndarray) -
 
 
 def score_text(question: Question, text: str) -> dict[str, float]:
-    """`recall_frac`, the share of the references that stand in a decoded answer, and for coreference its likeness.
+    """`recall_frac`, the share of the references that a decoded answer contains, and for coreference its likeness.
 
     recall_frac ignores case (string_match_all of RULER, arXiv 2404.06654). `similarity_frac` is 0 where the required
     prefix is missing, else difflib's ratio (2 x matching / all characters) of what follows the prefix to the reply
