@@ -1,8 +1,10 @@
 """How often 95 % intervals hold the planted truth, the planted law is chosen, and the rule calls a curve saturated.
 
-    python -m bench.coverage [--repetitions 500] [--resamples 300]
+    python -m bench.coverage [--repetitions 500] [--resamples 300] [--schedules]
 
 writes bench/results/coverage.json and prints the tables that docs/analysis.md shows of it; `--tables` only prints them.
+With `--schedules` the same for learning rates that are not constant, for turning lengths and for the replay term, in
+bench/results/coverage_schedules.json; there each repetition of the last two takes seconds.
 """
 
 import argparse
@@ -15,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.simulate import HIT, NLL, World, plan, simulate
+from bench.simulate import HIT, NLL, World, domains, plan, simulate
+from lccp_sim.analysis.stats.cpt_law import CptLaw, law_turning, replay, turning
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.laws import FREE_PARAMETERS, LAWS, Fit, gain_per_doubling, laws_of, solve
 from lccp_sim.analysis.stats.rule import EPS, Look, kneedle, looks
@@ -56,6 +59,24 @@ LAW_AND_RULE = {
     "cpt, a run four times as long": World(CPT, run_tokens=8_000_000, windows=18),
     "power, noise times 4": World(POWER, noise=0.8, wobble=0.04),
 }
+ANNEALED = law("cpt", c=4.0, B=-2.4, E=1 / 2e5, beta=1.5, C2=4e-7)
+FLAT = law("cpt", c=4.0, B=-2.4, E=1 / 2e4, beta=1.5, C2=4e-7)
+SCHEDULES = {
+    "wsd": World(ANNEALED, schedule="wsd", threshold=2.0),
+    "cosine": World(ANNEALED, schedule="cosine", threshold=2.0),
+    "cosine, levelled": World(FLAT, schedule="cosine", threshold=2.0),
+}
+OLD = CptLaw(2.6, 1.2, 0.35, 3e-7, 2e6, 1 / 1e5, 0.6)  # rises by 0.12 nats, and comes back
+NEW = CptLaw(3.2, 0.8, -0.9, 4e-7, 2e6, 1 / 2e4, 0.3)
+TURNS = {
+    "comes back, constant": (OLD, "constant"),
+    "comes back, wsd": (OLD, "wsd"),
+    "comes back, cosine": (OLD, "cosine"),
+    "never, constant": (replace(OLD, A=0.2), "constant"),
+    "never above, constant": (replace(OLD, B=-0.1), "constant"),
+}
+KAPPA, SHARES = 2.0, (0.0, 0.25, 0.5, 0.75)
+SHORT, LONG = "short_nll_nats", "nll_nats"
 
 
 def measure(
@@ -95,6 +116,10 @@ def intervals(world: World, both: dict[str, Curve]) -> list[tuple[str, Estimate 
         for frac, estimate in zip(FRACS, (row.t50, row.t90, row.t95), strict=True):
             found.append((f"{name} t{100 * frac:.0f}", estimate, world.truth_tokens(metric, frac)))
         found.append((f"{name} gain of the next doubling", gain_per_doubling(both[metric]), world.truth_gain(metric)))
+    if world.rate is not None:
+        plain = gain_per_doubling(replace(both[NLL], rate=None))
+        found.append(("nll gain of the next doubling, by laws in tokens", plain, world.truth_gain(NLL)))
+        return found
     gap, early = lag(both[HIT], both[NLL]), world.truth_tokens(HIT, FRACS[-1])
     if gap is not None:
         factor = float(world.truth(NLL, early) / world.truth(NLL, world.run_tokens))
@@ -120,14 +145,68 @@ def identifiability(world: World) -> float | None:
 
     None for a constant, which every law can be.
     """
-    value_W = world.law.predict(world.tokens_W)
+    value_W, seen = world.mean(world.tokens_W), world.areas(world.tokens_W)
     rivals = [
         name for name in LAWS if name != world.law.law and FREE_PARAMETERS[name] <= FREE_PARAMETERS[world.law.law]
     ]
     if not rivals:
         return None
     root_W = 1 / (value_W * np.sqrt(world.noise**2 / world.items + world.wobble**2))
-    return float(np.sqrt(min(solve(name, world.tokens_W, value_W, root_W).rss for name in rivals) / len(root_W)))
+    return float(np.sqrt(min(solve(name, seen, value_W, root_W).rss for name in rivals) / len(root_W)))
+
+
+def schedules(repetitions: int, resamples: int, turns: int) -> dict[str, Any]:
+    """Worlds whose rate is not constant; how often a turning length, and the replay term, lie in their intervals."""
+    worlds = {name: measure(world, repetitions, resamples, (NLL,), True) for name, world in SCHEDULES.items()}
+    found = {}
+    for name, (old, schedule) in TURNS.items():
+        rows = []
+        for seed in range(turns):
+            [both] = domains({SHORT: old, LONG: NEW}, schedule, seed=seed)
+            turned, truth = turning(both[SHORT], both[LONG]), law_turning(old, both[SHORT])
+            assert turned is not None
+            rows.append((turned.tokens.value, turned.tokens.low, turned.tokens.high, truth))
+        found[name] = _held(rows)
+    rows, arms = [], []
+    for seed in range(max(2, turns // 2)):
+        sweep = domains({SHORT: replace(OLD, kappa=KAPPA)}, shares=SHARES, seed=seed)
+        fitted = replay([(share, both[SHORT]) for share, both in zip(SHARES, sweep, strict=True)])
+        assert fitted is not None
+        rows.append((fitted.kappa.value, fitted.kappa.low, fitted.kappa.high, KAPPA))
+        for share, both, each in zip(SHARES, sweep, fitted.tokens, strict=True):
+            arms.append((each.value, each.low, each.high, law_turning(replace(OLD, kappa=KAPPA), both[SHORT], share)))
+    return {"worlds": worlds, "turning": found, "replay": {"kappa": _held(rows), "turning of the arms": _held(arms)}}
+
+
+def _held(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Coverage, the truth, and the middle of what was found; inf (never) is written as null."""
+    held = float(np.mean([low <= truth <= high for _, low, high, truth in rows]))
+    known = [[None if np.isinf(value) else round(float(value), 3) for value in row] for row in rows]
+    return {"covered": held, "n": len(rows), "truth": known[0][3], "median": known_median(rows), "rows": known}
+
+
+def known_median(rows: list[tuple[Any, ...]]) -> float | None:
+    """The median of what was found; None for never."""
+    middle = float(np.median([row[0] for row in rows]))
+    return None if not np.isfinite(middle) else middle
+
+
+def schedule_tables(result: dict[str, Any]) -> str:
+    """The tables of docs/analysis.md on schedules, turning lengths and replay."""
+    lines = ["| schedule | 95 % interval of | covered | n |", "|---|---|---|---|"]
+    for name, world in result["worlds"].items():
+        for what, share in world["coverage"].items():
+            if "gain" in what or what.endswith("t95"):
+                lines.append(
+                    f"| {name} | {what.replace('nll', 'NLL')} | {100 * share['covered']:.0f} % | {share['n']} |"
+                )
+    lines += ["", "| turning length | truth | median found | covered | n |", "|---|---|---|---|---|"]
+    rows = result["turning"] | {f"replay: {name}": row for name, row in result["replay"].items()}
+    for name, row in rows.items():
+        ends = [row["truth"], row["median"]] if name != "replay: turning of the arms" else ["", ""]
+        said = ["never" if end is None else f"{end:,.0f}" if end and end > 100 else f"{end}" for end in ends]
+        lines.append(f"| {name} | {' | '.join(said)} | {100 * row['covered']:.0f} % | {row['n']} |")
+    return "\n".join(lines)
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -171,7 +250,18 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "coverage.json")
     parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--schedules", action="store_true")
+    parser.add_argument("--turns", type=int, default=100)
     args = parser.parse_args()
+    if args.schedules:
+        out = args.out.with_name("coverage_schedules.json")
+        began = time.process_time()
+        if not args.tables:
+            result = schedules(args.repetitions, args.resamples, args.turns)
+            result = {"cpu_seconds": round(time.process_time() - began)} | result
+            write_atomic(out, json.dumps(result, indent=1) + "\n")
+        print(schedule_tables(json.loads(out.read_text())))
+        return
     if args.tables:
         print(tables(json.loads(args.out.read_text())))
         return

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.heads import METRICS, CopyTap
 

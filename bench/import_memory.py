@@ -27,9 +27,9 @@ def held() -> int:
 
 def only(way: str, folder: Path) -> None:
     """Prints the bytes that a way takes at its peak, over what there was before."""
-    from lccp_sim.models.architectures import read_config
-    from lccp_sim.models.hf_folder import inspect
-    from lccp_sim.models.weights import read_weights, write_weights
+    from lccp_sim.models.foreign.architectures import read_config
+    from lccp_sim.models.foreign.hf_folder import inspect
+    from lccp_sim.models.foreign.weights import read_weights, write_weights
 
     name, config = read_config(json.loads((folder / "config.json").read_text()), str(folder))
     if way == "read":

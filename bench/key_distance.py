@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lccp_sim.data.facts import word_atoms
-from lccp_sim.data.synthetic import plain_tokens
+from lccp_sim.data.documents.facts import word_atoms
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.tokenizer import read_tokenizer
 from lccp_sim.train.saved.checkpoint import read_checkpoint
 from lccp_sim.train.saved.init import load_transformer

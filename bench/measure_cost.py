@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import transformers as t  # noqa: E402
 
 from lccp_sim.configure.compose import check  # noqa: E402
-from lccp_sim.models.adapter import Adapter  # noqa: E402
+from lccp_sim.models.foreign.adapter import Adapter  # noqa: E402
 from lccp_sim.train.window.estimate import expected_seconds, kinds, timed  # noqa: E402
 
 SHAPE = {

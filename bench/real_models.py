@@ -25,8 +25,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from lccp_sim.analysis.report.plots import STYLE
-from lccp_sim.analysis.report.profiles import draw_map
+from lccp_sim.analysis.report.plots import STYLE, draw_map
 from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
@@ -84,7 +83,7 @@ def logits(checkpoint: Path, other: Path, length: int) -> dict[str, float]:
     Once more with our angles in fp32 like theirs: what is left then is not RoPE.
     """
     from lccp_sim.models import transformer
-    from lccp_sim.models.hf import load_checkpoint
+    from lccp_sim.models.foreign.hf import load_checkpoint
     from lccp_sim.train.saved.checkpoint import read_checkpoint
     from lccp_sim.train.saved.init import load_transformer
 

@@ -7,6 +7,7 @@ would question: noise is independent between windows; training that drifts would
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from lccp_sim.analysis.areas import Areas, Rate
 from lccp_sim.analysis.run import RunData
+from lccp_sim.analysis.stats.cpt_law import CptLaw
 from lccp_sim.analysis.stats.curve import Curve
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, seed_weights, weights
 from lccp_sim.analysis.stats.laws import Fit
 from lccp_sim.analysis.stats.rule import EPS, decide
 from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
+from lccp_sim.config import OptimConfig
 from lccp_sim.records import HEADLINE
 
 HIT, NLL = "hit_frac", "answer_nll_nats"
+STEPS = 1000
 NORMAL_Z, NORMAL_P = np.polynomial.hermite_e.hermegauss(15)
 
 
@@ -35,7 +40,8 @@ class World:
     `law`: mean answer NLL of all items in nats, at a seed of ordinary speed. `item_spread`: between items, the same at
     every window. `noise`: of an item at a window. `wobble`: of all items of a seed at a window together, as weights
     that differ from one window to the next give. `seed_spread`: how fast seeds learn. `threshold`: the answer NLL
-    below which an item is a hit, in nats. Items are the same for all seeds.
+    below which an item is a hit, in nats. Items are the same for all seeds. `schedule`: that of the learning rate, of
+    STEPS steps; other than constant, the law is in its areas, and seeds must not differ in speed.
     """
 
     law: Fit
@@ -48,6 +54,7 @@ class World:
     wobble: float = 0.01
     seed_spread: float = 0.0
     threshold: float = 1.0
+    schedule: str = "constant"
     tokens_W: Array = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -57,11 +64,31 @@ class World:
     def truth(self, metric: str, tokens: float | Array) -> Array:
         """The planted mean of a metric over all items and seeds there could be, at `tokens`, of their shape."""
         tokens = np.asarray(tokens, float)[..., None] * np.exp(self.seed_spread * NORMAL_Z)
-        mean = self.law.predict(tokens)
-        if metric == HIT:
-            spread = np.sqrt(self.item_spread**2 + self.noise**2 + self.wobble**2)
-            mean = norm.cdf((np.log(self.threshold / mean) + spread**2 / 2) / spread)
-        return mean @ NORMAL_P / NORMAL_P.sum()
+        return self._seen(metric, self.mean(tokens)) @ NORMAL_P / NORMAL_P.sum()
+
+    @cached_property
+    def rate(self) -> Rate | None:
+        """The learning rate of each step; None for a constant one."""
+        if self.schedule == "constant":
+            return None
+        decay = round(0.3 * STEPS) if self.schedule == "wsd" else None
+        optim = OptimConfig(1e-3, self.schedule, STEPS // 50, decay)  # type: ignore[arg-type]
+        return Rate(np.array([optim.lr * optim.factor(step, STEPS) for step in range(STEPS)]), self.run_tokens // STEPS)
+
+    def mean(self, tokens: Array) -> Array:
+        """The planted mean answer NLL of a seed of ordinary speed, of the tokens' shape."""
+        at = self.areas(tokens)
+        return self.law.predict(at.forward, at.annealing)
+
+    def areas(self, tokens: Array) -> Areas:
+        """The areas of the learning rate at tokens."""
+        return Areas.constant(tokens) if self.rate is None else self.rate.at(tokens)
+
+    def _seen(self, metric: str, mean: Array) -> Array:
+        if metric != HIT:
+            return mean
+        spread = np.sqrt(self.item_spread**2 + self.noise**2 + self.wobble**2)
+        return norm.cdf((np.log(self.threshold / mean) + spread**2 / 2) / spread)
 
     def truth_tokens(self, metric: str, frac: float) -> float:
         """Tokens at which the planted curve has made `frac` of its way from step 0 to the end of the run."""
@@ -69,8 +96,13 @@ class World:
         return float(brentq(lambda t: (self.truth(metric, t) - first) / (last - first) - frac, 0, self.run_tokens))
 
     def truth_gain(self, metric: str) -> float:
-        """The planted improvement from the end of the run to twice its tokens."""
-        gain = float(self.truth(metric, 2.0 * self.run_tokens) - self.truth(metric, self.run_tokens))
+        """The planted improvement from the end of the run to that of one twice as long, scheduled alike."""
+        if self.rate is None:
+            then = self.truth(metric, 2.0 * self.run_tokens)
+        else:
+            at = self.rate.doubled(self.run_tokens)
+            then = self._seen(metric, self.law.predict(at.forward, at.annealing))[0]
+        gain = float(then - self.truth(metric, self.run_tokens))
         return gain if metric == HIT else -gain
 
 
@@ -84,7 +116,7 @@ def items(world: World, rng: np.random.Generator) -> dict[str, Array]:
         + world.wobble * rng.standard_normal((world.seeds, 1, shape[2]))
     )
     variance = world.item_spread**2 + world.noise**2 + world.wobble**2
-    mean_SW = world.law.predict(speed_S * world.tokens_W)
+    mean_SW = world.mean(speed_S * world.tokens_W)
     nll_SIW = mean_SW[:, None] * np.exp(scatter_SIW - variance / 2)
     return {HIT: (nll_SIW < world.threshold).astype(float), NLL: nll_SIW}
 
@@ -104,9 +136,34 @@ def simulate(world: World, seed: int = 0, resamples: int = RESAMPLES) -> dict[st
         mean_IW = value_SIW.mean(0)
         stderr_W = mean_IW.std(0, ddof=1) / np.sqrt(world.items)
         result[metric] = Curve(
-            "needle", metric, {}, world.tokens_W, mean_IW.mean(0), stderr_W, draws_RW, "paired items", world.items
+            "needle", metric, {}, world.tokens_W, mean_IW.mean(0), stderr_W, draws_RW, "paired items", world.items,
+            world.rate,
         )  # fmt: skip
     return result
+
+
+def domains(
+    laws: dict[str, CptLaw], schedule: str = "constant", shares: Iterable[float] = (0.0,), seed: int = 0
+) -> list[dict[str, Curve]]:
+    """For each share of replay the loss of each domain, by metric, under planted laws: 40 texts, the same everywhere.
+
+    A text has a level of its own (0.3 nats) and noise (0.02) at each window; all texts share a wobble of 0.002.
+    """
+    world, rng = World(Fit("constant", {"c": 1.0}, 0.0), schedule=schedule), np.random.default_rng(seed)
+    tokens_W, weight_RI = world.tokens_W, weights(np.zeros(40), 300, seed)
+    at = world.areas(tokens_W)
+    level_I1, found = 0.3 * rng.standard_normal((40, 1)), []
+    for share in shares:
+        made = {}
+        for metric, law in laws.items():
+            noise_IW = 0.02 * rng.standard_normal((40, len(tokens_W))) + 0.002 * rng.standard_normal(len(tokens_W))
+            value_IW = law.predict(at, share) + level_I1 + noise_IW
+            made[metric] = Curve(
+                "perplexity", metric, {}, tokens_W, value_IW.mean(0), value_IW.std(0, ddof=1) / np.sqrt(40),
+                weight_RI @ value_IW, "paired items", 40, world.rate,
+            )  # fmt: skip
+        found.append(made)
+    return found
 
 
 def run_data(world: World, seed: int = 0) -> RunData:

@@ -20,7 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,7 +299,7 @@ def cell(case: Case, compare: bool) -> dict[str, Any]:
     return line
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs every cell and writes the raw numbers; on a GPU to bench/results, elsewhere to a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="tiny shapes on a CPU")
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, nargs="*", default=LONG, help="rows for ours alone, of the model `small`")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if not options.toy and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --toy runs it at toy size on a CPU")
     device = torch.device("cpu" if options.toy else "cuda")

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bench.tiny_causal_lms import build
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import adapted
+from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Needle, Perplexity

@@ -215,7 +215,8 @@ class RunConfig:
     Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
     each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
     waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
-    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files.
+    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files;
+    `background` writes files from a copy in host memory while training goes on.
     """
 
     name: Annotated[str, Effect.FIXED]
@@ -236,11 +237,12 @@ class RunConfig:
     shard: Annotated[bool, Effect.SPEED] = False
     ep: Annotated[Size, Effect.SPEED] = 1
     cp: Annotated[Size, Effect.SPEED] = 1
-    checkpoints: Annotated[Literal["file", "sharded"] | None, Effect.SPEED] = None
+    checkpoints: Annotated[Literal["file", "sharded", "background"] | None, Effect.SPEED] = None
     timeout_minutes: Annotated[float, Gt(0), Effect.SPEED] = 30.0
     log_every_steps: Annotated[Size, Effect.FIXED] = 10
     checkpoint_every_steps: Annotated[Size, Effect.SPEED] = 100
     loggers: Annotated[dict[str, Any], Effect.SPEED] = field(default_factory=dict)
+    tensorboard_axis: Annotated[Literal["tokens"] | None, Effect.FIXED] = None  # null: optimizer steps
     stopping: Annotated[StoppingConfig | None, Effect.LATER] = None  # a decay names the directory, too
 
     def __post_init__(self) -> None:
@@ -257,6 +259,8 @@ class RunConfig:
         rule = "needs sharded weights; set run.shard=true"
         refuse(self.checkpoints == "sharded" and not self.shard, "run.checkpoints", "sharded", rule)
         refuse(self.cp > 1 and not self.shard, "run.cp", self.cp, rule)
+        rule = "writes files of unsharded weights; set run.shard=false, or run.checkpoints to file or sharded"
+        refuse(self.checkpoints == "background" and self.shard, "run.checkpoints", "background", rule)
         refuse("/" in self.name or not self.name, "run.name", self.name, "must be a plain name: it becomes a directory")
 
     @property
@@ -266,15 +270,34 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MonitorsConfig:
+    """Which monitors measure a run, by name, and the first window in tokens (null: only step 0 and the end).
+
+    `watch` has the dataclasses of monitors/. They see the model in `precision` (null: that of the run). Logits and what
+    a head attends to are fp32 in both. Attention is dense; `attention` both: needle, perplexity and induction are
+    measured with that of training, too, as long as it is sparse.
+    """
+
+    first_window_tokens: Size | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] | None = None
+    attention: Literal["dense", "both"] = "dense"
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` and `monitors` are the dataclasses of those packages."""
+    """Everything that a run depends on. `data` is the dataclass of data/.
+
+    `objective` is a variant of train/objectives: what a step learns (null: the next token of the mixture).
+    """
 
     seed: Count
     run: RunConfig
     model: ModelConfig
     optim: OptimConfig
     data: Any
-    monitors: Any
+    monitors: MonitorsConfig
+    objective: Any = None
 
     @property
     def watched_in_bf16(self) -> bool:

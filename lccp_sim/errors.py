@@ -37,6 +37,10 @@ class NotFinite(UserError):
     """A loss, gradient or measured value that is not finite: where, and at which step."""
 
 
+class NoSignal(UserError):
+    """Reinforcement learning whose rewards tell no answers apart: since when, and what they are."""
+
+
 class LostRank(UserError):
     """Another process of the run is gone, never came, or did not answer in time."""
 

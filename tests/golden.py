@@ -27,6 +27,7 @@ import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ seeds: [0, 1]
 metrics: [needle/hit_frac, needle/answer_nll_nats, perplexity/nll_nats]
 """
 Manifest = dict[str, Any]
+Hook = Callable[[str, tuple], None]
 
 
 class Failed(Exception):
@@ -88,6 +90,8 @@ class Failed(Exception):
 
 class Commands:
     """Runs commands of the package in `root`, a folder of its own, each in a fork of this process."""
+
+    seconds = SECONDS
 
     def __init__(self, package: Path, root: Path):
         if any(name.partition(".")[0] == "lccp_sim" for name in sys.modules):
@@ -115,12 +119,11 @@ class Commands:
         self.count += 1
         logs = [self.root / "logs" / f"{self.count:02}-{words[0]}-{rank}.txt" for rank in range(ranks)]
         logs[0].parent.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         began = time.perf_counter()
         sys.stdout.flush(), sys.stderr.flush()
-        children = [self._start(words, log, rank, ranks, port, kill_before) for rank, log in enumerate(logs)]
+        hooks: list[Hook | None] = [partial(_die_at, kill_before) if kill_before else None, *[None] * (ranks - 1)]
+        children = [self.start(words, log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
         ended = [os.wait4(children[0], 0)]
         for child in children[1:]:
             if kill_before:  # it would wait for the one that is gone
@@ -136,13 +139,14 @@ class Commands:
             raise Failed(f"lccp {' '.join(words)}: ended with {states}, not {wanted}:\n{said[-3000:]}\n({logs[0]})")
         return said
 
-    def _start(self, words: Sequence[str], log: Path, rank: int, ranks: int, port: int, kill_before: str) -> int:
+    def start(self, words: Sequence[str], log: Path, rank: int, ranks: int, port: int, hook: Hook | None = None) -> int:
+        """Start one rank of `lccp WORDS`, its output in `log`; return its process. `hook` hears its audit events."""
         child = os.fork()
         if child:
             return child
         status = 70
         try:
-            signal.alarm(SECONDS)
+            signal.alarm(self.seconds)
             with open(log, "wb") as file:
                 os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
             os.chdir(self.root)
@@ -150,8 +154,8 @@ class Commands:
             sys.argv = ["lccp", *words]
             if ranks > 1:
                 _be_rank(rank, ranks, port)
-            if kill_before and rank == 0:
-                sys.addaudithook(lambda event, values: _die_at(kill_before, event, values))
+            if hook is not None:
+                sys.addaudithook(hook)
             module, _, name = self.entry.partition(":")
             main = getattr(importlib.import_module(module), name)
             if not Path(str(sys.modules[module].__file__)).is_relative_to(self.package):
@@ -164,6 +168,13 @@ class Commands:
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(status)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _be_rank(rank: int, ranks: int, port: int) -> None:
@@ -302,6 +313,7 @@ def fix_seconds(run: Path) -> None:
     path = run / "timing.jsonl"
     lines = [json.loads(line) | {"seconds": 1.0} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_name("sums.json").unlink(missing_ok=True)  # it would tell of the edit
 
 
 def layouts(lccp: Commands, found: Found, quick: bool) -> None:

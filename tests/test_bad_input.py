@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from lccp_sim.cli import main
+from lccp_sim.sums import change_sums
 from lccp_sim.train.loop import module
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.saved import checkpoint
@@ -45,6 +46,7 @@ def home(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(origin / part, tmp_path / part)
     for path in tmp_path.glob("runs/*/config.yaml"):
         path.write_text(path.read_text().replace(str(origin / "runs"), str(tmp_path / "runs")))
+        change_sums(path.parent, known={path.name: None})
     return tmp_path
 
 

@@ -44,13 +44,15 @@ def test_help_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_misspelt_key_is_refused_without_torch() -> None:
     code = (
         "import sys; from lccp_sim.cli import main; "
-        "sys.exit(3 * main(['train', 'run=smoke', 'optim.lrr=1', 'model.d_head=15']) + ('torch' in sys.modules))"
+        "words = ['train', 'run=smoke', 'optim.lrr=1', 'model.d_head=15', 'data.packin=best_fit']; "
+        "sys.exit(3 * main(words) + ('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines() == [
         "lccp: model.d_head=15: must be even: RoPE rotates pairs",
         "lccp: optim.lrr: no such key; did you mean 'lr'?",
+        "lccp: data.packin: no such key; did you mean 'packing'?",
     ]
 
 

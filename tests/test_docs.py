@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
-NAMES = "measuring data plan huggingface models analysis real_models studies/README".split()  # first_hour has a test
+# docs/first_hour.md has a test of its own.
+NAMES = "measuring data plan huggingface models analysis real_models post_training studies/README".split()
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 
@@ -43,7 +44,7 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    names = "train measure report study plan data import export gate compare doctor".split()
+    names = "train chain measure report study plan data import export gate compare doctor".split()
     return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 
@@ -58,6 +59,9 @@ def run_dry(words: list[str]) -> None:
     if rest[0] in ("train", "data"):
         for overrides in arms(rest[1:]):
             check(overrides)
+    if rest[0] == "chain":
+        for name in (word for word in rest[1:] if "=" not in word):
+            check([f"run={name}", *(word for word in rest[1:] if "=" in word)])
     if rest[0] == "study":
         launching([word for word in rest[1:] if "=" in word])
         for name in (word for word in rest[1:] if "=" not in word and not word.startswith("-")):

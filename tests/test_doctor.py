@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lccp_sim.cli import console_here
 from lccp_sim.models import experts
 from lccp_sim.models.experts import EXPERTS, loop
 from lccp_sim.verbs import doctor
@@ -67,7 +68,7 @@ def test_the_loop_is_compared_as_the_definition_says() -> None:
 
 def test_the_whole_answer_names_versions_machine_and_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = doctor.doctor(tmp_path / "not" / "yet")
-    assert doctor.show(rows) == 0
+    assert doctor.show(rows, console_here()) == 0
     by_name = {(row.topic, row.name): row for row in rows}
     assert by_name["versions", "torch"].value == torch.__version__
     assert by_name["machine", "cores"].ok and by_name["machine", "cpu"].ok
@@ -78,8 +79,8 @@ def test_the_whole_answer_names_versions_machine_and_disk(tmp_path: Path, capsys
 
 
 def test_the_exit_code_is_one_where_no_backend_works() -> None:
-    assert doctor.show(doctor.expert_rows({"loop": no_backend})) == 1
-    assert doctor.show(doctor.expert_rows({"loop": loop, "fancy": no_backend})) == 0
+    assert doctor.show(doctor.expert_rows({"loop": no_backend}), console_here()) == 1
+    assert doctor.show(doctor.expert_rows({"loop": loop, "fancy": no_backend}), console_here()) == 0
 
 
 def fake(seconds: float):

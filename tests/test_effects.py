@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.analysis.run import PLACES
+from lccp_sim.analysis.run import PLACE_KEYS
 from lccp_sim.config import FREE, Effect, ModelConfig, is_one_of, keys_with
 from lccp_sim.configure.compose import check
 from lccp_sim.configure.load import config_keys, unequal
@@ -23,7 +23,8 @@ NAMES = {
     "smoke run.tokens=1000000 run.threads=7 data.cache=/c data.mirror=/m run.precondition=true": "smoke-s0-93fe7e6b",
 }
 KEYS = {
-    (Effect.FIXED,): "run.name run.precondition run.deterministic run.log_every_steps run.init_optimizer",
+    (Effect.FIXED,): "run.name run.precondition run.deterministic run.log_every_steps run.init_optimizer "
+    "run.tensorboard_axis",
     (Effect.PLACE,): "run.root run.init_from run.branch_from data.cache data.mirror",
     (Effect.SPEED,): "run.accelerator run.threads run.loggers run.micro_batch_tokens run.checkpoint_every_steps "
     "run.shard run.ep run.cp run.timeout_minutes run.recompute_every run.checkpoints",
@@ -47,7 +48,7 @@ def test_a_directory_keeps_its_name(words: str) -> None:
 
 
 def test_tables_leave_out_where_things_lie() -> None:
-    assert config_keys(Effect.PLACE) | {"run.name"} == PLACES
+    assert config_keys(Effect.PLACE) | {"run.name"} == PLACE_KEYS
 
 
 def test_a_key_may_change_with_all_that_lies_inside_it() -> None:

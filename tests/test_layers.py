@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
-LEAVES = {"config", "configure.parse", "console", "errors", "files", "progress", "records"}
-ROOMS = {**dict.fromkeys(("console", "errors", "files", "progress"), set()), "records": {"errors"}}
+LEAVES = {"config", "configure.parse", "errors", "files", "progress", "records", "sums"}
+ROOMS = {**dict.fromkeys(("errors", "files", "progress"), set()), "records": {"errors"}}
+ROOMS |= {"sums": {"errors", "files"}}
 ROOMS |= {"config": {"errors"}, "configure.parse": {"config", "errors"}}
 ROOMS |= {name: {*LEAVES} for name in ("models", "data", "plan")}  # room -> the rooms that it may import beside itself
 ROOMS["monitors"] = {"models", "data", *LEAVES}
-ROOMS["configure"] = {"monitors"} | ROOMS["monitors"]
-ROOMS["analysis"] = {"analysis.stats", *LEAVES}  # run, overall, format; and format knows two types of stats
+ROOMS["train.objectives"] = {"monitors"} | ROOMS["monitors"]
+ROOMS["configure"] = {"train.objectives"} | ROOMS["train.objectives"]
+ROOMS["analysis"] = {*LEAVES}  # run, overall, metrics, format
 ROOMS["analysis.stats"] = {"analysis", *LEAVES}
 ROOMS["analysis.findings"] = {"analysis.stats"} | ROOMS["analysis.stats"]
 ROOMS["analysis.seeds"] = {"analysis.findings"} | ROOMS["analysis.findings"]
-SHARED = {"analysis.report.verdict", "analysis.report.precondition"}  # what training says, too
+SHARED = {f"analysis.report.{name}" for name in ("verdict", "precondition", "plots")}  # what training says, too
 ROOMS["analysis.report"] = {"analysis.seeds", *SHARED} | ROOMS["analysis.seeds"]
 ROOMS |= {name: {"analysis.report"} | ROOMS["analysis.report"] for name in SHARED}
 ROOMS["analysis.judge"] = {"analysis.seeds"} | ROOMS["analysis.seeds"]
@@ -33,29 +35,31 @@ ROOMS["train"] = {"train.window"} | ROOMS["train.window"]
 ROOMS["verbs"] = {"train", "analysis.report", "analysis.judge"} | ROOMS["train"]
 ROOMS |= {"cli": {"verbs"} | ROOMS["verbs"], "__main__": {"cli"}}
 HOMES = {  # package -> the places that may name it
-    **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/", "verbs/measure.py")),
+    **dict.fromkeys(("lightning", "pytorch_lightning"), ("train/",)),
     "torch.distributed": ("train/parallel/", "train/saved/sharded.py"),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),
     **dict.fromkeys(("megablocks", "grouped_gemm"), ("models/experts.py",)),
-    "transformers": ("models/adapter.py", "models/hf.py"),
+    "transformers": ("models/foreign/adapter.py", "models/foreign/hf.py"),
     "torch": ("train/", "monitors/", "models/", "data/", "verbs/"),
 }
 HEAVY = set("torch lightning hydra omegaconf pydantic numpy pandas matplotlib datasets tokenizers".split())
+PRIVATE = "train/parallel/torch_private.py"  # the one place for what torch does not promise to keep
 LINES, FILES = 500, 15  # of a module, of a folder
-MORE_FILES = {"data": 23, "models": 19, "monitors": 17}  # folders that wait to be cut
 PLANTED = {
     "models/moe.py imports data": "def f():\n    from ..data import pools",
     "data/pools.py imports models": "from lccp_sim import models",
     "records.py imports config": "from lccp_sim.config import ConfigError",
     "configure/parse.py imports data": "from lccp_sim.data import sources",
     "analysis/stats/laws.py imports analysis.findings": "from lccp_sim.analysis.findings import examine",
+    "analysis/format.py imports analysis.stats": "from lccp_sim.analysis.stats.curve import Estimate",
     "analysis/run.py imports analysis.report": "from lccp_sim.analysis.report import tables",
-    "train/saved/init.py imports verbs": "from lccp_sim.verbs.hf import import_checkpoint",
+    "train/saved/init.py imports verbs": "from lccp_sim.verbs.sweep import sweep",
     "train/loop/module.py imports train.window": "from lccp_sim.train.window.suite import MonitorSuite",
     "train/window/stopping.py imports analysis.report": "from lccp_sim.analysis.report import tables",
     "analysis/stats/laws.py names torch": "import torch.nn.functional as F",
     "monitors/heads.py names lightning": "from lightning.pytorch import Callback",
     "models/moe.py names torch.distributed": "import torch\ntorch.distributed.barrier()",
+    "train/parallel/layout.py names private parts of torch": "from torch.utils._pytree import tree_map",
     "train/loop/loader.py names datasets": "import datasets.utils",
     "train/run.py has over 500 lines": "\n" * 501,
 }
@@ -84,6 +88,8 @@ def violations(path: str, source: str) -> list[str]:
     for package, homes in HOMES.items():
         if not path.startswith(homes) and any(f"{name}.".startswith(f"{package}.") for name in names):
             wrong.append(f"{path} names {package}")
+    if path != PRIVATE and any(name.startswith("torch.") and "._" in name for name in names):
+        wrong.append(f"{path} names private parts of torch")
     return wrong + [f"{path} has over {LINES} lines"] * (source.count("\n") > LINES)
 
 
@@ -113,7 +119,7 @@ def test_a_folder_has_few_files() -> None:
     count = Counter(
         path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.stem[0] != "_"
     )
-    assert {folder: n for folder, n in count.items() if n > MORE_FILES.get(folder, FILES)} == {}
+    assert {folder: n for folder, n in count.items() if n > FILES} == {}
 
 
 @pytest.mark.parametrize("module", ["config", "errors", "records", "cli"])

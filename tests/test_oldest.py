@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.hf import OLDEST, load_checkpoint
+from lccp_sim.models.foreign.hf import OLDEST, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 OLD = Path(os.environ.get("LCCP_OLDEST", Path(sys.prefix) / "oldest"))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from lccp_sim.analysis.metrics import SIGNED, groups, shown
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import Comparison, Correlation, comparisons, correlations
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.cpt_law import Turning, turning
+from lccp_sim.analysis.stats.curve import Curve, curves
 from lccp_sim.analysis.stats.deceptive import Deceptive, deceptive
 from lccp_sim.analysis.stats.dynamics import SETS, Dynamics, dynamics
 from lccp_sim.analysis.stats.equivalence import Equivalence, probe_stays
@@ -36,7 +37,7 @@ class Findings:
 
     `steps_sft`: the fine-tuning steps that the probe recorded. Whole monitors have no tags, the probe too: that is the
     probe after its last fine-tuning step. `stays`: whether that has stopped moving. `knees`: what Kneedle would call
-    the knee, to be shown as a caution.
+    the knee, to be shown as a caution. `turning`: when the short-context loss is back where it was at step 0.
     """
 
     run: RunData
@@ -53,6 +54,7 @@ class Findings:
     deceptive: Deceptive | None = None
     steps_sft: list[int] = field(default_factory=list)
     stays: Equivalence | None = None
+    turning: Turning | None = None
     eps: float = EPS
 
     def curve(self, monitor: str, metric: str, **tags: Tag) -> Curve | None:
@@ -111,11 +113,6 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
     return monitor, metric, tuple(sorted(tags.items()))
 
 
-def gain_of(decision: Decision | None) -> Estimate | None:
-    """The predicted gain of the next doubling, or None where there is none."""
-    return decision.gain if decision else None
-
-
 def examine(run: RunData, eps: float = EPS) -> Findings:
     """All curves of a run, each metric whole and in its parts; what the run did not record is simply absent."""
     found = Findings(run, eps=eps)
@@ -154,6 +151,21 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
     panels = gather([run])
     found.correlations, found.comparisons, found.deceptive = correlations(panels), comparisons(panels), deceptive(run)
     found.stays = probe_stays(run)
+    short, long = (found.curve("perplexity", metric) for metric in ("short_nll_nats", "nll_nats"))
+    found.turning = turning(short, long) if short and long else None
+    return found
+
+
+def examine_signals(run: RunData) -> Findings:
+    """What the first screen needs of a run, as `examine` finds it, in a tenth of the time."""
+    found = Findings(run)
+    for monitor in WHOLE:
+        for metrics in groups("signal", monitor):
+            found.add(monitor, metrics, {})
+    found.steps_sft = _tuning_steps(run)
+    for metrics in groups("signal", "probe") if found.steps_sft else ():
+        found.add("probe", metrics, {}, of={"sft_step": found.steps_sft[-1]})
+    found.stays = probe_stays(run)
     return found
 
 
@@ -168,7 +180,7 @@ def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) ->
 def _probe(found: Findings) -> None:
     """The probe: whole (after its last fine-tuning step), before fine-tuning, what fine-tuning gains, and by task."""
     run = found.run
-    found.steps_sft = sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})
+    found.steps_sft = _tuning_steps(run)
     if not found.steps_sft:
         return
     last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]}
@@ -181,3 +193,7 @@ def _probe(found: Findings) -> None:
     for metric in ("exact_match_frac", "answer_nll_nats"):
         for (task,) in values(run, "probe", metric, "task", **last):
             found.add("probe", (metric,), last | {"task": task})
+
+
+def _tuning_steps(run: RunData) -> list[int]:
+    return sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})

@@ -1,13 +1,11 @@
 """Numbers as a person reads them. Every sentence, table and figure takes its numbers through here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Estimate
-from lccp_sim.analysis.stats.saturation import Progress
 from lccp_sim.records import HEADLINE, SENTENCE, Tag
 
 SPANS = {HEADLINE: "the value's tokens", SENTENCE: "the whole answer sentence"}
@@ -28,7 +26,23 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) > 1e-9 else "0"
 
 
-def interval(estimate: Estimate | None, form: Callable[[float], str] = number) -> str:
+class Spread(Protocol):
+    """What has a value and may have an interval."""
+
+    @property
+    def value(self) -> float:
+        """The estimate."""
+
+    @property
+    def low(self) -> float | None:
+        """The lower end; None without an interval."""
+
+    @property
+    def high(self) -> float | None:
+        """The upper end."""
+
+
+def interval(estimate: Spread | None, form: Callable[[float], str] = number) -> str:
     """An estimate with its interval in brackets: "2.9 (2.5 to 3.4)"."""
     if estimate is None:
         return "not defined"
@@ -40,18 +54,6 @@ def interval(estimate: Estimate | None, form: Callable[[float], str] = number) -
 def percent(share: float, digits: int = 0) -> str:
     """A share as a percentage: "95 %"."""
     return f"{100 * share:.{digits}f} %"
-
-
-def change(row: Progress, unit: str = "") -> str:
-    """First and last value: "from 0.1 to 0.9"."""
-    return f"from {number(row.first)} to {number(row.last)}{unit}"
-
-
-def reached(row: Progress) -> str:
-    """The t95 in words, with the run length beside it, or why there is none."""
-    if row.t95 is None:
-        return f"has no t95 ({row.reason})"
-    return f"has t95 = {interval(row.t95, tokens)} of the run's {tokens(row.run_tokens)} tokens"
 
 
 def measured(value: float, stderr: float) -> str:

@@ -5,7 +5,7 @@ docs/monitors.md defines each metric; a test holds its tables and this catalogue
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lccp_sim.records import OF_SENTENCE
 
@@ -56,6 +56,11 @@ class Metric:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
+    def tallies(self) -> bool:
+        """Whether it only counts what other numbers rest on: no chart shows it."""
+        return self.unit == "count" and self.better == NEITHER
+
+    @property
     def bounds(self) -> tuple[float | None, float | None]:
         """The least and the largest value that it can have; None where there is none."""
         return {LOGIT: (0, 1), SIGNED: (None, None)}.get(self.scale, (0, None))
@@ -85,6 +90,10 @@ METRICS = (
     Metric("probe/similarity_frac", "probe, similarity", "fraction", UP, LOGIT),
     Metric("probe/exact_match_seed_std_frac", "exact match, spread over probe seeds", "", NEITHER, LINEAR),
     Metric("probe/answer_nll_seed_std_nats", "answer NLL, spread over probe seeds", NATS, NEITHER, LINEAR),
+    Metric("answers/pass_at_1_frac", "sampled answers, pass@1", "fraction of samples", UP, LOGIT, "", "page overlay"),
+    Metric("answers/pass_at_8_frac", "sampled answers, pass@8", "fraction of questions", UP, LOGIT, "", "page overlay"),
+    Metric("answers/place_frac", "sampled answers, place", "F2 of words", UP, LOGIT, "", "page"),
+    Metric("answers/entropy_nats", "sampled answers, entropy", NATS, NEITHER, LINEAR),
     Metric("heads/retrieval_heads_count", "heads > 0.1", "count", UP, LINEAR, "heads",
            "page beside windows overlay"),
     Metric("heads/initial_heads_mean_frac", "initial heads", "mean score", UP, LOGIT, "heads",
@@ -137,6 +146,15 @@ METRICS = (
     Metric("train/lr", "learning rate", "", NEITHER, LINEAR),
     Metric("train/grad_norm", "gradient norm", "", NEITHER, LINEAR),
     Metric("train/dense_attention_frac", "layers with dense attention", "fraction", NEITHER, LOGIT),
+    Metric("train/contrast_loss_nats", "contrast of heads, loss", "nats per pair", DOWN, LINEAR),
+    Metric("train/chosen_wins_frac", "pairs whose margin is above 0", "fraction", UP, LOGIT),
+    Metric("train/pairs_count", "pairs that differ", "count", NEITHER, LINEAR),
+    Metric("train/reward", "reward", "", UP, SIGNED),
+    Metric("train/answer_reward_frac", "reward for the answer", "fraction", UP, LOGIT),
+    Metric("train/place_reward_frac", "reward for the place", "fraction", UP, LOGIT),
+    Metric("train/silent_groups_frac", "groups without signal", "fraction", DOWN, LOGIT),
+    Metric("train/entropy_nats", "entropy of the samples", NATS, NEITHER, LINEAR),
+    Metric("train/sampled_tokens_count", "length of the samples", "tokens", NEITHER, LINEAR),
 )  # fmt: skip
 CATALOGUE = {each.key: each for each in METRICS}
 BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of a metric without a row
@@ -145,12 +163,14 @@ BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of
 def metric_of(monitor: str, name: str) -> Metric:
     """The row of a metric; of one that has none, what the suffix of its unit says: nats fall, all else rises.
 
-    `name` may be that of the whole answer sentence, as loggers have it.
+    `name` may be that of the whole answer sentence, as loggers have it; the label says so.
     """
     key = f"{monitor}/{name.removeprefix(OF_SENTENCE)}"
     unit = name.rpartition("_")[2]
     better, scale = BY_UNIT.get(unit, (UP, LINEAR))
-    return CATALOGUE.get(key) or Metric(key, f"{monitor} {name}", unit if unit in BY_UNIT else "", better, scale)
+    if (row := CATALOGUE.get(key)) is None:
+        return Metric(key, f"{monitor} {name}", unit if unit in BY_UNIT else "", better, scale)
+    return replace(row, label=f"{row.label} of the whole sentence") if name.startswith(OF_SENTENCE) else row
 
 
 def shown(place: str, monitor: str = "") -> Iterator[Metric]:

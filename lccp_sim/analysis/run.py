@@ -27,6 +27,7 @@ from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.config import Effect, RunConfig, keys_with
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
+from lccp_sim.sums import check_sums
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
 TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
@@ -146,8 +147,8 @@ def timing_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
     if not path.is_file():
         warnings.append(f"{path}: missing; what the monitors cost is not shown")
         return pd.DataFrame(columns=TIMES)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
         return pd.DataFrame([json.loads(line) for line in lines], columns=TIMES)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
@@ -191,7 +192,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
 # Where things lie, not what they are. Those of data are said beside its keys, which are out of reach from here.
-PLACES = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
+PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,7 @@ def load_run(path: str | Path) -> RunData:
             "where there are any"
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
+    check_sums(path)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
 
@@ -330,7 +332,7 @@ def differing(runs: list[RunData]) -> pd.DataFrame:
     """One row a run, one column a config key (dotted) that not all runs share; lists and the like as JSON."""
     settings = [_flat(run.config) for run in runs]
     names = sorted(set().union(*settings))
-    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACES]
+    kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACE_KEYS]
     rows = [{name: flat.get(name) for name in kept} for flat in settings]
     return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
 

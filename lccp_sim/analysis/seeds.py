@@ -15,7 +15,7 @@ from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.run import differing
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, seed_weights
-from lccp_sim.analysis.stats.pairs import CEILING
+from lccp_sim.analysis.stats.pairs import at_ceiling
 from lccp_sim.records import Tag
 
 Orders = Sequence[Findings]  # the runs of one seed, which differ in the order of their data
@@ -119,8 +119,8 @@ def over(values: Sequence[float], draws: Sequence[Array]) -> Estimate:
 
 def ceiling(hit: Curve) -> float:
     """Tokens at the first window where the hit is at the ceiling; infinite where it never is."""
-    passed = np.flatnonzero(hit.value_W >= CEILING)
-    return float(hit.tokens_W[passed[0]]) if len(passed) else float("inf")
+    place = at_ceiling(hit.value_W)
+    return float("inf") if place is None else float(hit.tokens_W[place])
 
 
 def drawn(curve: Curve) -> Array:

@@ -14,12 +14,13 @@ from lccp_sim.errors import ConfigError
 if TYPE_CHECKING:
     from lccp_sim.config import Config
 
-LIGHT = r"(run|seed)=|\+*(run|optim|model(?!\.rope))\."  # what shipped configs leave to config.py alone
+LIGHT = r"(run|seed)=|\+*(run|optim|data|model(?!\.rope))\."  # what can be checked without torch in shipped configs
 GROUPS = ("model", "data", "optim", "monitors", "run")
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
@@ -35,6 +36,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # Hydra lets those of its files through
+        raise ConfigError(f"--config-dir {config_dir}: cannot be read ({' '.join(str(error).split())})") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -48,7 +51,13 @@ def refuse_sections(plain: dict[str, Any]) -> None:
     problems: list[str] = []
     for name, section in plain.items():
         try:
-            parse(kinds[name], section, name)
+            if name == "data":
+                from lccp_sim.data.documents.sources import parse_sources
+                from lccp_sim.data.pools import DataConfig
+
+                parse(DataConfig, section | {"sources": parse_sources(section)}, name)
+            else:
+                parse(kinds[name], section, name)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -83,11 +92,12 @@ def explain(error: Exception) -> str:
 def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
     """The checked config of some overrides. Raises ConfigError.
 
-    Where they change nothing but keys of config.py in a config that ships, these are checked first, without torch.
+    Where they change nothing but keys that need no torch in a config that ships, these are checked first, without it.
     """
     plain = compose(overrides, config_dir)
     if config_dir is None and all(re.match(LIGHT, word) for word in overrides):
-        refuse_sections({name: plain[name] for name in ("run", "model", "optim")})
+        data = ["data"] if any(re.match(r"\+*data\.", word) for word in overrides) else []
+        refuse_sections({name: plain[name] for name in ("run", "model", "optim", *data)})
     from lccp_sim.configure.load import load_config
 
     return load_config(plain)

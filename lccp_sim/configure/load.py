@@ -2,17 +2,28 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from lccp_sim.config import Config, Effect, ModelConfig, OptimConfig, RunConfig, StoppingConfig, is_one_of, keys_with
+from lccp_sim.config import (
+    Config,
+    Effect,
+    ModelConfig,
+    MonitorsConfig,
+    OptimConfig,
+    RunConfig,
+    StoppingConfig,
+    is_one_of,
+    keys_with,
+)
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.documents.sources import parse_sources
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import SOURCES
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.models.attention_kinds import with_attention
 from lccp_sim.models.experts import EXPERTS
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.monitors import MONITORS, Monitor
+from lccp_sim.train.objectives import OBJECTIVES
 
 
 def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> list[int]:
@@ -29,21 +40,6 @@ def window_steps(first_tokens: int | None, batch_tokens: int, steps: int) -> lis
             if step < steps:
                 windows.add(step)
     return sorted(windows)
-
-
-@dataclasses.dataclass(frozen=True)
-class MonitorsConfig:
-    """The monitors of a run, by name, and the first window in tokens (null: only step 0 and the end).
-
-    They see the model in `precision` (null: that of the run). Logits and what a head attends to are fp32 in both.
-    Attention is dense; `attention` both: needle, perplexity and induction are measured with that of training, too, as
-    long as it is sparse.
-    """
-
-    first_window_tokens: int | None
-    watch: dict[str, Monitor]
-    precision: Literal["fp32", "bf16"] | None = None
-    attention: Literal["dense", "both"] = "dense"
 
 
 SECTIONS = {"run": RunConfig, "model": ModelConfig, "optim": OptimConfig, "data": DataConfig}
@@ -73,13 +69,13 @@ def load_config(plain: Mapping[str, Any]) -> Config:
 
     sections = [field.name for field in dataclasses.fields(Config)]
     notes = [f"{key}: no such group of keys{nearest(str(key), sections)}" for key in plain if key not in sections]
-    notes += [f"{key}: missing" for key in sections if key not in plain]
+    notes += [f"{key}: missing" for key in sections if key not in plain and key != "objective"]
     if notes:
         raise ConfigError(*notes)
     run, model, data, optim, monitors = (_mapping(plain, key) for key in ("run", "model", "data", "optim", "monitors"))
     model = attempt(with_attention, model) or {key: value for key, value in model.items() if key != "attention"}
     model["rope"] = attempt(parse_kind, POSITIONS, model.get("rope"), "model.rope")
-    sources = attempt(_sources, data)
+    sources = attempt(parse_sources, data)
     config = Config(
         seed=plain["seed"],
         run=attempt(parse, RunConfig, run, "run"),
@@ -87,6 +83,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
         optim=attempt(parse, OptimConfig, optim, "optim"),
         data=attempt(parse, DataConfig, data | {"sources": sources}, "data") if sources is not None else None,
         monitors=attempt(_monitors, monitors, sources),
+        objective=attempt(parse_kind, OBJECTIVES, plain.get("objective") or {"kind": "lm"}, "objective"),
     )
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_attention, config.run, config.model)
@@ -98,6 +95,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     refuse(bad, "seed", config.seed, "must be an integer >= 0")
     known = ("auto", *EXPERTS)
     refuse(config.model.experts not in known, "model.experts", config.model.experts, f"one of {', '.join(known)}")
+    config.objective.check(config)
     return config
 
 
@@ -112,39 +110,11 @@ def _mapping(plain: Mapping[str, Any], key: str, where: str = "") -> dict[str, A
     return dict(plain[key])
 
 
-def _sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sources by name. One without a kind is most likely another one's name, mistyped."""
-    sources = _mapping({"sources": {}, **data}, "sources", "data.")
-    problems: list[str] = []
-    found: dict[str, Any] = {}
-    for name, settings in sources.items():
-        others = [other for other in sources if other != name]
-        try:
-            found[name] = parse_kind(SOURCES, settings, f"data.sources.{name}")
-        except ConfigError as error:
-            kindless = isinstance(settings, Mapping) and "kind" not in settings
-            *first, last = error.problems
-            problems += [*first, last + (nearest(str(name), others) if kindless else "")]
-    if problems:
-        raise ConfigError(*problems)
-    return found
-
-
 def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> MonitorsConfig:
-    first = plain.get("first_window_tokens")
-    bad = first is not None and (not isinstance(first, int) or first < 1)
-    refuse(
-        bad, "monitors.first_window_tokens", first, "must be an integer above 0, or null for step 0 and the end alone"
-    )
-    precision = plain.get("precision")
-    known = precision in (None, "fp32", "bf16")
-    refuse(not known, "monitors.precision", precision, "must be fp32 or bf16, or null for that of the run")
-    attention = plain.get("attention", "dense")
-    rule = "must be dense, or both: beside it with the attention of training"
-    refuse(attention not in ("dense", "both"), "monitors.attention", attention, rule)
+    shared = {field.name for field in dataclasses.fields(MonitorsConfig)} - {"watch"}
     problems, watch = [], {}
     for name in plain:
-        if name not in ("first_window_tokens", "precision", "attention") and plain[name] is not None:
+        if name not in shared and plain[name] is not None:
             try:
                 settings = {"kind": name} | _mapping(plain, name, "monitors.")
                 watch[name] = parse_kind(MONITORS, settings, f"monitors.{name}")
@@ -153,7 +123,7 @@ def _monitors(plain: Mapping[str, Any], sources: Mapping[str, Any] | None) -> Mo
                 problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return MonitorsConfig(first, watch, precision, attention)
+    return parse(MonitorsConfig, {key: plain[key] for key in shared & plain.keys()} | {"watch": watch}, "monitors")
 
 
 def _check_sources(name: str, monitor: Monitor, sources: Mapping[str, Any] | None) -> None:
@@ -200,9 +170,9 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
 
 def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfig | None) -> None:
     """None, or ConfigError where monitors are to measure an attention of training that is dense anyway."""
-    dense = monitors is not None and model is not None and model.attention is None
+    both = monitors is not None and monitors.attention == "both"
     rule = "training is dense, so there is nothing beside it; set model.attention.kind=lighthouse, or leave this out"
-    refuse(dense and monitors.attention == "both", "monitors.attention", "both", rule)
+    refuse(both and model is not None and model.attention is None, "monitors.attention", "both", rule)
 
 
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
@@ -228,6 +198,10 @@ def plain_config(config: Config) -> dict[str, Any]:
         del plain["model"]["attention"]
     if plain["monitors"]["attention"] == "dense":
         del plain["monitors"]["attention"]
+    if config.objective == OBJECTIVES["lm"]():
+        del plain["objective"]
+    if plain["run"]["tensorboard_axis"] is None:
+        del plain["run"]["tensorboard_axis"]
     return plain | {"monitors": plain["monitors"] | watch}
 
 

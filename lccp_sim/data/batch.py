@@ -20,7 +20,7 @@ class Batch:
 
     `bounds`, int64 [segments + 1], are offsets of attention segments over the flattened B * T tokens, from 0 to B * T;
     a segment never crosses a row. `names` are the documents, for messages. `text_BT`, bool [B, T], is false where a row
-    is padded; None where no row of the corpus is.
+    is padded; None where no row of the corpus is. `factor_BT`, fp32 [B, T], multiplies each target's loss (None: 1).
     """
 
     tokens_BT: np.ndarray
@@ -30,10 +30,14 @@ class Batch:
     bounds: np.ndarray
     names: list[str]
     text_BT: np.ndarray | None = None
+    factor_BT: np.ndarray | None = None
 
 
 class Feed:
     """Batches of `rows` rows. `document_mask` off: one segment a row; `reset_positions` off: 0 ... T - 1."""
+
+    live = False  # the rows do not depend on the weights
+    penalty = None
 
     def __init__(
         self, corpus: Corpus, context_tokens: int, rows: int, seed: int, document_mask: bool, reset_positions: bool

@@ -1,19 +1,24 @@
 """A cache of directories, each built once by one writer.
 
 The name of an entry is the digest of what made it, so an entry is never stale and never changed. It is built under a
-temporary name, flushed, and renamed: a reader sees the complete entry or none, also after a kill.
+temporary name, flushed, and renamed: a reader sees the complete entry or none, also after a kill. Its hashes are
+compared each time it is opened, and a damaged one is built again.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_directory
+from lccp_sim.sums import SUMS, change_sums, check_sums
 
 CODE_VERSION = 7  # raise it when the code gives other bytes for the same settings
 
@@ -34,10 +39,24 @@ def digest(*parts: Any) -> str:
 def build_once(root: Path, name: str, build: Callable[[Path], None]) -> Path:
     """The entry `root/name`, after `build(directory)` filled it unless it was there; others wait for the writer."""
     entry = root / name
-    if entry.is_dir():
+    if _is_whole(entry):
         return entry
     with FileLock(root / f".{name}.lock"):
-        if not entry.is_dir():
+        if not _is_whole(entry):
+            if entry.is_dir():
+                print(f"{entry}: damaged, by its hashes in {SUMS}; it is built again", file=sys.stderr, flush=True)
+                shutil.rmtree(entry)
             with atomic_directory(entry) as directory:
                 build(directory)
+                files = (path for path in directory.rglob("*") if path.is_file())
+                change_sums(directory, known={path.relative_to(directory).as_posix(): None for path in files})
     return entry
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether the entry is there, as it was written."""
+    try:
+        check_sums(entry)
+    except ConfigError:
+        return False
+    return entry.is_dir()

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lccp_sim.data.archives import download
 from lccp_sim.data.cache import build_once, cache_root
+from lccp_sim.data.documents.archives import download
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.errors import ConfigError
 

@@ -13,8 +13,8 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
+from lccp_sim.data.documents.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.placement import PACKINGS, Packed, packed
-from lccp_sim.data.synthetic import MIN_DOCUMENT, Synthetic, compose
 from lccp_sim.data.tokens import Tokens, id_dtype
 from lccp_sim.progress import Tell, silent
 

@@ -13,12 +13,12 @@ import tokenizers
 
 from lccp_sim.config import Count, Effect
 from lccp_sim.data.cache import cache_root, digest
-from lccp_sim.data.document import LeftOut, TextSource, counted
-from lccp_sim.data.files import RowSource
+from lccp_sim.data.documents.document import LeftOut, TextSource, counted
+from lccp_sim.data.documents.files import RowSource
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.mixture import Mixture
 from lccp_sim.data.packing import Layout, Pool, document_lengths, pack, synthesize
 from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, bos_id, load_tokenizer, read_tokenizer, tokenizer_hash
 from lccp_sim.data.tokens import Text, Tokens, tokenize, tokenizer_sample, vocab_size
 from lccp_sim.errors import refuse

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
-from lccp_sim.data.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
+from lccp_sim.data.documents.document import Document, LeftOut, TextSource, collect, hold_out, text_hash, with_stretch
 from lccp_sim.errors import ConfigError
 from lccp_sim.progress import Tell, silent
 

@@ -3,22 +3,27 @@
 A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
 flattened row. So nothing leaks between documents by construction, and the fast causal kernel is the one in use wherever
 a document fits the window. Longer ones are cut into blocks of queries: each sees its own stretch of keys, through one
-band mask that all of them share.
+band mask that all of them share. On a GPU in half precision one call of a variable-length kernel takes all documents
+and any window.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
+from lccp_sim.models.comm import Comm
 from lccp_sim.models.language_model import Attended, Tap
 
 SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
+VARLEN_WIDTHS = range(8, 257, 8)  # of a head, that the variable-length kernel takes
 
 
 class RMSNorm(nn.Module):
@@ -39,6 +44,8 @@ class Attention(nn.Module):
     Hunyuan-A13B normalises each head after RoPE, Qwen3 each head before it, OLMoE all of q and all of k before it.
     """
 
+    comm: Comm = Comm()
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         c, self.layer = config, layer
@@ -53,7 +60,6 @@ class Attention(nn.Module):
         self.scale = c.d_head**-0.5
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
-        self.attend: Callable[..., Tensor] | None = None  # of rows whose tokens other devices hold, too
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, sparse: bool = False) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T.
@@ -86,7 +92,8 @@ class Attention(nn.Module):
             y_BTNH = chooses.attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, loud_BTX)
         else:
             # v alone: as a view it would keep all of qkv for the backward pass.
-            y_BTNH = (self.attend or attend)(q_BTNH, k_BTMH, v_BTMH.contiguous(), self.scale, bounds, self.window)
+            v_BTMH = v_BTMH.contiguous()
+            y_BTNH = self.comm.attend(attend, q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, self.window)
         if self.gate_N is not None:
             y_BTNH = y_BTNH * self.gate_N[:, None].to(y_BTNH.dtype)
         return self.out(y_BTNH.flatten(2))
@@ -109,6 +116,15 @@ def attend(
 
     `bounds` [documents + 1] int64 on the CPU.
     """
+    if q_BTNH.is_cuda and takes_varlen(q_BTNH, bounds, window):
+        return attend_varlen(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
+    return attend_by_document(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
+
+
+def attend_by_document(
+    q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
+) -> Tensor:
+    """[B, T, N, H]: what `attend` gives, in a call for each run of documents of one length, on any device."""
     gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
 
     def dense(*heads_GTXH: Tensor) -> Tensor:
@@ -118,6 +134,40 @@ def attend(
         return banded(q, k, v, scale, window).transpose(1, 2)
 
     return by_document(dense, bounds, q_BTNH, k_BTMH, v_BTMH)
+
+
+def takes_varlen(q_BTNH: Tensor, bounds: Tensor, window: int | None) -> bool:
+    """Whether `attend_varlen` can take these rows, and saves calls: rows of one document each are one call anyway."""
+    half = q_BTNH.dtype in (torch.bfloat16, torch.float16) and q_BTNH.shape[-1] in VARLEN_WIDTHS
+    return half and (len(bounds) > len(q_BTNH) + 1 or window is not None)
+
+
+def attend_varlen(
+    q_BTNH: Tensor,
+    k_BTMH: Tensor,
+    v_BTMH: Tensor,
+    scale: float,
+    bounds: Tensor,
+    window: int | None = None,
+    kernel: Callable[..., Any] = varlen_attn,
+) -> Tensor:
+    """[B, T, N, H]: what `attend` gives, in one call of `kernel` for all documents of all rows.
+
+    The kernel counts a window by the tokens to the left of the query's own: `window` - 1.
+    """
+    longest = int(bounds.diff().max())  # on the CPU, so nothing waits for a GPU
+    offsets = sent(bounds.to(torch.int32), q_BTNH.device)
+    left = -1 if window is None or window >= longest else window - 1
+    q, k, v = (x.flatten(0, 1) for x in (q_BTNH, k_BTMH, v_BTMH))
+    gqa = q.shape[1] != k.shape[1]
+    y: Tensor = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
+    return y.unflatten(0, q_BTNH.shape[:2])
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. A GPU is sent pinned memory: before any other is copied, all that it was given must end."""
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    return (x.pin_memory() if pinned else x).to(device, non_blocking=True)
 
 
 def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:

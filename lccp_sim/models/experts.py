@@ -1,8 +1,7 @@
 """Expert backends: SwiGLU experts on rows that are already sorted by expert.
 
 Every backend is a function `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD` and must agree with `loop`, the
-reference. Weights are three parameters [E, F, D], a view away from what each backend wants, so none copies them. A
-Dispatch is given a backend and its arguments, and runs it where the experts are: on other devices, too.
+reference. Weights are three parameters [E, F, D], a view away from what each backend wants, so none copies them.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Dispatch = Callable[[Experts, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def loop(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor) -> Tensor:

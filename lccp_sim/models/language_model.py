@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lccp_sim.models.peers import Peers
+from lccp_sim.models.comm import Comm
 
 
 class Attended(NamedTuple):
@@ -77,7 +77,7 @@ class LanguageModel(nn.Module, ABC):
     num_layers: int
     num_heads: int
     vocab_size: int
-    peers: Peers = Peers()
+    comm: Comm = Comm()
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:
@@ -97,6 +97,12 @@ class LanguageModel(nn.Module, ABC):
 
     def set_sparse(self, sparse: bool) -> None:
         """None; from now on every forward attends as in training, where that may be sparse, or (False) densely."""
+
+    def set_comm(self, comm: Comm) -> None:
+        """None; from now on the model reaches other processes by `comm`, and so does each of its layers."""
+        for module in self.modules():
+            if isinstance(getattr(module, "comm", None), Comm):
+                module.comm = comm  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,9 @@ CHUNK_ROWS = 256
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float, factor_R: Tensor | None
+    ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
         # Autocast reaches `@`, but neither `out=` nor `addmm_`: without a cast here the gradients would run in fp32.
         kind, hidden_dtype = hidden_RD.device.type, hidden_RD.dtype
@@ -29,9 +31,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # One softmax gives the gradient and the normaliser: its largest value is 1 / sum(exp(logits - max)).
             grad = logits.softmax(-1)
             log_sum = logits.amax(-1, keepdim=True) - grad.amax(-1, keepdim=True).log()
-            loss += (log_sum - logits.gather(1, target)).sum()
+            nll, factor = log_sum - logits.gather(1, target), None if factor_R is None else factor_R[chunk, None]
+            loss += (nll if factor is None else nll * factor).sum()
             grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
-            grad = grad.mul_(1.0 / divisor).to(weight.dtype)
+            grad = grad.mul_(1.0 / divisor if factor is None else factor / divisor).to(weight.dtype)
             torch.mm(grad, weight, out=grad_hidden_RD[chunk])
             if grad.dtype == torch.float32:
                 grad_weight_VD.addmm_(grad.T, hidden)
@@ -41,17 +44,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss / divisor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_RD, weight_VD = ctx.saved_tensors
-        return hidden_RD * grad.to(hidden_RD.dtype), weight_VD * grad.to(weight_VD.dtype), None, None
+        return hidden_RD * grad.to(hidden_RD.dtype), weight_VD * grad.to(weight_VD.dtype), None, None, None
 
 
-def cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float) -> Tensor:
+def cross_entropy(
+    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float, factor_R: Tensor | None = None
+) -> Tensor:
     """Sum of the rows' cross-entropy over `divisor`, an fp32 scalar in nats; logits are fp32, CHUNK_ROWS at a time.
 
-    `divisor` is the target count of the *global* batch, so that micro-batches and ranks add up.
+    `divisor` is the target count of the *global* batch, so that micro-batches and ranks add up. `factor_R` (fp32; None:
+    all 1) multiplies each row's cross-entropy; it may be negative.
     """
-    return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, targets_R, divisor)
+    return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, targets_R, divisor, factor_R)
 
 
 @torch.no_grad()

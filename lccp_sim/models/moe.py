@@ -6,7 +6,6 @@ loss is taken per sequence and then averaged, so that one micro-batch equals fou
 stored.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import experts, kernels
+from lccp_sim.models.comm import Comm
 
 TINY = 1e-20  # what a sum of scores is at least: all of them may underflow
 
@@ -25,11 +25,6 @@ class Routing(NamedTuple):
     balance_loss: Tensor
     z_loss: Tensor
     count_E: Tensor
-
-
-def here(x: Tensor) -> Tensor:
-    """The average over the devices that hold a sequence: one."""
-    return x
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -63,6 +58,7 @@ class MoE(nn.Module):
     """y = shared(x) + sum over the chosen experts of weight * expert(x)."""
 
     bias_E: Tensor
+    comm: Comm = Comm()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -72,8 +68,6 @@ class MoE(nn.Module):
         shape = (c.num_experts, c.d_expert, c.d_model)
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
-        self.dispatch: experts.Dispatch | None = None  # None: all experts are here
-        self.average: Callable[[Tensor], Tensor] = here  # of a sequence whose tokens others hold, too
         # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
@@ -85,18 +79,15 @@ class MoE(nn.Module):
         run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         order_R = expert_TK.flatten().argsort(stable=True)
         # Padding stands behind the last expert. Grouped products take it along, as to cut it off waits for a GPU.
-        if text_BT is not None and (run is not experts.grouped_mm or self.dispatch is not None):
+        if text_BT is not None and (run is not experts.grouped_mm or self.comm.experts_apart):
             order_R = order_R[: int(routing.count_E.sum())]
         row_R = order_R // self.top_k
         weight_R = weight_TK.flatten()[order_R].to(x_TD.dtype)
         gate_EFD, up_EFD, down_EFD = (w.to(x_TD.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EFD))
-        if self.dispatch is not None:
-            y_RD = self.dispatch(run, x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
-            y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
-        elif self.backend == "auto" and run is experts.loop:
+        if self.backend == "auto" and run is experts.loop and not self.comm.experts_apart:
             y_TD = kernels.mixture(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, routing.count_E.tolist())
         else:
-            y_RD = run(x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
+            y_RD = self.comm.dispatch(run, x_TD[row_R], gate_EFD, up_EFD, down_EFD, routing.count_E) * weight_R[:, None]
             y_TD = torch.zeros_like(x_TD).index_add(0, row_R, y_RD)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
@@ -135,14 +126,14 @@ class MoE(nn.Module):
             count_BE = chosen_BTE.sum(1)[:, :E]
             square_BT = logits_BTE.logsumexp(-1).square()
             if text_BT is None:
-                share_BE, mean_BE = self.average(count_BE / (T * self.top_k)), self.average(prob_BTE.mean(1))
+                share_BE, mean_BE = self.comm.mean(count_BE / (T * self.top_k)), self.comm.mean(prob_BTE.mean(1))
                 balance_loss = E * (share_BE * mean_BE).sum(-1).mean()
                 z_loss = square_BT.mean()
             else:
-                text_B1, share_BE = self.average(text_BT.sum(1, keepdim=True)), self.average(count_BE)
+                text_B1, share_BE = self.comm.mean(text_BT.sum(1, keepdim=True)), self.comm.mean(count_BE)
                 part_BT = text_BT / text_B1.clamp_min(TINY)  # of the mean over a sequence's text
                 share_BE = share_BE / share_BE.sum(1, keepdim=True).clamp_min(TINY)
-                mean_BE = self.average((part_BT[..., None] * prob_BTE).sum(1))
+                mean_BE = self.comm.mean((part_BT[..., None] * prob_BTE).sum(1))
                 balance_loss = E * (share_BE * mean_BE).sum(-1).mean()
                 z_loss = (part_BT * square_BT).sum(1).mean()
         routing = Routing(balance_loss, z_loss, count_BE.sum(0))

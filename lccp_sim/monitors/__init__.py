@@ -8,6 +8,7 @@ from lccp_sim.monitors.needle import Needle
 from lccp_sim.monitors.perplexity import Perplexity
 from lccp_sim.monitors.probe import Probe
 from lccp_sim.monitors.routing import Routing
+from lccp_sim.monitors.sampled.answers import Answers
 
 MONITORS: dict[str, type[Monitor]] = {
     "needle": Needle,
@@ -17,4 +18,5 @@ MONITORS: dict[str, type[Monitor]] = {
     "intervention": Intervention,
     "routing": Routing,
     "probe": Probe,
+    "answers": Answers,
 }

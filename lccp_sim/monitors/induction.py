@@ -14,14 +14,14 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import head_records
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import Spans, map_batches, score_places
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
@@ -107,6 +107,10 @@ class Induction(Monitor):
         records = summarise(measured.values, moment, self.tier, lambda v: {})
         records += summarise(measured.values, moment, self.tier)
         return records + head_records(measured.scores, METRICS, moment)
+
+    def passes(self) -> list[Pass]:
+        """Each text once."""
+        return [Pass(self.items, n) for n in self.lengths]
 
     def samples(self, measured: RepeatValues) -> list[Value]:
         """Per-item values."""

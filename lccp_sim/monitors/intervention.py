@@ -19,7 +19,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import gating
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.needle import ANSWER, Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
@@ -139,6 +139,10 @@ class Intervention(Monitor):
         records.append(count("masked_heads_count", "mask_random", [len(heads) for heads in measured.others]))
         records.append(count("same_layers_frac", "mask_random", same))
         return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {"span": v.tags["span"]})
+
+    def passes(self) -> list[Pass]:
+        """One half of the texts to select heads, the other in three arms and with each set of random heads."""
+        return [Pass(self.items * (4 + self.draws) / 2, n) for n in self.lengths]
 
     def samples(self, measured: ArmValues) -> list[Value]:
         """Per-item values of every arm, and the effect on each item."""

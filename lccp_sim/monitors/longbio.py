@@ -16,7 +16,7 @@ from lccp_sim.data.tasks.completion import completion
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records, head_samples
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.needle import score_answers
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import Spans, map_batches
@@ -92,6 +92,10 @@ class LongBioHeads(Monitor):
         if not measured.scores.size:
             return records
         return [*records, answer_tokens_record(measured.answer_tokens, len(measured.items), moment, SAMPLES)]
+
+    def passes(self) -> list[Pass]:
+        """Each text once."""
+        return [Pass(self.items, n) for n in self.lengths]
 
     def samples(self, measured: LongBioValues) -> list[Value]:
         """Per-item values, the hard copy score of each head included."""

@@ -8,7 +8,7 @@ later ones (`reference`) is kept by the caller, who hands it back with the items
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from annotated_types import Gt
@@ -20,6 +20,20 @@ from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
 
 FIRST_WINDOW = "first_window"
+
+
+class Pass(NamedTuple):
+    """How many sequences of a length, how many forwards each is worth (training 3), and whether all meet the head."""
+
+    sequences: float
+    tokens: int
+    weight: float = 1.0
+    head: bool = False
+
+    @property
+    def sent(self) -> float:
+        """Tokens, each as often as it is worth a forward."""
+        return self.sequences * self.tokens * self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,10 @@ class Monitor(ABC):
     def aggregate(self, measured: Any, moment: Moment) -> list[Record]:
         """The records of one window."""
 
+    @abstractmethod
+    def passes(self) -> list[Pass]:
+        """What one window sends through the model, told from the settings alone: a text has the length they name."""
+
     def samples(self, measured: Any) -> Sequence[Value]:
         """Per-item values worth keeping, where there are any."""
         return ()
@@ -63,6 +81,10 @@ class Monitor(ABC):
     def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:
         """What this model fixes for all windows. Called once a run, inside `evaluating`."""
         raise NotImplementedError
+
+    def reference_passes(self) -> list[Pass]:
+        """What `reference` sends through the model."""
+        return []
 
     def refer(self, items: Any, kept: Mapping[str, np.ndarray]) -> Any | None:
         """The items with what a reference fixed; None where it was fixed for other items or by other settings."""

@@ -19,7 +19,7 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head_records, head_samples
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
 from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 from lccp_sim.monitors.recovery import alone_values, recovery_records
@@ -27,6 +27,7 @@ from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import HEADLINE, SENTENCE, Record
 
 ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
+ALONE = 50  # tokens of a needle with its question and answer, without a haystack: about
 
 
 class NeedleValues(NamedTuple):
@@ -145,6 +146,15 @@ class Needle(Monitor):
             records += head_records(measured.head_scores, METRICS, moment)
             records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))
         return records
+
+    def passes(self) -> list[Pass]:
+        """The texts of each length, the controls among them once more, and the controls' needles alone."""
+        short, controls = self.interference_tokens, min(self.controls, self.items)
+        grid = []
+        for n in self.lengths:
+            others = [count for v, count in (self.variants or {}).items() if v != "interference" or n > short]
+            grid.append(Pass(self.items + controls + sum(others), n))
+        return [*grid, Pass(controls * len(self.lengths), ALONE)]
 
     def samples(self, measured: NeedleValues) -> list[Value]:
         """Per-item values, the hard copy score of each head included."""

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from lccp_sim.data.facts import (
+from lccp_sim.data.documents.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
     Fact,

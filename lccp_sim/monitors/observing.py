@@ -88,14 +88,13 @@ def score_places(model: LanguageModel, tokens: list[np.ndarray], places: list[np
     Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal
     attention cannot see.
     """
-    device = model.device
-    tokens_BT = torch.from_numpy(pad(tokens)[0]).to(device)
-    answer, mask = pad(places, fill=1)
+    padded, (answer, mask) = pad(tokens)[0], pad(places, fill=1)
+    row, place = mask.nonzero()[0], answer[mask]
+    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    seen, targets = row * (padded.shape[1] - 1) + place - 1, padded[row, place]
+    tokens_BT, seen_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (padded, seen, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    answer_BA = torch.from_numpy(answer).to(device)
-    real_BA = torch.from_numpy(mask).to(device)
-    hidden_RD = hidden_BTD.gather(1, (answer_BA - 1)[..., None].expand(-1, -1, hidden_BTD.shape[-1]))[real_BA]
-    nll_R, hit_R, top_R = token_scores(model.logits, hidden_RD, tokens_BT.gather(1, answer_BA)[real_BA])
+    nll_R, hit_R, top_R = token_scores(model.logits, hidden_BTD.flatten(0, 1)[seen_R], targets_R)
     nll, hit, top = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape, dtype=np.int64)
     nll[mask], hit[mask], top[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy(), top_R.cpu().numpy()
     return Spans(nll, hit, top, mask)
@@ -127,5 +126,5 @@ def map_batches(
     grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
 ) -> Iterator[tuple[list[int], Given]]:
     """Groups of indices of texts of these lengths, each with `look(group)`, which one of the model's processes did."""
-    groups = list(grouped(lengths, model.peers.tokens(tokens_per_forward, lengths)))
-    return zip(groups, model.peers.each(look, groups), strict=True)
+    groups = list(grouped(lengths, model.comm.tokens(tokens_per_forward, lengths)))
+    return zip(groups, model.comm.map(look, groups), strict=True)

@@ -3,8 +3,16 @@
 The same tokens are scored twice: once with everything before them in the stretch, once in windows of the old context.
 The difference is what the long context is worth; the short NLL alone guards against forgetting. Questionable: `ppl`
 averages perplexities over stretches, as arXiv 2604.02650 does, so that hard ones weigh most; NLL stands beside it.
+
+LongPPL (arXiv 2410.23771): how well a model predicts the tokens that only a long context makes likely. A key token is
+one that the whole text predicts well, and much better than the last tokens alone. One model says once which these are,
+so that all windows average the same tokens; keys found again would follow the model that they judge. Design note: each
+short context begins with BOS. The authors' code gives BOS to the whole text alone, but a model that always saw it first
+predicts worse without, and every such token would pass for a key.
 """
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +22,12 @@ import numpy as np
 import torch
 from annotated_types import Gt
 
+from lccp_sim.config import Size
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.haystack import held_out
-from lccp_sim.monitors.longppl import LongPPL, find_keys
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor, Pass
 from lccp_sim.monitors.observing import map_batches, row_nll
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
@@ -35,6 +43,27 @@ class DocumentItem(NamedTuple):
     source: str
     tokens: np.ndarray
     keys: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongPPL:
+    """What a key token is, with the defaults of arXiv 2410.23771 (alpha and beta in nats), and who finds them.
+
+    `keys_from` is `first_window` (the run's own model there) or the path of a checkpoint with the same tokenizer.
+    """
+
+    trunc_tokens: Size = 4096
+    sliding_tokens: Size = 1024
+    alpha: Annotated[float, Gt(0)] = 2.0
+    beta: float = -2.0
+    keys_from: str = FIRST_WINDOW
+
+    def about(self, tokens: list[np.ndarray]) -> np.ndarray:
+        """uint8 [32] that names this definition and these texts: keys are of use for no others."""
+        hashed = hashlib.sha256(repr(self).encode())
+        for row in tokens:
+            hashed.update(row.astype("<i8").tobytes())
+        return np.frombuffer(hashed.digest(), dtype=np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +173,14 @@ class Perplexity(Monitor):
         found = np.concatenate([keys for _, keys in map_batches(model, lengths, self.tokens_per_forward, look)])
         return {"keys": found, "about": settings.about([item.tokens for item in items])}
 
+    def reference_passes(self) -> list[Pass]:
+        """Each stretch, and the short contexts that slide along it."""
+        if self.longppl is None:
+            return []
+        n, trunc, slide = len(self.sources) * self.items, self.longppl.trunc_tokens, self.longppl.sliding_tokens
+        windows = math.ceil((self.context_tokens - trunc) / slide) - 1
+        return [Pass(n, self.context_tokens, head=True), Pass(n * windows, trunc + slide, head=True)]
+
     def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:
         """The items with their key tokens; None where these were found for others."""
         assert self.longppl is not None
@@ -172,6 +209,30 @@ class Perplexity(Monitor):
         whole = [v for v in values if "position" not in v.tags]
         return summarise(whole, moment, self.tier, lambda v: {}) + summarise(values, moment, self.tier)
 
+    def passes(self) -> list[Pass]:
+        """Each stretch, and what of it lies behind the first short window."""
+        n = len(self.sources) * self.items
+        short = n * (self.context_tokens - self.short_tokens) / self.short_tokens
+        return [Pass(n, self.context_tokens, head=True), Pass(short, self.short_tokens, head=True)]
+
     def samples(self, values: list[Value]) -> list[Value]:
         """The whole-item values; positions are left to the records."""
         return [v for v in values if "position" not in v.tags]
+
+
+def find_keys(model: LanguageModel, tokens_BT: torch.Tensor, settings: LongPPL) -> np.ndarray:
+    """Which tokens of the texts are key, bool [B, T - 1]: column t is about token t + 1, the first after BOS is 0.
+
+    Key: log p(token | all before) > beta, and larger by more than alpha than log p(token | short context). Short
+    contexts slide: one, of BOS and `trunc_tokens` tokens, serves the first of `sliding_tokens` targets, and grows along
+    them. The first trunc_tokens + sliding_tokens tokens have their whole text as the short context and are never key.
+    Rows are texts of one length, led by BOS; as many go in one forward. Source: arXiv 2410.23771 sec. 3 and its code.
+    """
+    K, W = settings.trunc_tokens, settings.sliding_tokens
+    bos_B1, text_BT = tokens_BT[:, :1], tokens_BT[:, 1:]
+    full_BT = row_nll(model, tokens_BT)
+    short_BT = full_BT.copy()
+    for start in range(W, text_BT.shape[1] - K, W):
+        window_BT = torch.cat((bos_B1, text_BT[:, start : start + K + W]), dim=1)
+        short_BT[:, start + K : start + K + W] = row_nll(model, window_BT)[:, K:]
+    return (short_BT - full_BT > settings.alpha) & (full_BT < -settings.beta)

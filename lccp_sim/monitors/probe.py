@@ -1,11 +1,13 @@
 """The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
 
 The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
-cosine to a quarter. It works on forks of the model (`Peers.forks`), so the run that it watches is untouched to the
+cosine to a quarter. It works on forks of the model (`Comm.forks`), so the run that it watches is untouched to the
 bit. Questionable: a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the
-gain shows it.
+gain shows it. Every probe seed asks the same questions, so a question is averaged over the seeds first: `n` counts
+questions, and the standard error is over questions alone. So the spread over seeds is a record of its own.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,20 +20,21 @@ from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import Count, OptimConfig
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, TASKS, Half, Lesson, Question, check_tasks, draw_lesson
+from lccp_sim.data.tasks import REAL_TEXT, Half, Lesson, Question, check_tasks
+from lccp_sim.data.tasks.teaching import Teacher, lay
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.monitors.asking import alike, ask
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.monitor import Monitor
-from lccp_sim.monitors.observing import pad
-from lccp_sim.monitors.probe_records import Answered, probe_records
-from lccp_sim.monitors.values import Moment, Value
+from lccp_sim.monitors.monitor import Monitor, Pass
+from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
 
-SEEN = Half(names=False, phrasings=False)
 Drawn = TypeVar("Drawn")
+# metric -> what it gains by fine-tuning (+1: more is better), and its spread over seeds
+GAINS = {"exact_match_frac": ("exact_match_gain_frac", 1), "answer_nll_nats": ("answer_nll_gain_nats", -1)}
+SPREADS = {"exact_match_frac": "exact_match_seed_std_frac", "answer_nll_nats": "answer_nll_seed_std_nats"}
 
 
 class ProbeItems(NamedTuple):
@@ -40,6 +43,13 @@ class ProbeItems(NamedTuple):
     train: list[list[Lesson]]
     evaluation: list[Question]
     decode: Callable[[list[int]], str]
+
+
+class Answered(NamedTuple):
+    """Values tagged {seed, sft_step, task} (sft_step 0: before fine-tuning), and the tokens of each question by id."""
+
+    values: list[Value]
+    lengths: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +99,7 @@ class Probe(Monitor):
         Raises ConfigError where a limit does not hold a task's text, and where the haystack has no text of a length.
         """
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
-        turns = [task for turn in range(max(self.tasks.values())) for task, n in self.tasks.items() if turn < n]
-        tokenizer, bos = corpus.tokenizer, corpus.bos
+        teacher = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill, self.questions)
 
         def named(key: str, draw: Callable[[], Drawn]) -> Drawn:
             try:
@@ -98,23 +107,20 @@ class Probe(Monitor):
             except ConfigError as error:
                 raise ConfigError(f"monitors.probe.{key}={getattr(self, key)}: {error}") from error
 
-        def learn(i: int, limit: int) -> Lesson:
-            return draw_lesson(turns[i % len(turns)], rng, tokenizer, bos, limit, SEEN, fill, self.questions)
-
         rng = np.random.default_rng((self.seed, 0))
         n = self.steps * self.rows
         long = rng.random(n) < self.long_train_frac
         limits = np.where(long, self._limits(rng, n), self.train_tokens)
         keys = np.where(long, "short_tokens", "train_tokens")
-        lessons = [named(str(keys[i]), partial(learn, i, int(limits[i]))) for i in range(n)]
+        lessons = [named(str(keys[i]), partial(teacher.lesson, i, rng, int(limits[i]))) for i in range(n)]
         train = [lessons[i : i + self.rows] for i in range(0, n, self.rows)]
         rng = np.random.default_rng((self.seed, 1))
         unseen = Half(names=True, phrasings=self.held_out == "phrasings")
         evaluation = [
-            named("short_tokens", partial(TASKS[turns[i % len(turns)]], rng, tokenizer, bos, int(limit), unseen, fill))
+            named("short_tokens", partial(teacher.question, i, rng, int(limit), unseen))
             for i, limit in enumerate(self._limits(rng, self.items))
         ]
-        return ProbeItems(train, evaluation, tokenizer.decode)
+        return ProbeItems(train, evaluation, corpus.tokenizer.decode)
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
         """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
@@ -123,7 +129,7 @@ class Probe(Monitor):
             return self._evaluate(self._tune(fork, items, seed), items, self.steps, seed)
 
         values = self._evaluate(model, items, 0, self.seeds[0])
-        values += [value for of in model.peers.forks(model, work, self.seeds) for value in of]
+        values += [value for of in model.comm.forks(model, work, self.seeds) for value in of]
         return Answered(values, {str(i): len(q.tokens) for i, q in enumerate(items.evaluation)})
 
     def _limits(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -131,7 +137,7 @@ class Probe(Monitor):
 
     def _tune(self, fork: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
         """The model itself, fine-tuned by all its processes together; the probe seed orders the batches."""
-        peers = fork.peers
+        comm = fork.comm
         fork.train()
         optimizer = adamw([{"params": list(fork.parameters())}], lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
         schedule = OptimConfig(self.lr, "cosine", warmup_steps=max(1, self.steps // 10), final_lr_frac=0.25)
@@ -141,16 +147,16 @@ class Probe(Monitor):
                 lessons = items.train[which]
                 answered = sum(stop - start for lesson in lessons for start, stop in lesson.answers)
                 lengths = [len(lesson.tokens) for lesson in lessons]
-                groups = list(alike(lengths, peers.tokens(self.tokens_per_forward, lengths)))
+                groups = list(alike(lengths, comm.tokens(self.tokens_per_forward, lengths)))
                 optimizer.zero_grad()
-                for turn in range(0, len(groups), peers.world):
+                for turn in range(0, len(groups), comm.world):
                     # A process without a group must go along, and learns nothing of what it is sent.
-                    learns = turn + peers.rank < len(groups)
-                    group = groups[turn + peers.rank] if learns else groups[-1][:1]
+                    learns = turn + comm.rank < len(groups)
+                    group = groups[turn + comm.rank] if learns else groups[-1][:1]
                     loss = _answer_loss(fork, [lessons[i] for i in group]) / answered
                     # The gradients of the processes are averaged, and are to be added.
-                    (loss * (peers.world if learns else 0)).backward()
-                peers.clip(fork.parameters(), 1.0)
+                    (loss * (comm.world if learns else 0)).backward()
+                comm.clip(fork.parameters(), 1.0)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = self.lr * schedule.factor(step, self.steps)
                 optimizer.step()
@@ -181,6 +187,14 @@ class Probe(Monitor):
         """The records of `probe_records`."""
         return probe_records(answered, moment, self.tier)
 
+    def passes(self) -> list[Pass]:
+        """The questions before and after each fine-tuning, decoded ones once more; and the texts of fine-tuning."""
+        long, seeds = (self.short_tokens + self.long_tokens) // 2, len(self.seeds)
+        asked = self.items + self.decoded * sum(1 for weight in self.tasks.values() if weight)
+        rows, frac = self.steps * self.rows, self.long_train_frac
+        tuned = [Pass(seeds * rows * (1 - frac), self.train_tokens, 3), Pass(seeds * rows * frac, long, 3)]
+        return [Pass((1 + seeds) * asked, long), *tuned]
+
     def notes(self, items: ProbeItems) -> list[str]:
         """A line where no fine-tuning text is as long as the longest question."""
         taught = max(len(lesson.tokens) for batch in items.train for lesson in batch)
@@ -196,11 +210,68 @@ class Probe(Monitor):
 
 def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
     """The summed cross-entropy of the answers' tokens, in nats."""
-    tokens, _ = pad([lesson.tokens for lesson in lessons])
-    learn = np.zeros(tokens.shape, dtype=bool)
-    for row, lesson in zip(learn, lessons, strict=True):
-        for start, stop in lesson.answers:
-            row[start:stop] = True
-    tokens_BT, learn_BT = (torch.from_numpy(x).to(model.device) for x in (tokens, learn[:, 1:]))
+    laid = lay([[lesson] for lesson in lessons])
+    learn_BT = laid.answer[:, 1:]
+    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    places, targets = np.flatnonzero(learn_BT), laid.ids[:, 1:][learn_BT]
+    tokens_BT, learn_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (laid.ids, places, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    return F.cross_entropy(model.logits(hidden_BTD[learn_BT]), tokens_BT[:, 1:][learn_BT], reduction="sum")
+    return F.cross_entropy(model.logits(hidden_BTD.flatten(0, 1)[learn_R]), targets_R, reduction="sum")
+
+
+def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]:
+    """Records of one window, each metric in these cells.
+
+    Averaged over seeds: {} (fine-tuned), {sft_step}, {sft_step, task}, {length, sft_step}, {length, sft_step, task}
+    (`length`: the power of two that a question's tokens reach or stay below). Of each seed: {seed, sft_step}, {seed,
+    sft_step, task}. Gains and spreads, of fine-tuned models: {}; the spread (standard deviation, ddof 1, n the seeds)
+    needs two seeds.
+    """
+    values, steps = answered.values, max(value.tags["sft_step"] for value in answered.values)
+    averaged = _over_seeds(values)
+
+    def picked(*names: str) -> list[Record]:
+        rows = values if "seed" in names else averaged
+        return summarise(rows, moment, tier, lambda value: {name: value.tags[name] for name in names})
+
+    def binned(*names: str) -> list[Record]:
+        length = {item: 1 << (tokens - 1).bit_length() for item, tokens in answered.lengths.items()}
+        kept = ("sft_step", *names)
+        return summarise(
+            averaged, moment, tier, lambda v: {"length": length[v.item]} | {name: v.tags[name] for name in kept}
+        )
+
+    records = summarise(averaged, moment, tier, lambda value: {} if value.tags["sft_step"] == steps else None)
+    records += picked("sft_step") + picked("sft_step", "task") + binned() + binned("task")
+    records += picked("seed", "sft_step") + picked("seed", "sft_step", "task")
+    for metric, (gain, sign) in GAINS.items():
+        before, after = (
+            {value.item: value.value for value in averaged if value.metric == metric and value.tags["sft_step"] == step}
+            for step in (0, steps)
+        )
+        gains = [sign * (after[item] - before[item]) for item in after]
+        mean, stderr = mean_and_stderr(gains)
+        records.append(Record(*moment, tier, "probe", gain, mean, len(gains), stderr))
+    for metric, spread in SPREADS.items():
+        means = [
+            record.value
+            for record in records
+            if record.metric == metric and set(record.tags) == {"seed", "sft_step"} and record.tags["sft_step"] == steps
+        ]
+        if len(means) > 1:
+            records.append(Record(*moment, tier, "probe", spread, float(np.std(means, ddof=1)), len(means)))
+    return records
+
+
+def _over_seeds(values: list[Value]) -> list[Value]:
+    """One value per question, metric and fine-tuning step: the mean over seeds."""
+    groups: dict[tuple, list[Value]] = defaultdict(list)
+    for value in values:
+        groups[value.metric, value.item, value.tags["sft_step"]].append(value)
+    return [
+        group[0]._replace(
+            tags={name: tag for name, tag in group[0].tags.items() if name != "seed"},
+            value=mean_and_stderr([value.value for value in group])[0],
+        )
+        for group in groups.values()
+    ]

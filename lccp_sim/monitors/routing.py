@@ -17,7 +17,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.monitor import Monitor
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import map_batches
 from lccp_sim.monitors.values import Moment, Tags
 from lccp_sim.records import Record
@@ -51,6 +51,10 @@ class Routing(Monitor):
 
         lengths = [self.context_tokens] * len(items)
         return np.sum([count for _, count in map_batches(model, lengths, self.tokens_per_forward, look)], axis=0)
+
+    def passes(self) -> list[Pass]:
+        """Each stretch once."""
+        return [Pass(self.items, self.context_tokens)]
 
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
         """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.

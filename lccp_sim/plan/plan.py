@@ -4,7 +4,7 @@ A simulation: the tree carries the assumptions that it stands on. Questionable: 
 because what communication costs depends on a network that a config does not know; `--mfu` sets it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
 from lccp_sim.plan.memory import Layout, Memory, memory, place_of
 from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
 from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, sparse_frac, training_flops
-from lccp_sim.plan.watching import monitor_costs
 
 
 def plan_run(
@@ -27,16 +26,11 @@ def plan_run(
     place = place_of(config, device.name != "cpu")
     row, sparse = run.context_tokens, sparse_frac(config)
     needs = memory(config.model, shape, at_once // layout.cp, layout, place, run.recompute_every, row)
-    until = round(sparse * run.steps) if config.monitors.attention == "both" else -1
-    costs = monitor_costs(config.monitors.watch, windows, shape, until)
     tokens = run.steps * run.batch_tokens
     training = training_flops(shape, row, sparse) * tokens
     frequencies = np.asarray(config.model.rope.frequencies(config.model.d_head)[0], dtype=float)
-    monitors = {
-        name: {"looks": c.looks, "tokens": c.looks * c.tokens_a_look + c.tokens_once, "flops": c.flops,
-               "share": c.flops / training}
-        for name, c in costs.items()
-    }  # fmt: skip
+    until = round(sparse * run.steps) if config.monitors.attention == "both" else -1
+    monitors = plan_monitors(config.monitors.watch, windows, shape, training, until)
     return {
         "run": run.name,
         "context_tokens": run.context_tokens,
@@ -51,7 +45,7 @@ def plan_run(
             device,
             layout,
             bf16,
-            sum(c.flops for c in costs.values()),
+            sum(each["flops"] for each in monitors.values()),
             run.recompute_every,
             sparse,
         ),
@@ -74,6 +68,40 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
         **plan_shape(shape, run.context_tokens, tokens, device, layout, run.precision == "bf16"),
         "assumptions": assumptions(config, device, layout, 0)[:2],
     }
+
+
+def plan_monitors(
+    monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, training: float, sparse_until: int = -1
+) -> dict[str, dict[str, float]]:
+    """What each monitor sends through the model at the windows of a run; its FLOPs also as a share of `training`'s.
+
+    Nothing is prepared, so texts have the lengths that the settings name. Left out: scoring the rows that heads are
+    judged by, and copying the model for the probe (docs/monitors.md, Cost, has the measured times).
+
+    Up to the step `sparse_until` what can be is measured once more with the sparse attention of training, and has a
+    name of its own.
+    """
+    plan = {}
+
+    def add(name: str, looks: int, each: Sequence[Any], once: Sequence[Any], sparse: float) -> None:
+        tokens = looks * sum(p.sent for p in each) + sum(p.sent for p in once)
+        flops = looks * _forward_flops(each, shape, sparse) + _forward_flops(once, shape)
+        plan[name] = {"looks": looks, "tokens": tokens, "flops": flops, "share": flops / training}
+
+    for name, monitor in monitors.items():
+        due = [step for index, step in enumerate(windows) if index % monitor.every == 0 or step == windows[-1]]
+        add(name, len(due), monitor.passes(), monitor.reference_passes(), 0.0)
+        if monitor.beside and (again := sum(step <= sparse_until for step in due)):
+            add(f"{name} as trained", again, monitor.passes(), (), 1.0)
+    return plan
+
+
+def _forward_flops(passes: Sequence[Any], shape: Shape, sparse: float = 0.0) -> float:
+    flops = 0.0
+    for p in passes:
+        parts = forward_flops(shape, p.tokens, sparse)
+        flops += p.sent * (sum(parts.values()) - (0 if p.head else parts["head"]))
+    return flops
 
 
 def plan_shape(

@@ -1,32 +1,21 @@
 """What a person sees of a corpus: a line for each pool, before any training, and what to beware of."""
 
-from dataclasses import replace
-from typing import get_args, get_type_hints
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from lccp_sim.analysis.format import tokens
 from lccp_sim.config import Config
-from lccp_sim.data.batch import Feed
-from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
+from lccp_sim.data.pools import Corpus
 from lccp_sim.data.usage import Usage, repetition, usage
-from lccp_sim.progress import shown
-from lccp_sim.train.saved.init import Start, tokenizer_for
 
 CUTS = ("cut docs", "cut tokens", "pad")
 
 
-def feed_of(corpus: Corpus, config: Config) -> Feed:
-    """The batches of a run."""
-    rows, d = config.run.batch_tokens // config.run.context_tokens, config.data
-    order = config.seed if d.order_seed is None else d.order_seed
-    return Feed(corpus, config.run.context_tokens, rows, order, d.document_mask, d.reset_positions)
-
-
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:
-    """What the whole run takes from each pool."""
+    """What the run takes from each pool in all; nothing where its objective makes rows of its own."""
+    if not config.objective.reads_pools:
+        return []
     return usage(corpus, config.run.steps * config.run.batch_tokens // config.run.context_tokens)
 
 
@@ -72,33 +61,7 @@ def _cuts(each: Usage) -> tuple[str, str, str]:
     return f"{each.cut_documents_frac:.1%}", f"{each.cut_tokens_frac:.1%}", f"{each.padding_frac:.1%}"
 
 
-def show_data(config: Config, console: Console, compare: bool = False, left_out: bool = False) -> None:
-    """None; prepares the corpus of a run and prints it and an example row, without training.
-
-    `compare`: both packings side by side, too. `left_out`: the name of each file and row that is no document.
-    """
-    with shown(console) as tell:
-        start = Start.of(config, tell)
-    config = start.complete(config)
-    corpora = {}
-    for packing in get_args(get_type_hints(DataConfig)["packing"]):
-        if compare or packing == config.data.packing:
-            data, tokenizer = replace(config.data, packing=packing), tokenizer_for(config, start, None)
-            with shown(console) as tell:
-                corpora[packing] = open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
-    corpus = corpora[config.data.packing]
-    start.check_tokenizer(corpus)
-    print_corpus(console, corpus, config)
-    if left_out:
-        print_left_out(console, corpus)
-    if compare:
-        _print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
-    batch = feed_of(corpus, config).batch(0)
-    console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)
-    console.print(corpus.tokenizer.decode(batch.tokens_BT[0].tolist())[:600], markup=False)
-
-
-def _print_packings(console: Console, used: dict[str, list[Usage]]) -> None:
+def print_packings(console: Console, used: dict[str, list[Usage]]) -> None:
     """A line for each pool and packing."""
     table = _table("the same documents, packed both ways", "packing", "rows", *CUTS)
     found = {(each.source, each.bucket, packing): each for packing, pools in used.items() for each in pools}

@@ -1,6 +1,5 @@
 """One run, from a checked config to a finished directory: train, resume, extend, or say that it is done."""
 
-import json
 import logging
 import time
 import warnings
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from lccp_sim.config import Config
 from lccp_sim.configure.load import plain_config, windows_of
-from lccp_sim.data.batch import Feed
 from lccp_sim.data.beyond import check_ids
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
@@ -28,13 +26,13 @@ from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
 from lccp_sim.progress import shown
 from lccp_sim.records import Record
-from lccp_sim.train.corpus import feed_of, print_corpus, usage_of
+from lccp_sim.train.corpus import print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, settle
+from lccp_sim.train.loop.precision import bf16_is_native, check_bf16, set_threads, settle
 from lccp_sim.train.loop.progress import ProgressLine, loggers
-from lccp_sim.train.loop.threads import set_threads
 from lccp_sim.train.memory import check_memory, device_of, enough_memory
+from lccp_sim.train.objectives.objective import Rows
 from lccp_sim.train.parallel.layout import micro_batches
 from lccp_sim.train.parallel.meeting import place_here
 from lccp_sim.train.parallel.ranks import Ranks, connected, joined
@@ -52,10 +50,11 @@ from lccp_sim.train.saved.run_directory import (
     finished_tokens,
     run_directory,
     stopped_by,
+    write_done,
     write_facts,
 )
 from lccp_sim.train.window.key_tokens import check_sources
-from lccp_sim.train.window.precondition import check_precondition
+from lccp_sim.train.window.precondition import check_load, check_precondition
 from lccp_sim.train.window.run_callback import RunCallback
 from lccp_sim.train.window.stopping import Stopping
 from lccp_sim.train.window.suite import MonitorSuite
@@ -153,14 +152,23 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         refuse(suite.unreferenced, "reference", str(store), f"{what}; put it back, or move the run away")
     else:
         check_sources(config.monitors.watch, suite.unreferenced)
+    # Before a checkpoint is loaded: what an objective compares with are the weights that the run starts from.
+    with shown(console) as tell:
+        tell(f"preparing objective {config.objective.kind}", 0.0)
+        rows_of_run = config.objective.rows(corpus, config, model)
+    told = config.objective.notes(config, start.context_tokens)
+    for note in told:
+        _say(console, f"warning: {note}", style="yellow")
     begins = checkpoint is None and config.run.precondition
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
+        if not cut or start.content is not None:  # else there are no weights here yet
+            check_load(base, corpus, suite, start, context, console)
         return check_precondition(base, corpus, suite, start, console)
 
     first = ranks.first(precondition) if begins else []
-    warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *suite.notes]
+    warned = [*corpus.warnings, *repetition(usage_of(corpus, config)), *suite.notes, *told]
     table = {"hash": corpus.hash, "warnings": warned, "sources": corpus.table}
     ranks.first(lambda: write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str()))
     ranks.first(lambda: (directory / DONE).unlink(missing_ok=True))
@@ -181,23 +189,23 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     }
     # What a checkpoint holds is not drawn before.
     first_state = (weights, moments) if checkpoint is None else ((), None)
-    module = LccpModule(config, model, facts, ranks, *first_state)
+    module = LccpModule(config, model, facts, ranks, *first_state, rows_of_run)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
     monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
+    monitors.axis = config.run.tensorboard_axis
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    if stopping is not None:
-        monitors.lr_factor = stopping.factor
-    Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
+    monitors.after_window = [*([stopping.look] if stopping else []), board.look]
     began = time.perf_counter()
     with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
         monitors.tell = tell.beside()
         ours = [ProgressLine(tell, tokens, config.run.steps), monitors, *([stopping] if stopping else [])]
-        _fit(config, module, ours, directory, feed_of(corpus, config), checkpoint, ranks)
+        _fit(config, module, ours, directory, rows_of_run, checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
-        by = {"stopped_by": stopping.settings.action} if stopping is not None and early else {}
-        ranks.first(lambda: write_atomic(directory / DONE, json.dumps({"tokens": step * tokens} | by) + "\n"))
+        by = stopping.settings.action if stopping is not None and early else None
+        ranks.first(lambda: write_done(directory, step * tokens, by))
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
     return directory
 
@@ -258,7 +266,7 @@ def _fit(
     module: LccpModule,
     ours: list[L.Callback],
     directory: Path,
-    feed: Feed,
+    feed: Rows,
     checkpoint: Path | None,
     ranks: Ranks,
 ) -> None:

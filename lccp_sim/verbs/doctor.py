@@ -12,16 +12,18 @@ import platform
 import shutil
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lccp_sim.console import console_here
+from lccp_sim.verbs import Verb
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from lccp_sim.models.experts import Experts
 
@@ -60,7 +62,7 @@ def doctor(cache: Path) -> list[Finding]:
     return [*version_rows(), *machine_rows(), *disk_rows(cache), *found, *speed_rows(EXPERTS, found)]
 
 
-def show(rows: list[Finding]) -> int:
+def show(rows: list[Finding], console: Console) -> int:
     """The exit code, after the rows were printed as a table: 0, or 1 where no expert backend is usable."""
     from rich.table import Table
     from rich.text import Text
@@ -72,7 +74,7 @@ def show(rows: list[Finding]) -> int:
         topic = Text("" if row.topic == shown else row.topic, "bold")
         table.add_row(topic, row.name, mark, Text(row.value))  # Text: a value such as lccp-sim[hf] is no markup
         shown = row.topic
-    console_here().print(table)
+    console.print(table)
     return 0 if any(row.ok for row in rows if row.topic == "experts") else 1
 
 
@@ -224,3 +226,14 @@ def _agreement(expert: Experts, loop: Experts, device: str, dtype: torch.dtype) 
     if not error <= AGREES[str(dtype).removeprefix("torch.")]:
         raise ValueError(f"its values or gradients differ from the loop's by {error:.1e} of the largest")
     return f"agrees with the loop to {error:.0e}, forward and backward"
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/lccp-sim"))
+
+
+def _run(arguments: Namespace, console: Console) -> int:
+    return show(doctor(arguments.cache.expanduser()), console)
+
+
+DOCTOR_VERB = Verb("show versions, devices and expert backends, and what is wrong with them", _add_arguments, _run)

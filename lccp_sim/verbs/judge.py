@@ -1,47 +1,43 @@
 """The verbs that judge what was measured: `lccp gate` and `lccp compare`."""
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
+from lccp_sim.verbs import Verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-VERBS = {
-    "gate": "answer criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)",
-    "compare": "compare two runs or checkpoints, item by item: which metrics are told apart: lccp compare A B",
-}
 
-
-def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a verb to its parser."""
+def _add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
-    if verb == "compare":
-        parser.add_argument("a", type=Path, metavar="A", help="a run, or what lccp measure wrote")
-        parser.add_argument("b", type=Path, metavar="B", help="another one, or the same with two --tokens")
-        tokens = "the last windows up to here, of both or of each: 1.5M, or 1M 2M (default: the last ones)"
-        parser.add_argument("--tokens", nargs="+", default=[], metavar="N", help=tokens)
-        return
+
+
+def _add_gate(parser: ArgumentParser) -> None:
+    _add_json(parser)
     parser.add_argument("criteria", type=Path, nargs="?", default=Path("gate.yaml"), metavar="CRITERIA.yaml")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="runs that differ in their seed alone")
     parser.add_argument("--init", type=Path, metavar="RUN", help="write a first criteria file from this run's records")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the answer for a pull request")
 
 
-def run(arguments: argparse.Namespace, console: "Console") -> int:
-    """Run a verb, and return its exit status: of `gate` 0 pass, 1 fail, 2 cannot be told; of `compare` 0."""
-    return _compare(arguments, console) if arguments.verb == "compare" else _gate(arguments, console)
+def _add_compare(parser: ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument("a", type=Path, metavar="A", help="a run, or what lccp measure wrote")
+    parser.add_argument("b", type=Path, metavar="B", help="another one, or the same with two --tokens")
+    tokens = "the last windows up to here, of both or of each: 1.5M, or 1M 2M (default: the last ones)"
+    parser.add_argument("--tokens", nargs="+", default=[], metavar="N", help=tokens)
 
 
-def _gate(arguments: argparse.Namespace, console: "Console") -> int:
+def _gate(arguments: Namespace, console: "Console") -> int:
     from rich.table import Table
 
-    from lccp_sim.analysis.judge.first_gate import write_first
+    from lccp_sim.analysis.judge.criteria import write_first
     from lccp_sim.analysis.judge.gate import answer_gate
     from lccp_sim.analysis.run import load_run
 
@@ -70,7 +66,7 @@ def _gate(arguments: argparse.Namespace, console: "Console") -> int:
     return found.status
 
 
-def _compare(arguments: argparse.Namespace, console: "Console") -> int:
+def _compare(arguments: Namespace, console: "Console") -> int:
     from rich.table import Table
 
     from lccp_sim.analysis.judge.compare import compare_runs
@@ -100,3 +96,13 @@ def _plain(cell: str) -> str:
     from rich.markup import escape
 
     return escape(cell)
+
+
+GATE_VERB = Verb(
+    "answer criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)", _add_gate, _gate
+)
+COMPARE_VERB = Verb(
+    "compare two runs or checkpoints, item by item: which metrics are told apart: lccp compare A B",
+    _add_compare,
+    _compare,
+)

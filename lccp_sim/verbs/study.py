@@ -6,6 +6,7 @@ train it once.
 """
 
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError, nearest, refuse
-from lccp_sim.verbs.sweep import Schedule, print_outcomes, sweep, work_of
+from lccp_sim.verbs import Verb, add_config_dir
+from lccp_sim.verbs.sweep import Schedule, launching, print_outcomes, sweep, work_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,3 +239,23 @@ def _order(repeat: int, seed: int) -> Job:
 def shape_of_study(arm: Sequence[str]) -> Job:
     """The overrides of an arm that its base must share: the shape of the model, not its RoPE."""
     return [word for word in arm if word.startswith("model") and not word.startswith("model.rope")]
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
+    parser.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
+    parser.add_argument("--retry", action="store_true", help="also train again what failed before")
+    parser.add_argument("--repeats", type=int, help="runs of each arm and seed, with other orders of the data")
+    parser.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
+    add_config_dir(parser, "study/, run/, ...")
+
+
+def _run(arguments: Namespace, console: "Console") -> int:
+    names, launcher = launching(arguments.names)
+    if not names:
+        return list_studies(arguments.config_dir, console)
+    options = arguments.smoke, arguments.retry, arguments.config_dir
+    return max(study(name, Path(arguments.root), launcher, *options, console, arguments.repeats) for name in names)
+
+
+STUDY_VERB = Verb("train and compare the arms of a study; without a name, list the studies", _add_arguments, _run)

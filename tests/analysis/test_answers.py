@@ -9,7 +9,7 @@ import pytest
 from bench.simulate import NLL, World, run_data
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.report.answers import NO, OPEN, YES, Answer, answers, table
-from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_table, stopping_costs
+from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.seeds import over, over_orders
 from lccp_sim.analysis.stats.curve import Curve
 from lccp_sim.analysis.stats.laws import Fit
@@ -103,7 +103,18 @@ def test_a_hit_that_is_a_threshold_of_the_nll_gives_its_own_factor() -> None:
 def test_a_hit_without_a_ceiling_leaves_what_follows_open() -> None:
     found = told(grid(hit_W=NEVER))
     assert found[SATURATES].answer == NO and found[GOES_ON].answer == OPEN and found[PROBE].answer == OPEN
-    assert found[GOES_ON].would_tell == "Longer runs would tell."
+    assert "retrieve better" in found[GOES_ON].would_tell
+    assert found[GOES_ON].numbers == found[PROBE].numbers == "the hit of 3 of 3 seeds never reaches 0.95 (at most 0.4)"
+
+
+def test_seeds_that_reach_the_ceiling_are_told_of_beside_one_that_does_not() -> None:
+    mixed = [*grid(hit_W=EARLY)[:2], *grid(hit_W=NEVER)[2:]]
+    found = told(mixed)
+    assert found[GOES_ON].answer == found[PROBE].answer == OPEN
+    assert found[GOES_ON].numbers.startswith("the hit of 1 of 3 seeds never reaches 0.95")
+    assert len(found[GOES_ON].numbers.rsplit("falls by ", 1)[1].split(", ")) == 2
+    first = stopping_costs(mixed)[0]
+    assert first.read_at[2] == float("inf") and first.cost is not None and np.isfinite(first.read_at[:2]).all()
 
 
 def test_one_order_cannot_tell_the_gain_of_the_probe_from_what_order_does() -> None:
@@ -167,6 +178,6 @@ def test_the_tables_of_needles_and_probe_show_what_was_planted() -> None:
     (row,) = needle_table(seeds).rows
     assert row[:2] == ["single", "1024"] and float(row[2]) == pytest.approx(0.2) and float(row[4]) == 1
     assert float(row[5]) > float(row[6]) > float(row[7])
-    table_ = probe_table(seeds)
+    table_ = probe_over_seeds_table(seeds)
     assert len(table_.rows) == len(GRID) and table_.rows[-1][1].startswith(f"{RISES[-1]:.2f}"[:3])
     assert all(float(error) > 5 for error in table_.note.rsplit(": ", 1)[1].rstrip(".").split(", "))

@@ -33,3 +33,6 @@ def test_the_page_shows_the_tables_of_the_raw_figures():
     page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
     for table in bench.tables(json.loads((ROOT / "bench" / "results" / "coverage.json").read_text())).split("\n\n"):
         assert table in page
+    schedules = json.loads((ROOT / "bench" / "results" / "coverage_schedules.json").read_text())
+    for table in bench.schedule_tables(schedules).split("\n\n"):
+        assert table in page

@@ -9,11 +9,12 @@ import pytest
 from scipy.stats import binom
 
 from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.format import change, number
+from lccp_sim.analysis.format import number
 from lccp_sim.analysis.report.compare_page import write_comparison
 from lccp_sim.analysis.report.paper import claims_table
 from lccp_sim.analysis.report.precondition import BASE_HIT, SHORT_HIT, precondition
 from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import windows_table
 from lccp_sim.analysis.report.verdict import verdict
 from lccp_sim.analysis.run import load_run, unlike

@@ -52,6 +52,7 @@ def test_rows_are_consistent() -> None:
         assert (high == 1) == (each.scale == "logit") and (low is None) == (each.scale == "signed")
         assert each.name.endswith("_frac") or each.scale != "logit", each.key
     assert all(any(shown(place)) for place in PLACES)
+    assert len({each.title for each in METRICS}) == len(METRICS), "a title says which metric it is"
 
 
 @pytest.mark.parametrize("name", ["mine_nats", "mine_frac", "mine_count", "mine"])
@@ -59,8 +60,10 @@ def test_a_metric_without_a_row_is_read_by_its_unit(name: str) -> None:
     assert (metric_of("mine", name).better, metric_of("mine", name).scale) == BY_UNIT.get(name[5:], ("up", "linear"))
 
 
-def test_the_whole_sentence_has_the_row_of_the_value() -> None:
-    assert metric_of("needle", "sentence_hit_frac") == metric_of("needle", "hit_frac")
+def test_the_whole_sentence_has_the_row_of_the_value_and_a_title_of_its_own() -> None:
+    value, sentence = (metric_of("needle", name) for name in ("hit_frac", "sentence_hit_frac"))
+    assert dataclasses.replace(sentence, label=value.label) == value
+    assert sentence.title == "needle hit of the whole sentence, fraction of items"
 
 
 def test_groups_share_their_items_and_keep_the_order() -> None:

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -228,3 +229,18 @@ def test_what_lccp_measure_wrote_is_reported(make_run):
     (path / "corpus.json").unlink()
     text = write_report(path).read_text()
     assert "measured after the fact" in text and "The run is unfinished" not in text and "corpus.json" not in text
+
+
+def test_hostile_names_and_texts_stay_text(planted, tmp_path):
+    """Whoever made the run chose its names; the page shows them, and runs nothing of them."""
+    evil = "<img src=x onerror=alert(1)>"
+    run = shutil.copytree(planted[0], tmp_path / evil, ignore=shutil.ignore_patterns("report"))
+    (run / "config.yaml").write_text(f"run: {{name: '{evil}', tokens: 1000}}\nnote: '{{{{ 7 * 191 }}}}'\n")
+    said = {"warnings": [evil, "{{ 7 * 191 }}"], "sources": [{"source": evil, "share": 1.0}]}
+    (run / "corpus.json").write_text(json.dumps(said))
+    page = write_report(run).read_text()
+    assert html.escape(evil, quote=False).split("=x")[0] in page and "{{ 7 * 191 }}" in page and "1337" not in page
+    tags = Tags(page).tags
+    assert not any(name.startswith("on") for _, attrs in tags for name in attrs)
+    assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in tags if tag == "img")
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object"}

@@ -16,6 +16,7 @@ from lccp_sim.analysis.report.verdict import (
     WORSE,
     Signal,
     Verdict,
+    first_screen,
     headline,
     verdict,
     verdict_markdown,
@@ -76,7 +77,8 @@ def test_the_table_is_the_same_in_the_terminal_and_in_markdown():
 
 def test_a_run_has_a_row_a_signal(planted):
     found = examine(load_run(planted[0]))
-    said = verdict(found)
+    said, alone = verdict(found), first_screen(load_run(planted[0]))
+    assert verdict_text(alone) == verdict_text(said) and alone.signals == said.signals, "computed alone, it is the same"
     assert [row.metric for row in said.signals] == [key for key in METRICS if found.row(*key.split("/"))]
     assert said.headline.startswith("Train on: the hit levelled") and "(deceptive saturation)" in said.headline
     assert all(

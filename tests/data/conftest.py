@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lccp_sim.data.documents.sources import TextFiles
 from lccp_sim.data.pools import DataConfig
-from lccp_sim.data.sources import TextFiles
 from lccp_sim.data.tokenizer import TokenizerConfig
 
 WORDS = (

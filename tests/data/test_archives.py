@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from lccp_sim.configure.compose import check
-from lccp_sim.data.archives import PackageArchive
+from lccp_sim.data.documents.archives import PackageArchive
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.pools import Corpus, DataConfig, open_corpus
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig
 from lccp_sim.errors import ConfigError
+from lccp_sim.sums import SUMS
 from tests.data.conftest import WORDS
 
 WHEEL = "lccp_planted-1.0-py3-none-any.whl"
@@ -75,7 +76,7 @@ def test_code_is_one_document_a_folder_and_is_never_imported(tmp_path: Path, sha
     assert documents[2].text == "# lccp_planted.inner.deep.most\ndeep = True\n"
     assert "lccp_planted" not in sys.modules
     kept = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert kept == [WHEEL], "nothing is unpacked"
+    assert sorted(kept) == sorted([WHEEL, SUMS]), "nothing is unpacked"
 
 
 def test_prose_is_one_document_a_file_as_it_stands(tmp_path: Path, sha256: str) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lccp_sim.data.batch import Batch, Feed
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.packing import PAD, SKIP, START
 from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.errors import ConfigError
 
 FACTS = Synthetic(task="facts", text_from="prose", documents=20, skip_unpredictable=True)

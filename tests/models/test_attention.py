@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
 from lccp_sim.models import attention
-from lccp_sim.models.attention import Attention, RMSNorm, attend, attend_pieces
+from lccp_sim.models.attention import Attention, RMSNorm, attend, attend_pieces, attend_varlen, takes_varlen
 from lccp_sim.models.language_model import Attended
 from lccp_sim.models.positions import BaseRope, rotate, rotation
 from lccp_sim.models.taps import gating, tapping
@@ -106,6 +106,45 @@ def test_a_window_is_a_band_of_the_whole_matrix(
     cotangent = torch.randn(got.shape)
     for mine, truth in zip(*(torch.autograd.grad(y, (q, k, v), cotangent) for y in (got, want)), strict=True):
         torch.testing.assert_close(mine, truth, atol=1e-5, rtol=1e-4)
+
+
+def plain_varlen(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, longest: int, longest_key: int,
+    *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """What torch's varlen_attn promises, in full matrices: query i sees keys from i - left to i + right, -1 is all."""
+    assert starts.dtype == key_starts.dtype == torch.int32 and starts.equal(key_starts)
+    assert longest == longest_key == starts.diff().max() and enable_gqa == (q.shape[1] != k.shape[1])
+    (left, right), pieces = window_size, []
+    for start, stop in itertools.pairwise(starts.tolist()):
+        place = torch.arange(stop - start)
+        ahead = place - place[:, None]
+        seen = (ahead <= right) & (ahead >= (-left if left >= 0 else -len(place)))
+        heads = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]
+        y = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        pieces.append(y[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 23, 24])
+@pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS)
+def test_one_call_for_all_documents_gives_what_a_call_for_each_gives(lengths: list[int], window: int | None) -> None:
+    bounds, _ = bounds_of(lengths)
+    q, k, v = (torch.randn(B, T, heads, H, requires_grad=True) for heads in (N, M, M))
+    got = attend_varlen(q, k, v, 0.3, bounds, window, kernel=plain_varlen)
+    want = attend(q, k, v, 0.3, bounds, window)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    cotangent = torch.randn(got.shape)
+    for mine, truth in zip(*(torch.autograd.grad(y, (q, k, v), cotangent) for y in (got, want)), strict=True):
+        torch.testing.assert_close(mine, truth, atol=1e-5, rtol=1e-4)
+
+
+def test_the_variable_length_kernel_is_for_packed_rows_in_half_precision() -> None:
+    (alone, _), (packed, _) = bounds_of(PACKINGS["one a row"]), bounds_of(PACKINGS["several"])
+    half = torch.zeros(B, T, N, H, dtype=torch.bfloat16)
+    assert takes_varlen(half, packed, None) and takes_varlen(half, alone, 4)
+    assert not takes_varlen(half, alone, None), "one call anyway"
+    assert not takes_varlen(half.float(), packed, None) and not takes_varlen(half[..., :4], packed, None)
 
 
 def test_a_narrow_window_needs_no_square_of_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import transformers as t
 
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter, adapted
+from lccp_sim.models.foreign.adapter import Adapter, adapted
 from lccp_sim.monitors import Induction, Intervention, LongBioHeads, Needle, Perplexity
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.architectures import read_config, write_config
-from lccp_sim.models.hf import (
+from lccp_sim.models.foreign.architectures import read_config, write_config
+from lccp_sim.models.foreign.hf import (
     ALPHA_SINCE,
     is_checkpoint,
     load_checkpoint,
@@ -25,10 +25,10 @@ from lccp_sim.models.hf import (
     older,
     open_weights,
 )
-from lccp_sim.models.hf_folder import INDEX, inspect
-from lccp_sim.models.rope_settings import check_rope
+from lccp_sim.models.foreign.hf_folder import INDEX, inspect
+from lccp_sim.models.foreign.rope_settings import check_rope
+from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.models.weights import read_weights
 from tests.models.checkpoints import ALPHA, CONTEXT, ROPES, V, save
 
 Held = dict[str, Tensor]
@@ -364,7 +364,7 @@ def test_a_view_leaves_nothing_behind(origin: Callable[[str], Path]) -> None:
 
 def test_a_gguf_file_without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr("lccp_sim.models.hf.find_spec", lambda name: None)
+    monkeypatch.setattr("lccp_sim.models.foreign.hf.find_spec", lambda name: None)
     message = "^GGUF files need gguf and accelerate; pip install 'lccp-sim\\[hf]'$"
     with pytest.raises(ConfigError, match=message):
         load_checkpoint(tmp_path, torch.float32, "cpu")

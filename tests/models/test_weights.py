@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.architectures import read_config, write_config
-from lccp_sim.models.hf_folder import INDEX, inspect
+from lccp_sim.models.foreign.architectures import read_config, write_config
+from lccp_sim.models.foreign.hf_folder import INDEX, inspect
+from lccp_sim.models.foreign.weights import read_weights, untied, write_weights
 from lccp_sim.models.positions import BaseRope
 from lccp_sim.models.transformer import Transformer, initialise
-from lccp_sim.models.weights import read_weights, untied, write_weights
 from tests.models.checkpoints import VARIANTS, save
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Induction

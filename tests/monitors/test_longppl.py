@@ -13,12 +13,11 @@ from lccp_sim.configure.parse import parse
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import encode
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Perplexity
-from lccp_sim.monitors.longppl import LongPPL, find_keys
 from lccp_sim.monitors.observing import evaluating, row_nll
-from lccp_sim.monitors.perplexity import DocumentItem
+from lccp_sim.monitors.perplexity import DocumentItem, LongPPL, find_keys
 from lccp_sim.monitors.values import Moment, Value
 from tests.monitors.worlds import NEEDLE, WORDS, planted_model, tiny_model
 

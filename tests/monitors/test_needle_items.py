@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lccp_sim.data.facts import (
+from lccp_sim.data.documents.facts import (
     HELDOUT_TEMPLATES,
     TRAIN_TEMPLATES,
     Fact,

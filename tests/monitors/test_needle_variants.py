@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lccp_sim.data.facts import TRAIN_TEMPLATES, is_evaluation_key
+from lccp_sim.data.documents.facts import TRAIN_TEMPLATES, is_evaluation_key
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError
 from lccp_sim.monitors import Needle

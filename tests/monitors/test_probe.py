@@ -20,11 +20,10 @@ from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors import Probe
 from lccp_sim.monitors.asking import alike, ask, greedy
 from lccp_sim.monitors.observing import counting, evaluating
-from lccp_sim.monitors.probe import ProbeItems, _answer_loss
-from lccp_sim.monitors.probe_records import Answered, probe_records
+from lccp_sim.monitors.probe import Answered, ProbeItems, _answer_loss, probe_records
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record
-from lccp_sim.train.window.images import CELL_PIXELS, window_images
+from lccp_sim.train.window.images import window_maps
 from tests.monitors.worlds import digest, tiny_model
 
 MONITOR = Probe(
@@ -307,10 +306,11 @@ def test_a_small_table_and_an_image_show_the_cells_of_task_and_length(tmp_path: 
     assert a == ["a", "1 to 1 (1)", "0.5 to 1 (1)", "", "0.75 ± 0.25 to 1 ± 0 (2)"]
     assert b[:4] == ["b", "", "0.5 to 1 (1)", "0 to 1 (1)"]
     assert whole[0] == "all" and whole[2] == "0.5 ± 0 to 1 ± 0 (2)" and whole[4].endswith("to 1 ± 0 (4)")
-    image = window_images(windows[0])["probe/exact_match"]
-    assert image.shape == (2 * CELL_PIXELS, 3 * CELL_PIXELS, 3), "tasks by lengths"
-    brightness = image[::CELL_PIXELS, ::CELL_PIXELS].sum(-1).astype(int)
-    assert brightness[0, 0] > brightness[0, 1] == brightness[1, 1] > brightness[1, 2], "1, 0.5 and 0.5, 0: fine-tuned"
+    metric, grid = window_maps(windows[0])["probe/exact_match"]
+    assert metric.key == "probe/exact_match_frac" and [*grid.index] == ["a", "b"] and [*grid] == [128, 256, 512]
+    cells = grid.loc["a", 128], grid.loc["a", 256], grid.loc["b", 256], grid.loc["b", 512]
+    assert cells == (1, 0.5, 0.5, 0), "fine-tuned"
+    assert np.isnan(grid.loc["a", 512]), "not asked"
 
 
 def test_one_seed_has_no_spread() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -13,7 +14,9 @@ from rich.console import Console
 from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config
 from lccp_sim.data.tokenizer import train_tokenizer
+from lccp_sim.records import Record
 from lccp_sim.train.run import train
+from lccp_sim.train.window.images import window_maps
 from lccp_sim.train.window.tensorboard import Board
 from tests import home
 from tests.train.foreign import MONITORS
@@ -22,8 +25,14 @@ from tests.train.tiny import WORDS, plain
 
 @pytest.fixture(autouse=True)
 def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without the verdict in TensorBoard, which takes seconds; `finished` and test_board.py have it."""
-    monkeypatch.setattr(Board, "_verdict", lambda self: "")
+    """Runs go without the verdict and drawn maps in TensorBoard, which take seconds; `finished` has them."""
+    monkeypatch.setattr(Board, "_verdict", lambda self, last: "")
+    monkeypatch.setattr("lccp_sim.train.window.logs.window_images", blank_images)
+
+
+def blank_images(records: list[Record]) -> dict[str, np.ndarray]:
+    """An image of one pixel for each map."""
+    return {name: np.zeros((1, 1, 3), np.uint8) for name in window_maps(records)}
 
 
 @pytest.fixture(scope="session")

@@ -12,23 +12,30 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lccp_sim.analysis.findings import examine
+from lccp_sim.analysis.metrics import METRICS, metric_of
+from lccp_sim.analysis.report.verdict import COLUMNS, verdict, verdict_markdown
+from lccp_sim.analysis.run import load_run
 from lccp_sim.cli import main
 from lccp_sim.config import Config
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import overall_name, read_records
 from lccp_sim.train.run import train
-from lccp_sim.train.saved.run_directory import read_config
+from lccp_sim.train.saved.run_directory import read_config, run_directory
 from lccp_sim.train.window import tensorboard
-from lccp_sim.train.window.tensorboard import charts, in_markdown, keys_of, markdown_table
-from tests.train.test_resume import at_step, before_checkpoint, in_monitor, killed, scalars
+from lccp_sim.train.window.tensorboard import charts, corpus_markdown, keys_of
+from tests.train.conftest import blank_images
+from tests.train.test_resume import at_step, before_checkpoint, cells, images, in_monitor, killed, scalars
 from tests.train.test_stopping import DECAY, FEW, keys, saturated_from
 from tests.train.tiny import BATCH, STEPS
 
-TEXTS = ("config", "corpus", "verdict")
+TEXTS = ("what was run/config", "what was run/corpus", "verdict")
 
 
 @pytest.fixture
-def unjudged() -> None:
-    """Not here: each run of this file has its verdict."""
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here each run has its verdict, and no map is drawn."""
+    monkeypatch.setattr("lccp_sim.train.window.logs.window_images", blank_images)
 
 
 def read(directory: Path) -> EventAccumulator:
@@ -62,27 +69,48 @@ def hyperparameters(events: EventAccumulator) -> tuple[dict[str, Any], list[str]
 
 
 def test_every_scalar_stands_in_one_chart_of_its_tier(finished: Path) -> None:
-    found, shown = charts_in(read(finished)), set(scalars(finished)) - {"tokens"}
+    found, shown = charts_in(read(finished)), set(scalars(finished))
     assert list(found) == ["behavioural", "probabilistic", "mechanistic", "training"]
     patterns = [(tier, tag) for tier, group in found.items() for tags in group.values() for tag in tags]
     tiers = {overall_name(r): r.tier for r in read_records(finished / "records.jsonl")[0]}
     for name in shown:
         assert [tier for tier, tag in patterns if re.match(tag, name)] == [tiers[name]], name  # as TensorBoard matches
     assert len(patterns) == len(shown) <= 60
-    for group in found.values():
-        for title, tags in group.items():
-            assert len({tag.rpartition("_")[2] for tag in tags}) == 1, title
 
 
-def test_a_layout_groups_by_tier_monitor_and_unit() -> None:
-    rows = [("training", "train", "lr"), ("mechanistic", "heads", "a_frac"), ("mechanistic", "heads", "b_frac")]
-    assert charts([*rows, ("mechanistic", "heads", "n_count"), rows[1]]) == {
-        "mechanistic": {
-            "heads, frac": ["Multiline", ["^heads/a_frac$", "^heads/b_frac$"]],
-            "heads/n_count": ["Multiline", ["^heads/n_count$"]],
-        },
-        "training": {"train/lr": ["Multiline", ["^train/lr$"]]},
-    }
+def test_a_chart_has_one_quantity_in_one_unit_and_a_title_of_its_own(finished: Path) -> None:
+    found = [chart for group in charts_in(read(finished)).values() for chart in group.items()]
+    assert len({title for title, _ in found}) == len(found) > 20
+    for title, tags in found:
+        names = [re.sub(r"\\(.)", r"\1", tag).strip("^$") for tag in tags]
+        assert metric_of(*min(names, key=len).split("/")).title == title
+        assert len({name.replace("/sentence_", "/") for name in names}) == 1, title
+        assert len({name.rpartition("_")[2] for name in names}) == 1, title
+    assert dict(found)["heads > 0.1, count"] == ["^heads/retrieval_heads_count$"]
+    assert dict(found)["needle hit, fraction of items"] == ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
+
+
+def test_counts_of_what_a_number_rests_on_have_no_chart_and_stay_in_the_records(finished: Path) -> None:
+    tallies = {each.key for each in METRICS if each.tallies}
+    assert tallies == {
+        "heads/answer_tokens_count", "heads/null_heads_count", "perplexity/key_tokens_count",
+        "intervention/masked_heads_count",
+    }  # fmt: skip
+    assert not {*tallies, "tokens"} & scalars(finished).keys()
+    recorded = {overall_name(r) for r in read_records(finished / "records.jsonl")[0]}
+    assert "heads/answer_tokens_count" in recorded and "heads/retrieval_heads_count" in scalars(finished)
+
+
+def test_a_layout_is_by_tier_in_the_order_of_the_catalogue() -> None:
+    rows = [("training", "train", "lr"), ("mechanistic", "mine", "depth"), ("probabilistic", "needle", "answer_ppl")]
+    more = [("probabilistic", "needle", "sentence_hit_frac"), ("probabilistic", "needle", "hit_frac")]
+    made = charts([*rows, *more, rows[0]])
+    assert [(tier, list(group)) for tier, group in made.items()] == [
+        ("probabilistic", ["needle hit, fraction of items", "needle perplexity"]),
+        ("mechanistic", ["mine depth"]),
+        ("training", ["learning rate"]),
+    ]
+    assert made["training"]["learning rate"] == ["Multiline", ["^train/lr$"]]
 
 
 def test_hyperparameters_have_the_final_scalars_as_metrics(finished: Path) -> None:
@@ -97,15 +125,20 @@ def test_hyperparameters_have_the_final_scalars_as_metrics(finished: Path) -> No
 def test_the_texts_are_the_config_the_corpus_and_the_verdict(finished: Path) -> None:
     found = texts(read(finished))
     assert {name: [step for step, _ in points] for name, points in found.items()} == {
-        "config": [0], "corpus": [0], "verdict": [STEPS],
+        "what was run/config": [0], "what was run/corpus": [0], "verdict": [STEPS],
     }  # fmt: skip
-    assert "rope:\n    base: 10000" in found["config"][0][1] and found["config"][0][1].startswith("```yaml\nseed: 0\n")
-    lines = found["corpus"][0][1].splitlines()
-    assert lines[0].startswith("| source | kind | share | documents |") and lines[2].startswith(
-        "| prose | text_files |"
-    )
-    said = found["verdict"][0][1]
-    assert "The needle hit goes from 0 to 0" in said and "run is unfinished" not in said and "**Not shown:**" in said
+    config, corpus = (found[f"what was run/{name}"][0][1] for name in ("config", "corpus"))
+    assert "rope:\n    base: 10000" in config and config.startswith("```yaml\nseed: 0\n")
+    lines = corpus.splitlines()
+    assert lines[0] == "| source | kind | share | documents | tokens | held out tokens | cut tokens |"
+    assert lines[2].startswith("| prose | text_files |")
+
+
+def test_the_verdict_is_the_table_of_the_report(finished: Path) -> None:
+    [(_, text)] = texts(read(finished))["verdict"]
+    assert text == verdict_markdown(verdict(examine(load_run(finished))))
+    assert f"| {' | '.join(COLUMNS)} |" in text and "| needle hit |" in text
+    assert min(texts(read(finished))) == "verdict", "TensorBoard opens the first by name"
 
 
 @pytest.mark.parametrize(
@@ -124,16 +157,20 @@ def test_a_resumed_run_loses_nothing_and_repeats_nothing(
     for seconds, (plant, step) in zip((120, 60), where, strict=True):
         killed(config, say, plant, step, seconds)
     events = read(train(config, say))
-    assert {name: len(points) for name, points in texts(events).items()} == dict.fromkeys(TEXTS, 1)
+    found = {name: [step for step, _ in points] for name, points in texts(events).items()}
+    assert found == dict.fromkeys(TEXTS, [0]) | {"verdict": found["verdict"]}
+    assert found["verdict"] == sorted(set(found["verdict"])) and found["verdict"][-1] == STEPS
     assert {"probabilistic", "training"} <= charts_in(events).keys()
     assert hyperparameters(events)[0]["optim.lr"] == 3e-3
 
 
-def test_an_extended_run_has_the_verdict_of_each_end(run: Callable[..., Path]) -> None:
+def test_an_extended_run_has_the_verdict_of_each_end_and_of_a_sixth_window(
+    run: Callable[..., Path],
+) -> None:
     run({**FEW, "run.tokens": 7 * BATCH})
     events = read(run(FEW))
-    assert [step for step, _ in texts(events)["verdict"]] == [7, STEPS]
-    assert len(texts(events)["config"]) == 1 and charts_in(events)
+    assert [step for step, _ in texts(events)["verdict"]] == [7, 8, STEPS], "its end, the sixth window, its end"
+    assert len(texts(events)["what was run/config"]) == 1 and charts_in(events)
 
 
 @pytest.mark.parametrize(("changes", "end"), [(keys("stop"), 6), (DECAY, 9)], ids=["stop", "decay"])
@@ -143,20 +180,21 @@ def test_a_run_that_ends_early_has_its_verdict_and_a_chart_of_its_decisions(
     monkeypatch.setattr("lccp_sim.train.window.stopping.decide", saturated_from(6))
     directory = run(changes)
     events = read(directory)
-    assert [step for step, _ in texts(events)["verdict"]] == [end]
-    assert charts_in(events)["training"]["stopping/saturated_frac"] == ["^stopping/saturated_frac$"]
+    assert texts(events)["verdict"][-1][0] == end
+    title = "watched metrics that are saturated, fraction"
+    assert charts_in(events)["training"][title] == ["^stopping/saturated_frac$"]
     assert set(hyperparameters(events)[1]) == set(scalars(directory))
 
 
 def test_a_fault_in_the_verdict_costs_no_checkpoint(
     run: Callable[..., Path], say: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(found: Any) -> Any:
+    def fail(run: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(tensorboard, "verdict", fail)
+    monkeypatch.setattr(tensorboard, "first_screen", fail)
     directory = run(FEW)
-    assert (directory / "DONE").exists() and texts(read(directory))["verdict"] == [(STEPS, "No verdict: planted")]
+    assert (directory / "DONE").exists() and texts(read(directory))["verdict"][-1] == (STEPS, "No verdict: planted")
     assert "warning: no verdict for TensorBoard (planted)" in say.file.getvalue()
 
 
@@ -165,15 +203,26 @@ def test_measured_checkpoints_have_the_layout_too(run: Callable[..., Path]) -> N
     assert main(["measure", str(directory)]) == 0
     found = charts_in(read(directory / "measured"))
     beside = ["^needle/hit_frac$", "^needle/sentence_hit_frac$"]
-    assert found["probabilistic"]["needle, frac"] == beside and "training" not in found
+    assert found["probabilistic"]["needle hit, fraction of items"] == beside and "training" not in found
 
 
-def test_a_table_shows_what_is_plain_and_a_verdict_its_caution() -> None:
-    assert markdown_table([{"source": "a", "share": 0.25, "by_length": {}, "tokens": 12345678}]) == [
-        "| source | share | tokens |", "| --- | --- | --- |", "| a | 0.25 | 12345678 |",
-    ]  # fmt: skip
-    assert markdown_table([]) == ["|  |", "|  |"]
-    from lccp_sim.analysis.report.verdict import Verdict
+def test_the_axis_is_tokens_where_it_is_asked_for(make: Callable[..., Config], say: Console) -> None:
+    in_tokens = {**FEW, "run.tensorboard_axis": "tokens"}
+    killed(config := make(in_tokens), say, at_step, 7, 120)
+    directory = train(config, say)
+    assert directory.name == run_directory(make(FEW), None).name, "a matter of display names no directory"
+    records = read_records(directory / "records.jsonl")[0]
+    expected = [r.tokens for r in records if overall_name(r) == "needle/hit_frac"]
+    assert [place for place, _ in scalars(directory)["needle/hit_frac"]] == expected
+    assert set(images(directory)["needle/hit"]) == set(expected)
+    assert texts(read(directory))["verdict"][-1][0] == STEPS * BATCH
+    assert {step for step, _ in cells(directory)} <= {r.step for r in records}, "others keep the steps"
+    with pytest.raises(ConfigError, match="tensorboard_axis"):
+        train(make(FEW), say)
 
-    said = in_markdown(Verdict(("One.", "Two.", "Three."), "Careful.", [("Scale", "Four.")], ["Five."], []))
-    assert said == "One.\n\nTwo.\n\nThree.\n\nCareful.\n\n**Scale.** Four.\n\n**Not shown:**\n\n- Five."
+
+def test_the_table_of_the_corpus_is_for_people() -> None:
+    row = {"source": "a", "kind": "text", "share": 0.25, "documents": 5, "tokens": 12345678, "by_length": {}}
+    assert corpus_markdown([row | {"held_out_tokens": 940, "cut_token_frac": 0.071}])[2:] == [
+        "| a | text | 25 % | 5 | 12.3M | 940 | 7 % |"
+    ]

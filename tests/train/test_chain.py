@@ -14,8 +14,8 @@ from lccp_sim.config import Config
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import VerifiedIO, read_checkpoint
+from lccp_sim.train.series import measure
 from lccp_sim.train.window import suite
-from lccp_sim.verbs.measure import measure
 from tests.train.test_run import UNWATCHED, scattered
 from tests.train.tiny import BATCH, STEPS, final, records
 
@@ -114,6 +114,7 @@ def test_the_precondition_is_measured_with_the_base_as_it_was(run: Callable[...,
     assert [r["tags"].pop("span", None) for r in found[0]] == ["value", "full", None, None, None]
     assert all(r["step"] == 0 and r["tags"] == {"length": 128} and r["tier"] == "mechanistic" for r in found[0])
     assert "precondition NOT met" in say.file.getvalue()
+    assert "expert load before step 1: at " in say.file.getvalue()
 
 
 def test_a_precondition_that_cannot_be_measured_is_refused_before_anything_is_written(

@@ -9,6 +9,7 @@ loss, clipping and update on pretended CUDA tensors.
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lccp_sim.config import Config
+from lccp_sim.data.tasks import Lesson
 from lccp_sim.models import kernels
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.probe import _answer_loss
+from lccp_sim.train.loop.loader import LccpData
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import clip
 
@@ -45,11 +49,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class HostIsReal(TorchFunctionMode):
-    """What is asked of tensors of the host alone (the bounds of documents) gets an answer."""
+    """What is asked of tensors of the host alone (the bounds of documents) gets an answer; a copy to a GPU is fake."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        host = tensors and not any(isinstance(each, FakeTensor) for each in tensors)
+        sent = func is Tensor.to and any(isinstance(each, torch.device) and each.type != "cpu" for each in args)
+        host = tensors and not sent and not any(isinstance(each, FakeTensor) for each in tensors)
         with unset_fake_temporarily() if host else nullcontext():
             return func(*args, **(kwargs or {}))
 
@@ -76,7 +81,7 @@ def batch(padded: bool) -> dict[str, Any]:
 def step(config: Config, device: str, bf16: bool, padded: bool) -> None:
     """A step of training on pretended tensors."""
     given = batch(padded)
-    with FakeTensorMode() as fake, HostIsReal(), CopiesGoAlong():
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, HostIsReal(), CopiesGoAlong():
         given = {k: fake.from_tensor(v) if isinstance(v, Tensor) and k != "bounds" else v for k, v in given.items()}
         with torch.device(device):
             model = Transformer(config.model, 64)
@@ -134,6 +139,27 @@ def test_a_step_waits_for_nothing(
 ) -> None:
     experts = {"model.experts": "grouped_mm"} if device == "cpu" else {}  # which auto takes on a GPU
     step(make(CASES[case] | experts), device, bf16, padded)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_step_of_the_probe_searches_for_nothing(make: Callable[..., Config], device: str) -> None:
+    lessons = [Lesson(np.arange(1, n + 1), ((3, 5), (n - 2, n))) for n in (9, 12)]
+    bounds = torch.tensor([0, 11, 22])
+    with FakeTensorMode(allow_non_fake_inputs=True), HostIsReal(), torch.no_grad():
+        with torch.device(device):
+            model = Transformer(make({"model.experts": "grouped_mm"}).model, 64)
+        model.forward = partial(model.forward, bounds=bounds)  # type: ignore[method-assign]
+        assert _answer_loss(model, lessons).device == torch.device(device)
+
+
+def test_batches_for_a_gpu_lie_in_pinned_memory() -> None:
+    def pinned(kind: str) -> bool:
+        data = LccpData(None, 1, 4)  # type: ignore[arg-type]
+        strategy = SimpleNamespace(root_device=torch.device(kind))
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)  # type: ignore
+        return data.train_dataloader().pin_memory
+
+    assert pinned("cuda") and not pinned("cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

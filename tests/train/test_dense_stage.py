@@ -108,7 +108,7 @@ def test_the_attention_of_training_is_measured_beside_the_dense_one(run: Callabl
     ("keys", "message"),
     [
         ({"monitors.attention": "both"}, "monitors.attention='both': training is dense, so there is nothing beside it"),
-        ({"monitors.attention": "sparse"}, "monitors.attention='sparse': must be dense, or both"),
+        ({"monitors.attention": "sparse"}, "monitors.attention='sparse': input should be 'dense' or 'both'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(keys: dict, message: str, settings: Callable[..., dict]) -> None:

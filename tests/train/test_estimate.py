@@ -10,7 +10,7 @@ import pytest
 
 from lccp_sim.cli import main
 from lccp_sim.configure.compose import check
-from lccp_sim.plan.watching import Pass
+from lccp_sim.monitors.monitor import Pass
 from lccp_sim.progress import Work
 from lccp_sim.train.window.estimate import TokenCount, estimate, expected_seconds, kinds, longer, timed
 from tests.train.foreign import folder

@@ -25,8 +25,8 @@ from lccp_sim.files import write_atomic
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import VerifiedIO, checkpoints, read_checkpoint
+from lccp_sim.train.saved.exchange import export_checkpoint, import_checkpoint
 from lccp_sim.train.saved.init import load_transformer
-from lccp_sim.verbs.hf import export_checkpoint, import_checkpoint
 from tests.train.foreign import folder
 from tests.train.tiny import weights
 

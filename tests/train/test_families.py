@@ -13,7 +13,7 @@ from lccp_sim.config import Config
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.loop.module import LccpModule
-from lccp_sim.verbs.measure import measure
+from lccp_sim.train.series import measure
 from tests.train.test_run import UNWATCHED, rows
 from tests.train.tiny import BATCH, assert_same_run, final
 

@@ -25,10 +25,10 @@ from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.parallel.sharding import whole_tensors
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.checkpoint import checkpoints, damage, manifest_of, newest, read_checkpoint, weights_hash
+from lccp_sim.train.saved.exchange import export_checkpoint
 from lccp_sim.train.saved.journal import RECORDS
 from lccp_sim.train.saved.sharded import INDEX, REST
-from lccp_sim.verbs.hf import export_checkpoint
-from lccp_sim.verbs.measure import measure
+from lccp_sim.train.series import measure
 from tests.train.test_parallel import EP, FEW, SHARD, assert_close, ended, start
 from tests.train.tiny import final, plain
 

@@ -20,10 +20,10 @@ from lccp_sim.cli import main
 from lccp_sim.data.beyond import check_rows, check_same
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.records import read_records
 from lccp_sim.train.run import train
-from lccp_sim.train.saved.vocabulary import read_vocabulary
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.window.suite import NO_HEADS
 from tests.train.foreign import folder
 from tests.train.test_exchange import DENSE, QUIET

@@ -7,7 +7,7 @@ import pytest
 
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, overall_name
-from lccp_sim.train.window.images import CELL_PIXELS, window_images
+from lccp_sim.train.window.images import window_images, window_maps
 from lccp_sim.train.window.suite import HeadHistory
 
 Grid = list[list[float]]
@@ -76,13 +76,17 @@ def test_the_largest_induction_head_is_recorded_without_any_copy_scores() -> Non
     assert [(r.metric, r.value, r.n, r.tags) for r in got] == [("induction_frac", 0.5, 4, {})]
 
 
-def test_all_heads_share_one_image_and_none_is_a_scalar() -> None:
+def test_heads_have_a_map_for_each_set_of_texts_and_none_is_a_scalar() -> None:
     records = [record for name in SETS for record in scored(0, FIRST if name else SECOND, **SETS[name])]
+    maps = window_maps(records)
+    assert {name: grid.to_numpy().tolist() for name, (_, grid) in maps.items()} == {
+        "heads/copy_hard": SECOND, "heads/copy_hard_longbio": FIRST,
+    }  # fmt: skip
+    assert {(metric.key, *grid.shape) for metric, grid in maps.values()} == {("heads/copy_hard_frac", 2, 2)}
     images = window_images(records)
-    assert list(images) == ["heads/copy_hard"]
-    alone = [window_images(scored(0, scores))["heads/copy_hard"] for scores in (SECOND, FIRST)]
-    assert images["heads/copy_hard"].shape == (2 * CELL_PIXELS, 4 * CELL_PIXELS, 3)
-    assert (images["heads/copy_hard"] == np.concatenate(alone, axis=1)).all()
+    assert images.keys() == maps.keys()
+    for image in images.values():
+        assert image.dtype == np.uint8 and image.ndim == 3 and len(np.unique(image)) > 10
     assert not [r for r in records if overall_name(r)]
     others = HeadHistory([], [0]).compare(records, Moment(0, 0))
     assert {r.metric for r in others if overall_name(r)} == {"retrieval_heads_count", "initial_heads_mean_frac"}

@@ -13,7 +13,7 @@ from lccp_sim.data.cache import cache_root
 from lccp_sim.data.gguf_files import MODELS
 from lccp_sim.data.pools import DataConfig
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
-from lccp_sim.models.hf import load_checkpoint, load_tokenizer_json
+from lccp_sim.models.foreign.hf import load_checkpoint, load_tokenizer_json
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint
 from lccp_sim.train.saved.init import load_transformer

@@ -14,13 +14,13 @@ import torch
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import Adapter
+from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.run import train
-from lccp_sim.verbs.measure import measure
+from lccp_sim.train.series import measure
 from tests.train.tiny import BATCH, WINDOWS, assert_same_run, final, records
 
 OTHERS = {f"monitors.{name}": None for name in ("needle", "induction", "intervention", "heads", "routing", "probe")}

@@ -1,10 +1,13 @@
 """A run that was killed and resumed is the run that was not: the same bytes and weights, nothing logged twice."""
 
 import csv
+import errno
+import io
 import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -142,6 +146,69 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(
 def test_half_a_line_of_records_is_forgotten(make: Callable[..., Config], say: Console, finished: Path) -> None:
     config = make()
     killed(config, say, in_records, 6)
+    assert_same_run(train(config, say), finished)
+
+
+def in_bytes(step: int) -> None:
+    """With half of the bytes of the checkpoint at or after `step` on disk."""
+    plain = torch.save
+
+    def save(content: Any, file: Any) -> None:
+        if content["global_step"] >= step:
+            held = io.BytesIO()
+            plain(content, held)
+            file.write(held.getvalue()[: held.tell() // 2])
+            file.flush()
+            die()
+        plain(content, file)
+
+    torch.save = save
+
+
+@pytest.mark.parametrize("plant", [in_bytes, in_checkpoint])
+def test_killed_while_a_checkpoint_is_written_in_the_background(
+    plant: Callable[[int], None], make: Callable[..., Config], say: Console, finished: Path
+) -> None:
+    config = make({"run.checkpoints": "background"})
+    killed(config, say, plant, 6)
+    assert_same_run(train(config, say), finished)
+
+
+def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on while the writer is held; the next checkpoint waits until this one is whole."""
+    held, plain, done = threading.Event(), torch.save, []
+
+    def save(content: Any, file: Any) -> None:
+        assert held.wait(60)
+        plain(content, file)
+        done.append(content["global_step"])
+
+    monkeypatch.setattr(torch, "save", save)
+    files, weight = checkpoint.BackgroundIO(), torch.zeros(3)
+    for step in (1, 2):
+        files.save_checkpoint({"global_step": step, "lccp": {}, "w": weight}, tmp_path / f"last-{step:08d}.ckpt")
+        assert done[: step - 1] == list(range(1, step))
+        weight += 1
+        held.set()
+    files.teardown()
+    read = [checkpoint.read_checkpoint(tmp_path / f"last-{step:08d}.ckpt")["w"].tolist() for step in (1, 2)]
+    assert read == [[0] * 3, [1] * 3]
+
+
+def test_a_checkpoint_that_cannot_be_written_in_the_background_ends_the_run(
+    make: Callable[..., Config], say: Console, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    config, plain = make({"run.checkpoints": "background"}), torch.save
+
+    def full(content: Any, file: Any) -> None:
+        if content["global_step"] >= 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(content, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="could not be written .*No space left.*the checkpoints before it are whole"):
+            train(config, say)
     assert_same_run(train(config, say), finished)
 
 

@@ -18,8 +18,8 @@ from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
-from lccp_sim.train.corpus import feed_of
 from lccp_sim.train.loop.module import LccpModule
+from lccp_sim.train.objectives.lm import feed_of
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
 from lccp_sim.train.saved.run_directory import run_directory
@@ -204,7 +204,7 @@ def test_the_monitors_see_the_model_in_the_precision_of_the_run_or_in_their_own(
     assert [half[key] for key in start] != [exact[key] for key in start]
     assert [half[key] for key in start] == pytest.approx([exact[key] for key in start], rel=0.01)
     assert seen(monitors="bf16").keys() == half.keys()
-    with pytest.raises(ConfigError, match="monitors.precision='half': must be fp32 or bf16"):
+    with pytest.raises(ConfigError, match="monitors.precision='half': input should be 'fp32' or 'bf16'"):
         seen(monitors="half")
 
 

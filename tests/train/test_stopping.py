@@ -311,12 +311,15 @@ class Strange(L.LightningModule):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(60, 1)))
 
 
-def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool = True, **settings: Any) -> tuple[Any, Any]:
+def strange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool = True, told: bool = True, **settings: Any
+) -> tuple[Any, Any]:
     monkeypatch.setattr("lccp_sim.train.window.callback.adapted", lambda model: SimpleNamespace(num_heads=1))
     lines: list[str] = []
     suite: Any = Looking()
     monitors = MonitorCallback(suite, Journal(tmp_path), 10, say=lines.append)
     stop = Stopping(StoppingConfig(watch=("mine/x_nats",), **settings), monitors)
+    monitors.after_window = [stop.look] if told else []
     trainer = L.Trainer(
         max_steps=50, callbacks=[monitors, stop] if first else [stop, monitors], accelerator="cpu", logger=False,
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
@@ -345,3 +348,8 @@ def test_it_decays_a_strangers_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_it_must_come_after_its_monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="put it after them"):
         strange(tmp_path, monkeypatch, first=False)
+
+
+def test_it_must_be_told_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"set monitors.after_window = \[stopping.look\]"):
+        strange(tmp_path, monkeypatch, told=False)

@@ -46,7 +46,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
         found.quiet.append(console.quiet)
         yield found
 
-    for module in ("progress", "train.run", "verbs.measure", "train.corpus"):
+    for module in ("progress", "train.run", "train.series"):
         monkeypatch.setattr(f"lccp_sim.{module}.shown", shown)
     return found
 

@@ -11,8 +11,8 @@ from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved import weights_file
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, resolve
+from lccp_sim.train.saved.exchange import export_checkpoint
 from lccp_sim.train.saved.weights_file import PREFIX, bundled, read_weights_file
-from lccp_sim.verbs.hf import export_checkpoint
 
 UNWATCHED = {"monitors.probe": None, "monitors.intervention": None}
 

@@ -15,18 +15,17 @@ import pandas as pd
 from scipy.stats import norm
 
 from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.judge.intervals import Z
+from lccp_sim.analysis.judge.intervals import Z, item_curve, names_of
 from lccp_sim.analysis.judge.items import unlike_items
-from lccp_sim.analysis.judge.lookup import item_curve, names_of, split_name
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import LEVEL, Estimate, to_json
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name, to_json
 from lccp_sim.errors import ConfigError
 
 POWER = 0.8
 UNLIKE = {"train", "stopping", "precondition"}  # of the mixture, of the rule, of the base: no models to compare
 OF_TEXTS = ("answer_tokens_count", "key_tokens_count", "initial_heads_mean_frac")  # of the texts, of heads of its own
-ROUNDING = 1e-9
-TIMES = 1000  # as many items at most are worth naming
+SAME = 1e-9
+WORTH_NAMING = 1000  # as many items at most are worth naming
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Difference:
     @property
     def answer(self) -> str:
         """One word or three for a reader."""
-        if abs(self.difference.value) <= ROUNDING and not self.told:
+        if abs(self.difference.value) <= SAME and not self.told:
             return "equal" if self.difference.low is None else "not told apart"
         if self.difference.low is None:
             return "no interval"
@@ -88,8 +87,8 @@ class Compared:
         rows = []
         for row in self.rows:
             needed = "" if row.needed is None else f"{row.needed:,}"
-            if row.needed is not None and row.items and row.needed > TIMES * row.items:
-                needed = f"over {TIMES * row.items:,}"
+            if row.needed is not None and row.items and row.needed > WORTH_NAMING * row.items:
+                needed = f"over {WORTH_NAMING * row.items:,}"
             answer = row.answer if row.paired or row.difference.low is None else f"{row.answer} (unpaired)"
             items = "" if row.items is None else f"{row.items:,}"
             rows.append([row.metric, number(row.a), number(row.b), interval(row.difference), answer, items, needed])
@@ -169,12 +168,12 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         return None
     curve, difference = found.curve, found.estimate(1, "change")
     items = found.items
-    told = bool(difference.above(ROUNDING) or difference.below(-ROUNDING))
+    told = bool(difference.above(SAME) or difference.below(-SAME))
     detectable = needed = None
     if difference.low is not None and difference.high is not None:
         spread = (difference.high - difference.low) / 2 / Z
         detectable = (Z + float(norm.ppf(POWER))) * spread
-        if items and not told and abs(difference.value) > ROUNDING:
+        if items and not told and abs(difference.value) > SAME:
             needed = ceil(items * max(1.0, (detectable / abs(difference.value)) ** 2))
     (first, last), (before, after) = curve.value_W, curve.tokens_W
     return Difference(

@@ -17,11 +17,10 @@ import numpy as np
 
 from lccp_sim.analysis.format import interval, tokens
 from lccp_sim.analysis.judge.criteria import Criterion, Gate, Outcome, read_gate
-from lccp_sim.analysis.judge.intervals import ItemCurve, mean_over_seeds, parse_tokens
+from lccp_sim.analysis.judge.intervals import ItemCurve, item_curve, mean_over_seeds, parse_tokens, refuse_missing
 from lccp_sim.analysis.judge.items import unlike_items
-from lccp_sim.analysis.judge.lookup import item_curve, refuse_missing, split_name
 from lccp_sim.analysis.run import RunData, differing
-from lccp_sim.analysis.stats.curve import LEVEL, Estimate
+from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name
 from lccp_sim.errors import ConfigError
 
 STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}

@@ -1,22 +1,25 @@
 """One number of a metric, at a window or between two windows, with its 95 % interval.
 
 Means of many items are resampled, see `curves`. Shares of 0/1 items have intervals of their own, because a bootstrap of
-items that all agree is a point: 40 hits of 40 do not show a hit rate of 1.
+items that all agree is a point: 40 hits of 40 do not show a hit rate of 1. A metric is asked for by its name, and a
+wrong name is answered with the nearest one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest, norm
 
 from lccp_sim.analysis.metrics import metric_of
+from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.seeds import over
-from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
-from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
-from lccp_sim.errors import refuse
+from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate, curves, resolve_name, split_name
+from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, item_values
+from lccp_sim.errors import ConfigError, nearest, refuse
+from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
 Of = Literal["value", "change", "factor"]
 Z = float(norm.ppf((1 + LEVEL) / 2))
@@ -84,6 +87,20 @@ class ItemCurve:
         return (round(value * n), n) if self.curve.metric.endswith("_frac") and alike else None
 
 
+def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
+    """The curve of `monitor/metric` with these tags; without any, its overall value. None where there is none.
+
+    `resolve_name` says what may be left out.
+    """
+    monitor, metric, tags, of_items = resolve_name(run, name, tags)
+    curve = curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)
+    if curve is None:
+        return None
+    steps = sorted(set(run.select(monitor, metric, **tags).step))
+    found = item_values(run, monitor, [metric], steps, of_items) if curve.source == "paired items" else None
+    return ItemCurve(curve, None if found is None else found[0][metric])
+
+
 def share(hits: int, items: int) -> tuple[float, float]:
     """The 95 % interval of a share, `hits` of `items`: exact. Source: Clopper and Pearson 1934 (Biometrika 26)."""
     low, high = binomtest(hits, items).proportion_ci(LEVEL, method="exact")
@@ -135,3 +152,51 @@ def _varied(estimate: Estimate) -> Estimate:
     if estimate.low is None or estimate.high is None or estimate.high - estimate.low > 1e-12 * abs(estimate.value):
         return estimate
     return Estimate(estimate.value, draws=estimate.draws)
+
+
+def names_of(run: RunData) -> list[str]:
+    """The metrics with an overall value, as `monitor/metric`; of a needle's full sentence, `needle/sentence_metric`."""
+    pairs = run.records[["monitor", "metric", "names"]].drop_duplicates()
+    whole = [f"{row.monitor}/{row.metric}" for row in pairs[pairs.names == ""].itertuples()]
+    spanned = run.records[(run.records.monitor == "needle") & (run.records.names == "span")]
+    for metric, span in spanned[["metric", "span"]].drop_duplicates().itertuples(index=False) if len(spanned) else ():
+        whole.append(f"needle/{OF_SENTENCE if span == SENTENCE else ''}{metric}")
+    return whole
+
+
+def refuse_missing(runs: Sequence[RunData], name: str, tags: Mapping[str, Tag], where: str) -> None:
+    """Raise ConfigError where no run has `name` with `tags`: the nearest metric that one has, or else the nearest tags.
+
+    `where`: the place of the two in the file that names them.
+    """
+    pairs = (run.records[["monitor", "metric"]].drop_duplicates() for run in runs)
+    known = {f"{monitor}/{metric}" for each in pairs for monitor, metric in each.itertuples(index=False)}
+    known |= {each for run in runs for each in names_of(run)}
+    refuse(name not in known, f"{where}.metric", name, f"no record of it{nearest(name, sorted(known))}")
+    raise ConfigError(f"{where}.tags={dict(tags)!r}: {_nearest_tags(runs, *split_name(name), tags)}")
+
+
+def _nearest_tags(runs: Sequence[RunData], monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
+    """The nearest tags that are there: the end of a message."""
+    there = set()
+    for run in runs:
+        rows = run.records[(run.records.monitor == monitor) & (run.records.metric == metric)]
+        for names, group in rows.groupby(rows.names.astype(str)):
+            columns = [name for name in str(names).split(",") if name]
+            for values in group[columns].drop_duplicates().itertuples(index=False):
+                there.add(tuple((name, _tag(value)) for name, value in zip(columns, values, strict=True)))
+    wanted = runs[0].counted(monitor) | dict(tags) if tags else {}
+
+    def far(each: tuple[tuple[str, Tag], ...]) -> tuple[int, int, float, str]:
+        other = [(value, wanted[name]) for name, value in each if name in wanted and value != wanted[name]]
+        numbers = [(x, y) for x, y in other if not isinstance(x, str) and not isinstance(y, str)]
+        return len(dict(each).keys() ^ wanted), len(other), sum(abs(x - y) for x, y in numbers), str(each)
+
+    best = min(there, key=far)
+    written = "{" + ", ".join(f"{name}: {value}" for name, value in best) + "}"
+    return f"no record of {monitor}/{metric} has these tags; did you mean {written}?"
+
+
+def _tag(value: Any) -> Tag:
+    """A tag as YAML writes it: whole numbers of a column with gaps are floats there."""
+    return int(value) if isinstance(value, (float, np.floating)) and float(value).is_integer() else value

@@ -6,7 +6,7 @@ items. "Refuted" is said of what these runs show, never of what an 80B model doe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -29,11 +29,11 @@ from lccp_sim.analysis.seeds import (
     pooled_over_seeds,
 )
 from lccp_sim.analysis.stats.arms import noise
-from lccp_sim.analysis.stats.curve import Estimate
+from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.deceptive import hit_given_nll, null_hits
 from lccp_sim.analysis.stats.dynamics import like_the_paper
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
-from lccp_sim.analysis.stats.pairs import CEILING, HIT, NLL, gather
+from lccp_sim.analysis.stats.pairs import CEILING, HIT, NLL, at_ceiling, gather
 from lccp_sim.analysis.stats.prediction import errors_left_out
 from lccp_sim.records import Tag
 
@@ -45,14 +45,15 @@ SMALL = 0.05  # of exact match, and of the mean head score
 SHARE = min(shared for _, _, shared, _ in STAGES) / TOP  # of the strongest heads, table 5 of the paper
 MIDDLE = (0.3, 0.8)
 MANY = 100  # seeds, beyond which nobody goes
-TINY = 1e-12  # nats, below which a log factor means nothing
+BETTER = f"Bases that retrieve better, so that the hit of every seed reaches {CEILING}, would tell."
+LEAST_NATS_LEFT = 1e-12  # nats, below which a log factor means nothing
 
 
 @dataclass(frozen=True)
 class Answer:
     """One finding: where it stands in the paper, what it says, the answer, the numbers, both rules.
 
-    `would_tell`: what would be needed where the answer is open; empty where it is not.
+    `would_tell`: what would be needed where the answer is open; `answers` leaves it empty where it is not.
     """
 
     where: str
@@ -69,7 +70,8 @@ def answers(seeds: Sequence[Orders]) -> list[Answer]:
     made: list[Callable[[Sequence[Orders]], Answer | None]] = [
         _saturates, _goes_on, _probe, _count, _mean, _stable, _law, _closer, _depths,
     ]  # fmt: skip
-    return [answer for make in made if (answer := make(seeds)) is not None]
+    found = [answer for make in made if (answer := make(seeds)) is not None]
+    return [answer if answer.answer == OPEN else replace(answer, would_tell="") for answer in found]
 
 
 def table(found: Sequence[Answer], seeds: int) -> Table:
@@ -94,7 +96,7 @@ def _saturates(seeds: Sequence[Orders]) -> Answer | None:
         "sec. 5", "the NIAH score saturates early", answer, said,
         f"in each seed the hit reaches {CEILING} within the first quarter of the tokens",
         "in no seed within the first half",
-        "" if answer != OPEN else "Longer runs would tell.",
+        "Longer runs would tell.",
     )  # fmt: skip
 
 
@@ -106,9 +108,14 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
     where = ("sec. 5", "the answer's likelihood goes on improving after that")
     rules = (f"the NLL falls by a factor of at least {FOLD:g}, its interval above 1 and above what thresholding gives",
              f"the interval is below {FOLD:g}, or inside what thresholding gives")  # fmt: skip
-    places = [int(np.argmax(hit.value_W >= CEILING)) for hit in hits if np.isfinite(ceiling(hit))]
-    if len(places) < len(hits):
-        return Answer(*where, OPEN, f"the hit of a seed never reaches {CEILING}", *rules, "Longer runs would tell.")
+    reached = [
+        (nll, place) for hit, nll in zip(hits, nlls, strict=True) if (place := at_ceiling(hit.value_W)) is not None
+    ]
+    if len(reached) < len(hits):
+        factors = np.exp([_log_fold(nll.value_W, place) for nll, place in reached])
+        said = _unreached(hits) + (f"; of the others the NLL falls by {_each(factors, number)}" if reached else "")
+        return Answer(*where, OPEN, said, *rules, BETTER)
+    places = [place for _, place in reached]
     logs = [_log_fold(nll.value_W, place) for nll, place in zip(nlls, places, strict=True)]
     draws = [_log_fold(drawn(nll), place) for nll, place in zip(nlls, places, strict=True)]
     fold = over(logs, draws)
@@ -128,11 +135,7 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
         fold.low is not None and fold.high is not None and by_itself.low <= fold.low and fold.high <= by_itself.high
     )  # fmt: skip
     answer = YES if more and beyond else NO if inside else OPEN
-    needed = (
-        _seeds_to_tell(fold, float(by_itself.value), len(logs), lambda log: number(float(np.exp(log))))
-        if answer == OPEN
-        else ""
-    )
+    needed = _seeds_to_tell(fold, float(by_itself.value), len(logs), lambda log: number(float(np.exp(log))))
     return Answer(*where, answer, said, *rules, needed)
 
 
@@ -144,6 +147,10 @@ def _probe(seeds: Sequence[Orders]) -> Answer | None:
     rules = ("exact match at the end less that at the ceiling: the interval is above 0, and the gain above what the "
              "order of the data does", f"the interval is below {SMALL}")  # fmt: skip
     after = [np.flatnonzero(own.tokens_W >= ceiling(hit)) for own, hit in zip(match, found[1], strict=True)]
+    if unreached := _unreached(found[1]):
+        gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True) if len(w) > 1]
+        said = unreached + (f"; of the others exact match gains {_each(gains, number)}" if gains else "")
+        return Answer(*where, OPEN, said, *rules, BETTER)
     if any(len(windows) < 2 for windows in after):
         return Answer(*where, OPEN, "fewer than two windows of the probe after the ceiling", *rules, "Longer runs.")
     gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True)]
@@ -153,10 +160,8 @@ def _probe(seeds: Sequence[Orders]) -> Answer | None:
     said += "" if floor is None else f"; the order of the data alone gives up to {number(floor)}"
     told = floor is not None and gain.value > floor
     answer = YES if gain.above(0) and told else NO if gain.below(SMALL) else OPEN
-    needed = "" if answer != OPEN else _seeds_to_tell(gain, 0.0, len(gains))
-    return Answer(
-        *where, answer, said, *rules, needed if floor is not None or answer != OPEN else "Repeats would tell."
-    )
+    needed = "Repeats would tell." if floor is None else _seeds_to_tell(gain, 0.0, len(gains))
+    return Answer(*where, answer, said, *rules, needed)
 
 
 def _count(seeds: Sequence[Orders]) -> Answer | None:
@@ -164,9 +169,15 @@ def _count(seeds: Sequence[Orders]) -> Answer | None:
     if moved is None:
         return None
     answer = YES if moved.above(0) else NO if moved.below(1) else OPEN
-    needed = "" if answer != OPEN else _seeds_to_tell(moved, 0.0, len(seeds))
     rules = ("last less first window: the interval is above 0", "it includes 0 and is below 1 head")
-    return Answer("sec. 6, fig. 5a", "the number of retrieval heads grows", answer, interval(moved), *rules, needed)
+    return Answer(
+        "sec. 6, fig. 5a",
+        "the number of retrieval heads grows",
+        answer,
+        interval(moved),
+        *rules,
+        _seeds_to_tell(moved, 0.0, len(seeds)),
+    )
 
 
 def _mean(seeds: Sequence[Orders]) -> Answer | None:
@@ -174,10 +185,9 @@ def _mean(seeds: Sequence[Orders]) -> Answer | None:
     if moved is None:
         return None
     answer = YES if moved.above(0) else NO if moved.below(SMALL) else OPEN
-    needed = "" if answer != OPEN else _seeds_to_tell(moved, 0.0, len(seeds))
     finding = "the mean score of the initial retrieval heads grows"
     rules = ("last less first window: the interval is above 0", f"the interval is below {SMALL}")
-    return Answer("sec. 6, fig. 5b", finding, answer, interval(moved), *rules, needed)
+    return Answer("sec. 6, fig. 5b", finding, answer, interval(moved), *rules, _seeds_to_tell(moved, 0.0, len(seeds)))
 
 
 def _stable(seeds: Sequence[Orders]) -> Answer | None:
@@ -192,8 +202,9 @@ def _stable(seeds: Sequence[Orders]) -> Answer | None:
     said += f"; mean over seeds at the worst stage {percent(share_SG.mean(0).min())}"
     rules = (f"at each of the paper's stages every seed shares at least {percent(SHARE)}",
              f"at a stage the mean over seeds is below {percent(SHARE)}")  # fmt: skip
-    needed = "" if answer != OPEN else "More items a head score would tell."
-    return Answer("table 5", "the strongest heads stay the same", answer, said, *rules, needed)
+    return Answer(
+        "table 5", "the strongest heads stay the same", answer, said, *rules, "More items a head score would tell."
+    )
 
 
 def _law(seeds: Sequence[Orders]) -> Answer | None:
@@ -207,8 +218,7 @@ def _law(seeds: Sequence[Orders]) -> Answer | None:
     answer = YES if behind <= CLOSE else NO if behind >= FAR else OPEN
     said = f"best: {best.law.replace('_', ' ')}; the log law's AICc is {number(behind)} above"
     rules = (f"the log law's AICc is within {CLOSE:g} of the best", f"it is {FAR:g} or more above")
-    needed = "" if answer != OPEN else "More windows would tell."
-    return Answer("sec. 7.1", "held-out perplexity is A log N + B", answer, said, *rules, needed)
+    return Answer("sec. 7.1", "held-out perplexity is A log N + B", answer, said, *rules, "More windows would tell.")
 
 
 def _closer(seeds: Sequence[Orders]) -> Answer | None:
@@ -222,8 +232,7 @@ def _closer(seeds: Sequence[Orders]) -> Answer | None:
     said += f" ({number(float(np.mean(by_nll)))} against {number(float(np.mean(by_hit)))} on average)"
     finding = "the likelihood tells more of the probe than the score does"
     rules = ("the NLL predicts exact match better in five of six runs left out, or more", "in one of six, or fewer")
-    needed = "" if answer != OPEN else "More runs would tell."
-    return Answer("table 4", finding, answer, said, *rules, needed)
+    return Answer("table 4", finding, answer, said, *rules, "More runs would tell.")
 
 
 def _depths(seeds: Sequence[Orders]) -> Answer | None:
@@ -243,7 +252,7 @@ def _depths(seeds: Sequence[Orders]) -> Answer | None:
     rules = (f"in every seed the depth of the highest NLL at first is {MIDDLE[0]} to {MIDDLE[1]}, and the ratio falls",
              "in no seed")  # fmt: skip
     finding = "the middle is hardest at first, and training flattens it"
-    return Answer("sec. 7.2", finding, answer, said, *rules, "" if answer != OPEN else "More seeds would tell.")
+    return Answer("sec. 7.2", finding, answer, said, *rules, "More seeds would tell.")
 
 
 def _of_seed(orders: Orders) -> Findings:
@@ -260,7 +269,7 @@ def _of_seed(orders: Orders) -> Findings:
 def _log_fold(nll_W: Array, place: int | Array) -> Any:
     """The logarithm of NLL at window `place` over NLL at the end."""
     at = np.take_along_axis(nll_W, np.asarray(place)[:, None], -1)[:, 0] if np.ndim(place) else nll_W[..., place]
-    return np.log(np.maximum(at, TINY)) - np.log(np.maximum(nll_W[..., -1], TINY))
+    return np.log(np.maximum(at, LEAST_NATS_LEFT)) - np.log(np.maximum(nll_W[..., -1], LEAST_NATS_LEFT))
 
 
 def _null_folds(orders: Orders, length: int) -> Array | None:
@@ -302,6 +311,14 @@ def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:
         gains[number_] = [float(c.value_W[-1] - c.value_W[start]) for c in curves if c is not None]
     scatter = noise(gains.values())
     return None if scatter is None else scatter.floor(gains)
+
+
+def _unreached(hits: Sequence[Curve]) -> str:
+    """Says of how many seeds the hit never reaches the ceiling, and how far the best of them comes; "" where all do."""
+    highest = [float(hit.value_W.max()) for hit in hits if at_ceiling(hit.value_W) is None]
+    if not highest:
+        return ""
+    return f"the hit of {len(highest)} of {len(hits)} seeds never reaches {CEILING} (at most {number(max(highest))})"
 
 
 def _seeds_to_tell(found: Estimate, bound: float, seeds: int, form: Callable[[float], str] = number) -> str:

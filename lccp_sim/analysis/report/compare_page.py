@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 
 from lccp_sim.analysis.findings import Findings, examine
-from lccp_sim.analysis.format import change, interval, number, setting, tagged, tokens
+from lccp_sim.analysis.format import interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
 from lccp_sim.analysis.report.plots import (
     COLOURS,
@@ -29,6 +29,7 @@ from lccp_sim.analysis.report.plots import (
     token_axis,
 )
 from lccp_sim.analysis.report.run_page import Section, numbers, saturation, write_page
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import (
     Table,
     by_task_table,

@@ -8,7 +8,8 @@ reader would question: a stage of the paper has its counterpart at the same shar
 import numpy as np
 
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import change, interval, judged, number, percent, tokens
+from lccp_sim.analysis.format import interval, judged, number, percent, tokens
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.dynamics import like_the_paper
 

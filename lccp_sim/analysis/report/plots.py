@@ -1,4 +1,4 @@
-"""What all figures share: colours, type, the axis of tokens, a line with its errors, and a drawing as PNG bytes.
+"""What all figures share: colours, type, the axis of tokens, a line with its errors, a map, and a drawing as PNG bytes.
 
 Colours are those of Okabe and Ito, told apart with any colour vision. Figures are made without pyplot, so no state is
 global. Step 0 has no place on a log axis: it is drawn left of a break, joined by a dotted line.
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, NullLocator
 
 from lccp_sim.analysis.format import tokens
@@ -138,3 +140,24 @@ def log_values(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
+
+
+def draw_map(ax: Axes, grid: pd.DataFrame, colours: str, limits: tuple[float, float]) -> AxesImage:
+    """The image of a table, with its numbers in the cells where they fit."""
+    image = ax.imshow(
+        grid.to_numpy(float), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
+    )
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    for axis, labels in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
+        every = -(-len(labels) // 12)
+        names = [label if isinstance(label, str) else f"{label:g}" for label in labels[::every]]
+        axis.set_ticks(range(0, len(labels), every), names, fontsize=8)
+        axis.set_tick_params(length=0)
+    if grid.shape[1] <= 8 and grid.shape[0] <= 12:
+        for (i, j), value in np.ndenumerate(grid.to_numpy(float)):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+            text = f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+            ax.text(j, i, text if np.isfinite(value) else "", ha="center", va="center", fontsize=7, color=ink)
+    return image

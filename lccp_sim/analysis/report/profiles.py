@@ -10,26 +10,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import judged, tokens
 from lccp_sim.analysis.metrics import LOGIT, SIGNED, UP, metric_of
-from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, log_values, panels, png
+from lccp_sim.analysis.report.plots import BLUE, GREY, SKY, Drawing, draw_map, log_values, panels, png
 
-VARIANTS = {  # the order of the panels, and their names
+PANELS = {  # the order of the panels, and their names
     "single": "single needle",
     "heldout": "template never trained",
     "distractor": "among distractors",
     "multikey": "among other keys",
     "interference": "fixed distance to the question",
 }
-ANSWER = tuple(metric_of("needle", name) for name in ("hit_frac", "answer_ppl"))
+ANSWER_METRICS = tuple(metric_of("needle", name) for name in ("hit_frac", "answer_ppl"))
 
 
 def depths_figure(found: Findings) -> Drawing | None:
     """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
-    tables = [(each, table) for each in ANSWER if len(table := found.run.select("needle", each.name, "depth"))]
+    tables = [(each, table) for each in ANSWER_METRICS if len(table := found.run.select("needle", each.name, "depth"))]
     if not tables:
         return None
     figure, axes = panels(len(tables), height=3.0)
@@ -56,10 +55,10 @@ def variants_figure(found: Findings) -> Drawing | None:
     def of(metric: str) -> pd.DataFrame:
         return found.run.select("needle", metric, "length", "variant", span=found.run.span())
 
-    tables = [of("answer_nll_nats") if (table := of(each.name)).empty else table for each in ANSWER]
+    tables = [of("answer_nll_nats") if (table := of(each.name)).empty else table for each in ANSWER_METRICS]
     if any(table.empty for table in tables):
         return None
-    names = [name for name in VARIANTS if name in set(tables[0].variant)]
+    names = [name for name in PANELS if name in set(tables[0].variant)]
     figure, axes = panels(len(names), height=2.5, width=2.3, rows=2, sharex=True, sharey="row")
     for column, name in enumerate(names):
         for row, table in enumerate(tables):
@@ -67,9 +66,9 @@ def variants_figure(found: Findings) -> Drawing | None:
             axes[row, column].set_xscale("log", base=2)
             axes[row, column].xaxis.set_major_formatter("{x:.0f}")
             axes[row, column].tick_params(axis="x", labelsize=7.5)
-        axes[0, column].set_title(VARIANTS[name], fontsize=8.5)
+        axes[0, column].set_title(PANELS[name], fontsize=8.5)
         axes[1, column].set_xlabel("context length, tokens")
-    for row, (table, each) in enumerate(zip(tables, ANSWER, strict=True)):
+    for row, (table, each) in enumerate(zip(tables, ANSWER_METRICS, strict=True)):
         axes[row, 0].set_ylabel(each.title if (table.metric != "answer_nll_nats").all() else "NLL, nats per token")
     axes[0, 0].set_ylim(-0.03, 1.03)
     log_values(axes[1, 0])
@@ -79,7 +78,7 @@ def variants_figure(found: Findings) -> Drawing | None:
         "the text before the needle grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training "
         "flattens that). Levels of different surroundings are not to be compared in perplexity."
     )
-    alt = f"Needle hit and perplexity by length for {', '.join(VARIANTS[name] for name in names)}"
+    alt = f"Needle hit and perplexity by length for {', '.join(PANELS[name] for name in names)}"
     return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))
 
 
@@ -272,23 +271,3 @@ def _maps_figure(
         ax.set_xlabel(column)
     figure.colorbar(image, ax=axes, label=unit, shrink=0.9, pad=0.015).outline.set_visible(False)
     return Drawing(file, title, f"Map of {unit} by {row} and {column}, first and last window", caption, png(figure))
-
-
-def draw_map(ax: Axes, grid: pd.DataFrame, colours: str, limits: tuple[float, float]) -> AxesImage:
-    """The image of a table, with its numbers in the cells where they fit."""
-    image = ax.imshow(
-        grid.to_numpy(float), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
-    )
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    for axis, labels in ((ax.xaxis, grid.columns), (ax.yaxis, grid.index)):
-        every = -(-len(labels) // 12)
-        axis.set_ticks(range(0, len(labels), every), [f"{label:g}" for label in labels[::every]], fontsize=8)
-        axis.set_tick_params(length=0)
-    if grid.shape[1] <= 8 and grid.shape[0] <= 12:
-        for (i, j), value in np.ndenumerate(grid.to_numpy(float)):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            text = f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-            ax.text(j, i, text if np.isfinite(value) else "", ha="center", va="center", fontsize=7, color=ink)
-    return image

@@ -22,7 +22,8 @@ from lccp_sim.records import Tag
 class StoppingCost:
     """One signal: the tokens of each seed at which it says stop, the probe then read at, and what the rest adds.
 
-    `cost`: exact match at the end less that at `read_at`, over seeds and items. None where a seed has no such window.
+    `cost`: exact match at the end less that at `read_at`, over items and those seeds that have such a window; None if
+    none has. The others are infinite in `read_at`.
     """
 
     signal: str
@@ -73,7 +74,7 @@ def needle_table(seeds: Sequence[Orders]) -> Table:
     return Table("Needles by variant and length", head, rows, note)
 
 
-def probe_table(seeds: Sequence[Orders]) -> Table:
+def probe_over_seeds_table(seeds: Sequence[Orders]) -> Table:
     """One row a window of the probe: exact match over seeds, and of each task."""
     match = curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if match is None:
@@ -113,17 +114,18 @@ def cost_table(costs: Sequence[StoppingCost]) -> Table:
     note = (
         "Tokens are by seed. The probe is read at its first window that is not before the signal's; in brackets 95 % "
     )
-    note += "intervals over seeds and items. `never`: the signal does not come within the run."
+    note += "intervals over items and those seeds that have such a window. `never`: not within the run."
     head = ["signal", "says stop at", "probe read at", "exact match there", "what the rest of the run adds"]
     return Table("What stopping would have cost", head, rows, note)
 
 
 def _cost(signal: str, at: list[float], match: Sequence[Curve]) -> StoppingCost:
+    """What the probe gains after a signal, over those seeds that have a window of it there."""
     places = [int(np.searchsorted(curve.tokens_W, tokens_)) for curve, tokens_ in zip(match, at, strict=True)]
-    if any(place == len(curve.tokens_W) for place, curve in zip(places, match, strict=True)):
-        return StoppingCost(signal, tuple(at), (), None, None)
-    read = tuple(float(curve.tokens_W[place]) for place, curve in zip(places, match, strict=True))
-    pairs = list(zip(match, places, strict=True))
+    pairs = [(c, p) for c, p in zip(match, places, strict=True) if p < len(c.tokens_W)]
+    read = tuple(float([*curve.tokens_W, np.inf][place]) for curve, place in zip(match, places, strict=True))
+    if not pairs:
+        return StoppingCost(signal, tuple(at), read, None, None)
     there = over([float(c.value_W[p]) for c, p in pairs], [drawn(c)[:, p] for c, p in pairs])
     rest = over(
         [float(c.value_W[-1] - c.value_W[p]) for c, p in pairs], [drawn(c)[:, -1] - drawn(c)[:, p] for c, p in pairs]

@@ -33,6 +33,7 @@ from lccp_sim.analysis.report.tables import (
 from lccp_sim.analysis.report.verdict import (
     COLUMNS,
     Verdict,
+    first_screen,
     notes,
     verdict,
     verdict_markdown,
@@ -87,7 +88,7 @@ def write_report(
 
 def brief_report(run_dir: str | Path) -> str:
     """The first screen of a run as text; nothing is written."""
-    return verdict_text(verdict(examine(load_run(run_dir))))
+    return verdict_text(first_screen(load_run(run_dir)))
 
 
 def write_page(
@@ -131,6 +132,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "heads": [_heads(moved) for moved in found.heads.values()],
         "forecast": foretold,
         "deceptive_index": to_json(found.deceptive),
+        **({"turning": to_json(found.turning)} if found.turning else {}),
         "warnings": list(dict.fromkeys(found.run.warnings)),
     }
 

@@ -4,8 +4,9 @@ One statement a topic, with its numbers; a topic whose metrics are absent has no
 arXiv 2604.02650 would lead one to expect, with the number that says so.
 """
 
+from lccp_sim.analysis.areas import rate_of
 from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import change, interval, number, percent, reached, tokens
+from lccp_sim.analysis.format import interval, number, percent, tokens
 from lccp_sim.analysis.stats.rule import decided
 from lccp_sim.analysis.stats.saturation import FRAC, Lag, Progress
 
@@ -26,6 +27,9 @@ def statements(found: Findings) -> list[tuple[str, str]]:
         ("Unmarked copying", _copying(found)),
         ("Fine-tuned probe", _probe(found)),
         ("Forgetting", _forgetting(found)),
+        ("Turning length", _turning(found)),
+        ("By source", _sources(found)),
+        ("Laws", _laws(found)),
         ("Forecasts", _forecasts(found)),
     )
     return [(topic, text) for topic, text in made if text]
@@ -200,6 +204,60 @@ def _forgetting(found: Findings) -> str:
     return f"The NLL at the old context length goes {change(short, ' nats')}; it {word}."
 
 
+def _turning(found: Findings) -> str:
+    turned = found.turning
+    if turned is None:
+        return ""
+    when = turned.tokens
+    law = "the CPT law (arXiv 2505.07796) fitted to the NLL at the old and at the new context length together"
+    if when.value == when.high == 0:
+        return (
+            f"By {law}, the NLL at the old context length is never above that of step 0: there is nothing to recover."
+        )
+    if when.low == float("inf"):
+        return f"By {law}, the NLL at the old context length is not back at that of step 0 within ten such runs."
+    return (
+        f"By {law}, the NLL at the old context length rises by {interval(turned.rise)} nats at most and is back at "
+        f"that of step 0 after {interval(when, tokens)} tokens; 0: it was never above, never: not within ten such runs."
+    )
+
+
+def _sources(found: Findings) -> str:
+    parts = []
+    for name, metric in (("held-out NLL", "nll_nats"), ("short-context NLL", "short_nll_nats")):
+        rows = [row for row in found.parts() if (row.monitor, row.metric) == ("perplexity", metric)]
+        of_source = {str(row.tags["source"]): row for row in rows if set(row.tags) == {"source"}}
+        mean = found.decision("perplexity", metric)
+        if len(of_source) < 2 or mean is None:
+            continue
+        said = []
+        for source, row in of_source.items():
+            decision = found.decision("perplexity", metric, source=source)
+            said.append(f"{source} goes {change(row)}{beyond(row)}, {decision.verdict if decision else ''}")
+        parts.append(f"by the rule the mean {name} is {mean.verdict}; {'; '.join(said)}")
+    return _sentence(parts)
+
+
+def _laws(found: Findings) -> str:
+    """In what the laws are, and why, with the law that fits the answer NLL best."""
+    run, nll = found.run, found.curve("needle", "answer_nll_nats")
+    rate = rate_of(run)
+    best = found.decision("needle", "answer_nll_nats")
+    law = f" The law that fits the answer NLL best is {best.law.replace('_', ' ')}." if best and best.law else ""
+    if run.select("train", "lr").empty:
+        return f"Laws are in tokens, which holds under a constant learning rate; this one was not recorded.{law}"
+    if rate is None or nll is None:
+        return f"Laws are in tokens, because the learning rate is constant after its warm-up.{law}"
+    said = rate.said()
+    if not nll.areas.annealed:
+        return f"Laws are in the forward area, the sum of learning rates: {said}, which no window has seen yet.{law}"
+    return (
+        f"Laws are in the forward area, the sum of learning rates, with an annealing term (arXiv 2505.07796 eq. 4), "
+        f"because {said}; a law in tokens does not hold then. The next doubling is that of a run twice as long under "
+        f"the same kind of schedule.{law}"
+    )
+
+
 def _forecasts(found: Findings) -> str:
     over = [forecast for forecast in found.forecasts if forecast.held is not None]
     if not over:
@@ -282,3 +340,15 @@ def _probe_not_shown(found: Findings) -> list[str]:
                 f"A better probe: its {name} goes {change(row)}, an improvement of {interval(row.improvement)}."
             )
     return lines
+
+
+def change(row: Progress, unit: str = "") -> str:
+    """First and last value: "from 0.1 to 0.9"."""
+    return f"from {number(row.first)} to {number(row.last)}{unit}"
+
+
+def reached(row: Progress) -> str:
+    """The t95 in words, with the run length beside it, or why there is none."""
+    if row.t95 is None:
+        return f"has no t95 ({row.reason})"
+    return f"has t95 = {interval(row.t95, tokens)} of the run's {tokens(row.run_tokens)} tokens"

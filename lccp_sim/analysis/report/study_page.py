@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
-from lccp_sim.analysis.format import interval, number, setting, tokens
+from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, metric_of
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
@@ -31,7 +31,7 @@ from lccp_sim.analysis.report.plots import (
     token_axis,
 )
 from lccp_sim.analysis.report.precondition import precondition, unmet
-from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_table, stopping_costs
+from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
@@ -48,6 +48,7 @@ from lccp_sim.analysis.stats.arms import (
     moved,
     results,
 )
+from lccp_sim.analysis.stats.cpt_law import replay
 from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.rule import decide
 from lccp_sim.analysis.stats.saturation import progress
@@ -85,10 +86,11 @@ def write_study(
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("What stopping would have cost", [], [cost_table(costs)]),
-        Section("Needles and probe", [], [needle_table(told), probe_table(told)] if told else []),
+        Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
+        Section("What replay does", [], [_replay(runs)]),
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
         Section("Runs", [], [_runs(runs), _shared(runs)]),
     ]
@@ -254,6 +256,31 @@ def _saturation(found: Curves) -> Table:
         "Next doubling and rule: docs/analysis.md. In brackets: 95 % intervals over seeds and items."
     )
     return Table("By arm", ["metric", "arm", "rule", "first to last", "next doubling", "t95"], cells, note)
+
+
+def _replay(runs: Runs) -> Table:
+    """The replay term of the CPT law, where arms differ in their share of short text and in nothing else."""
+    keys = differing([run for seeds in runs.values() for run in seeds.values()]).drop(columns="seed", errors="ignore")
+    if set(keys) != {"data.long_frac"}:
+        return Table("The replay term", [], [])
+    found = curves_of(runs, ["perplexity/short_nll_nats"])["perplexity/short_nll_nats"]
+    arms = []
+    for arm, seeds in found.items():
+        curves = list(seeds.values())
+        if curves:
+            share = 1 - float(next(iter(runs[arm].values())).setting("data.long_frac"))
+            arms.append((share, over_seeds(curves) or curves[0]))
+    fitted = replay(arms) if len(arms) > 1 else None
+    if fitted is None:
+        return Table("The replay term", [], [])
+    rows = [[percent(share), interval(when, tokens)] for share, when in zip(fitted.shares, fitted.tokens, strict=True)]
+    note = (
+        "The short-context NLL of all arms under one CPT law (arXiv 2505.07796 eq. 4) whose shift is B exp(-kappa r), "
+        f"r being the share of short text: kappa {interval(fitted.kappa)}, B {interval(fitted.shift)} nats. Turning "
+        "length: tokens after which the NLL is back at that of step 0; 0: never above; never: not in ten such runs. "
+        "Short text may come from other sources than long text, so this is the share of a mixture."
+    )
+    return Table("The replay term", ["short text", "turning length"], rows, note)
 
 
 def _agreements(found: Sequence[Agreement]) -> Table:

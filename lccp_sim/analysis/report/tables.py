@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lccp_sim.analysis.findings import Findings, values
-from lccp_sim.analysis.format import change, interval, judged, measured, number, percent, tagged, tokens
+from lccp_sim.analysis.format import interval, judged, measured, number, percent, tagged, tokens
 from lccp_sim.analysis.metrics import METRICS, shown
+from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.stats.correlation import Coefficient, Comparison, Correlation
 from lccp_sim.analysis.stats.forecast import GAIN
 from lccp_sim.analysis.stats.laws import LAWS
@@ -105,7 +106,8 @@ def laws_table(found: Findings) -> Table:
     head = ["metric", *(law.replace("_", " ") for law in LAWS)]
     note = (
         "AICc less that of the best law: 0 is the best, and 2 is hardly worse. In brackets: root mean square error on "
-        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits."
+        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits. "
+        "Where the learning rate is not constant, laws are in its forward area and have an annealing term."
     )
     return Table("Laws", head, rows, note)
 

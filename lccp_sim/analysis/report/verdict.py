@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 
-from lccp_sim.analysis.findings import Findings
-from lccp_sim.analysis.format import SPANS, change, judged, number, percent, reached, tokens
+from lccp_sim.analysis.areas import rate_of
+from lccp_sim.analysis.findings import Findings, examine_signals
+from lccp_sim.analysis.format import SPANS, judged, number, percent, tokens
 from lccp_sim.analysis.metrics import Metric, shown
 from lccp_sim.analysis.report.precondition import Check, precondition, unmet
-from lccp_sim.analysis.report.statements import beyond, not_shown, statements
+from lccp_sim.analysis.report.statements import beyond, change, not_shown, reached, statements
+from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
 from lccp_sim.analysis.stats.laws import LAW_WINDOWS
@@ -40,6 +42,7 @@ class Signal:
     `status`: LEVELLED, IMPROVING, UNDECIDED or FEW by the rule (the probe also by the test that it stays), or WORSE
     where the metric got worse beyond noise. `next_doubling`: the predicted improvement of as many tokens again,
     positive where better; `threshold`: what its upper limit must lie below. `since_tokens`: where it levelled.
+    `by_source`: the status of each source of text, where there are several, beside that of their mean.
     """
 
     metric: str
@@ -51,6 +54,7 @@ class Signal:
     next_doubling: Estimate | None
     threshold: float | None
     since_tokens: int | None
+    by_source: dict[str, str] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -65,14 +69,17 @@ class Signal:
             buys += f" [{', '.join(f'{round(end, digits) + 0.0:.{digits}f}' for end in ends)}]" if ends else ""
         below = "" if self.threshold is None else f"{self.threshold:.{digits}f}"
         since = "" if self.since_tokens is None else tokens(self.since_tokens)
-        return (self.name, f"{number(self.first)} to {number(self.last)}", self.status, buys, below, since)
+        others = "; ".join(f"{name}: {status}" for name, status in self.by_source.items() if status != self.status)
+        said = self.status + (f" ({others})" if others else " in each source" if self.by_source else "")
+        return (self.name, f"{number(self.first)} to {number(self.last)}", said, buys, below, since)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """`headline`: train on, or stop? `signals`: the table under it. `summary`: three sentences with the numbers.
 
-    `caution`: what in the precondition fails, or "". `statements`: (topic, sentence). `not_shown`: what a reader may
+    `caution`: what in the precondition fails, or "". `rate`: what a learning rate that is not constant does, or "".
+    `statements`: (topic, sentence). `not_shown`: what a reader may
     look for and this run does not show.
     """
 
@@ -83,6 +90,7 @@ class Verdict:
     precondition: list[Check]
     headline: str = ""
     signals: list[Signal] = field(default_factory=list)
+    rate: str = ""
 
 
 def verdict(found: Findings) -> Verdict:
@@ -94,7 +102,15 @@ def verdict(found: Findings) -> Verdict:
     caution = f"The precondition is not met, so read the rest with care. {failed}." if failed else ""
     rows = signals(found)
     said = statements(found)
-    return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows)
+    rate = rate_of(found.run)
+    of_rate = rate.said() if rate else ""
+    return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows, of_rate)
+
+
+def first_screen(run: RunData) -> Verdict:
+    """The sentence, the table under it and the precondition alone, without the words that take tens of seconds."""
+    rows = signals(found := examine_signals(run))
+    return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows)
 
 
 def signals(found: Findings) -> list[Signal]:
@@ -109,12 +125,27 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
     status, since = STATUS[decision.verdict], decision.since_tokens
     if of.monitor == "probe" and status == FEW and found.stays is not None and found.stays.holds:
         status, since = LEVELLED, found.stays.before_tokens
-    if row.windows > 1 and row.improvement.below(0):
-        status = WORSE
+    status = _worse(row, status)
     gain = decision.gain if decision.gain is not None and isfinite(decision.gain.value) else None
     threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
     since = since if status == LEVELLED else None
-    return Signal(of.key, NAMED.get(of.key, of.label), of.unit, row.first, row.last, status, gain, threshold, since)
+    name, sources = NAMED.get(of.key, of.label), _by_source(found, of)
+    return Signal(of.key, name, of.unit, row.first, row.last, status, gain, threshold, since, sources)
+
+
+def _worse(row: Progress, status: str) -> str:
+    return WORSE if row.windows > 1 and row.improvement.below(0) else status
+
+
+def _by_source(found: Findings, of: Metric) -> dict[str, str]:
+    """The status of each source of a metric that has several: a mean may fall while one of them rises."""
+    rows = [row for row in found.parts() if (row.monitor, row.metric) == (of.monitor, of.name)]
+    said = {}
+    for row in rows:
+        decision = found.decision(of.monitor, of.name, **row.tags)
+        if set(row.tags) == {"source"} and decision is not None:
+            said[str(row.tags["source"])] = _worse(row, STATUS[decision.verdict])
+    return said if len(said) > 1 else {}
 
 
 def headline(found: Findings, rows: Sequence[Signal]) -> str:
@@ -128,7 +159,7 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
         return "Undecided: no needle records, so there is no hit and no answer NLL to judge by."
     judged_by = [row for row in rows if not row.metric.startswith("perplexity/")]
     named = {word: [_short(row) for row in judged_by if row.status == word] for word in STATUS.values()}
-    rising, levelled, worse = named[IMPROVING], named[LEVELLED], [_short(row) for row in rows if row.status == WORSE]
+    rising, levelled, worse = named[IMPROVING], named[LEVELLED], _got_worse(rows)
     aside = [_short(row) for row in rows if row not in judged_by and row.status == IMPROVING]
     forgets = f"; {_listed(worse)} got worse" if worse else ""
     if hit == LEVELLED and nll == IMPROVING:
@@ -148,6 +179,18 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
     if not unsure:
         return f"Undecided{forgets.replace(';', ':', 1)}."
     return f"Undecided: whether {_listed(unsure)} {'has' if len(unsure) == 1 else 'have'} levelled is open{forgets}."
+
+
+def _got_worse(rows: Sequence[Signal]) -> list[str]:
+    """What got worse beyond noise: a signal, or sources of one whose mean did not."""
+    worse = []
+    for row in rows:
+        sources = [name for name, status in row.by_source.items() if status == WORSE]
+        if row.status == WORSE:
+            worse.append(_short(row))
+        elif sources:
+            worse.append(f"{_short(row)} of {_listed(sources)}")
+    return worse
 
 
 def _short(row: Signal) -> str:
@@ -175,13 +218,15 @@ def verdict_markdown(said: Verdict) -> str:
 
 
 def notes(said: Verdict) -> list[str]:
-    """A line for the precondition, where there is one."""
+    """A line for a learning rate that is not constant, and for the precondition, where there is one."""
+    of_rate = f"{said.rate[:1].upper()}{said.rate[1:]}: the next doubling is a run twice as long, scheduled alike."
+    lines = [of_rate] if said.rate else []
     if not said.precondition:
-        return []
+        return lines
     failed = [check for check in said.precondition if check.met is False]
     unknown = [check for check in said.precondition if check.met is None]
     state = f"{len(failed)} of {len(said.precondition)} conditions not met" if failed else "met"
-    return [f"Precondition: {state}{f' ({len(unknown)} not recorded)' if unknown else ''}."]
+    return [*lines, f"Precondition: {state}{f' ({len(unknown)} not recorded)' if unknown else ''}."]
 
 
 def deceptive_here(hit: Decision | None, nll: Decision | None, stays: Equivalence | None) -> str:

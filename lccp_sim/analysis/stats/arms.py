@@ -103,7 +103,7 @@ def moved(curves: Mapping[str, Mapping[str, Mapping[int, Curve]]], again: Sequen
 
 Runs = Mapping[str, Mapping[int, RunData]]
 Curves = dict[str, dict[str, dict[int, Curve]]]
-PROBE = ("probe/exact_match_frac", "probe/answer_nll_nats")
+PROBE_METRICS = ("probe/exact_match_frac", "probe/answer_nll_nats")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def agreements(rows: Sequence[Result]) -> list[Agreement]:
     for row in rows:
         means.setdefault(row.metric, {})[row.arm] = row.mean if row.rising else -row.mean
     monitors = [name for name in means if not name.startswith("probe/")]
-    return [_agreement(monitor, probe, means) for monitor, probe in product(monitors, PROBE) if probe in means]
+    return [_agreement(monitor, probe, means) for monitor, probe in product(monitors, PROBE_METRICS) if probe in means]
 
 
 def _agreement(monitor: str, probe: str, means: Mapping[str, Mapping[str, float]]) -> Agreement:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.stats import norm, t
 
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Absent
+from lccp_sim.analysis.stats.curve import LEVEL, Absent
 from lccp_sim.analysis.stats.pairs import (
     HIT,
     KINDS,
@@ -42,7 +42,6 @@ from lccp_sim.analysis.stats.pairs import (
     varies,
 )
 
-LEVEL = 0.95
 RANKS = 1.06  # variance of Fisher's z of a rank correlation, in units of that of Pearson's
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import norm
 
+from lccp_sim.analysis.areas import Areas, Rate, rate_of
 from lccp_sim.analysis.metrics import DOWN, Metric, metric_of
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array, head_resamples, item_resamples
@@ -20,7 +21,7 @@ class Curve:
     """One metric at W windows. `draws_RW` are resampled curves; None without samples and standard errors.
 
     `source` says where the draws come from: "paired items", "standard errors" (a parametric bootstrap, windows
-    independent: too wide), or "none".
+    independent: too wide), or "none". `rate`: the learning rate where it is not constant; laws are then in its areas.
     """
 
     monitor: str
@@ -32,6 +33,16 @@ class Curve:
     draws_RW: Array | None = None
     source: str = "none"
     n: int = 0
+    rate: Rate | None = None
+
+    @property
+    def areas(self) -> Areas:
+        """The forward and annealing areas of its windows."""
+        return self.areas_at(self.tokens_W)
+
+    def areas_at(self, tokens: Array) -> Areas:
+        """The areas at token counts of this run."""
+        return Areas.constant(tokens) if self.rate is None else self.rate.at(tokens)
 
     @property
     def rising(self) -> bool:
@@ -131,6 +142,7 @@ def curves(
     if not steps:
         return {}
     by_text = monitor != "heads" or any(metric_of(monitor, name).group == "answer" for name in rows)
+    rate = rate_of(run)
     resample = item_resamples if by_text else head_resamples  # texts or heads have these values
     paired = resample(run, monitor, list(rows), steps, tags if of_items is None else of_items, seed)
     result = {}
@@ -148,21 +160,50 @@ def curves(
             noise_RW = np.random.default_rng([seed, number]).standard_normal((RESAMPLES, len(steps)))
             draws_RW, source = value_W + stderr_W * noise_RW, "standard errors"
         tokens_W, n = frame.tokens.to_numpy(float), int(frame.n.iloc[-1])
-        result[metric] = Curve(monitor, metric, tags, tokens_W, value_W, stderr_W, draws_RW, source, n)
+        result[metric] = Curve(monitor, metric, tags, tokens_W, value_W, stderr_W, draws_RW, source, n, rate)
     return result
 
 
-def whole_curve(run: RunData, name: str) -> Curve | None:
-    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step.
+class Named(NamedTuple):
+    """What a name means in a run: monitor, metric, the tags of its records, and those of its samples."""
 
-    `needle/sentence_metric` is that of the whole sentence.
-    """
+    monitor: str
+    metric: str
+    tags: Mapping[str, Tag]
+    of_items: Mapping[str, Tag]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Monitor and metric, as records have them: a needle's `sentence_` is no part of the metric."""
     monitor, _, metric = name.partition("/")
-    of_sentence = monitor == "needle" and metric.startswith(OF_SENTENCE)
-    metric = metric.removeprefix(OF_SENTENCE) if of_sentence else metric
-    tuned = run.select(monitor, metric, "sft_step")
-    last: dict[str, Tag] = {"sft_step": int(tuned.sft_step.max())} if len(tuned) else {}
-    tags = run.sentence if of_sentence else {}
+    return monitor, metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
+
+
+def resolve_name(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Named:
+    """What `monitor/metric` with these tags means; without any, its overall value.
+
+    `needle/sentence_metric` is that of the whole sentence. Tags that a monitor is judged by where nothing is said
+    (needles: the value's tokens, single needles) may be left out. The probe is taken after its last fine-tuning step.
+    """
+    monitor, metric = split_name(name)
+    asked = {**(run.sentence if f"{monitor}/{metric}" != name else {}), **(tags or {})}
+    counted = run.counted(monitor)
+    spans = {key: value for key, value in counted.items() if key == "span"}
+    found = next((t for t in (asked, spans | asked, counted | asked) if len(run.select(monitor, metric, **t))), asked)
+    if monitor != "probe" or not (last := probe_tags(run, metric, found)):
+        return Named(monitor, metric, found, found)
     # Samples of the probe are of each step of fine-tuning; a record without the step is of the last one.
-    found = curves(run, monitor, (metric,), tags, of_items=last or tags) or curves(run, monitor, (metric,), last)
-    return found.get(metric)
+    of_items = last | found
+    return Named(monitor, metric, found if len(run.select(monitor, metric, **found)) else of_items, of_items)
+
+
+def probe_tags(run: RunData, metric: str, tags: Mapping[str, Tag] | None = None) -> dict[str, Tag]:
+    """The tag of the probe's last fine-tuning step; {} where the run has no records by step with these tags."""
+    rows = run.select("probe", metric, "sft_step", **(tags or {}))
+    return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
+
+
+def whole_curve(run: RunData, name: str) -> Curve | None:
+    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
+    monitor, metric, tags, of_items = resolve_name(run, name)
+    return curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)

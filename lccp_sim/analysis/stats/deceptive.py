@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest
 
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Absent, Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import LEVEL, Absent, Curve, Estimate, curves, probe_tags
 from lccp_sim.analysis.stats.estimate import Array, item_values, weights
-from lccp_sim.analysis.stats.pairs import CEILING, NLL, TARGETS, gather, probe_tags
+from lccp_sim.analysis.stats.pairs import CEILING, NLL, TARGETS, at_ceiling, gather
 from lccp_sim.analysis.stats.prediction import Prediction, predict
 from lccp_sim.analysis.stats.saturation import isotonic, progress, tokens_to
 from lccp_sim.records import Tag
@@ -219,18 +219,22 @@ def _no_index(name: str, reason: Absent) -> Index:
     return Index(name, *(None,) * 7, reason)
 
 
+def wilson_low(share: float, items: int) -> float:
+    """The lower bound of the 95 % Wilson interval of a share of 0/1 items."""
+    return float(binomtest(round(share * items), items).proportion_ci(LEVEL, method="wilson").low)
+
+
 def _ceiling(rule: str, hit: Curve, nll: Curve) -> Ceiling:
     lower_W = hit.value_W
     if rule == "wilson":
-        lower_W = proportion_confint(hit.value_W * hit.n, hit.n, method="wilson")[0]
-    passed = np.flatnonzero(lower_W >= CEILING)
+        lower_W = np.array([wilson_low(share, hit.n) for share in hit.value_W])
+    place = at_ceiling(lower_W)
     none = Ceiling(rule, None, None, None, None)
-    if not len(passed):
+    if place is None:
         best = f"the hit's {'mean' if rule == 'mean' else 'lower bound'}"
-        few = rule == "wilson" and proportion_confint(hit.n, hit.n, method="wilson")[0] < CEILING
+        few = rule == "wilson" and wilson_low(1.0, hit.n) < CEILING
         detail = f"{hit.n} items are too few" if few else f"{lower_W.max():.3g} at most"
         return replace(none, reason=Absent(f"never reaches {CEILING}", detail, of=(best,)))
-    place = int(passed[0])
     none = replace(none, tokens=int(hit.tokens_W[place]))
     if place == len(hit.tokens_W) - 1:
         return replace(none, reason=Absent("reached at the last window only"))

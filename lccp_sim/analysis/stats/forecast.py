@@ -2,7 +2,9 @@
 
 The laws are fitted to the windows up to a cut and averaged by their Akaike weights, anew in each resample. What a
 reader would question: the same items are measured at every window, so what a resample shifts at all windows alike is
-taken off again; the interval is about what these items will show, not about what others would.
+taken off again; the interval is about what these items will show, not about what others would. Where the rate is not
+constant, the forecast follows the schedule, which is known beforehand; from windows before the rate falls there is none
+for a time after it, because nothing tells yet what annealing does.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ import numpy as np
 
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.laws import LAW_WINDOWS, law_predictions, scattered
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, law_predictions, scattered, windows_needed
 from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
 from lccp_sim.records import Tag
 
@@ -28,8 +30,9 @@ class Forecast:
 
     `final`: the value foretold for the end, with the interval in which a measurement should lie; `came`: the value that
     the run then had (None while it has not got there); `last_seen`: the value at the cut, the forecast of who expects
-    nothing more. `reach`: tokens foretold to GAIN of the run's own improvement, inf beyond the horizon; `reached`: the
-    tokens that it took. Both None where the run did not improve, or is not over.
+    nothing more. `reach`: tokens foretold to GAIN of the run's own improvement, inf beyond the horizon (under a
+    schedule: beyond its end); `reached`: the tokens that it took. Both None where the run did not improve, or is not
+    over.
     """
 
     monitor: str
@@ -60,9 +63,17 @@ def forecasts(curve: Curve, planned: int) -> list[Forecast]:
     """
     windows = len(curve.tokens_W)
     if planned > 1.01 * curve.tokens_W[-1]:
-        return [_forecast(curve, windows, 1.0, planned)] if windows >= LAW_WINDOWS else []
+        return [_forecast(curve, windows, 1.0, planned)] if _able(curve, windows, planned) else []
+    end = int(curve.tokens_W[-1])
     cuts = [(share, round(share * windows)) for share in SHARES]
-    return [_forecast(curve, cut, share, int(curve.tokens_W[-1])) for share, cut in cuts if cut >= LAW_WINDOWS]
+    return [_forecast(curve, cut, share, end) for share, cut in cuts if _able(curve, cut, end)]
+
+
+def _able(curve: Curve, windows: int, end: float) -> bool:
+    """Whether the first windows can foretell the end: they are enough, and hold annealing where the end does."""
+    seen = replace(curve, tokens_W=curve.tokens_W[:windows])
+    knows = seen.areas.annealed or not curve.areas_at(np.array([end])).annealed
+    return knows and windows >= max(LAW_WINDOWS, windows_needed(seen))
 
 
 def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
@@ -71,7 +82,7 @@ def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
     And the same with the scatter of single windows, as a measurement there would have it.
     """
     noisy_RW = scattered(curve)
-    path_RN = law_predictions(curve, ahead)
+    path_RN = law_predictions(curve, curve.areas_at(ahead))
     path_RN[1:] -= (noisy_RW - curve.value_W).mean(1, keepdims=True)  # what a resample shifts at all windows alike
     noise_R = noisy_RW[:, -1] - (curve.value_W[-1] if curve.draws_RW is None else curve.draws_RW[:, -1])
     noise_R = np.random.default_rng(1).permutation(noise_R)  # of another window than that of the same resample
@@ -88,7 +99,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
         draws_RW=None if curve.draws_RW is None else curve.draws_RW[:DRAWS, :windows],
     )
     over = end <= tokens_W[-1]
-    grid = np.geomspace(seen.tokens_W[-1], HORIZON * end, 120)
+    grid = np.geomspace(seen.tokens_W[-1], HORIZON * end if curve.rate is None else end, 120)
     path_RN, measured_RN = predicted(seen, np.append(grid, end))
     reach, reached = None, None
     sign = 1.0 if curve.rising else -1.0
@@ -96,7 +107,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     if over and fit_W[-1] > fit_W[0]:
         reached = tokens_to(tokens_W, fit_W, GAIN)
         level = fit_W[0] + GAIN * (fit_W[-1] - fit_W[0])
-        reach = _open_estimate(_first_at(grid, sign * path_RN[:, :-1] - level))
+        reach = open_estimate(first_at(grid, sign * path_RN[:, :-1] - level))
     bounded_R = _bounded(curve, measured_RN[:, -1])
     return Forecast(
         monitor=curve.monitor,
@@ -114,7 +125,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     )
 
 
-def _first_at(grid_N: Array, above_RN: Array) -> Array:
+def first_at(grid_N: Array, above_RN: Array) -> Array:
     """Tokens [R] at which paths are first at 0 or above, log-linear between points of the grid; inf where never."""
     right_R = (above_RN >= 0).argmax(1)
     left_R = np.maximum(right_R - 1, 0)
@@ -125,7 +136,7 @@ def _first_at(grid_N: Array, above_RN: Array) -> Array:
     return np.where((above_RN >= 0).any(1), crossed_R, np.inf)
 
 
-def _open_estimate(tokens_R: Array) -> Estimate:
+def open_estimate(tokens_R: Array) -> Estimate:
     """The estimate of tokens of which some resamples have none within the horizon: these count as later than all."""
     low, high = np.quantile(tokens_R[1:], [0.025, 0.975], method="nearest")
     return Estimate(float(tokens_R[0]), float(low), float(high))

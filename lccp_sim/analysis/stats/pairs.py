@@ -22,10 +22,9 @@ import numpy.typing as npt
 
 from lccp_sim.analysis.metrics import groups, shown
 from lccp_sim.analysis.run import RunData
-from lccp_sim.analysis.stats.curve import Curve, Estimate, curves
+from lccp_sim.analysis.stats.curve import Curve, Estimate, curves, probe_tags
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.analysis.stats.saturation import progress
-from lccp_sim.records import Tag
 
 CEILING = 0.95
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
@@ -124,10 +123,10 @@ def gather(runs: Sequence[RunData | Panel], seed: int = 0, by_task: bool = True)
     return [run if isinstance(run, Panel) else _panel(run, seed, by_task) for run in distinct.values()]
 
 
-def probe_tags(run: RunData, metric: str) -> dict[str, Tag]:
-    """The tags of the probe after its last fine-tuning step; {} where the run has no records by step."""
-    rows = run.select("probe", metric, "sft_step")
-    return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
+def at_ceiling(hit_W: Array) -> int | None:
+    """The first window at which a hit, or a bound of it, is at the ceiling; None where none is."""
+    reached = np.flatnonzero(hit_W >= CEILING)
+    return int(reached[0]) if len(reached) else None
 
 
 def monitors(panels: Sequence[Panel]) -> list[Name]:
@@ -179,9 +178,9 @@ def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
 def _after(hit: Curve | None) -> tuple[float | None, str]:
     if hit is None:
         return None, "no needle records"
-    reached = hit.tokens_W[hit.value_W >= CEILING]
-    if len(reached):
-        return float(reached[0]), f"hit >= {CEILING}"
+    reached = at_ceiling(hit.value_W)
+    if reached is not None:
+        return float(hit.tokens_W[reached]), f"hit >= {CEILING}"
     row = progress(hit)
     if row.t95 is None:
         return None, f"the hit never reaches {CEILING} and has no t95 ({row.reason})"
@@ -190,8 +189,7 @@ def _after(hit: Curve | None) -> tuple[float | None, str]:
 
 MOST = 1 - 1e-9  # a larger |r| counts as 1
 PERCENTS = (2.5, 97.5)
-TINY = 1e-18  # a sum of squares below this share of what it was made of is rounding
-Index = npt.NDArray[np.intp]
+RESIDUE = 1e-18  # a sum of squares below this share of what it was made of is rounding
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ def _resampled(points: Points, ranked: bool, rng: np.random.Generator) -> Array:
     return _products(x_RW, y_RW, trend_RW, ranked)
 
 
-def _blocks(windows: int, rng: np.random.Generator) -> Index:
+def _blocks(windows: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
     length = block(windows)
     start_RB = rng.integers(windows - length + 1, size=(RESAMPLES, math.ceil(windows / length)))
     return (start_RB[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :windows]
@@ -297,14 +295,14 @@ def _products(x_RW: Array, y_RW: Array, trend_RW: Array | None, ranked: bool) ->
 
 def _centred(value_RW: Array) -> Array:
     less_RW = value_RW - value_RW.mean(1, keepdims=True)
-    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+    return np.where((less_RW**2).sum(1, keepdims=True) <= RESIDUE * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
 
 
 def _detrended(value_RW: Array, trend_RW: Array) -> Array:
     square_R1 = (trend_RW**2).sum(1, keepdims=True)
     slope_R1 = (value_RW * trend_RW).sum(1, keepdims=True) / np.where(square_R1 > 0, square_R1, 1)
     less_RW = value_RW - slope_R1 * trend_RW
-    return np.where((less_RW**2).sum(1, keepdims=True) <= TINY * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
+    return np.where((less_RW**2).sum(1, keepdims=True) <= RESIDUE * (value_RW**2).sum(1, keepdims=True), 0, less_RW)
 
 
 def _r(product_PR: Array) -> Array:

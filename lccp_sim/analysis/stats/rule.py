@@ -6,7 +6,7 @@ windows in a row, each judged by what was known then. What a reader would questi
 that a log law, too, is saturated after 1 / eps doublings beyond its offset; at eps = 0.05 no study is that long.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 from math import isnan
 
@@ -15,7 +15,7 @@ from kneed import KneeLocator
 from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
-from lccp_sim.analysis.stats.laws import LAW_WINDOWS, gain_per_doubling, laws_of
+from lccp_sim.analysis.stats.laws import LAW_WINDOWS, gain_per_doubling, laws_of, windows_needed
 from lccp_sim.errors import ConfigError
 
 EPS = 0.05
@@ -67,14 +67,17 @@ def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> 
         raise ConfigError(f"eps is {eps}; it is a share of the gain so far, above 0 and below 1, such as 0.05")
     sign = 1.0 if curve.rising else -1.0
     windows, so_far = len(curve.tokens_W), sign * float(curve.value_W[-1] - curve.value_W[0])
-    if windows < LAW_WINDOWS:
-        said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {LAW_WINDOWS}"
+    if windows < windows_needed(curve):
+        needed = f"{windows_needed(curve)}{' where the rate falls' * curve.areas.annealed}"
+        said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {needed}"
         return Decision("not enough points", None, None, so_far, None, [said])
     last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, LAW_WINDOWS - 1, -1))
     held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # from the end, no further than needed
     law, row = laws_of(curve)[0].law, len(held)
     bound = eps * so_far
     reasons = [f"the law that fits best is {law}, over {windows} windows"]
+    if curve.rate is not None:
+        reasons.append(f"it is a law in the forward area, with an annealing term, because {curve.rate.said()}")
     if not _improved(last.gain_so_far):
         reasons.append(
             f"the gain so far, {so_far:.3g}, is not beyond noise, so that there is nothing to have saturated"
@@ -123,10 +126,13 @@ def kneedle(curve: Curve) -> int | None:
 
 def _look(curve: Curve, windows: int) -> Look:
     draws_RW = None if curve.draws_RW is None else curve.draws_RW[:, :windows]
-    part = Curve(
-        curve.monitor, curve.metric, curve.tags, curve.tokens_W[:windows], curve.value_W[:windows],
-        curve.stderr_W[:windows], draws_RW, curve.source, curve.n,
-    )  # fmt: skip
+    part = replace(
+        curve,
+        tokens_W=curve.tokens_W[:windows],
+        value_W=curve.value_W[:windows],
+        stderr_W=curve.stderr_W[:windows],
+        draws_RW=draws_RW,
+    )
     sign = 1.0 if curve.rising else -1.0
     draws_R = None if draws_RW is None else sign * (draws_RW[:, -1] - draws_RW[:, 0])
     so_far = Estimate.of(sign * (part.value_W[-1] - part.value_W[0]), draws_R)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.document import Filler
+from lccp_sim.data.documents.document import Filler
 from lccp_sim.data.tasks import counting, keyed, needles, people
 from lccp_sim.data.tasks.completion import Completion, completion
 from lccp_sim.data.tasks.question import Draft, Half, Lesson, Question, build, lesson, score_text

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.facts import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, count_evaluation_keys, draw_words, word_atoms
+from lccp_sim.data.documents.facts import (
+    HELDOUT_TEMPLATES,
+    TRAIN_TEMPLATES,
+    count_evaluation_keys,
+    draw_words,
+    word_atoms,
+)
 from lccp_sim.data.tasks.question import Draft, Half
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tokenizers
 
-from lccp_sim.data.document import Filler
+from lccp_sim.data.documents.document import Filler
 from lccp_sim.data.spans import encode_after
 from lccp_sim.errors import ConfigError
 

@@ -6,6 +6,7 @@ rank equals many. The balance bias moves once an optimizer step, on the counts o
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,11 @@ from lccp_sim.errors import ConfigError, NotFinite
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.optimizer import adamw
 from lccp_sim.models.transformer import Transformer
+from lccp_sim.monitors.observing import evaluating
+from lccp_sim.train.loop.loader import tensors_of
 from lccp_sim.train.loop.recompute import recompute
+from lccp_sim.train.objectives.objective import Live, Rows
+from lccp_sim.train.parallel.monitor_ranks import together
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.parallel.sharding import clip, fill, shard
 
@@ -26,7 +31,8 @@ class LccpModule(L.LightningModule):
     """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
     A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then. `moments`:
-    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh).
+    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh). `rows`: those
+    of an objective that makes them from the weights of each step, or adds to the loss.
     """
 
     def __init__(
@@ -37,15 +43,18 @@ class LccpModule(L.LightningModule):
         ranks: Ranks = ALONE,
         weights: Iterable[tuple[str, Tensor]] = (),
         moments: Mapping[int, Any] | None = None,
+        rows: Rows | None = None,
     ):
         super().__init__()
         self.config, self.model, self.facts, self.ranks, self.weights = config, model, facts, ranks, weights
         self.moments = moments
+        self.live: Live | None = rows if rows is not None and rows.live else None  # type: ignore[assignment]
+        self.penalty = None if rows is None else rows.penalty
         self.step_loss = torch.zeros(())
         self.step_aux = torch.zeros(())
         self.step_counts: Tensor | int = 0
         self.step_parts: list[tuple[Tensor, list[str]]] = []
-        self.grad_norm = self.loss_nats = math.nan
+        self.grad_norm = self.loss_nats = self.lr = math.nan
 
     def configure_model(self) -> None:
         """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
@@ -54,14 +63,28 @@ class LccpModule(L.LightningModule):
         shard(self.model, self.device_mesh, r.ep, r.cp, bf16)
         fill(self.model, self.weights)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """The batch; where rows depend on the weights, those of this step and rank, made at its first micro-batch."""
+        if self.live is None:
+            return batch
+        step, micro = batch["step"], self.trainer.accumulate_grad_batches
+        if batch["part"] == 0:
+            with together(self.model, self.ranks), evaluating(self.model, self.config.run.precision == "bf16"):
+                self.live.play(self.model, step)
+        rows = self.live.slice(step, self.trainer.global_rank, self.trainer.world_size, batch["part"], micro)
+        return tensors_of(rows, self.live.target_count(step))
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         sparse = self.sparse(self.global_step)
-        out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
+        with self.penalty(self.model, batch) if self.penalty is not None else nullcontext() as added:
+            out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
         hidden_RD, targets_R = out.hidden_BTD.flatten(0, 1)[learn_R], batch["targets_BT"].flatten()[learn_R]
-        loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"])
+        factor_R = batch["factor_BT"].flatten()[learn_R] if "factor_BT" in batch else None
+        loss = cross_entropy(hidden_RD, self.model.head_weight, targets_R, batch["target_count"], factor_R)
+        loss = loss if added is None else loss + added()
         router = self.config.model.router
         aux = (router.balance_loss * out.balance_loss + router.z_loss * out.z_loss) / parts
         self.step_parts.append(((loss + aux).detach(), batch["names"]))
@@ -74,7 +97,9 @@ class LccpModule(L.LightningModule):
     def sparse(self, step: int) -> bool:
         """Whether the update that takes `step` to `step + 1` attends sparsely, in the layers that may."""
         attention = self.config.model.attention
-        return attention is not None and attention.sparse(step * self.config.run.batch_tokens)
+        if attention is None or self.live is not None:  # whose rows have any length
+            return False
+        return attention.sparse(step * self.config.run.batch_tokens)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sums of a step start anew at its first micro-batch."""
@@ -87,13 +112,14 @@ class LccpModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """None; clips, keeps the norm from before, and stops while the weights are still whole.
+        """None; clips, keeps the norm from before and the learning rate, and stops while the weights are still whole.
 
         Here alone a step waits for a GPU. A loss that is not finite has such gradients, and these all ranks share.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.config.optim.clip_norm or float("inf"))
         self.grad_norm, self.loss_nats = torch.stack((norm, self.step_loss)).tolist()
+        self.lr = optimizer.param_groups[0]["lr"]  # of this update, whoever set it
         if math.isfinite(self.grad_norm):
             return
         shares = self.ranks.gather(lambda: [(value.item(), names) for value, names in self.step_parts])
@@ -135,8 +161,12 @@ class LccpModule(L.LightningModule):
         """Raises ConfigError where the checkpoint was trained with another tokenizer than the data are read with."""
         if checkpoint["lccp"]["tokenizer"] != self.facts["tokenizer"]:
             raise ConfigError("tokenizer.json is not the one that the run's checkpoints were trained with; put it back")
+        if self.live is not None:
+            self.live.state = checkpoint["objective"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what another run needs to start from these weights."""
         tokens = self.global_step * self.config.run.batch_tokens
         checkpoint["lccp"] = self.facts | {"step": self.global_step, "tokens": tokens}
+        if self.live is not None:
+            checkpoint["objective"] = self.live.state

@@ -1,4 +1,4 @@
-"""Which precision a device is good at, and what `run.precision=auto` becomes.
+"""What decides the last bits of every number: the precision, what `auto` becomes of it, and the threads of torch.
 
 A CPU without bf16 arithmetic emulates it, in products that take many times as long as fp32's (bench/bf16_cpu.py).
 """
@@ -43,3 +43,9 @@ def check_bf16(config: Config, native: bool) -> None:
         "times as long as in fp32 and more (bench/bf16_cpu.py); set run.precision=fp32, or auto"
     )
     refuse(config.run.precision == "bf16" and not native, "run.precision", "bf16", rule)
+
+
+def set_threads(config: Config) -> None:
+    """Take `run.threads`, which decide the order of sums; null leaves torch its own choice."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lccp_sim.config import Config
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
 from lccp_sim.progress import Tell
 
@@ -66,15 +66,20 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
     What a killed process wrote of that step and later ones is cut away: TensorBoard does so when it reads the new file.
     """
     _cut_csv(directory / "csv", first)
+    purge = first * config.run.batch_tokens if config.run.tensorboard_axis == "tokens" else first
     out: list[Logger] = [
-        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=first),
+        TensorBoardLogger(directory, name="tensorboard", version="", purge_step=purge),
         CSVLogger(directory, name="csv", version=f"from_step_{first:08d}", flush_logs_every_n_steps=1),
     ]
     for name, settings in config.run.loggers.items():
         module, _, kind = settings["class"].rpartition(".")
         own = {key: value for key, value in settings.items() if key != "class"}
         try:
-            out.append(getattr(__import__(module, fromlist=[kind]), kind)(**own))
+            found = getattr(__import__(module, fromlist=[kind]), kind)
+            # A config names a logger, and nothing else that could be called.
+            is_logger = isinstance(found, type) and issubclass(found, Logger)
+            refuse(not is_logger, f"run.loggers.{name}.class", settings["class"], "must be a Lightning logger")
+            out.append(found(**own))
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"run.loggers.{name}: {error}") from error
     return out
@@ -83,10 +88,12 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
 def _cut_csv(folder: Path, first: int) -> None:
     """None; the CSVs of earlier starts lose their rows from `first` on. (Lightning empties one that it opens again.)"""
     for path in sorted(folder.glob("from_step_*/metrics.csv")):
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
-        # A kill may have cut the last row off; it lacks columns then.
-        keep = [row for row in rows if None not in row.values() and int(row["step"]) < first]
+        # A kill may have cut the last row off; it lacks columns then. A damaged row goes, too: records.jsonl has all.
+        steps = (str(row.get("step")) for row in rows)
+        whole = [row for row, step in zip(rows, steps, strict=True) if step.isdecimal() and int(step) < first]
+        keep = [row for row in whole if None not in row.values() and None not in row]
         if not keep:
             path.unlink()
             continue

@@ -7,13 +7,12 @@ memory, and cutting it asks no other rank.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from lccp_sim.errors import ConfigError
+from lccp_sim.train.parallel.torch_private import fake_group
 
 
 @contextmanager
@@ -22,17 +21,13 @@ def fake_rank(rank: int, world: int) -> Iterator[DeviceMesh]:
 
     Raises ConfigError where torch has no such group.
     """
-    try:
-        from torch.distributed.tensor.debug import _clear_sharding_prop_cache as forget
-        from torch.testing._internal.distributed.fake_pg import FakeStore
-    except ImportError:
-        raise ConfigError(f"--dry-run: torch {torch.__version__} has no group that only pretends; 2.13 has") from None
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    store, forget = fake_group()
+    dist.init_process_group("fake", store=store(), rank=rank, world_size=world)
     try:
         yield init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     finally:
         dist.destroy_process_group()
-        forget()  # torch knows a mesh by its ranks, not by who asks: the next group would believe to be this rank
+        forget()
 
 
 def cuts(tensor: Tensor) -> str:

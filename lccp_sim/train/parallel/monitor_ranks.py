@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from lccp_sim.errors import Halfway
+from lccp_sim.models.comm import Comm, Given, Piece
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.models.moe import here
-from lccp_sim.models.peers import Given, Peers, Piece
-from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.parallel.collectives import local_part
 from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import clip
@@ -30,27 +28,27 @@ def together(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
     if ranks.world == 1:
         yield
         return
-    model.peers = Cut(ranks, model) if isinstance(model, FSDPModule) else Whole(ranks)
+    training = model.comm
+    model.set_comm(ShardedComm(ranks, model) if isinstance(model, FSDPModule) else WindowComm(ranks))
     try:
-        with _whole_rows(model):
-            yield
+        yield
     finally:
-        del model.peers
+        model.set_comm(training)
         if isinstance(model, FSDPModule):
             model.reshard()  # what the last forward left gathered: embeddings and head
 
 
-class Whole(Peers):
-    """Ranks each of which holds all weights."""
+class WindowComm(Comm):
+    """Ranks each of which holds all weights, and measures whole rows."""
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.rank, self.world = ranks, ranks.rank, ranks.world
 
-    def __deepcopy__(self, memo: Any) -> Peers:
+    def __deepcopy__(self, memo: Any) -> Comm:
         """A copy of the model is known to this rank alone."""
-        return Peers()
+        return Comm()
 
-    def each(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
+    def map(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
         """Piece i is the work of rank i mod `world`. Raises on every rank what the work raised on any."""
         shares = self.ranks.gather(lambda: self._mine(work, pieces[self.rank :: self.world]))
         return [shares[i % self.world][i // self.world] for i in range(len(pieces))]
@@ -59,12 +57,16 @@ class Whole(Peers):
         return [work(piece) for piece in pieces]
 
 
-class Cut(Whole):
-    """Ranks over which the weights of `model` are cut."""
+class ShardedComm(WindowComm):
+    """Ranks over which the weights of `model` are sharded. Experts are where training has them; rows are unsharded."""
 
     def __init__(self, ranks: Ranks, model: LanguageModel):
         super().__init__(ranks)
-        self.model = model
+        self.model, self.training, self.experts_apart = model, model.comm, model.comm.experts_apart
+
+    def dispatch(self, *experts_and_rows: Any) -> Tensor:
+        """As in training."""
+        return self.training.dispatch(*experts_and_rows)
 
     def _mine(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
         with in_step(self.model, self.ranks):
@@ -132,19 +134,3 @@ def restored(model: Any) -> Iterator[None]:
             for part, old in zip(local, before, strict=True):
                 part.copy_(old)
         model.zero_grad()
-
-
-@contextmanager
-def _whole_rows(model: LanguageModel) -> Iterator[None]:
-    """While it is open, attention and the router find all of a row's tokens on this rank, as it is in a look."""
-    blocks = model.layers if isinstance(model, Transformer) else []
-    local: list[tuple[Any, str, Any]] = [(block.attention, "attend", None) for block in blocks]
-    local += [(block.moe, "average", here) for block in blocks if block.moe is not None]
-    before = [getattr(module, name) for module, name, _ in local]
-    for module, name, function in local:
-        setattr(module, name, function)
-    try:
-        yield
-    finally:
-        for (module, name, _), function in zip(local, before, strict=True):
-            setattr(module, name, function)

@@ -1,10 +1,9 @@
 """Weights that are cut over the ranks (FSDP2): DTensors, on one mesh or, with experts apart, on two.
 
-The models know nothing of it: they are given functions that stand in for local ones (`collectives.py`).
+The models know nothing of it: they reach other ranks by their `comm` (`collectives.py`).
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +11,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.utils._pytree import tree_map
 
-from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.train.parallel.collectives import attend_across, exchange, gathered_weights
+from lccp_sim.train.parallel.collectives import NeighbourComm
+from lccp_sim.train.parallel.torch_private import (
+    compute_local_shape_and_global_offset,
+    foreach_norm,
+    placement_on_meshes,
+    tree_map,
+)
 from lccp_sim.train.saved.sharded import ShardPiece
 
 AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
@@ -41,9 +43,9 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1,
     def mesh_of(neighbours: int) -> DeviceMesh:
         return init_device_mesh(ranks.device_type, (ranks.size() // neighbours, neighbours), mesh_dim_names=AXES)
 
-    place = _place_experts(model, mesh_of(ep)) if ep > 1 else _by_width(ranks.size())
-    if cp > 1:
-        _share_rows(model, mesh_of(cp)["columns"].get_group())
+    experts, rows = (mesh_of(neighbours) if neighbours > 1 else None for neighbours in (ep, cp))
+    place = _by_width(ranks.size()) if experts is None else _place_experts(model, experts)
+    model.set_comm(NeighbourComm(*(None if mesh is None else mesh["columns"].get_group() for mesh in (rows, experts))))
     for block in model.layers:
         if bf16:  # what is multiplied with the residual stream stays fp32
             exact = [block.attention_norm, block.moe_norm, *([block.moe.router] if block.moe is not None else [])]
@@ -71,26 +73,15 @@ def _by_width(ranks: int) -> Callable[[nn.Parameter], Any]:
 
 def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
     """Which mesh and dimension FSDP cuts a parameter on, once the experts are cut over the second axis of `mesh`."""
-    try:
-        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
-    except ImportError:
-        raise ConfigError(f"run.ep: torch {torch.__version__} cannot shard over two meshes; 2.13 can") from None
+    mesh_info, placement = placement_on_meshes()
     rows, columns = (mesh[axis] for axis in AXES)
     for block in model.layers:
         if block.moe is not None:
             for name in EXPERT_WEIGHTS:
                 weight = distribute_tensor(getattr(block.moe, name).data, columns, [Shard(0)], src_data_rank=None)
                 setattr(block.moe, name, nn.Parameter(weight))
-            block.moe.dispatch = partial(exchange, columns.get_group())
-    across = ShardPlacementResult(Shard(1), FSDPMeshInfo(rows, shard_mesh_dim=0))
+    across = placement(Shard(1), mesh_info(rows, shard_mesh_dim=0))
     return lambda parameter: across if isinstance(parameter, DTensor) else None
-
-
-def _share_rows(model: Transformer, group: Any) -> None:
-    for block in model.layers:
-        block.attention.attend = partial(attend_across, group)
-        if block.moe is not None:
-            block.moe.average = lambda x: gathered_weights(group, x.float()).mean(0)
 
 
 @torch.no_grad()
@@ -119,7 +110,7 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     # Squares are summed in fp64: in fp32 the norm is off by some 1e-5, and otherwise at each layout.
     squares = []
     for each in by_mesh.values():
-        norms = torch._foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
+        norms = foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
         square = torch.stack(norms).square().sum()
         squares.append(square.full_tensor() if isinstance(square, DTensor) else square)
     norm = torch.stack(squares).sum().sqrt().float()

@@ -12,18 +12,19 @@ from lccp_sim.config import Config
 from lccp_sim.files import fresh_folder, hidden
 from lccp_sim.train.parallel.ranks import Ranks
 from lccp_sim.train.parallel.sharding import cut_as, whole_tensors
-from lccp_sim.train.saved.checkpoint import VerifiedIO, commit, hashes_of, unwritten
+from lccp_sim.train.saved.checkpoint import BackgroundIO, VerifiedIO, commit, hashes_of, unwritten
 from lccp_sim.train.saved.sharded import Tensors, write_parts
 
 
 def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
     """What Lightning's Trainer has to know: devices of this node, nodes, strategy, and who reads checkpoints."""
+    background = config.run.checkpoints == "background"
     if ranks.world == 1:
-        return {"devices": 1, "plugins": [VerifiedIO()]}
+        return {"devices": 1, "plugins": [BackgroundIO() if background else VerifiedIO()]}
     local, cut = int(os.environ["LOCAL_WORLD_SIZE"]), config.run.shard
     strategy = Sharded(ranks, config.run.checkpoints != "file") if cut else DDPStrategy()
     strategy.cluster_environment = TorchElasticEnvironment()
-    plugins = [VerifiedIO(pieces=cut)]
+    plugins = [BackgroundIO() if background else VerifiedIO(pieces=cut)]
     return {"devices": local, "num_nodes": ranks.world // local, "strategy": strategy, "plugins": plugins}
 
 

@@ -16,6 +16,7 @@ from lccp_sim.configure.parse import parse
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import atomic_directory, atomic_file
 from lccp_sim.models.lighthouse import LighthouseAttention
+from lccp_sim.sums import check_sums
 from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_checkpoint, resolve
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
 from lccp_sim.train.saved.run_directory import CORPUS
@@ -37,6 +38,7 @@ def branch(config: Config, directory: Path) -> None:
     path = resolve(config.run.branch_from, KEY)
     _check_same(config, read_checkpoint(path), path)
     trunk, kept = path.parent.parent, directory / "checkpoints"
+    check_sums(trunk)
     for name in FILES:
         if (trunk / name).exists():
             shutil.copyfile(trunk / name, directory / name)

@@ -12,17 +12,20 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import atomic_file, hidden, write_atomic
-from lccp_sim.models import hf
+from lccp_sim.models.foreign import hf
 from lccp_sim.train.saved.sharded import Tensors, read_parts, unsharded
-from lccp_sim.train.saved.weights_file import SCHEME, bundled
+from lccp_sim.train.saved.weights_file import SCHEME, bundled, tensors_hash
 
 
 class VerifiedIO(TorchCheckpointIO):
@@ -62,6 +65,40 @@ class VerifiedIO(TorchCheckpointIO):
             shutil.rmtree(gone)
         path.unlink(missing_ok=True)
         manifest_of(path).unlink(missing_ok=True)
+
+
+class BackgroundIO(VerifiedIO):
+    """Writes from a copy in host memory while training goes on; whoever is killed then has the checkpoints before.
+
+    One write at a time, so a checkpoint is whole on disk before the next begins, or an older one is removed for it. The
+    error of a write is raised by the next call. Not for a folder of parts, which all ranks write together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = ThreadPoolExecutor(1)
+        self.written: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """None, once the one before is on disk and this one is copied."""
+        self.settle()
+        copied = apply_to_collection(checkpoint, Tensor, lambda x: x.detach().to("cpu", copy=True))
+        self.written = self.writer.submit(super().save_checkpoint, copied, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """As VerifiedIO, once all is on disk."""
+        self.settle()
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def settle(self) -> None:
+        """None, once all is on disk. Raises what the write raised."""
+        written, self.written = self.written, None
+        if written is not None:
+            written.result()
+
+    def teardown(self) -> None:
+        """None, once all is on disk: the trainer's last call."""
+        self.settle()
 
 
 def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int) -> None:
@@ -143,12 +180,7 @@ def read_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
 
 def weights_hash(content: dict[str, Any]) -> str:
     """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, wherever they lie."""
-    hashed = hashlib.sha256()
-    for name in sorted(content["state_dict"]):
-        tensor = content["state_dict"][name]  # one at a time: of a folder it is read here
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return hashed.hexdigest()
+    return tensors_hash(content["state_dict"])
 
 
 def checkpoints(run: Path) -> list[Path]:

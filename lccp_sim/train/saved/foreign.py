@@ -1,22 +1,27 @@
-"""A Hugging Face folder or GGUF file as the content of a checkpoint of ours: for `run.init_from` and `lccp import`."""
+"""A Hugging Face folder or GGUF file as the content of a checkpoint of ours: for `run.init_from` and `lccp import`.
+
+Its tokenizer is read the same way by every verb. `tokenizer.json` comes first: what the classes of transformers make of
+a folder depends on its version (5.3 drops the spaces of some).
+"""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.data.beyond import check_same
-from lccp_sim.data.tokenizer import tokenizer_hash
+from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError
-from lccp_sim.models import hf
-from lccp_sim.models.architectures import read_config
-from lccp_sim.models.weights import read_weights
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.architectures import read_config
+from lccp_sim.models.foreign.hf_folder import CONFIG, read_json
+from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.progress import Tell, silent
-from lccp_sim.train.saved.vocabulary import read_vocabulary
+from lccp_sim.sums import check_sums
 from lccp_sim.train.saved.weights_file import PREFIX
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -35,6 +40,7 @@ def read_foreign(
     embedding before any weight is read. `tell` hears how far the reading is.
     """
     tell(f"opening {path.name}", 0.0)
+    check_sums(path)
     settings, stream, notes = hf.open_weights(path, dtype)
     name, model = read_config(settings, str(path / "config.json" if path.is_dir() else path))
     rows = model.vocab_size or 0
@@ -71,6 +77,36 @@ def read_foreign(
     }
     weights = {f"{PREFIX}{key}": value for key, value in state.items()}
     return {"global_step": 0, "lccp": facts, "state_dict": weights, "tokenizer.json": text, "notes": notes}
+
+
+class Vocabulary(NamedTuple):
+    """The text of a tokenizer.json, its tokenizer, and the name of the token that begins a text, if it states one."""
+
+    text: str
+    tokenizer: Any
+    bos: str | None
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The tokenizer of the checkpoint at `path`. Raises ConfigError where it has none, or one that cannot be read."""
+    file = path / "tokenizer.json"
+    if not path.is_dir() or not file.exists():
+        text, bos = hf.load_tokenizer_json(path)
+        return Vocabulary(text, parse_tokenizer(text), bos)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tokenizer = parse_tokenizer(text)
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"{file}: cannot be read ({error}); fetch it anew") from error
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        bos = read_json(path / name).get("bos_token") if (path / name).exists() else None
+        bos = bos.get("content") if isinstance(bos, dict) else bos
+        if bos:
+            return Vocabulary(text, tokenizer, bos)
+    stated = read_json(path / CONFIG).get("bos_token_id") if (path / CONFIG).exists() else None
+    # A config.json that states none has that of its class, which may be any word of this tokenizer.
+    token = tokenizer.get_added_tokens_decoder().get(stated) if isinstance(stated, int) else None
+    return Vocabulary(text, tokenizer, token.content if token is not None and token.special else None)
 
 
 def text_of(path: Path) -> str:

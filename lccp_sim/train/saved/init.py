@@ -14,8 +14,8 @@ from lccp_sim.configure.load import load_model
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError, refuse
-from lccp_sim.models import hf
-from lccp_sim.models.architectures import function_of
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.foreign.architectures import function_of
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve, weights_hash
@@ -62,6 +62,11 @@ class Start:
     def rows(self) -> int | None:
         """Rows of the embedding; None for fresh weights. The tokenizer may have more that no text becomes."""
         return self.content["lccp"]["vocab_size"] if self.content else None
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The row that the checkpoint was trained on; None for fresh weights and where it does not say."""
+        return self.content["lccp"]["config"].get("run", {}).get("context_tokens") if self.content else None
 
     @property
     def notes(self) -> list[str]:

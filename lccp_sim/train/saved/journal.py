@@ -18,6 +18,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.files import append_lines, write_atomic
 from lccp_sim.monitors.values import Value
 from lccp_sim.records import Record, read_records
+from lccp_sim.sums import change_sums, check_sums, read_sums
 
 RECORDS, TIMING, DECISIONS, REFERENCE = "records.jsonl", "timing.jsonl", "decisions.jsonl", "reference"
 
@@ -67,7 +68,7 @@ class Journal:
     def truncate(self, lengths: dict[str, int], step: int) -> None:
         """None, once everything written after the last window, at `step`, and `lengths` is gone.
 
-        Raises ConfigError where records are missing that were written before.
+        Raises ConfigError where records are missing that were written before, or a file is not what was written.
         """
         if self.silent:
             return
@@ -75,12 +76,29 @@ class Journal:
         size = path.stat().st_size if path.exists() else 0
         if size < known:
             raise ConfigError(f"{path}: has {size} bytes, and the checkpoint knows {known}; put the lost records back")
+        check_sums(self.directory)
+        samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) > step]
+        # The sums go first: killed in between, they know less than there is.
+        names = [path.name for path in self._growing()]
+        gone = [*names, *(f"samples/{path.name}" for path in samples)]
+        if step < 0:  # the first window writes it again
+            gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
+        change_sums(self.directory, gone, {name: lengths[name] for name in names if lengths.get(name)})
         for path in self._growing():
             if path.stat().st_size > lengths.get(path.name, 0):
                 os.truncate(path, lengths.get(path.name, 0))
-        for path in (self.directory / "samples").glob("*.parquet"):
-            if int(path.stem) > step:
-                path.unlink()
+        for path in samples:
+            path.unlink()
+
+    def seal(self) -> None:
+        """None, once the sums of all that was written so far are on disk."""
+        if self.silent:
+            return
+        known, named = read_sums(self.directory), {path.name: None for path in self._growing()}
+        for folder in ("samples", REFERENCE):
+            files = (f"{folder}/{path.name}" for path in (self.directory / folder).glob("[!.]*"))
+            named |= {name: None for name in files if name not in known}
+        change_sums(self.directory, known=named)
 
     def _append(self, name: str, lines: Iterable[str]) -> None:
         if not self.silent:

@@ -18,6 +18,7 @@ from lccp_sim.config import FREE, Config, Effect, flatten, short_hash
 from lccp_sim.configure.load import config_keys, load_config, plain_config, unequal
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
+from lccp_sim.sums import change_sums, check_sums
 
 CONFIG, CORPUS, DONE, FAILED, LOCK = "config.yaml", "corpus.json", "DONE", "FAILED", ".lock"
 
@@ -38,6 +39,8 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
         parts.append(plain["run"]["stopping"])
     if config.run.init_optimizer != "fresh":
         parts.append(config.run.init_optimizer)
+    if "objective" in plain:
+        parts.append(plain["objective"])
     return Path(config.run.root).expanduser() / f"{config.run.name}-s{config.seed}-{short_hash(parts)}"
 
 
@@ -76,10 +79,12 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     if isinstance(plain.get("run"), dict):
         plain["run"].pop("tokens_before", None)
     try:
-        return load_config(plain)
+        config = load_config(plain)
     except ConfigError as error:
         why = "; ".join(error.problems)
         raise ConfigError(f"{directory / CONFIG}: not a config of this version ({why})") from None
+    check_sums(directory, CONFIG, "tokenizer.json")
+    return config
 
 
 def _set(plain: dict[str, Any], override: str) -> None:
@@ -143,9 +148,15 @@ def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dic
         )
     plain = plain_config(config)
     plain["run"]["tokens_before"] = tokens_before
-    write_atomic(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-    write_atomic(directory / "tokenizer.json", tokenizer)
-    write_atomic(path, json.dumps(corpus, indent=1, default=float) + "\n")
+    facts = {
+        CONFIG: yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+        "tokenizer.json": tokenizer,
+        CORPUS: json.dumps(corpus, indent=1, default=float) + "\n",
+    }
+    change_sums(directory, gone=facts)
+    for name, text in facts.items():
+        write_atomic(directory / name, text)
+    change_sums(directory, known=dict.fromkeys(facts))
 
 
 def finished_tokens(directory: Path) -> int | None:
@@ -160,9 +171,19 @@ def stopped_by(directory: Path) -> str | None:
     return _value(path, "stopped_by") if path.exists() and '"stopped_by"' in path.read_text() else None
 
 
+def write_done(directory: Path, tokens: int, by: str | None) -> None:
+    """None, once DONE has the tokens of the finished run, the action that ended it early, if any, and their hash."""
+    said = {"tokens": tokens} | ({} if by is None else {"stopped_by": by})
+    write_atomic(directory / DONE, json.dumps(said | {"check": short_hash(said)}) + "\n")
+
+
 def _value(path: Path, key: str) -> Any:
-    """The value of a key in a JSON file of ours."""
+    """The value of a key in a JSON file of ours, compared with the hash that it may hold."""
     try:
-        return json.loads(path.read_text())[key]
-    except (ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text())
+        told = content.pop("check", None)
+        if told not in (None, short_hash(content)):
+            raise ValueError
+        return content[key]
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path}: damaged (no JSON object with {key!r}); put it back, or remove it") from None

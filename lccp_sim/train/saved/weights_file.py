@@ -4,7 +4,9 @@ Checkpoints of a run also hold optimizer states, and their tokenizer lies beside
 RUN NAME.safetensors` writes this file. Some ship with the package: `run.init_from=bundled:NAME`.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtyp
     refuse(path.exists(), "OUT", str(path), "exists; name a new file, or remove it")
     weights = {k: v.to(dtype).contiguous() for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     header = {"lccp": json.dumps(content["lccp"]), "tokenizer.json": tokenizer}
+    header["sha256"] = _hash(weights, header["lccp"])
     write_atomic(path, save(weights, metadata=header))
 
 
@@ -51,13 +54,34 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             facts = json.loads(header["lccp"])
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+            held = {key: file.get_tensor(key) for key in file.keys()}
         text = header["tokenizer.json"]
         fits = tokenizer_hash(parse_tokenizer(text)) == facts["tokenizer"]
     except Exception:  # of safetensors, of JSON, and the bare ones of tokenizers
         raise ConfigError(
             f"{path}: not weights that `lccp export RUN NAME{SUFFIX}` wrote, or damaged; name another file"
         ) from None
+    if header.get("sha256", found := _hash(held, header["lccp"])) != found:  # earlier files have none
+        raise ConfigError(f"{path}: damaged, by its own hash; copy or export it again")
     if not fits:
         raise ConfigError(f"{path}: its tokenizer is not the one that the weights were trained with; export it again")
-    return {"global_step": facts["step"], "lccp": facts, "state_dict": state, "tokenizer.json": text}
+    return {
+        "global_step": facts["step"],
+        "lccp": facts,
+        "state_dict": {key: value.float() for key, value in held.items()},
+        "tokenizer.json": text,
+    }
+
+
+def _hash(weights: Mapping[str, torch.Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{tensors_hash(weights)} {facts}".encode()).hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of tensors by name: dtypes, shapes and bytes."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]  # one at a time: of a folder it is read here
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

@@ -15,7 +15,7 @@ from torch import nn
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.adapter import adapted
+from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
@@ -29,9 +29,9 @@ class MonitorCallback(L.Callback):
 
     `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
     another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `MonitorSuite`. Its state
-    is in every checkpoint, so that a resumed run writes no record twice. What is in `then` is called on rank 0 once a
-    window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a window
-    is.
+    is in every checkpoint, so that a resumed run writes no record twice. What is in `after_window` is called on rank 0
+    once a window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a
+    window is. `axis`: see `run.tensorboard_axis`.
     """
 
     def __init__(
@@ -45,9 +45,10 @@ class MonitorCallback(L.Callback):
         self.suite, self.journal, self.tokens_per_step = suite, journal, tokens_per_step
         self.model, self.say = model, say
         self.history = HeadHistory([], suite.windows)
-        self.then: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
+        self.after_window: list[Callable[[L.Trainer, Moment], Sequence[Record]]] = []
         self.seen_step = -1
         self.tell: Tell = silent
+        self.axis: str | None = None
 
     @classmethod
     def of(
@@ -75,7 +76,9 @@ class MonitorCallback(L.Callback):
         )
         for note in suite.notes:
             say(f"warning: {note}")
-        return cls(suite, Journal(folder), tokens_per_step, model, say)
+        callback = cls(suite, Journal(folder), tokens_per_step, model, say)
+        callback.axis = config.run.tensorboard_axis
+        return callback
 
     @property
     def state_key(self) -> str:
@@ -128,8 +131,9 @@ class MonitorCallback(L.Callback):
         self.journal.write_timing(seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
-            more = [record for follow in self.then for record in follow(trainer, moment)]
-            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment)
-            log_images(trainer.loggers, seen.records, step)
+            more = [record for follow in self.after_window for record in follow(trainer, moment)]
+            self.journal.seal()
+            log_scalars(trainer.loggers, [*first, *seen.records, *more], moment, self.axis)
+            log_images(trainer.loggers, seen.records, moment, self.axis)
         self.seen_step = step
         return seen

@@ -7,14 +7,13 @@ few percent (docs/monitors.md, Cost).
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import evaluating, row_nll
-from lccp_sim.plan.watching import Pass, passes
 from lccp_sim.progress import Tell, clock
 
 SECONDS = 10.0  # for timing: once it has taken as long, longer texts are extrapolated
@@ -43,7 +42,7 @@ class TokenCount:
 
     def begin(self, name: str) -> None:
         """None; from now on it is monitor `name` that sends, and those before it are done."""
-        self.ended += _tokens(self.plan.get(self.name, ()))
+        self.ended += self._of(self.name)
         self.name, self.texts, self.tokens = name, 0, 0
 
     def sent(self, texts: int, tokens: int) -> None:
@@ -51,23 +50,22 @@ class TokenCount:
         own = self.plan.get(self.name, [])
         known = round(sum(each.sequences for each in own))
         of = f"{min(self.texts, known):,} of {known:,} texts" if known else f"{self.texts:,} texts"
-        done = self.ended + min(self.tokens, _tokens(own))
-        share = done / (sum(map(_tokens, self.plan.values())) or 1)
+        done = self.ended + min(self.tokens, self._of(self.name))
+        share = done / (sum(map(self._of, self.plan)) or 1)
         start, stop = self.whole
         self.tell(f"{self.before}{self.name}: {of}", start + (stop - start) * share)
         self.texts, self.tokens = self.texts + texts * self.world, self.tokens + tokens * self.world
 
+    def _of(self, name: str) -> float:
+        return sum(each.sent for each in self.plan.get(name, ()))
 
-def _tokens(passes: Iterable[Pass]) -> float:
-    return sum(each.sequences * each.tokens * each.weight for each in passes)
 
-
-def kinds(watch: Mapping[str, Any]) -> dict[str, dict[Kind, float]]:
+def kinds(watch: Mapping[str, Monitor]) -> dict[str, dict[Kind, float]]:
     """How many texts of each kind each monitor sends in a first look; one that is learned from counts as three."""
     found: dict[str, dict[Kind, float]] = {}
     for name, monitor in watch.items():
         of: dict[Kind, float] = {}
-        for each in passes(monitor, first=True):
+        for each in (*monitor.passes(), *monitor.reference_passes()):
             kind = each.tokens, each.head
             of[kind] = of.get(kind, 0.0) + each.sequences * each.weight
         found[name] = of
@@ -122,12 +120,12 @@ def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
     return length * (rate + slope * (length - last))
 
 
-def expected_seconds(watch: Mapping[str, Any], seconds: Mapping[Kind, float]) -> dict[str, float]:
+def expected_seconds(watch: Mapping[str, Monitor], seconds: Mapping[Kind, float]) -> dict[str, float]:
     """Seconds of each monitor in a first look."""
     return {name: sum(n * seconds[kind] for kind, n in of.items()) for name, of in kinds(watch).items()}
 
 
-def estimate(model: LanguageModel, watch: Mapping[str, Any], tokens: np.ndarray, bf16: bool, looks: int) -> str:
+def estimate(model: LanguageModel, watch: Mapping[str, Monitor], tokens: np.ndarray, bf16: bool, looks: int) -> str:
     """A line for a person: how long `looks` looks like the first will take, monitor by monitor."""
     found = expected_seconds(watch, timed(model, {kind for of in kinds(watch).values() for kind in of}, tokens, bf16))
     each = ", ".join(f"{name} {clock(s)}" for name, s in sorted(found.items(), key=lambda item: -item[1]))

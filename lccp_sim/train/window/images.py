@@ -1,43 +1,66 @@
-"""The maps of a window as images for TensorBoard: needle by length and depth, probe by task and length, heads.
+"""The maps of a window as images for TensorBoard: needle by depth and length, probe by task and length, heads.
 
-Needles are judged by the headline span, the tokens of the value.
-All heads share one image: those scored on other texts than needles stand to the right of those scored on needles.
+Needles are judged by the headline span, the tokens of the value, and by dense attention. Heads have a map for each set
+of texts. The colours of a map have the same limits at every window, so that its slider shows what changes.
 """
 
 import numpy as np
+import pandas as pd
 
+from lccp_sim.analysis.format import tokens
+from lccp_sim.analysis.metrics import CATALOGUE, DOWN, Metric
 from lccp_sim.records import HEADLINE, Record
 
-CELL_PIXELS = 24
+MAPS = {  # metric -> tags of rows and columns, and the value at which the colours end
+    "needle/hit_frac": ("depth", "length", 1.0),
+    "needle/answer_nll_nats": ("depth", "length", 8.0),
+    "heads/copy_hard_frac": ("layer", "head", 1.0),
+    "probe/exact_match_frac": ("task", "length", 1.0),
+}
+DPI = 110
+
+
+def window_maps(records: list[Record]) -> dict[str, tuple[Metric, pd.DataFrame]]:
+    """The metric and the grid of each map, rows and columns named by their tags, by the image's name."""
+    maps = {}
+    for key, (row, column, _) in MAPS.items():
+        found = [r for r in records if f"{r.monitor}/{r.metric}" == key and {row, column} <= r.tags.keys()]
+        tuned = max((int(r.tags.get("sft_step", 0)) for r in found), default=0)
+        shown = {"span": HEADLINE, "sft_step": tuned, "attention": "dense"}  # where a record has the tag
+        cells = [r for r in found if all(r.tags.get(tag, value) == value for tag, value in shown.items())]
+        for texts in sorted({str(r.tags.get("samples", "")) for r in cells}):
+            name = "_".join(filter(None, (key.rpartition("_")[0], texts)))
+            these = [r for r in cells if str(r.tags.get("samples", "")) == texts]
+            table = pd.DataFrame([{row: r.tags[row], column: r.tags[column], "value": r.value} for r in these])
+            maps[name] = CATALOGUE[key], table.pivot(index=row, columns=column, values="value")
+    return maps
 
 
 def window_images(records: list[Record]) -> dict[str, np.ndarray]:
-    """Images [height, width, 3] uint8 by name; dark is low, bright is high, the colours end at fixed values."""
-    from matplotlib import colormaps
+    """Images [height, width, 3] uint8 by name: a map with its axes, its scale, and the tokens after which it holds."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from lccp_sim.analysis.report.plots import STYLE, draw_map
 
     images = {}
-    for name, metric, axes, top in (
-        ("needle/hit", "hit_frac", ("depth", "length"), 1.0),
-        ("needle/answer_nll", "answer_nll_nats", ("depth", "length"), 8.0),
-        ("heads/copy_hard", "copy_hard_frac", ("layer", "head"), 1.0),
-        ("probe/exact_match", "exact_match_frac", ("task", "length"), 1.0),
-    ):
-        found = [r for r in records if r.metric == metric and set(axes) <= set(r.tags)]
-        tuned = max((int(r.tags.get("sft_step", 0)) for r in found), default=0)
-        shown = {"span": HEADLINE, "sft_step": tuned}
-        cells = [r for r in found if all(r.tags.get(tag, value) == value for tag, value in shown.items())]
-        if cells:
-            grid = _grid(cells, axes) / top
-            pixels = (colormaps["viridis"](grid.clip(0, 1))[..., :3] * 255).astype(np.uint8)
-            images[name] = pixels.repeat(CELL_PIXELS, 0).repeat(CELL_PIXELS, 1)
+    for name, (metric, grid) in window_maps(records).items():
+        wide, high = np.minimum((0.55 * grid.shape[1], 0.35 * grid.shape[0]), 7.0).clip(1.8)  # inches
+        left = 0.8 + 0.06 * max(len(str(label)) for label in grid.index)
+        with rc_context(STYLE):
+            width, height = left + wide + 1.2, high + 1.0
+            figure = Figure(figsize=(width, height), dpi=DPI)
+            ax = figure.add_axes((left / width, 0.6 / height, wide / width, high / height))
+            bar = figure.add_axes(((left + wide + 0.15) / width, 0.6 / height, 0.15 / width, high / height))
+            colours = "viridis_r" if metric.better == DOWN else "viridis"
+            image = draw_map(ax, grid, colours, (0.0, MAPS[metric.key][2]))
+            texts = name.removeprefix(metric.key.rpartition("_")[0]).replace("_", " on ")
+            ax.set_title(f"{metric.label}{texts} after {tokens(records[0].tokens)} tokens")
+            ax.set_xlabel({"length": "context length in tokens"}.get(str(grid.columns.name), str(grid.columns.name)))
+            ax.set_ylabel({"depth": "depth, 0 is the start"}.get(str(grid.index.name), str(grid.index.name)))
+            figure.colorbar(image, cax=bar, label=metric.unit).outline.set_visible(False)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        images[name] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     return images
-
-
-def _grid(records: list[Record], axes: tuple[str, str]) -> np.ndarray:
-    """Values as [rows, columns], in the order of the tags, one set of samples after another; 0 without a record."""
-    places = [(r.tags[axes[0]], (str(r.tags.get("samples", "")), r.tags[axes[1]])) for r in records]
-    rows, columns = sorted({row for row, _ in places}), sorted({column for _, column in places})
-    grid = np.zeros((len(rows), len(columns)))
-    for (row, column), r in zip(places, records, strict=True):
-        grid[rows.index(row), columns.index(column)] = r.value
-    return grid

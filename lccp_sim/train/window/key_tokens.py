@@ -19,14 +19,14 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.errors import ConfigError
 from lccp_sim.files import write_atomic
-from lccp_sim.models.hf import is_checkpoint, load_checkpoint
+from lccp_sim.models.foreign.hf import is_checkpoint, load_checkpoint
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.monitor import FIRST_WINDOW, Monitor
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.train.parallel.ranks import ALONE, Ranks
 from lccp_sim.train.saved.checkpoint import read_checkpoint, resolve
+from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.init import load_transformer
-from lccp_sim.train.saved.vocabulary import read_vocabulary
 
 
 def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:

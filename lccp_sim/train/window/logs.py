@@ -1,30 +1,48 @@
 """Views of a window: scalars and images for Lightning's loggers, one line for a person.
 
 Loggers show the few records that stand for a whole monitor; cells and heads go to records and images, never to scalars.
+TensorBoard, which draws a chart of each, is spared what only counts what other numbers rest on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lccp_sim.analysis.metrics import metric_of
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, overall_name
 from lccp_sim.train.window.images import window_images
 
 
-def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment) -> None:
-    """None; whole-monitor records go to every logger under their overall names."""
+def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment, axis: str | None = None) -> None:
+    """None; whole-monitor records go to every logger under their overall names; `axis` is TensorBoard's, see `place`.
+
+    Other loggers get the tokens as a number of their own.
+    """
     scalars = overall_values(records)
     for logger in loggers:
-        logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
-
-
-def log_images(loggers: Sequence[Logger], records: list[Record], step: int) -> None:
-    """None; the maps of a window go to TensorBoard."""
-    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            for name, image in window_images(records).items():
-                logger.experiment.add_image(name, image, step, dataformats="HWC")
+            logger.log_metrics(charted(scalars), step=place(moment, axis))
+        else:
+            logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
+
+
+def log_images(loggers: Sequence[Logger], records: list[Record], moment: Moment, axis: str | None = None) -> None:
+    """None; the maps of a window go to TensorBoard."""
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    for name, image in (window_images(records) if boards else {}).items():
+        for board in boards:
+            board.experiment.add_image(name, image, place(moment, axis), dataformats="HWC")
+
+
+def place(moment: Moment, axis: str | None) -> int:
+    """Where a moment lies on TensorBoard's axis (`run.tensorboard_axis`): its tokens, or None for optimizer steps."""
+    return moment.tokens if axis == "tokens" else moment.step
+
+
+def charted(scalars: Mapping[str, float]) -> dict[str, float]:
+    """The scalars that have a chart: all but tallies."""
+    return {name: value for name, value in scalars.items() if not metric_of(*name.split("/", 1)).tallies}
 
 
 def overall_values(records: list[Record]) -> dict[str, float]:

@@ -31,7 +31,6 @@ class RunCallback(MonitorCallback):
     ):
         super().__init__(suite, journal, batch_tokens, say=say)
         self.log_every = log_every
-        self.lr_factor: Callable[[int], float] = lambda step: 1.0  # of a decay that began in the run
         self.signalled = 0
         self.clock = (0, time.perf_counter())
 
@@ -73,7 +72,7 @@ class RunCallback(MonitorCallback):
             self.clock = (step, time.perf_counter())
         elif records:
             self.journal.write(records)
-            log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step))
+            log_scalars(trainer.loggers, records, Moment(step, step * self.tokens_per_step), self.axis)
         number = pl_module.ranks.agree(self.signalled) if step < trainer.max_steps else 0
         if number:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))
@@ -85,12 +84,12 @@ class RunCallback(MonitorCallback):
 
     def _training(self, trainer: L.Trainer, module: LccpModule) -> list[Record]:
         """The records of the step that just ended."""
-        optim, last = module.config.optim, trainer.global_step - 1
         numbers = {
             "loss_nats": float(trainer.strategy.reduce(module.step_loss.clone(), reduce_op="sum")),
             "aux_loss": float(trainer.strategy.reduce(module.step_aux.clone(), reduce_op="sum")),
-            "lr": optim.lr * optim.factor(last, module.config.run.steps) * self.lr_factor(last),
+            "lr": module.lr,
             "grad_norm": module.grad_norm,
+            **(module.live.said if module.live is not None else {}),
         }
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]

@@ -41,7 +41,8 @@ class Judged:
 class Stopping(L.Callback):
     """Judges the metrics of `settings` after each window of `monitors`, and warns, decays or stops.
 
-    It writes to the journal of `monitors`, after which it must stand in the Trainer's callbacks. Under DDP rank 0
+    `look` must be in the `after_window` of `monitors`, to whose journal it writes, and after which it must stand in the
+    Trainer's callbacks. Under DDP rank 0
     judges. Its state is in every checkpoint: a decay that began goes on after a resume. In a decay the rate of each
     parameter group is linear from what it was to zero, whatever a scheduler says.
     """
@@ -51,13 +52,14 @@ class Stopping(L.Callback):
         self.since: int | None = None
         self.ends: int | None = None
         self.rates: list[float] = []
-        monitors.then.append(self.look)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises ConfigError where the window of a step would come after the decision about it."""
         order: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self.monitors not in order[: order.index(self)]:
             raise ConfigError("callbacks: Stopping stands before its MonitorCallback, or without; put it after them")
+        if self.look not in self.monitors.after_window:
+            raise ConfigError("callbacks: no window tells Stopping; set monitors.after_window = [stopping.look]")
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what was decided, and the rates that a decay began from."""
@@ -83,16 +85,10 @@ class Stopping(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """In a decay: the rates of the update at hand."""
-        if self.rates:
-            factor = self.factor(trainer.global_step)
+        if self.rates and self.since is not None and self.ends is not None:
+            factor = max(0.0, 1 - (trainer.global_step - self.since) / (self.ends - self.since))
             for group, rate in zip(_groups(trainer), self.rates, strict=True):
                 group["lr"] = rate * factor
-
-    def factor(self, step: int) -> float:
-        """The factor of a decay on the learning rate, for the update that takes `step` to `step + 1`; 1 without one."""
-        if not self.rates or self.since is None or self.ends is None:
-            return 1.0
-        return max(0.0, 1 - (step - self.since) / (self.ends - self.since))
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """The records of what is judged, once written; it acts where all that is watched is saturated."""
@@ -147,7 +143,8 @@ def judge(run: RunData, settings: StoppingConfig, windows: Sequence[int]) -> lis
 
     The end of a run that was extended later is no window of the longer one: an extended run equals a longer one.
     """
-    run = dataclasses.replace(run, records=run.records[run.records.step.isin(list(windows))])
+    kept = run.records.step.isin(list(windows)) | (run.records.monitor == "train")  # the rate is logged at other steps
+    run = dataclasses.replace(run, records=run.records[kept])
     probe = None if settings.probe_margin is None else probe_stays(run, settings.probe_margin)
     return [_judge(run, watch, settings.eps, probe) for watch in settings.watch]
 

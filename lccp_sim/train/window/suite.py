@@ -22,7 +22,6 @@ from lccp_sim.models.taps import attending_as_trained
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.values import Moment, Value
-from lccp_sim.plan.watching import passes
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record, Tag
 from lccp_sim.train.parallel.monitor_ranks import together
@@ -103,9 +102,11 @@ class MonitorSuite:
         its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
         """
         due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
-        plan = {name: passes(self.monitors[name], first=name in self.unreferenced) for name in due}
+        plan = {name: self.monitors[name].passes() for name in due}
+        for name in set(due).intersection(self.unreferenced):
+            plan[name] += self.monitors[name].reference_passes()
         beside = [name for name in due if self.monitors[name].beside] if self._trains_sparsely(moment) else []
-        plan |= {f"{name}{AS_TRAINED}": passes(self.monitors[name], first=False) for name in beside}
+        plan |= {f"{name}{AS_TRAINED}": self.monitors[name].passes() for name in beside}
         count = TokenCount(plan, tell, self.ranks.world, before, whole)
         with together(model, self.ranks):
             seen = [self._measure(name, model, moment, count) for name in due]

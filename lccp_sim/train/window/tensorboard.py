@@ -1,15 +1,14 @@
-"""What TensorBoard shows of a run beside scalars and images: a layout by tier, what was run, and how it ended.
+"""What TensorBoard shows of a run beside scalars and images: a layout by tier, what was run, and the verdict so far.
 
-All of it is written at the first and the last window, before the checkpoint of that window, so that a resumed run
-neither loses nor repeats it. What a reader would question: HPARAMS is written once, at the end, and names the final
-scalars as its metrics (a session without metrics is an empty row there); TensorBoard keeps the first config it reads,
-so what may change when a run is extended, run.tokens above all, is not among the keys, and `tokens` is a metric.
+All of it is written before the checkpoint of its window, so that a resumed run neither loses nor repeats it. The names
+of texts put the verdict first, because TensorBoard sorts them. What a reader would question: HPARAMS is written once,
+at the end, and names the final scalars as its metrics (a session without metrics is an empty row there); TensorBoard
+keeps the first config it reads, so what may change when a run is extended, run.tokens above all, is not among the keys.
 """
 
-import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -17,25 +16,28 @@ import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from lccp_sim.analysis.findings import examine
-from lccp_sim.analysis.report.verdict import Verdict, verdict
+from lccp_sim.analysis.format import percent, tokens
+from lccp_sim.analysis.metrics import METRICS, metric_of
+from lccp_sim.analysis.report.verdict import FEW, Verdict, first_screen, verdict_markdown
 from lccp_sim.analysis.run import load_run
 from lccp_sim.config import FREE, Config, flatten, is_one_of
 from lccp_sim.configure.load import config_keys, plain_config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
-from lccp_sim.records import TIERS, Record, overall_name
+from lccp_sim.records import OF_SENTENCE, TIERS, Record, overall_name
 from lccp_sim.train.window.callback import MonitorCallback
-from lccp_sim.train.window.logs import overall_values
+from lccp_sim.train.window.logs import charted, overall_values, place
 
 ORDER = (*TIERS[1:], TIERS[0])  # what is measured first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
+CORPUS = ("source", "kind", "share", "documents", "tokens", "held_out_tokens", "cut_token_frac")  # as wide as the tab
 Charts = dict[str, dict[str, list[Any]]]
 
 
 class Board:
-    """Writes to TensorBoard after the first and the last window of `monitors`; without one among the loggers, nothing.
+    """Writes to TensorBoard after the windows of `monitors`; without one among the loggers, nothing.
 
+    The verdict is written at each window from which the rule can judge a signal, and at the last.
     `texts` go to the TEXT tab at the first window, by name, in Markdown. `keys` are the hyperparameters, and `train`
     the (tier, monitor, metric) of scalars that only later windows record.
     """
@@ -48,36 +50,38 @@ class Board:
         train: Iterable[tuple[str, str, str]] = (),
     ):
         self.monitors, self.texts, self.keys, self.train = monitors, texts, keys, tuple(train)
-        monitors.then.append(self.look)
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """No records; what there is to show at this window is written."""
         windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
-        if not boards or moment.step not in (windows[0], windows[-1]):
+        if not boards:
             return []
-        records = self.monitors.journal.records()
-        if moment.step == windows[0]:
-            for board in boards:
+        records, at = self.monitors.journal.records(), place(moment, self.monitors.axis)
+        first, last = moment.step == windows[0], moment.step == windows[-1]
+        texts = dict(self.texts) if first else {}
+        if said := self._verdict(last):
+            texts["verdict"] = said
+        for board in boards:
+            if first:
                 log_charts(board, records, self.train)
-                for name, text in self.texts.items():
-                    board.experiment.add_text(name, text, moment.step)
-        if moment.step == windows[-1]:
-            said = self._verdict()
-            metrics = {"tokens": float(moment.tokens), **overall_values(records)}
-            for board in boards:
-                board.experiment.add_text("verdict", said, moment.step)
-                for summary in hparams(dict(self.keys), metrics):
-                    board.experiment._get_file_writer().add_summary(summary, moment.step)
+            for name, text in texts.items():
+                board.experiment.add_text(name, text, at)
+            for summary in hparams(dict(self.keys), charted(overall_values(records))) if last else ():
+                board.experiment._get_file_writer().add_summary(summary, at)
         return []
 
-    def _verdict(self) -> str:
-        """What the run shows so far. A fault in judging it must not cost the run its last checkpoint, so it is said."""
+    def _verdict(self, last: bool) -> str:
+        """The first screen so far in Markdown, or "" where the rule has too few windows for any signal.
+
+        A fault in judging must not cost the run a checkpoint, so it is said.
+        """
         try:
-            run = load_run(self.monitors.journal.directory)
-            return in_markdown(verdict(examine(dataclasses.replace(run, finished=True))))
+            said: Verdict = first_screen(load_run(self.monitors.journal.directory))
         except Exception as error:  # noqa: BLE001
             self.monitors.say(f"warning: no verdict for TensorBoard ({error}); `lccp report` says more")
             return f"No verdict: {error}"
+        judged = last or any(row.status != FEW for row in said.signals)
+        return verdict_markdown(said) if judged else ""
 
 
 def boards_of(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
@@ -87,39 +91,43 @@ def boards_of(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
 
 def log_charts(board: TensorBoardLogger, records: Iterable[Record], more: Iterable[tuple[str, str, str]] = ()) -> None:
     """None; the scalars of `records`, and `more` (tier, monitor, metric), become charts of the Custom Scalars tab."""
-    named = ((r, name.partition("/")) for r in records if (name := overall_name(r)) is not None)
-    scalars = [(r.tier, monitor, metric) for r, (monitor, _, metric) in named]
-    board.experiment.add_custom_scalars(charts([*scalars, *more]))
+    records = list(records)
+    tier = {name: r.tier for r in records if (name := overall_name(r)) is not None}
+    scalars = [(tier[name], name.split("/", 1)) for name in charted(overall_values(records))]
+    named = [(of, monitor, metric) for of, (monitor, metric) in scalars]
+    board.experiment.add_custom_scalars(charts([*named, *more]))
 
 
 def charts(scalars: Iterable[tuple[str, str, str]]) -> Charts:
-    """{tier: {title: ["Multiline", [tags]]}} of (tier, monitor, metric): one chart for a monitor's metrics of one unit.
+    """{tier: {title: ["Multiline", [tags]]}} of (tier, monitor, metric): one chart a metric, in the catalogue's order.
 
-    TensorBoard takes a tag for the beginning of a regular expression, hence the anchors.
+    The number of the whole answer sentence stands in the chart of the value's. TensorBoard takes a tag for the
+    beginning of a regular expression, hence the anchors.
     """
-    found: Charts = {tier: {} for tier in ORDER}
-    charts: dict[tuple[str, str, str], list[str]] = {}
-    for tier, monitor, metric in dict.fromkeys(scalars):
-        charts.setdefault((tier, monitor, metric.rpartition("_")[2]), []).append(f"{monitor}/{metric}")
-    for (tier, monitor, unit), tags in charts.items():
-        title = tags[0] if len(tags) == 1 else f"{monitor}, {unit}"
-        found[tier][title] = ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
-    return {tier: group for tier, group in found.items() if group}
+    order = {each.key: number for number, each in enumerate(METRICS)}
+    rows = {scalar: metric_of(scalar[1], scalar[2].removeprefix(OF_SENTENCE)) for scalar in scalars}
+    found: dict[str, dict[str, list[str]]] = {tier: {} for tier in ORDER}
+    for (tier, monitor, name), row in sorted(rows.items(), key=lambda each: order.get(each[1].key, len(order))):
+        found[tier].setdefault(row.title, []).append(f"^{re.escape(f'{monitor}/{name}')}$")
+    return {
+        tier: {title: ["Multiline", tags] for title, tags in group.items()} for tier, group in found.items() if group
+    }
 
 
 def texts_of(config: Config, corpus: Corpus) -> dict[str, str]:
     """The resolved config and the table of the corpus, in Markdown."""
     plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
     notes = [f"- warning: {warning}" for warning in corpus.warnings]
-    return {"config": f"```yaml\n{plain}```", "corpus": "\n".join([*markdown_table(corpus.table), "", *notes])}
+    table = "\n".join([*corpus_markdown(corpus.table), "", *notes])
+    return {"what was run/config": f"```yaml\n{plain}```", "what was run/corpus": table}
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines of a Markdown table: the plain keys of the first row, then a line a row."""
-    names = [name for name, value in rows[0].items() if isinstance(value, str | int | float)] if rows else []
-    cells = [[f"{row[n]:,.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
-    lines = [names, ["---"] * len(names), *cells]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of a Markdown table: the columns CORPUS, a line a source."""
+    plain: dict[str, Callable[[Any], str]] = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
+    cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS] for row in rows]
+    names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS]
+    return [f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells)]
 
 
 def keys_of(config: Config) -> dict[str, Any]:
@@ -129,11 +137,3 @@ def keys_of(config: Config) -> dict[str, Any]:
     kept = {key: value for key, value in flat.items() if not is_one_of(key, free)}
     plain = {key for key, value in kept.items() if isinstance(value, str | int | float) and not isinstance(value, bool)}
     return {key: value if key in plain else json.dumps(value) for key, value in kept.items()}
-
-
-def in_markdown(said: Verdict) -> str:
-    """The verdict's sentences: summary, caution, statements, and what the run does not show."""
-    parts = [*said.summary, *([said.caution] if said.caution else [])]
-    parts += [f"**{topic}.** {text}" for topic, text in said.statements]
-    missing = "\n".join(f"- {line}" for line in said.not_shown)
-    return "\n\n".join([*parts, *([f"**Not shown:**\n\n{missing}"] if missing else [])])

@@ -1,0 +1,140 @@
+"""How far training has gone, measured by its learning rate: forward and annealing areas in place of tokens.
+
+A loss law in tokens holds under a constant learning rate alone: a token at a tenth of the rate moves the weights a
+tenth as far, and a falling rate lowers the loss by itself. So laws are read in two areas: the forward area, the sum of
+rates, and the annealing area, the sum of a fading memory of the rate's falls (arXiv 2408.11029 eq. 1, which
+arXiv 2505.07796 eq. 4 takes over). Both are given in tokens at the peak rate, so that under a constant rate the forward
+area is the token count, the annealing area is 0, and nothing differs from a law in tokens.
+
+Design note: the paper leaves warm-up open. Here the memory starts at the peak: a warm-up adds to the forward area as
+its rates do, and a rise before the peak is no negative annealing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import lfilter
+
+from lccp_sim.analysis.run import RunData
+from lccp_sim.config import OptimConfig
+
+Array = npt.NDArray[np.float64]
+MEMORY = 0.999  # what a step keeps of the memory of falls (arXiv 2408.11029 sec. 3)
+HELD = 0.1  # share of the steps at the peak from which on a schedule has a plateau; a cosine has a few per cent
+FELL = 1e-3  # of the peak: a rate that is this much below it has fallen
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Forward and annealing area [W], both in tokens at the peak rate."""
+
+    forward: Array
+    annealing: Array
+
+    @classmethod
+    def constant(cls, tokens: Array) -> "Areas":
+        """The areas under a constant rate: the tokens, and no annealing."""
+        tokens = np.asarray(tokens, float)
+        return cls(tokens, np.zeros_like(tokens))
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the rate fell before any of these places, so that there is an annealing to fit."""
+        return bool(self.annealing.any())
+
+    def __getitem__(self, part: Any) -> "Areas":
+        return Areas(self.forward[part], self.annealing[part])
+
+    def then(self, other: "Areas") -> "Areas":
+        """These places, and after them those of `other`."""
+        return Areas(np.append(self.forward, other.forward), np.append(self.annealing, other.annealing))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The learning rate of each optimizer step, `rate_S`, of `batch_tokens` tokens each."""
+
+    rate_S: Array
+    batch_tokens: int
+
+    @cached_property
+    def peak(self) -> int:
+        """The step that first has the largest rate."""
+        return int(np.argmax(self.rate_S))
+
+    @cached_property
+    def fall(self) -> int | None:
+        """The first step after the peak whose rate has fallen; None while none has."""
+        below = np.flatnonzero(self.rate_S[self.peak :] < (1 - FELL) * self.rate_S[self.peak])
+        return int(self.peak + below[0]) if below.size else None
+
+    def at(self, tokens: Array) -> Areas:
+        """The areas at token counts of this schedule, linear between steps. Beyond its end the last rate goes on."""
+        tokens = np.asarray(tokens, float)
+        more = max(0, int(np.ceil(np.max(tokens, initial=0) / self.batch_tokens)) - len(self.rate_S))
+        rate_S = np.append(self.rate_S, np.full(more, self.rate_S[-1])) / self.rate_S[self.peak]
+        fallen_S = np.zeros_like(rate_S)
+        fallen_S[self.peak + 1 :] = -np.diff(rate_S[self.peak :])
+        memory_S = lfilter([1.0], [1.0, -MEMORY], fallen_S)
+        grid = self.batch_tokens * np.arange(len(rate_S) + 1.0)
+        areas = (np.interp(tokens, grid, self.batch_tokens * np.append(0, np.cumsum(s))) for s in (rate_S, memory_S))
+        return Areas(*areas)
+
+    def doubled(self, tokens: float) -> Areas:
+        """The areas at the end of a run twice as long as this one up to `tokens`, under the same kind of schedule.
+
+        One with a plateau holds it for longer, then falls as before; any other is stretched.
+        """
+        steps = round(tokens / self.batch_tokens)
+        rate_S = self.rate_S[:steps] if steps <= len(self.rate_S) else self.rate_S
+        rate_S = np.append(rate_S, np.full(steps - len(rate_S), rate_S[-1]))
+        held_S = rate_S >= (1 - FELL) * rate_S.max()
+        last = int(np.flatnonzero(held_S)[-1]) + 1
+        if held_S.mean() >= HELD:
+            rate_S = np.concatenate([rate_S[:last], np.full(steps, rate_S.max()), rate_S[last:]])
+        else:
+            rate_S = np.repeat(rate_S, 2)
+        return Rate(rate_S, self.batch_tokens).at(np.array([2.0 * steps * self.batch_tokens]))
+
+    def said(self) -> str:
+        """What the rate does, in words."""
+        top, end = self.rate_S[self.peak], self.rate_S[-1]
+        if self.fall is None:
+            return f"the learning rate stays at its peak of {top:.3g}"
+        share = self.fall / len(self.rate_S)
+        return f"the learning rate falls from {top:.3g} to {end:.3g}, from {100 * share:.0f} % of the run on"
+
+
+def rate_of(run: RunData) -> Rate | None:
+    """The rate of a run whose schedule is not constant after its warm-up; None for a constant one, or none recorded.
+
+    Logged rates are joined by straight lines. Before the first one they are those of the config, and of a live run so
+    are those that are still to come.
+    """
+    batch = run.setting("run.batch_tokens")
+    rows = run.select("train", "lr")
+    if not batch or len(rows) < 2:
+        return None
+    step_S, logged_S = rows.step.to_numpy(float), rows.value.to_numpy(float)
+    planned = _planned(run.setting("optim", {}), int(run.setting("run.tokens", 0)) // int(batch))
+    number_S = np.arange(1.0, max(step_S[-1], round(run.tokens / batch)) + 1)
+    rate_S = np.interp(number_S, step_S, logged_S)
+    if planned is not None:
+        early = int(step_S[0]) - 1
+        rate_S[:early] = planned[:early]
+        rate_S = rate_S if run.finished else np.append(rate_S, planned[len(rate_S) :])
+    rate = Rate(rate_S, int(batch))
+    return rate if rate.fall is not None and rate_S.max() > 0 else None
+
+
+def _planned(optim: Mapping[str, Any], steps: int) -> Array | None:
+    """The rate of each step that a config plans; None where it does not say."""
+    known = {each.name for each in fields(OptimConfig)}
+    if "lr" not in optim or not steps:
+        return None
+    config = OptimConfig(**{key: value for key, value in optim.items() if key in known})
+    return np.array([config.lr * config.factor(step, steps) for step in range(steps)])

@@ -1,0 +1,66 @@
+"""Rows of token ids in place of text.
+
+Ids mean something with their own tokenizer alone, so their source names it, and it must be the run's. They are packed
+as they are; the text that they decode to says what is held out, as with text. A BOS begins a document, as in every row
+of ours: it is not packed a second time, and one further on divides a row.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.data.documents.document import Document, LeftOut, text_hash
+from lccp_sim.data.documents.entry import KINDS, REMEDY
+from lccp_sim.data.tokenizer import bos_id, read_tokenizer
+from lccp_sim.data.tokens import vocab_size
+from lccp_sim.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pretokenized:
+    """The tokenizer that ids come from, the largest id + 1, and the id that begins a document."""
+
+    path: Path
+    tokenizer: tokenizers.Tokenizer
+    size: int
+    bos: int
+
+    @staticmethod
+    def of(path: str, bos: str | None) -> "Pretokenized":
+        """That of a tokenizer.json; `bos` as in `bos_id`. Raises ConfigError."""
+        tokenizer = read_tokenizer(Path(path).expanduser())
+        return Pretokenized(Path(path), tokenizer, vocab_size(tokenizer), bos_id(tokenizer, bos))
+
+    def documents(self, value: Any, key: str, name: str) -> list[Document | LeftOut]:
+        """The documents of a row's ids, or why there is none: null counts as empty. Raises ConfigError."""
+        if value is None:
+            return [LeftOut("null", name)]
+        if not isinstance(value, list):
+            what = f"holds {KINDS.get(type(value), 'no list')} under the key {key!r}, not a list of token ids"
+            raise ConfigError(f"{name} {what}{REMEDY}, or text_key to the right key")
+        if set(map(type, value)) - {int} or (value and not 0 <= min(value) <= max(value) < self.size):
+            at, what = next((at, what) for at, each in enumerate(value, 1) if (what := self._fault(each)))
+            raise ConfigError(f"{name}: token {at} is {what}{REMEDY}")
+        ids = np.array(value, dtype=np.uint32)
+        starts = np.flatnonzero(ids == self.bos)
+        parts = [part[part != self.bos] for part in np.split(ids, starts)]
+        parts = [part for part in parts if len(part)]
+        names = [name] if len(parts) == 1 else [f"{name}, part {i}" for i in range(1, len(parts) + 1)]
+        texts = self.tokenizer.decode_batch([part.tolist() for part in parts], skip_special_tokens=True)
+        found = zip(texts, names, parts, strict=True)
+        return [Document(text, part_name, text_hash(text), part) for text, part_name, part in found] or [
+            LeftOut("empty", name)
+        ]
+
+    def _fault(self, value: Any) -> str:
+        """What a value is that is no token id; "" where it is one."""
+        if type(value) is float:
+            return f"{value}, and ids are integers"
+        if type(value) is not int:
+            return "null" if value is None else KINDS.get(type(value), "no number")
+        if value < 0:
+            return f"{value}, and no id is below 0"
+        return f"{value}, and {self.path} has the ids 0 to {self.size - 1}" if value >= self.size else ""

@@ -1,0 +1,117 @@
+"""Questions to learn from and texts made of them, laid out in rows: what fine-tuning, RL and the probe share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lccp_sim.data.documents.document import Filler
+from lccp_sim.data.tasks import TASKS, draw_lesson
+from lccp_sim.data.tasks.question import Half, Lesson, Question
+from lccp_sim.errors import ConfigError, refuse
+
+SEEN = Half(names=False, phrasings=False)
+
+
+def turns_of(tasks: Mapping[str, int]) -> list[str]:
+    """The tasks in the order in which texts take turns, each as often as its weight says."""
+    return [task for turn in range(max(tasks.values())) for task, n in tasks.items() if turn < n]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Draws texts of the `tasks` in their shares, in a tokenizer's tokens. `fill` gives real text around needles."""
+
+    tasks: Mapping[str, int]
+    tokenizer: tokenizers.Tokenizer
+    bos: int
+    fill: Filler | None
+    questions: int = 1
+
+    @cached_property
+    def turns(self) -> list[str]:
+        """The task of text i is that of turn i modulo their number."""
+        return turns_of(self.tasks)
+
+    def lesson(self, i: int, rng: np.random.Generator, limit: int) -> Lesson:
+        """A text of at most `limit` tokens with up to `questions` questions. Raises as a `Task` does."""
+        task = self.turns[i % len(self.turns)]
+        return draw_lesson(task, rng, self.tokenizer, self.bos, limit, SEEN, self.fill, self.questions)
+
+    def question(self, i: int, rng: np.random.Generator, limit: int, half: Half = SEEN) -> Question:
+        """One question with its answer, at most `limit` tokens. Raises as a `Task` does."""
+        return TASKS[self.turns[i % len(self.turns)]](rng, self.tokenizer, self.bos, limit, half, self.fill)
+
+    def between(self, i: int, rng: np.random.Generator, short: int, long: int, key: str) -> Question:
+        """A question whose limit is uniform in (short, long], or `long` where that does not hold its shortest text.
+
+        Raises ConfigError, under the config key, where `long` does not hold it either.
+        """
+        try:
+            return self.question(i, rng, int(rng.integers(short, long)) + 1)
+        except ConfigError:
+            pass
+        try:
+            return self.question(i, rng, long)
+        except ConfigError as error:
+            raise ConfigError(f"{key}={long}: {error}") from error
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """The tokens that hold a line break; an answer ends with one. Raises ConfigError where there is none."""
+        size = self.tokenizer.get_vocab_size()
+        found = frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
+        if not found:
+            raise ConfigError("the tokenizer has no token with a line break to end an answer with; use another one")
+        return found
+
+    def text(self, tokens: np.ndarray) -> str:
+        """What an answer says: its first line."""
+        return self.tokenizer.decode(tokens.tolist()).split("\n")[0]
+
+    def check_answers(self, key: str, limit: int) -> None:
+        """Raise ConfigError, under a config key, where a task has no answer, or one that the tokens cannot express."""
+        for i, task in enumerate(self.turns):
+            try:
+                question = self.question(i, np.random.default_rng(i), limit)
+            except ConfigError as error:
+                raise ConfigError(f"{key}.{task}={self.tasks[task]!r}: {error}") from error
+            missing = not question.references or not all(question.references)
+            refuse(missing, f"{key}.{task}", self.tasks[task], "has no answer that could be right; leave it out")
+            said = self.text(question.tokens[question.answer_start :])
+            lost = [each for each in question.references if each.lower() not in said.lower()]
+            rule = (
+                f"the tokenizer cannot write its answer {(lost or [''])[0]!r} (it reads {said!r}); leave the task out"
+            )
+            refuse(lost, f"{key}.{task}", self.tasks[task], rule)
+
+
+class Laid(NamedTuple):
+    """Rows of texts: int64 ids [B, W] (padding 0); bool [B, W]: tokens of answers, text starts, and what is text."""
+
+    ids: np.ndarray
+    answer: np.ndarray
+    start: np.ndarray
+    text: np.ndarray
+
+
+def lay(rows: Sequence[Sequence[Lesson]], width: int | None = None) -> Laid:
+    """Texts one after the other in each row. `width` is at least the longest row (null: the longest row)."""
+    width = width or max(sum(len(lesson.tokens) for lesson in row) for row in rows)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    answer, start, text = (np.zeros(ids.shape, dtype=bool) for _ in range(3))
+    for b, row in enumerate(rows):
+        at = 0
+        for lesson in row:
+            ids[b, at : at + len(lesson.tokens)] = lesson.tokens
+            for first, last in lesson.answers:
+                answer[b, at + first : at + last] = True
+            start[b, at] = True
+            at += len(lesson.tokens)
+        text[b, :at] = True
+        if at < width:
+            start[b, at] = True  # padding is a text of its own, which nobody sees
+    return Laid(ids, answer, start, text)

@@ -1,0 +1,1 @@
+"""Writing tokens with a model, one after the other."""

@@ -1,0 +1,1 @@
+"""Models of transformers: read, measured as they are, and turned into ours and back."""

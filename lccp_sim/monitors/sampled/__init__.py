@@ -1,0 +1,1 @@
+"""Monitors that let the model write."""

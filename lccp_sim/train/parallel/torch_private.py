@@ -1,0 +1,45 @@
+"""What is used of torch that it does not promise to keep: one place to look at when torch changes.
+
+Checked with torch 2.13. Older ones lack what the two functions import, and are told so.
+"""
+
+from typing import Any
+
+import torch
+from torch import _foreach_norm as foreach_norm
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._pytree import tree_map
+
+from lccp_sim.errors import ConfigError
+
+__all__ = [
+    "all_to_all_single_autograd",
+    "compute_local_shape_and_global_offset",
+    "fake_group",
+    "foreach_norm",
+    "placement_on_meshes",
+    "tree_map",
+]
+
+
+def placement_on_meshes() -> tuple[Any, Any]:
+    """The classes by which FSDP is told on which of several meshes it shards a parameter. ConfigError without them."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+    except ImportError:
+        raise ConfigError(f"run.ep: torch {torch.__version__} cannot shard over two meshes; 2.13 can") from None
+    return FSDPMeshInfo, ShardPlacementResult
+
+
+def fake_group() -> tuple[Any, Any]:
+    """The store of a process group that sends nothing, and what empties torch's memory of meshes. ConfigError without.
+
+    Torch knows a mesh by its ranks, not by who asks: without the second the next group would believe to be this rank.
+    """
+    try:
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+    except ImportError:
+        raise ConfigError(f"--dry-run: torch {torch.__version__} has no group that only pretends; 2.13 has") from None
+    return FakeStore, _clear_sharding_prop_cache

@@ -1,0 +1,310 @@
+"""The same monitors, after the fact: `lccp measure PATH` looks at checkpoints, ours or any of `transformers`.
+
+It writes records and samples of their own, beside a run's or into a folder that is named after the series. With `check`
+it holds a run's records against them: they must be equal, value by value.
+
+A series is a run directory, one checkpoint of ours, a checkpoint of `transformers` (folder or GGUF file), or a YAML
+file that lists some with their tokens. Each is loaded only when its turn comes, and all of a series are of one
+architecture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from lccp_sim.config import Config
+from lccp_sim.configure.load import load_config, plain_config, windows_of
+from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.documents.synthetic import plain_tokens
+from lccp_sim.data.pools import Corpus, open_corpus
+from lccp_sim.data.tokenizer import parse_tokenizer
+from lccp_sim.errors import ConfigError
+from lccp_sim.files import write_atomic
+from lccp_sim.models.foreign import hf
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.monitors.values import Moment
+from lccp_sim.progress import Tell, shown
+from lccp_sim.records import Record
+from lccp_sim.train.loop.precision import set_threads
+from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
+from lccp_sim.train.saved.foreign import read_vocabulary
+from lccp_sim.train.saved.init import load_transformer
+from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
+from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
+from lccp_sim.train.window.estimate import estimate
+from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
+from lccp_sim.train.window.tensorboard import log_charts
+
+
+class Loaded(NamedTuple):
+    """A model, and the windows as they were planned when it was saved: a run that was extended had others before.
+
+    `notes`: what a person should know about the checkpoint, a line each.
+    """
+
+    model: LanguageModel
+    windows: list[int] | None = None
+    notes: Sequence[str] = ()
+
+
+class Point(NamedTuple):
+    """A checkpoint: where it is, when it was (optimizer step, training tokens), and how to load it."""
+
+    path: Path
+    moment: Moment
+    load: Callable[[], Loaded]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points in order of their tokens. `windows` are the steps of those at which heads are compared.
+
+    `tokenizer` is the path of a tokenizer.json or its text, `bos` the name of its BOS token where a checkpoint says so.
+    `foreign`: of transformers, none of ours.
+    """
+
+    points: list[Point]
+    windows: list[int]
+    tokenizer: Path | str
+    bos: str | None = None
+    foreign: bool = False
+
+
+def device_of_config(config: Config) -> str:
+    """The device that monitors run on after the fact: a GPU where there is one, unless the config says cpu."""
+    return "cuda" if config.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def of_run(run: Path, config: Config) -> Series:
+    """All checkpoints that a run kept; of several at one step the window. ConfigError where there is none."""
+    paths = {step_of(path): path for path in reversed(checkpoints(run))}  # a window comes before a periodic one
+    if not paths:
+        raise ConfigError(f"{run}: no checkpoints in {run / 'checkpoints'}")
+    steps = sorted(paths)
+    tokens = config.run.batch_tokens
+    points = [Point(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
+    return Series(points, windows_of(config), run / "tokenizer.json")
+
+
+def of_checkpoint(path: Path, config: Config) -> Series:
+    """One checkpoint of a run."""
+    facts = read_checkpoint(path)["lccp"]
+    point = Point(path, Moment(facts["step"], facts["tokens"]), _ours(path, config))
+    return Series([point], [facts["step"]], path.parent.parent / "tokenizer.json")
+
+
+def of_transformers(path: Path, config: Config) -> Series:
+    """One checkpoint of `transformers`, at step 0."""
+    return _series_of([(path, Moment(0, 0))], config)
+
+
+def of_list(path: Path, config: Config) -> Series:
+    """The series that a YAML file lists: `checkpoints: [{path, tokens, step}]`, paths relative to the file.
+
+    `step` is the place in the list where it is left out. Raises ConfigError where the file is none, or out of order.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    entries = plain.get("checkpoints") if isinstance(plain, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: has no list `checkpoints` of {{path: ..., tokens: ...}}")
+    places: list[tuple[Path, Moment]] = []
+    for index, entry in enumerate(entries):
+        where = f"{path}: checkpoints[{index}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise ConfigError(f"{where} has no path; write {{path: FOLDER, tokens: COUNT}}")
+        unknown = sorted(set(entry) - {"path", "tokens", "step"})
+        if unknown:
+            raise ConfigError(f"{where}: no such key: {', '.join(unknown)}; there are path, tokens, step")
+        moment = Moment(
+            _count(entry.get("step", index), f"{where}.step"), _count(entry.get("tokens"), f"{where}.tokens")
+        )
+        if places and not (moment.tokens > places[-1][1].tokens and moment.step > places[-1][1].step):
+            before = places[-1][1]
+            raise ConfigError(
+                f"{where}: out of order: step {moment.step} with {moment.tokens} tokens comes after step {before.step} "
+                f"with {before.tokens}; sort the list by tokens, each more than the one before"
+            )
+        places.append((path.parent / Path(entry["path"]).expanduser(), moment))
+    return _series_of(places, config)
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{where}={value!r}: must be an integer >= 0")
+    return value
+
+
+def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
+    """Checkpoints that are all of `transformers` or all ours, read with the first one's tokenizer."""
+    missing = [str(path) for path, _ in places if not path.exists()]
+    if missing:
+        raise ConfigError(f"{missing[0]}: no such checkpoint")
+    steps = [moment.step for _, moment in places]
+    first = places[0][0]
+    if first.suffix == ".ckpt":
+        loads = [_ours(path, config) for path, _ in places]
+        tokenizer, bos = first.parent.parent / "tokenizer.json", None
+        return Series(_same(places, loads), steps, tokenizer, bos)
+    for path, _ in places:
+        hf.notes_of(path)  # what can be refused is refused before anything is prepared
+    text, _, bos = read_vocabulary(first)
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+    loads = [_theirs(path, dtype, device_of_config(config)) for path, _ in places]
+    return Series(_same(places, loads), steps, text, bos, foreign=True)
+
+
+def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[Point]:
+    """Points whose models must have the layers, heads and vocabulary of the first one that was loaded."""
+    known: dict[str, Any] = {}
+
+    def checked(path: Path, load: Callable[[], Loaded]) -> Callable[[], Loaded]:
+        def loaded() -> Loaded:
+            found = load()
+            shape = {name: getattr(found.model, name) for name in ("num_layers", "num_heads", "vocab_size")}
+            if known.setdefault("shape", shape) != shape:
+                raise ConfigError(f"{path}: has another architecture ({shape}) than the first ({known['shape']})")
+            return Loaded(found.model, notes=found.notes)
+
+        return loaded
+
+    return [Point(path, moment, checked(path, load)) for (path, moment), load in zip(places, loads, strict=True)]
+
+
+def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]:
+    return lambda: Loaded(hf.load_checkpoint(path, dtype, device), notes=hf.notes_of(path))
+
+
+def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
+    def load() -> Loaded:
+        content = read_checkpoint(path)
+        model = load_transformer(path, content).to(device_of_config(config)).eval()
+        return Loaded(model, windows_of(load_config(content["lccp"]["config"])))
+
+    return load
+
+
+def measure(
+    path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
+) -> int:
+    """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/`, or `out`, made anew.
+
+    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run, which
+    begin with an estimate of their time. Raises ConfigError where the path is no checkpoint, or where `out` is a run
+    itself.
+    """
+    if check and (overrides or not (path / CONFIG).exists()):
+        why = "it is no run directory" if not overrides else "with other settings the values differ"
+        raise ConfigError(f"--check compares with a run's own records, and cannot here: {path}: {why}; leave it out")
+    series, config, default = _open(path, overrides, external)
+    out = out or default
+    if (out / "checkpoints").exists():
+        raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
+    own = Journal(path).records() if check else []
+    set_threads(config)
+    with shown(console) as tell:
+        corpus = _corpus(config, series, tell)
+        monitors, bf16 = config.monitors.watch, config.watched_in_bf16
+        beside = config.model.attention if config.monitors.attention == "both" and not series.foreign else None
+        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell, beside=beside)
+    home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
+    suite.recall(home / REFERENCE)
+    for warning in suite.notes:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    history = HeadHistory([], series.windows)
+    records: list[Record] = []
+    with claim(out), shown(console) as tell:
+        journal = Journal(out)
+        logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
+        # Beside windows, training wrote no records.
+        points = [point for point in series.points if not check or point.path.name.startswith("window")]
+        for number, point in enumerate(points):
+            whole = number / len(points), (number + 1) / len(points)
+            place = f"checkpoint {number + 1} of {len(points)}, " if points[1:] else ""
+            tell(f"{place}loading {point.path.name}", whole[0])
+            loaded = point.load()
+            rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
+            fits = check_same if hf.is_checkpoint(point.path) else check_rows
+            note = fits(corpus.tokenizer, rows, bos, str(point.path))
+            check_ids(corpus.largest, rows)
+            if not number:  # what was measured before stays until there is a model to take its place
+                journal.truncate({}, -1)
+                plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
+                write_atomic(out / "measured.yaml", plain)
+            for line in [*loaded.notes, *([note] if note else [])]:
+                console.print(f"note: {line}", markup=False)
+            if not number and not loaded.model.num_heads:
+                console.print(NO_HEADS, style="yellow", markup=False)
+            if not number and series.foreign:
+                tell(f"{place}timing a text of each length", 0.0)
+                tokens = plain_tokens(corpus.tokenizer)
+                said = estimate(loaded.model, suite.monitors, tokens, suite.bf16, len(points))
+                console.print(said, markup=False)
+            suite.windows = loaded.windows or series.windows
+            seen = suite.measure(loaded.model, point.moment, history, tell, place, whole)
+            journal.write(seen.records)
+            if seen.values:
+                journal.write_samples(point.moment.step, seen.values)
+            journal.write_timing(seen.timing)
+            journal.seal()
+            if not records:
+                log_charts(logger, seen.records)
+            log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
+            log_images([logger], seen.records, point.moment, axis)
+            records += seen.records
+            console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        logger.finalize("success")
+        console.print(f"{len(records):,} records in {journal.directory / RECORDS}", markup=False)
+    return _compare(own, records, console) if check else 0
+
+
+def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
+    """The series at a path, the config to measure it with, and where the records go unless `--out` says otherwise."""
+    if path.suffix == ".ckpt":  # a file or a folder
+        run = path.parent.parent
+        config = read_config(run, overrides)
+        return of_checkpoint(path, config), config, run / f"measured-{path.stem}"
+    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
+        config = read_config(path, overrides)
+        return of_run(path, config), config, path / "measured"
+    config = external()
+    out = Path(config.run.root).expanduser() / f"{path.stem or path.resolve().name}-measured"
+    if hf.is_checkpoint(path):
+        return of_transformers(path, config), config, out
+    if path.suffix in (".yaml", ".yml"):
+        return of_list(path, config), config, out
+    raise ConfigError(f"{path}: no run directory, checkpoint, or series file (YAML); nothing to measure")
+
+
+def _corpus(config: Config, series: Series, tell: Tell) -> Corpus:
+    tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
+    data = config.data
+    if series.bos and not data.tokenizer.bos_token:
+        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
+    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
+
+
+def _compare(own: list[Record], measured: list[Record], console: Console) -> int:
+    """0 where both hold the same records of what was measured, 1 where one lacks a record or a value differs."""
+    now = {record.key: record for record in measured}
+    looked = {(record.step, record.monitor) for record in measured}
+    then = {r.key: r for r in own if (r.step, r.monitor) in looked}
+    differ = []
+    for key in now | then:
+        new, old = now.get(key), then.get(key)
+        if new is None or old is None or new.line() != old.line():
+            values = [repr(record.value) if record else "missing" for record in (new, old)]
+            differ.append(f"{key[1]}/{key[2]} {key[3]} at step {key[0]}: {values[0]} now, {values[1]} in the run")
+    for line in differ[:5]:
+        console.print(f"differs: {line}", markup=False)
+    console.print(f"check: {len(now | then) - len(differ):,} of {len(now | then):,} records equal")
+    return 1 if differ else 0

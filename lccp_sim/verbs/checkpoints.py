@@ -1,0 +1,89 @@
+"""The verbs of checkpoints: `lccp measure`, `lccp import` and `lccp export`."""
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lccp_sim.configure.compose import check
+from lccp_sim.errors import ConfigError, refuse
+from lccp_sim.verbs import Verb, add_config_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lccp_sim.config import Config
+
+
+def _add_measure(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="what to measure, then key=value to change")
+    add_config_dir(parser)
+    parser.add_argument("--out", type=Path, help="where to write (default: RUN/measured, or runs/NAME-measured)")
+    parser.add_argument("--thorough", action="store_true", help="more texts: run=measure_thorough")
+    parser.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
+
+
+def _measure(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.train.loop.precision import bf16_is_native, settle
+    from lccp_sim.train.series import measure
+
+    overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
+    named = next((word for word in overrides if word.startswith("run=")), None)
+    refuse(arguments.thorough and named, "--thorough", named, "it is run=measure_thorough itself; leave one out")
+    overrides += ["run=measure_thorough"] if arguments.thorough else []
+    paths = [Path(word) for word in arguments.paths if word not in overrides]
+    if not paths:
+        raise ConfigError("measure: no path given, only key=value; name what to measure")
+    outs = [arguments.out / path.name if arguments.out and paths[1:] else arguments.out for path in paths]
+
+    def external() -> "Config":
+        shorter = [] if named or arguments.thorough else ["run=measure"]
+        config = check([*shorter, *overrides], arguments.config_dir)
+        return settle(config, bf16_is_native(config.run.accelerator))
+
+    return max(
+        measure(path, out, arguments.check, overrides, external, console) for path, out in zip(paths, outs, strict=True)
+    )
+
+
+def _add_exchange(known: str, parser: ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help=known)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
+
+
+def _import(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.progress import shown
+    from lccp_sim.train.saved.exchange import import_checkpoint
+
+    with shown(console) as tell:
+        said = import_checkpoint(arguments.path, arguments.out, arguments.dtype, check(["run=measure"]), tell)
+    print(said)
+    return 0
+
+
+def _export(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.progress import shown
+    from lccp_sim.train.saved.exchange import export_checkpoint
+
+    with shown(console) as tell:
+        form = export_checkpoint(str(arguments.path), arguments.out, arguments.dtype, tell)
+    print(f"{arguments.out}: exported as {form}")
+    return 0
+
+
+MEASURE_VERB = Verb(
+    "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
+    _add_measure,
+    _measure,
+)
+IMPORT_VERB = Verb(
+    "make an lccp-sim checkpoint from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",
+    partial(_add_exchange, "a Hugging Face folder, or a GGUF file"),
+    _import,
+)
+EXPORT_VERB = Verb(
+    "write a run or checkpoint as a Hugging Face folder: lccp export RUN OUT",
+    partial(_add_exchange, "a finished run, or a checkpoint"),
+    _export,
+)
