@@ -193,7 +193,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
     return []
 
 
-__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
 MEASURED = "measured.yaml"  # `lccp measure` writes this instead of config.yaml
 # Keys that are paths, not settings. Those of data are declared with its keys, which cannot be imported here.
 PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
@@ -254,6 +254,16 @@ class RunData:
         return default if value is None else value
 
     @property
+    def dense_from(self) -> int | None:
+        """The training tokens from which on all training attention was dense; None if it did not change."""
+        rows = self.select("train", "dense_attention_frac")
+        later = rows[rows.value == 1]
+        if later.empty or len(later) == len(rows):
+            return None
+        ended = later.iloc[0]  # the first dense step
+        return int(ended.tokens - ended.tokens // ended.step)
+
+    @property
     def tokens(self) -> int:
         """Training tokens at the last record."""
         return int(self.records.tokens.max())
@@ -309,6 +319,15 @@ def load_run(path: str | Path) -> RunData:
     check_sums(path)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+
+
+def tokenizer_rules(text: str) -> Any:
+    """Return the parts of a tokenizer.json that determine the ids of plain text, without templates and padding."""
+    parts = json.loads(text)
+    if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
+        return parts
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
+    return [parts["model"].get("vocab"), merges, parts.get("normalizer"), parts.get("pre_tokenizer")]
 
 
 def unlike(runs: list[RunData]) -> list[str]:

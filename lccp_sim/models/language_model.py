@@ -95,6 +95,9 @@ class LanguageModel(nn.Module, ABC):
     def set_gate(self, gate_LN: Tensor | None) -> None:
         """None; from now on the output of each query head is multiplied by its number (0: masked), or left alone."""
 
+    def set_sparse(self, sparse: bool) -> None:
+        """None; from now on every forward attends as in training, where that may be sparse, or (False) densely."""
+
     def set_comm(self, comm: Comm) -> None:
         """None; from now on the model reaches other processes by `comm`, and so does each of its layers."""
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Taps and gates for the time of a `with`: look at every layer's q and k, or scale the outputs of some heads."""
+"""Taps and gates for the time of a `with`: look at every layer's q and k, scale outputs of heads, attend as trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +47,13 @@ def gating(model: LanguageModel, gate_LN: Tensor) -> Iterator[None]:
             yield
     finally:
         model.set_gate(None)
+
+
+@contextmanager
+def attending_as_trained(model: LanguageModel) -> Iterator[None]:
+    """While it is open, forwards attend as those of training do, sparsely where it is sparse."""
+    model.set_sparse(True)
+    try:
+        yield
+    finally:
+        model.set_sparse(False)

@@ -50,6 +50,7 @@ class Monitor(ABC):
     seed: Count = 0
     tokens_per_forward: Annotated[int, Gt(0)] = 8192
     tier: ClassVar[str]
+    beside: ClassVar[bool] = False  # whether `monitors.attention` both also measures it with the training attention
 
     @abstractmethod
     def prepare(self, corpus: Corpus) -> Any:

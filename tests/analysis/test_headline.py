@@ -142,7 +142,8 @@ def test_runs_of_different_spans_are_not_averaged_and_said(make_run: Callable) -
     new, _ = make_run(**FEW | {"windows": 2})
     old, _ = make_run(**FEW | {"windows": 2, "seed": 1}, earlier=True)
     runs = [load_run(path) for path in (new, old)]
-    line = "needle: the metrics refer to the full answer sentence in run-1, to the value's tokens in the other runs; do not compare them"
+    line = "needle: the metrics refer to the full answer sentence in run-1, to the value's tokens in the other runs; "
+    line += "do not compare them"
     assert unlike(runs)[0] == line and unlike(runs[:1]) == []
     assert pooled_over_seeds([examine(run) for run in runs]).row("needle", "hit_frac") is None
     assert line.replace("'", "&#39;") in write_comparison([new, old]).read_text()

@@ -211,6 +211,27 @@ def windows_table(found: Findings) -> Table:
     return Table("Windows", head, rows, note)
 
 
+def attention_table(found: Findings) -> Table:
+    """Tabulate windows that were also measured with the training attention: each metric's value with both kinds."""
+    columns, head = [], ["tokens"]
+    for each in shown("beside"):
+        span = {} if each.monitor != "needle" else {"span": found.run.span()}
+        dense = found.run.select(each.monitor, each.name)
+        trained = found.run.select(each.monitor, each.name, attention="training", **span)
+        values_of_dense = dict(zip(dense.tokens, dense.value, strict=True))
+        pairs = zip(trained.tokens, trained.value, strict=True)
+        column = {t: f"{number(values_of_dense[t])} / {number(v)}" for t, v in pairs if t in values_of_dense}
+        columns += [column] if column else []
+        head += [each.title] if column else []
+    grid = sorted(set().union(*columns))
+    rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
+    note = (
+        "Values with dense attention / with the training attention. The training attention also uses later tokens to "
+        "choose what it attends to. The switch to dense attention has to close the gap between the two."
+    )
+    return Table("Dense attention and training attention", head, rows, note)
+
+
 def by_length_table(found: Findings) -> Table:
     """Tabulate needles by variant, span and length: hit, perplexity and answer NLL, first and last, t95, verdicts."""
     rows = []
