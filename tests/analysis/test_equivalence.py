@@ -44,7 +44,7 @@ def test_it_compares_the_last_window_with_the_last_at_half_its_tokens_or_before(
     assert (stays.before_tokens, stays.after_tokens, stays.items) == (4000, 10000, QUESTIONS)
     assert stays.change.value == pytest.approx(0.02) and stays.holds
     assert not probe_stays(found, margin=0.02).holds
-    assert "from 4k to 10k tokens the probe stays within 0.05" in stays.said()
+    assert "from 4k to 10k tokens the probe is stable to within 0.05" in stays.said()
     assert to_json(stays)["change"]["high"] == pytest.approx(stays.change.high) and "draws" not in str(to_json(stays))
 
 
