@@ -114,7 +114,7 @@ def test_the_rule_says_in_what_its_law_is_and_asks_for_a_window_more():
     at = rate("cosine").at(GRID)
     value_W = Fit("log", {"A": -0.4, "B": 8.0, "N0": 5e4}, 0.0).predict(at.forward, at.annealing)
     reasons = " ".join(decide(curve(value_W, rate("cosine"))).reasons)
-    assert "in the forward area, with an annealing term, because the learning rate falls from 0.001" in reasons
+    assert "the forward area, with an annealing term, because the learning rate falls from 0.001" in reasons
     few = decide(curve(value_W[:6], Rate(rate("cosine").rate_S[:40], BATCH)))
     assert few.verdict == "not enough points" and "at least 7 because the rate falls" in few.reasons[0]
 

@@ -194,7 +194,7 @@ def test_a_file_changed_after_the_first_window_is_said(loaded: list[RunData], tm
 
 WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no YAML": ("{", "cannot be read as YAML"),
-    "a name twice": ("written: 2026-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' stands twice"),
+    "a name twice": ("written: 2026-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
     "no mapping": ("- a", "must be a group of keys"),
     "no date": ("criteria: {a: {metric: a/b, at_most: 1}}", "gate.written: this key is required"),
     "no criterion": ("written: 2026-01-31\ncriteria: {}", "is empty"),

@@ -67,7 +67,7 @@ def test_every_reader_follows_the_value_and_shows_the_sentence_beside_it(make_ru
     table = windows_table(found)
     shown = [dict(zip(table.head, row, strict=True)) for row in table.rows]
     assert shown[-1]["needle hit, fraction of items"].startswith(number(hits[-1]))
-    assert shown[-1]["needle hit, fraction of items (whole sentence)"].startswith(number(sentences[-1]))
+    assert shown[-1]["needle hit, fraction of items (full sentence)"].startswith(number(sentences[-1]))
     names = [HIT, "needle/sentence_hit_frac", NLL]
     of_study = {row.metric: row.mean for row in results(curves_of({"a": {0: run}}, names), "a")}
     assert of_study == pytest.approx(
@@ -82,7 +82,7 @@ def test_a_base_that_hits_the_value_and_not_the_sentence_retrieves(make_run: Cal
     path, _ = make_run(**FEW)
     base, _, short, _ = precondition(load_run(path))
     assert base.question == "The base retrieves at its own context (hit on the value's tokens at least 0.8)"
-    assert (base.met, base.answer) == (True, "0.9 at 128 tokens (whole sentence 0.3)") and short.met
+    assert (base.met, base.answer) == (True, "0.9 at 128 tokens (full sentence 0.3)") and short.met
 
 
 def test_forty_needles_tell_a_base_that_retrieves_from_one_that_does_not() -> None:
@@ -133,8 +133,10 @@ def test_earlier_records_with_the_value_by_length_are_averaged_over_lengths(make
     assert whole_curve(run, NLL).source == "paired items"
     effect = run.select("intervention", "causal_nll_nats")
     assert list(effect.value) == pytest.approx([3.0] * 8), "the sentence's, at all windows"
-    (mean,) = [w for w in run.warnings if w.startswith("no overall records of needle/hit_frac (by length, span, ")]
-    (earlier,) = [w for w in run.warnings if w.startswith("needle: records of an earlier version")]
+    (mean,) = [
+        w for w in run.warnings if w.startswith("there are no overall records of needle/hit_frac (by length, span, ")
+    ]
+    (earlier,) = [w for w in run.warnings if w.startswith("needle: the records are of an earlier version")]
     assert "each is averaged over its cells" in mean and "here refer to the value's tokens" in earlier
 
 
