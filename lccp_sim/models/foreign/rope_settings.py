@@ -124,7 +124,7 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
 
 
 def write_rope(rope: Rope, d_head: int, has_alpha: bool) -> dict[str, Any]:
-    """`rope_parameters`, `rope_theta`, `rope_scaling`. NTK becomes its effective base; alpha too, unless `has_alpha`."""
+    """`rope_parameters`, `rope_theta`, `rope_scaling`. NTK becomes its effective base, as does alpha if need be."""
     kind, keys = {ours: (theirs, keys) for theirs, (ours, keys) in KINDS.items()}.get(rope.kind, ("default", ()))
     base, values = rope.base, {key: getattr(rope, key) for key in keys if getattr(rope, key) is not None}
     if isinstance(rope, AlphaRope) and has_alpha:
