@@ -208,7 +208,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
 
 
 def _model(config: Config, start: Start, rows: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
-    """The model with its initial weights; if it will be sharded (`cut`), a model on the meta device, and the weights."""
+    """The model with its initial weights; if it will be sharded (`cut`), one on the meta device, and the weights."""
     if start.content is not None:
         return (empty(config.model, start), weights_of(start)) if cut else (transformer_of(config.model, start), ())
     if not cut:

@@ -77,9 +77,7 @@ class Finetuning(Objective):
         window = max(config.run.context_tokens, base_context_tokens or 0)
         remedy = "raise objective.long_frac or run.context_tokens, and check the needle at full length"
         line = f"no fine-tuning text is longer than {longest} tokens, but the window is {window}: fine-tuning on"
-        return [f"{line} short texts alone can destroy the model's ability beyond them ({remedy})"] * (
-            longest < window
-        )
+        return [f"{line} short texts alone can destroy the model's ability beyond them ({remedy})"] * (longest < window)
 
 
 class Lessons:

@@ -89,7 +89,7 @@ class ShardedComm(WindowComm):
 def in_step(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
     """Within the context, ranks may run different numbers of forwards. A leaving rank waits, even after an error.
 
-    An error within a forward leaves the other ranks in the middle of theirs, so it ends this rank at once: Halfway.
+    An error within a forward interrupts the forward of the other ranks, so it ends this rank at once: Halfway.
     """
     within = False
 

@@ -55,7 +55,7 @@ class Ranks:
         return mine[0] if mine else work()
 
     def gather(self, work: Callable[[], Given]) -> list[Given]:
-        """The results of `work()` on all ranks, given to each. An error of any rank is raised on all, except Halfway."""
+        """The results of `work()` on all ranks, on each. An error of any rank is raised on all, except Halfway."""
         if self.world == 1:
             return [work()]
         try:

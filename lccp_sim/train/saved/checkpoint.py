@@ -206,7 +206,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(name: str, key: str = "run.init_from") -> Path:
-    """The path that a key's value names: a checkpoint, a finished run (its last one), or one of Hugging Face; or a glob.
+    """The path that a key's value or glob names: a checkpoint, a finished run (its last one), or one of Hugging Face.
 
     `bundled:NAME` is a file of weights that ships with the package. Raises ConfigError if the value matches nothing, or
     more than one path.

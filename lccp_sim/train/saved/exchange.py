@@ -74,7 +74,7 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: 
 
 
 def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> str:
-    """Write what `name` means (a finished run, a checkpoint) to `out` as a transformers folder; return what was written.
+    """Write `name` (a finished run, a checkpoint) to `out` as a transformers folder; return what was written.
 
     An `out` that ends in .safetensors becomes lccp-sim's own file of weights (train/saved/weights_file.py). `tell` gets
     the progress. Raises ConfigError if no architecture computes the model, or the run has no tokenizer.
@@ -207,8 +207,6 @@ def _rope(rope: dict[str, Any]) -> str:
 def _verdict(report: dict[str, Any]) -> str:
     verdict = report.get("verdict")
     if not verdict:
-        return (
-            "Nothing is claimed: the run had no report when this was exported (`lccp report RUN` writes one)."
-        )
+        return "Nothing is claimed: the run had no report when this was exported (`lccp report RUN` writes one)."
     said = " ".join([*([verdict["caution"]] if verdict.get("caution") else []), *verdict["summary"]])
     return f"Computed from its records up to {report['tokens']:,} tokens: {said}"

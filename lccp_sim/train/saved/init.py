@@ -88,7 +88,7 @@ class Start:
             return None
         refuse(self.content is None, "run.init_optimizer", "carried", "needs run.init_from; name a run, or use fresh")
         assert self.content is not None
-        refuse(config.run.shard, "run.init_optimizer", "carried", "does not work with run.shard=true; use fresh, or one device")
+        refuse(config.run.shard, "run.init_optimizer", "carried", "needs run.shard=false; use fresh, or one device")
         states = self.content.get("optimizer_states")
         rule = f"{self.path} holds no optimizer state; use fresh, or name a checkpoint that an lccp-sim run wrote"
         if not states:
