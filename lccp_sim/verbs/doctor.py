@@ -177,7 +177,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
         text = f"{where}: takes {auto} for {R:,} rows and {E} experts of {D} x {F}, whatever these times"
         best = min(times, key=lambda name: times[name][1], default=None)
         if auto is None:
-            text = f"{where}: takes {auto}, which is not usable here" + (f"; set model.experts={best}" if best else "")
+            text = f"{where}: takes a backend that is not usable here" + (f"; set model.experts={best}" if best else "")
         elif best and times[best][2] < times[auto][0]:
             text += f"; {best} was faster by more than noise: set model.experts={best}"
         rows.append(Finding("speed", "auto", text, ok=auto is not None))
