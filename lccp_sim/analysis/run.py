@@ -189,7 +189,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
     return []
 
 
-__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
 MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
 # Where things lie, not what they are. Those of data are said beside its keys, which are out of reach from here.
 PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
@@ -305,6 +305,15 @@ def load_run(path: str | Path) -> RunData:
     check_sums(path)
     finished = measured or (path / "DONE").exists()
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+
+
+def tokenizer_rules(text: str) -> Any:
+    """What decides the ids of plain text in a tokenizer.json; templates and padding differ from copy to copy."""
+    parts = json.loads(text)
+    if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
+        return parts
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
+    return [parts["model"].get("vocab"), merges, parts.get("normalizer"), parts.get("pre_tokenizer")]
 
 
 def unlike(runs: list[RunData]) -> list[str]:

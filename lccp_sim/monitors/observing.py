@@ -23,8 +23,11 @@ def evaluating(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
     device = next(model.parameters()).device
     # Copies of weights are not kept: the probe changes weights while it is open.
     kind = torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), kind:
-        torch.manual_seed(0)
+    # Not torch.manual_seed: it seeds every GPU of the process, and only those of the model are put back.
+    gpus = sorted({weight.device.index for weight in model.parameters() if weight.is_cuda})
+    with torch.random.fork_rng(gpus), torch.no_grad(), kind:
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            generator.manual_seed(0)
         model.eval()
         try:
             yield

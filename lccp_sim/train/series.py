@@ -9,27 +9,23 @@ have one architecture.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lccp_sim.config import Config
-from lccp_sim.configure.load import load_config, plain_config, windows_of
+from lccp_sim.configure.load import load_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_rows, check_same
 from lccp_sim.data.documents.synthetic import plain_tokens
-from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.errors import ConfigError
-from lccp_sim.files import write_atomic
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import Tell, shown
+from lccp_sim.progress import shown
 from lccp_sim.records import Record
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
@@ -38,9 +34,9 @@ from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
 from lccp_sim.train.window.estimate import estimate
-from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.own_loop import corpus_for, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
-from lccp_sim.train.window.tensorboard import log_charts
+from lccp_sim.train.window.window_files import WindowFiles
 
 
 class Loaded(NamedTuple):
@@ -214,7 +210,7 @@ def measure(
     own = Journal(path).records() if check else []
     set_threads(config)
     with shown(console) as tell:
-        corpus = _corpus(config, series, tell)
+        corpus = corpus_for(config, series.tokenizer, series.bos, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
         suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
@@ -224,8 +220,7 @@ def measure(
     history = HeadHistory([], series.windows)
     records: list[Record] = []
     with claim(out), shown(console) as tell:
-        journal = Journal(out)
-        logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
+        files = WindowFiles(out, config.run.tensorboard_axis)
         # Training wrote records at windows only.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
         for number, point in enumerate(points):
@@ -238,9 +233,8 @@ def measure(
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             check_ids(corpus.largest, rows)
             if not number:  # keep earlier measurements until a model to replace them has loaded
-                journal.truncate({}, -1)
-                plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
-                write_atomic(out / "measured.yaml", plain)
+                files.journal.truncate({}, -1)
+                write_measured(out, config, corpus)
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
             if not number and not loaded.model.num_heads:
@@ -252,19 +246,10 @@ def measure(
                 console.print(said, markup=False)
             suite.windows = loaded.windows or series.windows
             seen = suite.measure(loaded.model, point.moment, history, tell, place, whole)
-            journal.write(seen.records)
-            if seen.values:
-                journal.write_samples(point.moment.step, seen.values)
-            journal.write_timing(seen.timing)
-            journal.seal()
-            if not records:
-                log_charts(logger, seen.records)
-            log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
-            log_images([logger], seen.records, point.moment, axis)
+            console.print(files.write(seen, point.moment))
             records += seen.records
-            console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        logger.finalize("success")
-        console.print(f"{len(records):,} records in {journal.directory / RECORDS}", markup=False)
+        files.close()
+        console.print(f"{len(records):,} records in {out / RECORDS}", markup=False)
     return _compare(own, records, console) if check else 0
 
 
@@ -284,14 +269,6 @@ def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> t
     if path.suffix in (".yaml", ".yml"):
         return of_list(path, config), config, out
     raise ConfigError(f"{path}: not a run directory, checkpoint, or series file (YAML); nothing to measure")
-
-
-def _corpus(config: Config, series: Series, tell: Tell) -> Corpus:
-    tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
-    data = config.data
-    if series.bos and not data.tokenizer.bos_token:
-        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
-    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
 
 
 def _compare(own: list[Record], measured: list[Record], console: Console) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.run import RunData, matching
+from lccp_sim.analysis.run import RunData, matching, tokenizer_rules
 from lccp_sim.records import Tag
 
 # Settings of a monitor that leave its items alone; or change their number only, which ids show.
@@ -46,8 +46,10 @@ def _differences(a: RunData, b: RunData, monitor: str, metric: str, tags: Mappin
                 if None not in held and held[0] != held[1]:
                     yield f"source {source} holds out {held[0]} tokens in {a.name} and {held[1]} in {b.name}"
     files = [run.path / "tokenizer.json" for run in (a, b)]
-    if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-        yield f"the tokenizers of {a.name} and {b.name} differ"
+    if all(file.is_file() for file in files):
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        if texts[0] != texts[1] and tokenizer_rules(texts[0]) != tokenizer_rules(texts[1]):
+            yield f"the tokenizers of {a.name} and {b.name} differ"
     counts = [run.select("heads", "answer_tokens_count").value for run in (a, b)]
     if all(map(len, counts)) and not np.isclose(counts[0].iloc[-1], counts[1].iloc[-1]):
         yield f"answers have {counts[0].iloc[-1]:g} tokens in {a.name} and {counts[1].iloc[-1]:g} in {b.name}"

@@ -101,13 +101,18 @@ class Adapter(LanguageModel):
         head = self.model.get_output_embeddings()
         try:
             with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
-                self.model(input_ids=tokens_BT, use_cache=False)
+                self._run(tokens_BT)
         except (IndexError, RuntimeError, ValueError) as error:  # MPT, Reformer: the limit is not a table
             if isinstance(error, torch.OutOfMemoryError) or self.named_tokens is None or length <= self.named_tokens:
                 raise
             raise self._too_long(self.named_tokens, length) from error
         [hidden_BTD] = given
         return Hidden(hidden_BTD.reshape(*tokens_BT.shape, hidden_BTD.shape[-1]))
+
+    def _run(self, tokens_BT: Tensor) -> Any:
+        """The model's output."""
+        with _plain(self.model):
+            return self.model(input_ids=tokens_BT, use_cache=False)
 
     def _too_long(self, most: int, length: int) -> ConfigError:
         return ConfigError(
@@ -147,7 +152,7 @@ class Adapter(LanguageModel):
         seen = {self.switch.heads.get(layer, 0) for layer in range(self.num_layers)}
         self.num_heads = seen.pop() if len(seen) == 1 and len(self.switch.heads) == self.num_layers else 0
         other_TD = self(other_BT).hidden_BTD[0]
-        wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
+        wanted = self._run(tokens_BT).logits[0].float()
         if not bool(wanted.isfinite().all()):
             return  # the monitors report the limit
         slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # expert batches of another size round differently
@@ -213,6 +218,22 @@ def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
         vars(head).pop("forward")
         if own is not None:
             vars(head)["forward"] = own
+
+
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """Within the context, models compute the forward of their class, not the one by which a trainer replaced it.
+
+    accelerate wraps it in an autocast; TRL and Liger install a fused head, which in a copy of the model would compute
+    with the weights of the original. So measurements in training and from disk agree.
+    """
+    of_models = [each for each in model.modules() if "forward" in vars(each) and hasattr(each, "get_output_embeddings")]
+    before = [vars(each).pop("forward") for each in of_models]
+    try:
+        yield
+    finally:
+        for each, own in zip(of_models, before, strict=True):
+            vars(each)["forward"] = own
 
 
 def adapted(model: nn.Module) -> LanguageModel:

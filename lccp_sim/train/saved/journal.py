@@ -7,7 +7,7 @@ wrote after its last checkpoint is dropped together with the weights that it des
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,40 @@ class Journal:
         """Append the rows {step, tokens, `watch`, verdict, reasons, action, ...}."""
         self._append(DECISIONS, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
+    def write_window(
+        self, step: int, records: Sequence[Record], values: Sequence[Value], timing: Iterable[dict[str, Any]]
+    ) -> None:
+        """Write the results of one window, times last: a window without times is incomplete."""
+        self.write(records)
+        if values:
+            self.write_samples(step, values)
+        self.write_timing(timing)
+
+    def keep(self, step: int) -> list[Record]:
+        """The records of the complete windows up to `step`, once the files hold nothing else.
+
+        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError where a file is not
+        what was written.
+        """
+        check_sums(self.directory)
+        path = self.directory / TIMING
+        rows = [] if not path.exists() else [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        kept = {row["step"] for row in rows if row["step"] <= step}
+        records = [record for record in self.records() if record.step in kept]
+        samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) not in kept]
+        self._unseal(samples, anew=not records)
+        for name, lines in (
+            (TIMING, [json.dumps(row) + "\n" for row in rows if row["step"] in kept]),
+            (RECORDS, [record.line() for record in records]),
+        ):
+            file, text = self.directory / name, "".join(lines).encode()
+            if file.exists() and file.read_bytes() != text:
+                write_atomic(file, text)
+        for path in samples:
+            path.unlink()
+        change_sums(self.directory, known={path.name: None for path in self._growing()})
+        return records
+
     def records(self) -> list[Record]:
         """All records so far. Raises DamagedRecords if a line is not a record."""
         path = self.directory / RECORDS
@@ -78,12 +112,7 @@ class Journal:
             raise ConfigError(f"{path}: has {size} bytes, but the checkpoint knows {known}; restore the lost records")
         check_sums(self.directory)
         samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) > step]
-        # Truncate the sums first: after a kill in between they cover less than there is.
-        names = [path.name for path in self._growing()]
-        gone = [*names, *(f"samples/{path.name}" for path in samples)]
-        if step < 0:  # the first window writes it again
-            gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
-        change_sums(self.directory, gone, {name: lengths[name] for name in names if lengths.get(name)})
+        self._unseal(samples, step < 0, lengths)
         for path in self._growing():
             if path.stat().st_size > lengths.get(path.name, 0):
                 os.truncate(path, lengths.get(path.name, 0))
@@ -99,6 +128,18 @@ class Journal:
             files = (f"{folder}/{path.name}" for path in (self.directory / folder).glob("[!.]*"))
             named |= {name: None for name in files if name not in known}
         change_sums(self.directory, known=named)
+
+    def _unseal(self, samples: Sequence[Path], anew: bool, lengths: Mapping[str, int] | None = None) -> None:
+        """Drop the sums of what is about to go; of files that grow, `lengths` stay. They go first, for a kill between.
+
+        `anew`: no window stays, and the first one writes its reference again.
+        """
+        names = [path.name for path in self._growing()]
+        gone = [*names, *(f"samples/{path.name}" for path in samples)]
+        if anew:
+            gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
+        known = {name: size for name in names if (size := (lengths or {}).get(name))}
+        change_sums(self.directory, gone, known)
 
     def _append(self, name: str, lines: Iterable[str]) -> None:
         if not self.silent:

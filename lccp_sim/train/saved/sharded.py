@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 INDEX, REST, PIECE = ".metadata", "rest.pt", "piece"
@@ -26,6 +26,7 @@ ADMITTED = {("torch", "Size"), ("torch.serialization", "_get_layout"), (f"{OURS}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata")}
 ADMITTED |= {(f"{OURS}metadata", "_MEM_FORMAT_ENCODING"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+ADMITTED |= {(f"{OURS}metadata", "BytesStorageMetadata")}  # other writers save such entries with tensors; they are never read
 ADMITTED |= {("torch", name) for name in ("float32", "float64", "bfloat16", "float16", "int64", "int32", "bool")}
 
 
@@ -107,10 +108,9 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
 
     Raises pickle.UnpicklingError, naming the class, if the index holds a class that is not part of the format.
     """
-    with open(folder / INDEX, "rb") as file:
-        index = _Unpickler(file).load()
-    if not isinstance(index, Metadata) or not {each.relative_path for each in index.storage_data.values()} <= files:
-        raise pickle.UnpicklingError(f"{INDEX} is not an index of this folder")
+    index = read_index(folder)
+    if not {each.relative_path for each in index.storage_data.values()} <= files:
+        raise pickle.UnpicklingError(f"{INDEX} is no index of this folder")
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
 
     def joined(tree: Any) -> Any:
@@ -123,6 +123,29 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
         return [joined(each) for each in tree] if isinstance(tree, list) else tree
 
     return joined(rest)
+
+
+def read_index(folder: Path) -> Any:
+    """The Metadata of a folder. Raises OSError, or pickle.UnpicklingError if it is not Metadata or has other classes."""
+    with open(folder / INDEX, "rb") as file:
+        index = _Unpickler(file).load()
+    if not isinstance(index, Metadata):
+        raise pickle.UnpicklingError(f"{INDEX} is no index of this folder")
+    return index
+
+
+def pieces_of(folder: Path) -> dict[str, ShardPiece]:
+    """Every tensor of a folder in this format, whoever wrote it, by its name; none is read yet. Raises as `read_index`.
+
+    Raises OSError where a file that the index names is missing, or shorter than it says.
+    """
+    index = read_index(folder)
+    for place in index.storage_data.values():
+        file = folder / place.relative_path
+        if (size := file.stat().st_size) < place.offset + place.length:
+            raise OSError(f"{file} has {size} bytes, and {INDEX} names {place.offset + place.length}")
+    kept = index.state_dict_metadata.items()
+    return {name: ShardPiece(folder, index, name) for name, each in kept if isinstance(each, TensorStorageMetadata)}
 
 
 def unsharded(tree: Any) -> Any:

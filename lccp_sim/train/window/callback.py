@@ -15,11 +15,12 @@ from torch import nn
 
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
+from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
@@ -62,19 +63,22 @@ class MonitorCallback(L.Callback):
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
+        window_tokens: Sequence[int] = (),
     ) -> "MonitorCallback":
         """The callback with the monitors and held-out text of a config (`lccp_sim.cli.check(["run=measure", ...])`).
 
-        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training.
-        Raises ConfigError if the text does not suffice or the tokenizer is unfit.
+        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training;
+        `window_tokens`: token counts; each is measured at the first step that reaches it. Raises ConfigError if the
+        text does not suffice, the tokenizer is unfit, or the tokens per step are unknown.
         """
+        rule = "must be the tokens of an optimizer step over all ranks"
+        refuse(tokens_per_step <= 0, "tokens_per_step", tokens_per_step, rule)
         data = replace(config.data, tokenizer=replace(config.data.tokenizer, bos_token=bos_token))
         corpus = open_corpus(data, config.run.context_tokens, config.seed, Path(tokenizer))
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        suite = MonitorSuite(
-            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=config.watched_in_bf16
-        )
+        steps = sorted({*windows, *(-(-count // tokens_per_step) for count in window_tokens)})
+        suite = MonitorSuite(config.monitors.watch, corpus, steps, folder / REFERENCE, bf16=config.watched_in_bf16)
         for note in suite.notes:
             say(f"warning: {note}")
         callback = cls(suite, Journal(folder), tokens_per_step, model, say)
@@ -113,6 +117,7 @@ class MonitorCallback(L.Callback):
     def _measure_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         if step > self.seen_step and step in self.suite.windows:
+            unwrapped(self.model(pl_module))  # refuse sharded weights on every rank, not only on one
             if trainer.is_global_zero:
                 self.window(trainer, pl_module)
             self.seen_step = step
@@ -126,10 +131,7 @@ class MonitorCallback(L.Callback):
         if not model.num_heads and self.seen_step < 0:
             self.say(NO_HEADS)
         seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
-        self.journal.write([*first, *seen.records])
-        if seen.values:
-            self.journal.write_samples(step, seen.values)
-        self.journal.write_timing(seen.timing)
+        self.journal.write_window(step, [*first, *seen.records], seen.values, seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]

@@ -6,7 +6,6 @@ resumed run finds it, and a run that starts over overwrites it.
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lccp_sim.analysis.run import tokenizer_rules
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.errors import ConfigError
@@ -106,7 +106,7 @@ def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype,
     """
     path = _locate(name, key)
     if is_checkpoint(path):
-        _check(path, key, _rules(read_vocabulary(path).text) == _rules(corpus.tokenizer.to_str()))
+        _check(path, key, tokenizer_rules(read_vocabulary(path).text) == tokenizer_rules(corpus.tokenizer.to_str()))
         return load_checkpoint(path, dtype, str(device))
     content = read_checkpoint(path)
     _check(path, key, content["lccp"]["tokenizer"] == tokenizer_hash(corpus.tokenizer))
@@ -118,13 +118,6 @@ def _check(path: Path, key: str, same: bool) -> None:
         raise ConfigError(
             f"{key}: {path} has another tokenizer than the corpus, so its tokens differ; name another one"
         )
-
-
-def _rules(tokenizer: str) -> list[Any]:
-    """The parts of a tokenizer.json that decide the ids of plain text; templates and padding vary between copies."""
-    parts = json.loads(tokenizer)
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
-    return [parts["model"]["vocab"], merges, parts["normalizer"], parts["pre_tokenizer"]]
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

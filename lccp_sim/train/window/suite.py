@@ -5,7 +5,7 @@ windows (initial heads, overlap) is a pure function of the records before, which
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,14 @@ class MonitorSuite:
                 self.unreferenced.remove(name)
 
     def due(self, step: int) -> list[str]:
-        """The monitors that look at the window at `step`; at the last window all do."""
-        index = self.windows.index(step)
-        return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
+        """The monitors that measure at `step`: those of its window, or all where there is none."""
+        if step not in self.windows:
+            return list(self.monitors)
+        return self.due_at(self.windows.index(step), step == self.windows[-1])
+
+    def due_at(self, index: int, last: bool) -> list[str]:
+        """The monitors that measure in window number `index`; in the last one all do."""
+        return [name for name, monitor in self.monitors.items() if index % monitor.every == 0 or last]
 
     def measure(
         self,
@@ -88,13 +93,14 @@ class MonitorSuite:
         tell: Tell = silent,
         before: str = "",
         whole: tuple[float, float] = (0.0, 1.0),
+        due: Sequence[str] | None = None,
     ) -> WindowResult:
-        """Everything that is due; at a step that is no window, everything.
+        """What the monitors `due` see; those of `self.due` where that is None.
 
         The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
         its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
         """
-        due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
+        due = self.due(moment.step) if due is None else due
         plan = {name: self.monitors[name].passes() for name in due}
         for name in set(due).intersection(self.unreferenced):
             plan[name] += self.monitors[name].reference_passes()
@@ -129,7 +135,7 @@ class HeadHistory:
     that was extended later is none, so an extended run equals a longer one.
     """
 
-    def __init__(self, records: list[Record], windows: list[int]):
+    def __init__(self, records: list[Record], windows: Container[int]):
         self.windows = windows
         self.first: dict[str, np.ndarray] = {}
         self.previous: dict[str, np.ndarray] = {}
