@@ -66,9 +66,9 @@ class Journal:
         self.write_timing(timing)
 
     def keep(self, step: int) -> list[Record]:
-        """The records of the complete windows up to `step`, once the files hold nothing else.
+        """Reduce the files to the complete windows up to `step`, and return the records of these.
 
-        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError where a file is not
+        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError if a file differs from
         what was written.
         """
         check_sums(self.directory)
@@ -130,9 +130,10 @@ class Journal:
         change_sums(self.directory, known=named)
 
     def _unseal(self, samples: Sequence[Path], anew: bool, lengths: Mapping[str, int] | None = None) -> None:
-        """Drop the sums of what is about to go; of files that grow, `lengths` stay. They go first, for a kill between.
+        """Drop the sums of data that is about to be removed, except those of the first `lengths` bytes of growing files.
 
-        `anew`: no window stays, and the first one writes its reference again.
+        Sums go first: after a kill in between they cover less than there is. `anew`: no window stays, and the first one
+        writes its reference again.
         """
         names = [path.name for path in self._growing()]
         gone = [*names, *(f"samples/{path.name}" for path in samples)]

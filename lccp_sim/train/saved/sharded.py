@@ -26,7 +26,7 @@ ADMITTED = {("torch", "Size"), ("torch.serialization", "_get_layout"), (f"{OURS}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata")}
 ADMITTED |= {(f"{OURS}metadata", "_MEM_FORMAT_ENCODING"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
-ADMITTED |= {(f"{OURS}metadata", "BytesStorageMetadata")}  # other writers save such entries with tensors; they are never read
+ADMITTED |= {(f"{OURS}metadata", "BytesStorageMetadata")}  # of other writers; never read
 ADMITTED |= {("torch", name) for name in ("float32", "float64", "bfloat16", "float16", "int64", "int32", "bool")}
 
 
@@ -110,7 +110,7 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
     """
     index = read_index(folder)
     if not {each.relative_path for each in index.storage_data.values()} <= files:
-        raise pickle.UnpicklingError(f"{INDEX} is no index of this folder")
+        raise pickle.UnpicklingError(f"{INDEX} is not an index of this folder")
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
 
     def joined(tree: Any) -> Any:
@@ -126,24 +126,24 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> Any:
-    """The Metadata of a folder. Raises OSError, or pickle.UnpicklingError if it is not Metadata or has other classes."""
+    """The Metadata of a folder. Raises OSError, or pickle.UnpicklingError for anything else or foreign classes."""
     with open(folder / INDEX, "rb") as file:
         index = _Unpickler(file).load()
     if not isinstance(index, Metadata):
-        raise pickle.UnpicklingError(f"{INDEX} is no index of this folder")
+        raise pickle.UnpicklingError(f"{INDEX} is not an index of this folder")
     return index
 
 
 def pieces_of(folder: Path) -> dict[str, ShardPiece]:
-    """Every tensor of a folder in this format, whoever wrote it, by its name; none is read yet. Raises as `read_index`.
+    """Every tensor of a folder in this format, whoever wrote it, by name; none is read yet. Raises as `read_index`.
 
-    Raises OSError where a file that the index names is missing, or shorter than it says.
+    Raises OSError if a file that the index names is missing, or shorter than the index says.
     """
     index = read_index(folder)
     for place in index.storage_data.values():
         file = folder / place.relative_path
         if (size := file.stat().st_size) < place.offset + place.length:
-            raise OSError(f"{file} has {size} bytes, and {INDEX} names {place.offset + place.length}")
+            raise OSError(f"{file} has {size} bytes, but {INDEX} names {place.offset + place.length}")
     kept = index.state_dict_metadata.items()
     return {name: ShardPiece(folder, index, name) for name, each in kept if isinstance(each, TensorStorageMetadata)}
 
