@@ -111,7 +111,7 @@ def agrees(tree: dict[str, Any]) -> None:
 def _uneven(ranks: dict[int, tuple[list[Held], int]], world: int) -> list[str]:
     """Weights of which a rank holds more than an even share plus rounding."""
     return [
-        f"rank {rank} holds {weight.local:,} elements of {weight.name} (sharded: {weight.cut}), but plan shards its "
+        f"rank {rank} holds {weight.local:,} elements of {weight.name} (sharding: {weight.cut}), but plan shards its "
         f"{weight.whole:,} evenly over {world} ranks"
         for rank, (found, _) in ranks.items()
         for weight in found

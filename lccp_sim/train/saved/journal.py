@@ -68,8 +68,8 @@ class Journal:
     def keep(self, step: int) -> list[Record]:
         """Reduce the files to the complete windows up to `step`, and return the records of these.
 
-        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError if a file differs from
-        what was written.
+        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError if a file is not what
+        was written.
         """
         check_sums(self.directory)
         path = self.directory / TIMING
@@ -130,7 +130,7 @@ class Journal:
         change_sums(self.directory, known=named)
 
     def _unseal(self, samples: Sequence[Path], anew: bool, lengths: Mapping[str, int] | None = None) -> None:
-        """Drop the sums of data that is about to be removed, except those of the first `lengths` bytes of growing files.
+        """Drop the sums of data that is about to be removed, except those of `lengths` bytes of growing files.
 
         Sums go first: after a kill in between they cover less than there is. `anew`: no window stays, and the first one
         writes its reference again.
