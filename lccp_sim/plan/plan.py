@@ -1,7 +1,7 @@
-"""The plan of a run, as one tree of plain numbers: what `lccp plan` prints and writes.
+"""The plan of a run as one tree of plain numbers, which `lccp plan` prints and writes.
 
-A simulation: the tree carries the assumptions that it stands on. Questionable: times stand on one assumed utilisation,
-because what communication costs depends on a network that a config does not know; `--mfu` sets it.
+A simulation: the tree includes its assumptions. Design note: times assume one utilisation, because the cost of
+communication depends on a network that a config does not know; `--mfu` sets it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -109,7 +109,7 @@ def agrees(tree: dict[str, Any]) -> None:
 
 
 def _uneven(ranks: dict[int, tuple[list[Held], int]], world: int) -> list[str]:
-    """Weights of which a rank holds more than an even share plus rounding."""
+    """Weights whose share on a rank exceeds an even share plus rounding."""
     return [
         f"rank {rank} holds {weight.local:,} elements of {weight.name} (sharding: {weight.cut}), but plan shards its "
         f"{weight.whole:,} evenly over {world} ranks"

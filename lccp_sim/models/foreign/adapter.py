@@ -222,7 +222,7 @@ def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _plain(model: nn.Module) -> Iterator[None]:
-    """Within the context, models compute the forward of their class, not the one by which a trainer replaced it.
+    """Within the context, models compute the forward of their class, not a trainer's replacement for it.
 
     accelerate wraps it in an autocast; TRL and Liger install a fused head, which in a copy of the model would compute
     with the weights of the original. So measurements in training and from disk agree.

@@ -28,7 +28,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FLOATS = {"F64", "F32", "BF16", "F16"}
 # Wrapper modules that leave their name in tensor names: torch.compile, FSDP, checkpointing, Fabric.
 WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
-PARALLEL = r"^module\."  # DataParallel and DDP wrap the whole model
+PARALLEL = r"^module\."  # DataParallel and DDP wrap the entire model
 MERGE = "these belong to an adapter: merge it first"
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 

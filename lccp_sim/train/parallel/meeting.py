@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lccp_sim.errors import ConfigError, LostRank
 
 SET_BY_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SAY_AFTER_SECONDS = 3.0  # a user should get a message within 15 s, most of which importing torch takes
+SAY_AFTER_SECONDS = 3.0  # a user should get a message within 15 s, and importing torch takes most of that
 POLL_SECONDS = 0.05
 REMEDY = (
     f"for a single process: unset {' '.join(SET_BY_TORCHRUN)}; for several: start all of them with torchrun, "
