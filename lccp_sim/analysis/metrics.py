@@ -145,6 +145,7 @@ METRICS = (
     Metric("train/aux_loss", "router losses", "", DOWN, LINEAR),
     Metric("train/lr", "learning rate", "", NEITHER, LINEAR),
     Metric("train/grad_norm", "gradient norm", "", NEITHER, LINEAR),
+    Metric("train/dense_attention_frac", "layers with dense attention", "fraction", NEITHER, LOGIT),
     Metric("train/contrast_loss_nats", "contrast of heads, loss", "nats per pair", DOWN, LINEAR),
     Metric("train/chosen_wins_frac", "pairs whose margin is above 0", "fraction", UP, LOGIT),
     Metric("train/pairs_count", "pairs that differ", "count", NEITHER, LINEAR),

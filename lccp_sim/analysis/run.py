@@ -250,6 +250,16 @@ class RunData:
         return default if value is None else value
 
     @property
+    def dense_from(self) -> int | None:
+        """The training tokens from which on all attention of training was dense; None where it did not change."""
+        rows = self.select("train", "dense_attention_frac")
+        later = rows[rows.value == 1]
+        if later.empty or len(later) == len(rows):
+            return None
+        ended = later.iloc[0]  # the first dense step
+        return int(ended.tokens - ended.tokens // ended.step)
+
+    @property
     def tokens(self) -> int:
         """Training tokens at the last record."""
         return int(self.records.tokens.max())

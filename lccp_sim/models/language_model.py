@@ -95,6 +95,9 @@ class LanguageModel(nn.Module, ABC):
     def set_gate(self, gate_LN: Tensor | None) -> None:
         """Multiply the output of each query head by its number in later forwards (0: masked; None: unchanged)."""
 
+    def set_sparse(self, sparse: bool) -> None:
+        """Make later forwards attend as in training, which may be sparse, or (False) densely."""
+
     def set_comm(self, comm: Comm) -> None:
         """Make the model and each of its layers reach other processes through `comm`."""
         for module in self.modules():

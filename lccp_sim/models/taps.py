@@ -1,4 +1,4 @@
-"""Context managers that tap every layer's q and k, or scale the outputs of some heads."""
+"""Context managers that tap every layer's q and k, scale the outputs of heads, or attend as in training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +47,13 @@ def gating(model: LanguageModel, gate_LN: Tensor) -> Iterator[None]:
             yield
     finally:
         model.set_gate(None)
+
+
+@contextmanager
+def attending_as_trained(model: LanguageModel) -> Iterator[None]:
+    """Within the context, forwards attend as in training, sparsely if that is sparse."""
+    model.set_sparse(True)
+    try:
+        yield
+    finally:
+        model.set_sparse(False)

@@ -74,6 +74,7 @@ class Transformer(LanguageModel):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
         self.frequencies, self.rope_scale = config.rope.frequencies(config.d_head)
+        self.sparse = False
 
     @property
     def layers(self) -> list[Block]:
@@ -100,6 +101,10 @@ class Transformer(LanguageModel):
         for layer, block in enumerate(self.layers):
             block.attention.gate_N = None if gate_LN is None else gate_LN[layer]
 
+    def set_sparse(self, sparse: bool) -> None:
+        """Set whether a forward without `sparse` is sparse."""
+        self.sparse = sparse
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -111,7 +116,7 @@ class Transformer(LanguageModel):
         """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one per row.
 
         Tokens outside `text_BT` (bool; None: all are text) are padding, which the router's losses and counts leave out.
-        Attention is dense unless `sparse`, which only training sets: it is then that of `config.attention`, if any.
+        Attention is dense unless `sparse` (set by training) or `set_sparse`: then `config.attention` applies, if any.
         """
         B, T = tokens_BT.shape
         if positions_BT is None:
@@ -122,6 +127,7 @@ class Transformer(LanguageModel):
         if self.config.scale_embeddings:
             x_BTD = x_BTD * self.config.d_model**0.5
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
+        sparse = sparse or self.sparse
         routings = []
         for block in self.layers:
             x_BTD, routing = block(x_BTD, rope, bounds, text_BT, sparse)

@@ -56,6 +56,7 @@ class Induction(Monitor):
     span_tokens: Annotated[int, Gt(1)] = 16
     kind: Literal["induction"] = "induction"
     tier: ClassVar[str] = "mechanistic"
+    beside: ClassVar[bool] = True
 
     def prepare(self, corpus: Corpus) -> list[RepeatItem]:
         """The items. Raises ConfigError where a length does not hold two spans."""

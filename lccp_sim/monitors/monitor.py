@@ -44,6 +44,7 @@ class Monitor(ABC):
     seed: Count = 0
     tokens_per_forward: Annotated[int, Gt(0)] = 8192
     tier: ClassVar[str]
+    beside: ClassVar[bool] = False  # whether `monitors.attention` both measures it with the attention of training, too
 
     @abstractmethod
     def prepare(self, corpus: Corpus) -> Any:

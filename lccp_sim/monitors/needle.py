@@ -59,6 +59,7 @@ class Needle(Monitor):
     heads: bool = True
     kind: Literal["needle"] = "needle"
     tier: ClassVar[str] = "probabilistic"
+    beside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         rule = f"must be a multiple of depths={self.depths}"

@@ -80,6 +80,7 @@ class Perplexity(Monitor):
     longppl: LongPPL | None = None
     kind: Literal["perplexity"] = "perplexity"
     tier: ClassVar[str] = "probabilistic"
+    beside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.longppl is not None:

@@ -130,6 +130,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     for said in start.notes:
         _say(console, f"note: {said}")
     print_corpus(console, corpus, config)
+    if note := config.model.attention and config.model.attention.note:
+        _say(console, f"warning: {note}", style="yellow")
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
@@ -140,7 +142,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     store, bf16 = directory / REFERENCE, config.watched_in_bf16
     with shown(console) as tell:
-        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
+        beside = config.model.attention if config.monitors.attention == "both" else None
+        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell, beside)
     for note in suite.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:

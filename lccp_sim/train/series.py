@@ -212,7 +212,8 @@ def measure(
     with shown(console) as tell:
         corpus = corpus_for(config, series.tokenizer, series.bos, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
-        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
+        beside = config.model.attention if config.monitors.attention == "both" and not series.foreign else None
+        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell, beside=beside)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     suite.recall(home / REFERENCE)
     for warning in suite.notes:

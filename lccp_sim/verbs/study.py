@@ -20,7 +20,8 @@ from lccp_sim.verbs.sweep import Schedule, launching, print_outcomes, sweep, wor
 if TYPE_CHECKING:
     from rich.console import Console
 
-SMOKE = ["run.tokens=6144"]
+LENGTH = "run.tokens"
+SMOKE = {LENGTH: 6144, "model.attention.dense_from_tokens": 4096}  # the second where an arm has it
 Job = list[str]
 Places = dict[tuple[int, str], str]
 
@@ -63,8 +64,14 @@ class Study:
 
     def small(self) -> "Study":
         """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed only."""
-        arms, between = ({arm: [*words, *SMOKE] for arm, words in each.items()} for each in (self.arms, self.between))
+        arms, between = ({arm: _small(words) for arm, words in each.items()} for each in (self.arms, self.between))
         return replace(self, run="smoke_study", base=[], common=[], arms=arms, between=between, seeds=self.seeds[:1])
+
+
+def _small(words: Job) -> Job:
+    """The overrides of an arm with the lengths of the smoke version."""
+    given = {word.partition("=")[0] for word in words}
+    return [*words, *(f"{key}={value}" for key, value in SMOKE.items() if key == LENGTH or key in given)]
 
 
 def studies(config_dir: Path | None = None) -> dict[str, Any]:

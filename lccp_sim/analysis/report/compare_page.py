@@ -16,7 +16,18 @@ import numpy as np
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
-from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.plots import (
+    COLOURS,
+    STYLE,
+    Drawing,
+    line,
+    log_values,
+    panels,
+    png,
+    switch_note,
+    switches,
+    token_axis,
+)
 from lccp_sim.analysis.report.run_page import Section, numbers, saturation, write_page
 from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import (
@@ -115,6 +126,7 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
         ax.set_title(of.title, fontsize=8.5, fontweight="normal")
         if of.scale == LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(of.monitor, of.name))):
             log_values(ax)
+        switches(ax, [each.run.dense_from for each in found], grid_W)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
     handles = [
         matplotlib.lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], linestyle="-" if i < len(COLOURS) else "--")
@@ -123,6 +135,7 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     names = [each.run.name for each in found]
     figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)))
     caption = "Shaded: one standard error over items, which does not hold what another seed of training would do."
+    caption += switch_note(each.run.dense_from for each in found)
     alt = f"{len(drawn)} metrics against training tokens, a line for each of {', '.join(names)}"
     return Drawing("overlaid", "Curves of all runs", alt, caption, png(figure))
 

@@ -5,6 +5,7 @@ behind t95 is not drawn. What a window looks like inside is in `profiles`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -31,6 +32,8 @@ from lccp_sim.analysis.report.plots import (
     places,
     png,
     shades,
+    switch_note,
+    switches,
     token_axis,
 )
 from lccp_sim.analysis.stats.curve import Curve
@@ -42,7 +45,9 @@ def draw(found: Findings) -> dict[str, Drawing]:
     """Every figure that the run's records allow, by name, the figure of the three tiers first."""
     with matplotlib.rc_context(STYLE):
         drawings = {"tiers": tiers_figure(found)} | {name: plot(found) for name, plot in PLOTS.items()}
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    note = switch_note([found.run.dense_from])
+    drawn = {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    return {name: replace(drawing, caption=drawing.caption + note) for name, drawing in drawn.items()}
 
 
 def tiers_figure(found: Findings) -> Drawing | None:
@@ -80,6 +85,7 @@ def tiers_figure(found: Findings) -> Drawing | None:
                 _mark(ax, found, curve, grid_W, colour, divisor)
         if hit and hit.t95:
             ax.axvline(hit.t95.value, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        switches(ax, [found.run.dense_from], grid_W)
         if "log" in unit:
             log_values(ax)
         else:
@@ -143,7 +149,7 @@ def needle_by_length_figure(found: Findings) -> Drawing | None:
         "large a few items carry it. Shaded: one standard error."
     )
     alt = f"Needle hit, perplexity and NLL against training tokens for {len(rows)} context lengths"
-    return _figure("needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
+    return _figure(found, "needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
 
 
 def text_figure(found: Findings) -> Drawing | None:
@@ -169,7 +175,7 @@ def text_figure(found: Findings) -> Drawing | None:
         "Right: NLL in short windows less NLL in the whole context; above 0 the long context helps."
     )
     alt = "NLL of held-out text, on key tokens, and the gain of the long context against training tokens"
-    return _figure("text", "Held-out text", alt, caption, drawn)
+    return _figure(found, "text", "Held-out text", alt, caption, drawn)
 
 
 def heads_figure(found: Findings) -> Drawing | None:
@@ -200,8 +206,10 @@ def heads_figure(found: Findings) -> Drawing | None:
         "below, 0.1 is too low. Right: the share of the first window's heads that are still above 0.1, and of the last "
         "window's strongest heads that were among the strongest already."
     )
+    if found.run.setting("model.attention"):
+        caption += " Scores are of dense attention, by whatever training attends."
     alt = "Number of retrieval heads, mean score of the initial ones, and their survival against training tokens"
-    return _figure("heads", "Retrieval heads over the run", alt, caption, drawn)
+    return _figure(found, "heads", "Retrieval heads over the run", alt, caption, drawn)
 
 
 def intervention_figure(found: Findings) -> Drawing | None:
@@ -222,7 +230,7 @@ def intervention_figure(found: Findings) -> Drawing | None:
         "a large share of all."
     )
     alt = "Needle hit and NLL with heads masked or boosted, and the causal effect, against training tokens"
-    return _figure("intervention", "Interventions on heads", alt, caption, drawn)
+    return _figure(found, "intervention", "Interventions on heads", alt, caption, drawn)
 
 
 def induction_figure(found: Findings) -> Drawing | None:
@@ -236,10 +244,14 @@ def induction_figure(found: Findings) -> Drawing | None:
     drawn.append(("tokens of the second copy that are right", [("", BLUE, right)]))
     drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))]))
     caption = "A span of random tokens that stands twice in held-out text, without a question and without a template."
-    return _figure("induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn)
+    return _figure(
+        found, "induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn
+    )
 
 
-def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]) -> Drawing | None:
+def _figure(
+    found: Findings, name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]
+) -> Drawing | None:
     """The panels that have a curve of at least two windows, side by side; None where none has."""
     kept = []
     for unit, several in drawn:
@@ -252,6 +264,7 @@ def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str
     figure, axes = panels(len(kept), height=3.1)
     for ax, (unit, curves) in zip(axes[0], kept, strict=True):
         _panel(ax, unit, curves, grid_W)
+        switches(ax, [found.run.dense_from], grid_W)
     named = {tuple(label for label, _, _ in curves) for _, curves in kept}
     if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, where no line is
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8)

@@ -5,7 +5,7 @@ global. Step 0 has no place on a log axis: it is drawn left of a break, joined b
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,20 @@ def token_axis(
     if zero:
         gap = np.sqrt(place(0) * later_W[0])
         ax.text(gap, 0, "//", transform=ax.get_xaxis_transform(), ha="center", va="center", color="#444444", fontsize=9)
+
+
+def switches(ax: Axes, found: Iterable[float | None], grid_W: Array) -> None:
+    """A dashed line where the training attention of each run turned dense (None: it did not)."""
+    place = places(grid_W)
+    for count in {count for count in found if count is not None}:
+        ax.axvline(place(count), color=BLACK, linewidth=0.9, linestyle=(0, (5, 3)), zorder=0)
+
+
+def switch_note(found: Iterable[float | None]) -> str:
+    """What a caption says of these lines; nothing where no run has one."""
+    named = ", ".join(tokens(count) for count in sorted({count for count in found if count is not None}))
+    line = f" Training attention turned dense at {named} tokens: dashed vertical, where the axis is of tokens."
+    return line if named else ""
 
 
 def log_values(ax: Axes) -> None:

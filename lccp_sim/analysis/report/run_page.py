@@ -23,6 +23,7 @@ from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.tables import (
     Table,
+    attention_table,
     by_task_table,
     coefficients_table,
     comparisons_table,
@@ -232,7 +233,7 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
         ),
         Section("The paper and this run", [], [paper.claims_table(found)]),
         Section("Forecasts", [], [tables.forecasts_table(found)]),
-        Section("Training", these("load_map"), [costs_table(found), corpus_table(found)]),
+        Section("Training", these("load_map"), [attention_table(found), costs_table(found), corpus_table(found)]),
         Section("Every window", [], [tables.windows_table(found), tables.heads_table(found)]),
         Section("Every part", [], [tables.by_length_table(found), tables.parts_table(found)]),
         Section(

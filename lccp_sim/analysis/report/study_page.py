@@ -18,7 +18,18 @@ from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, metric_of
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
-from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.plots import (
+    COLOURS,
+    STYLE,
+    Drawing,
+    line,
+    log_values,
+    panels,
+    png,
+    switch_note,
+    switches,
+    token_axis,
+)
 from lccp_sim.analysis.report.precondition import precondition, unmet
 from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.report.run_page import Section, write_page
@@ -71,7 +82,7 @@ def write_study(
     )
     found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
     with matplotlib.rc_context(STYLE):
-        figure = arms_figure(curves, list(runs))
+        figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("What stopping would have cost", [], [cost_table(costs)]),
@@ -128,8 +139,11 @@ def _by_seed(first: Mapping[int, RunData], repeats: Sequence[Mapping[int, RunDat
     return [[examine(run), *(examine(each[seed]) for each in repeats if seed in each)] for seed, run in first.items()]
 
 
-def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
-    """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve."""
+def arms_figure(found: Curves, names: Sequence[str], turned: Sequence[int | None] = ()) -> Drawing | None:
+    """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve.
+
+    `turned`: the tokens from which on each run's attention was dense, if it was not before.
+    """
     shown = [
         metric for metric, arms in found.items() if any(len(c.tokens_W) > 1 for s in arms.values() for c in s.values())
     ]
@@ -150,12 +164,13 @@ def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
             line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
         of = metric_of(*metric.split("/"))
         ax.set_title(of.title, fontsize=8.5, fontweight="normal")
+        switches(ax, turned, grid_W)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
         if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
             log_values(ax)
     handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
     figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))
-    caption = "Means over seeds; shaded: one standard error over seeds, where there are several."
+    caption = "Means over seeds; shaded: one standard error over seeds, where there are several." + switch_note(turned)
     return Drawing("arms", "Curves by arm", f"{len(shown)} metrics for arms {', '.join(names)}", caption, png(figure))
 
 

@@ -206,6 +206,27 @@ def windows_table(found: Findings) -> Table:
     return Table("Windows", head, rows, note)
 
 
+def attention_table(found: Findings) -> Table:
+    """One row a window that was measured with the attention of training, too: a metric's value with each of the two."""
+    columns, head = [], ["tokens"]
+    for each in shown("beside"):
+        span = {} if each.monitor != "needle" else {"span": found.run.span()}
+        dense = found.run.select(each.monitor, each.name)
+        trained = found.run.select(each.monitor, each.name, attention="training", **span)
+        values_of_dense = dict(zip(dense.tokens, dense.value, strict=True))
+        pairs = zip(trained.tokens, trained.value, strict=True)
+        column = {t: f"{number(values_of_dense[t])} / {number(v)}" for t, v in pairs if t in values_of_dense}
+        columns += [column] if column else []
+        head += [each.title] if column else []
+    grid = sorted(set().union(*columns))
+    rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
+    note = (
+        "With dense attention / with that of training, of which the second chooses what it attends to by later tokens, "
+        "too. Their gap is what the switch to dense attention has to close."
+    )
+    return Table("Dense attention beside that of training", head, rows, note)
+
+
 def by_length_table(found: Findings) -> Table:
     """One row a variant, span and length of needle: hit, perplexity and answer NLL, first and last, t95, verdicts."""
     rows = []

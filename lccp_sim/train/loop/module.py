@@ -77,9 +77,7 @@ class LccpModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        attention = self.config.model.attention
-        sparse = attention is not None and attention.sparse(self.global_step * self.config.run.batch_tokens)
-        sparse = sparse and self.live is None  # live rows have any length
+        sparse = self.sparse(self.global_step)
         with self.penalty(self.model, batch) if self.penalty is not None else nullcontext() as added:
             out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
@@ -95,6 +93,13 @@ class LccpModule(L.LightningModule):
         self.step_counts = self.step_counts + out.count_LE
         # Lightning divides by the micro-batches of a step and averages over ranks; undo both.
         return (loss + aux) * parts
+
+    def sparse(self, step: int) -> bool:
+        """Whether the update from `step` to `step + 1` uses sparse attention, in the layers that have it."""
+        attention = self.config.model.attention
+        if attention is None or self.live is not None:  # live rows have any length
+            return False
+        return attention.sparse(step * self.config.run.batch_tokens)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Reset the sums of a step at its first micro-batch."""

@@ -30,7 +30,7 @@ from lccp_sim.monitors.sampled.answers import answers_of
 from lccp_sim.train.objectives.head_choice import HeadChoice
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step
 from lccp_sim.train.objectives.packed import batch_of
-from lccp_sim.train.objectives.rl import check_lengths, check_room, learnt
+from lccp_sim.train.objectives.rl import check_attention, check_lengths, check_room, learnt
 from lccp_sim.train.objectives.sft import check_asked, teacher_of
 
 
@@ -61,6 +61,7 @@ class HeadContrast(Objective):
         """Raise ConfigError if a prompt does not fit the context, or if rows do not form pairs."""
         super().check(config)
         check_room(self.long_tokens, self.answer_tokens, config)
+        check_attention(self.kind, config)
         rule = "must be an even number of run.context_tokens: a pair is two rows"
         refuse(rows_of_step(config) % 2, "run.batch_tokens", config.run.batch_tokens, rule)
 

@@ -64,6 +64,7 @@ class Reinforcement(Objective):
         """Raise ConfigError if a prompt does not fit the context, or groups do not fill the batch."""
         super().check(config)
         check_room(self.long_tokens, self.answer_tokens, config)
+        check_attention(self.kind, config)
         rows = rows_of_step(config)
         rule = f"the {rows} rows of a step (run.batch_tokens / run.context_tokens) must be a multiple of it"
         refuse(rows % self.group, "objective.group", self.group, rule)
@@ -83,6 +84,12 @@ def check_room(long: int, answer: int, config: Config) -> None:
     context = config.run.context_tokens
     rule = f"plus objective.answer_tokens={answer} must not exceed run.context_tokens={context}"
     refuse(long + answer > context, "objective.long_tokens", long, f"{rule}; lower it")
+
+
+def check_attention(kind: str, config: Config) -> None:
+    """Raise ConfigError if monitors shall measure sparse training attention, which rows of any length do not have."""
+    rule = f"objective {kind} trains densely, so there is nothing to compare; leave this out"
+    refuse(config.monitors.attention == "both", "monitors.attention", "both", rule)
 
 
 class Played(NamedTuple):

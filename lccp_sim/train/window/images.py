@@ -1,7 +1,7 @@
 """The maps of a window as images for TensorBoard: needle by depth and length, probe by task and length, heads.
 
-Needles are scored on the headline span, the tokens of the value. Heads have a map for each set of texts. The colours of
-a map have the same limits at every window, so that its slider shows the changes.
+Needles are scored on the headline span, the tokens of the value, with dense attention. Heads have a map for each set of
+texts. The colours of a map have the same limits at every window, so that its slider shows the changes.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def window_maps(records: list[Record]) -> dict[str, tuple[Metric, pd.DataFrame]]
     for key, (row, column, _) in MAPS.items():
         found = [r for r in records if f"{r.monitor}/{r.metric}" == key and {row, column} <= r.tags.keys()]
         tuned = max((int(r.tags.get("sft_step", 0)) for r in found), default=0)
-        shown = {"span": HEADLINE, "sft_step": tuned}
+        shown = {"span": HEADLINE, "sft_step": tuned, "attention": "dense"}  # where a record has the tag
         cells = [r for r in found if all(r.tags.get(tag, value) == value for tag, value in shown.items())]
         for texts in sorted({str(r.tags.get("samples", "")) for r in cells}):
             name = "_".join(filter(None, (key.rpartition("_")[0], texts)))

@@ -65,6 +65,7 @@ class RunCallback(MonitorCallback):
         pl_module.update_router_bias()
         step = trainer.global_step
         records = self._training(trainer, pl_module) if step % self.log_every == 0 else []
+        records += self._attention(pl_module, step)
         if step in self.suite.windows:
             self._log_time(trainer)
             self._window(trainer, pl_module, records)
@@ -92,6 +93,15 @@ class RunCallback(MonitorCallback):
         }
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]
+
+    def _attention(self, module: LccpModule, step: int) -> list[Record]:
+        """The share of layers with dense attention in the step that just ended, if that share changes during the run."""
+        attention, layers = module.config.model.attention, module.config.model.num_layers
+        if attention is None or (step > 1 and module.sparse(step - 2) == module.sparse(step - 1)):
+            return []
+        sparse = sum(attention.at(layer, layers) is not None for layer in range(layers)) * module.sparse(step - 1)
+        moment = Moment(step, step * self.tokens_per_step)
+        return [Record(*moment, "training", "train", "dense_attention_frac", 1 - sparse / layers, layers)]
 
     def _log_time(self, trainer: L.Trainer) -> None:
         step, (since, clock) = trainer.global_step, self.clock
