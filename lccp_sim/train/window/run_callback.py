@@ -95,7 +95,7 @@ class RunCallback(MonitorCallback):
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]
 
     def _attention(self, module: LccpModule, step: int) -> list[Record]:
-        """The share of layers with dense attention in the step that just ended, if that share changes during the run."""
+        """The share of layers with dense attention in the step that just ended, if it differs from the step before."""
         attention, layers = module.config.model.attention, module.config.model.num_layers
         if attention is None or (step > 1 and module.sparse(step - 2) == module.sparse(step - 1)):
             return []
