@@ -13,7 +13,7 @@ from tests.test_docs import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-CLEAN = ["configure", "data", "models", "plan", "train", "verbs"]  # folders of lccp_sim; add one once it passes
+CLEAN = ["analysis", "configure", "data", "models", "monitors", "plan", "train", "verbs"]  # folders of lccp_sim
 NOT_YET = {"models/lighthouse.py", "train/window/own_loop.py", "train/window/suite.py", "train/window/trainer.py"}
 MODULES = sorted(
     path.relative_to(ROOT / "lccp_sim").as_posix()
@@ -22,6 +22,7 @@ MODULES = sorted(
     if path.relative_to(ROOT / "lccp_sim").as_posix() not in NOT_YET
 )
 ALLOWED = {  # words of the probe's texts, which are data, and of a folder's name
+    "analysis/metrics.py": {"beside"},  # a place of the catalogue
     "data/tasks/phrases.py": {"stands in"},
     "data/tasks/words.py": {"watches"},
     "verbs/checkpoints.py": {"watched"},
