@@ -78,7 +78,8 @@ def test_the_switch_is_a_record_and_a_line_in_every_figure(run: Callable[..., Pa
     read = load_run(directory)
     assert read.dense_from == FIRST_DENSE * BATCH
     figures = draw(Findings(read))
-    assert len(figures) > 2 and all("switched to dense attention at 1.79k tokens" in each.caption for each in figures.values())
+    said = "switched to dense attention at 1.79k tokens"
+    assert len(figures) > 2 and all(said in each.caption for each in figures.values())
     ax = Figure().subplots()
     switches(ax, [None, 10.0, 20.0, 10.0], np.array([0.0, 5.0, 40.0]))
     assert sorted(line.get_xdata()[0] for line in ax.lines) == [10.0, 20.0]
