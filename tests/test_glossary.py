@@ -13,7 +13,7 @@ from tests.test_docs import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-CLEAN = ["analysis", "monitors"]  # folders of lccp_sim; add one once it passes
+CLEAN = ["analysis", "configure", "data", "models", "monitors", "plan", "train", "verbs"]  # folders of lccp_sim
 NOT_YET = {"models/lighthouse.py", "train/window/own_loop.py", "train/window/suite.py", "train/window/trainer.py"}
 MODULES = sorted(
     path.relative_to(ROOT / "lccp_sim").as_posix()

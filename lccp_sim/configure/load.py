@@ -169,9 +169,9 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
 
 
 def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfig | None) -> None:
-    """None, or ConfigError where monitors are to measure an attention of training that is dense anyway."""
+    """Raise ConfigError if monitors shall measure training's attention, but that is dense anyway."""
     both = monitors is not None and monitors.attention == "both"
-    rule = "training is dense, so there is nothing beside it; set model.attention.kind=lighthouse, or leave this out"
+    rule = "training is dense, so there is nothing to compare; set model.attention.kind=lighthouse, or leave this out"
     refuse(both and model is not None and model.attention is None, "monitors.attention", "both", rule)
 
 

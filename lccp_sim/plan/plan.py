@@ -1,7 +1,7 @@
-"""The plan of a run, as one tree of plain numbers: what `lccp plan` prints and writes.
+"""The plan of a run as one tree of plain numbers, which `lccp plan` prints and writes.
 
-A simulation: the tree carries the assumptions that it stands on. Questionable: times stand on one assumed utilisation,
-because what communication costs depends on a network that a config does not know; `--mfu` sets it.
+A simulation: the tree includes its assumptions. Design note: times assume one utilisation, because the cost of
+communication depends on a network that a config does not know; `--mfu` sets it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -205,7 +205,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         lines.append(
             f"attention: {attention.kind} for {frac:.0%} of the tokens, with {attention.entries(row):,} entries a row "
             f"of {row:,} tokens, else dense; FLOPs are the mean, memory is that of the larger stage; monitors are dense"
-            + (", some as trained beside it" if config.monitors.attention == "both" else "")
+            + (", some also as trained" if config.monitors.attention == "both" else "")
         )
     if "probe" in config.monitors.watch:
         what, more = (

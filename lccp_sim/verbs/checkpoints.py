@@ -47,14 +47,16 @@ def _measure(arguments: Namespace, console: "Console") -> int:
 
 
 def _add_watch(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where another job saves its checkpoints")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder in which another job saves its checkpoints"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, as for lccp measure")
     add_config_dir(parser)
     parser.add_argument("--out", type=Path, help="where to write (default: runs/FOLDER-watched)")
-    parser.add_argument("--tokens-per-step", type=int, metavar="N", help="else trainer_state.json says it")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="its config.json and tokenizer.json")
-    parser.add_argument("--minutes", type=float, metavar="M", help="the most a checkpoint may take: fewer texts")
-    parser.add_argument("--once", action="store_true", help="measure what is there, and end")
+    parser.add_argument("--tokens-per-step", type=int, metavar="N", help="default: from trainer_state.json")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="folder with config.json and tokenizer.json")
+    parser.add_argument("--minutes", type=float, metavar="M", help="the longest a checkpoint may take: fewer texts")
+    parser.add_argument("--once", action="store_true", help="measure the present checkpoints, and end")
 
 
 def _watch(arguments: Namespace, console: "Console") -> int:

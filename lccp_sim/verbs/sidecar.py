@@ -1,10 +1,10 @@
 """`lccp watch FOLDER`: a sidecar that measures the checkpoints of another job as they appear, and never touches them.
 
-A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two glances. What is
-there at the start is measured in step order. Of what comes later the newest goes first where several wait, and those
-before it are named and left out, because records go by step. So are checkpoints that are deleted, damaged, of another
-shape, or too late. What must outlive a kill is in `watched.json`, next to the records, so a restarted sidecar goes
-on and writes what an uninterrupted one would.
+A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two polls. The
+checkpoints that exist at the start are measured in step order. If several later ones are waiting, the newest comes
+first; those before it are reported and left out, because records are in step order. Checkpoints that are deleted,
+damaged, of another shape, or too late are left out, too. The state that must survive a kill is in `watched.json`, next
+to the records, so a restarted sidecar continues and writes what an uninterrupted one would.
 """
 
 import json
@@ -40,19 +40,19 @@ from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE, corpus_for, write_
 from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
-GLANCE = 10.0  # seconds between two glances at the folder
-PATIENCE = 1800.0  # seconds without a change after which a checkpoint that is not whole never will be
-SHARES = (1.0, 0.5, 0.25, 0.125)  # of each monitor's items, tried in this order for a budget
+GLANCE = 10.0  # seconds between two polls of the folder
+PATIENCE = 1800.0  # seconds without a change after which an incomplete checkpoint is given up
+SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
 FEWEST = 2  # items of a monitor
 WATCHED, MEASURED = "watched.json", "measured.yaml"
 
 
 @dataclass(frozen=True)
 class Followed:
-    """What to follow, and how: all of it chosen at the start.
+    """The folder to follow and the settings, all fixed at the start.
 
-    `model`: a folder with config.json and tokenizer.json for checkpoints that have none. `minutes`: the most that a
-    checkpoint may take, by an estimate at the first one. `once`: end when nothing is left to measure.
+    `model`: a folder with config.json and tokenizer.json for checkpoints that have none. `minutes`: the longest that a
+    checkpoint may take, estimated at the first one. `once`: end when nothing is left to measure.
     """
 
     folder: Path
@@ -63,14 +63,14 @@ class Followed:
     once: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """What a restarted sidecar must be given again."""
+        """The settings that a restarted sidecar must repeat."""
         asked = short_hash(plain_config(self.config))
         given = {"tokens_per_step": self.tokens_per_step, "minutes": self.minutes, "config": asked}
         return {"folder": str(self.folder.resolve()), **given}
 
 
 class Sidecar:
-    """A sidecar at work: `glance` measures at most one checkpoint."""
+    """A running sidecar; each `glance` measures at most one checkpoint."""
 
     def __init__(self, followed: Followed, out: Path, console: Console, now: Callable[[], float] = time.monotonic):
         self.followed, self.out, self.console, self.now = followed, out, console, now
@@ -83,11 +83,11 @@ class Sidecar:
         self.history = HeadHistory(records, ALL_STEPS)
         self.files = WindowFiles(out, followed.config.run.tensorboard_axis, self.last)
         self.suite: MonitorSuite | None = None
-        self.known: dict[Path, tuple[Signature, float]] = {}  # as of the last glance, and since when
+        self.known: dict[Path, tuple[Signature, float]] = {}  # at the last poll, and since when
         self.backlog = max((each.step for each in saved_in(followed.folder)), default=-1)
 
     def _read_facts(self) -> dict[str, Any]:
-        """What an earlier sidecar left. Raises ConfigError where it was asked for something else, or another wrote."""
+        """The facts of an earlier sidecar. Raises ConfigError if its settings differ, or something else wrote there."""
         path, settings = self.out / WATCHED, self.followed.settings()
         if not path.exists() and (self.out / RECORDS).exists():
             raise ConfigError(f"--out {self.out}: holds other records; name another directory")
@@ -106,7 +106,7 @@ class Sidecar:
         return facts
 
     def glance(self) -> bool:
-        """Inspect the folder, and measure what is due; False where no checkpoint is left that may still be measured."""
+        """Inspect the folder, and measure what is due; return False if no checkpoint remains to be measured."""
         waiting = self._waiting()
         whole = []
         for each in [each for each in waiting if self._is_steady(each)]:
@@ -118,7 +118,7 @@ class Sidecar:
         in_order = bool(waiting) and (waiting[0].step <= self.backlog or len(whole) < 2)
         if in_order and waiting[0] in whole:
             self._measure(waiting[0])
-        elif in_order and whole:  # held back by an earlier one that is being written: to be measured after it
+        elif in_order and whole:  # an earlier one is still being written, and must be measured first
             self.backlog = whole[-1].step
         elif whole:
             *behind, newest = whole
@@ -145,7 +145,7 @@ class Sidecar:
         return saved.step not in self.measured and saved.name not in self.left_out
 
     def _is_steady(self, saved: Saved) -> bool:
-        """Whether nothing was written to a checkpoint since the glance before."""
+        """Whether nothing was written to a checkpoint since the last poll."""
         signature = saved.signature()
         before = self.known.get(saved.path)
         if before is not None and before[0] == signature:
@@ -163,7 +163,7 @@ class Sidecar:
         write_atomic(self.out / WATCHED, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 
     def _measure(self, saved: Saved) -> None:
-        """Measure a checkpoint, write it and print the verdict so far; or leave it out, and print why."""
+        """Measure a checkpoint, write the results and print the verdict so far; or leave it out, and print why."""
         signature, config = self.known[saved.path][0], self.followed.config
         dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
         with shown(self.console) as tell:
@@ -172,13 +172,13 @@ class Sidecar:
                 moment = Moment(saved.step, saved.tokens(self.followed.tokens_per_step))
                 model = saved.loaded(lambda path: hf.load_checkpoint(path, dtype, device_of_config(config)))
                 if not set(saved.signature()) <= set(signature):
-                    return  # it was written to meanwhile
+                    return  # it has been written to meanwhile
                 suite = self._prepare(saved, model, tell) if self.suite is None else self.suite
                 self._check(saved, model, moment)
                 seen = suite.measure(model, moment, self.history, tell, f"{saved.name}, ")
             except (UserError, OSError) as error:
                 if saved.signature() != signature:
-                    return  # deleted or written to: the next glance sees it
+                    return  # deleted or written to: the next poll handles it
                 if self.last == BEFORE:
                     raise
                 self._leave_out(saved, str(error))
@@ -193,7 +193,7 @@ class Sidecar:
             self.console.print(f"warning: no report yet: {error}", style="yellow", markup=False)
 
     def _check(self, saved: Saved, model: LanguageModel, moment: Moment) -> None:
-        """Raise ConfigError where a model has another shape than the first, or neither tokens nor tokenizer fit."""
+        """Raise ConfigError if a model's shape differs from the first one's, or its tokens or tokenizer do not fit."""
         if moment.tokens <= self.last.tokens:
             raise ConfigError(f"{saved.path}: has {moment.tokens:,} tokens, no more than step {self.last.step}")
         shape = {name: getattr(model, name) for name in ("num_layers", "num_heads", "vocab_size")}
@@ -205,7 +205,7 @@ class Sidecar:
         check_ids(self.corpus.largest, model.vocab_size)
 
     def _prepare(self, saved: Saved, model: LanguageModel, tell: Tell) -> MonitorSuite:
-        """The monitors with their items: those of the records that are there, or chosen for the first checkpoint."""
+        """The monitors with their items: those of existing records, or chosen for the first checkpoint."""
         config, text = self.followed.config, self.out / "tokenizer.json"
         if "bos" in self.facts and (self.out / MEASURED).exists():
             config = load_config(yaml.safe_load((self.out / MEASURED).read_text(encoding="utf-8")))
@@ -231,11 +231,11 @@ class Sidecar:
             return read_vocabulary(home)
         except ConfigError:
             raise ConfigError(
-                f"{home}: holds no tokenizer that can be read; name a folder with a tokenizer.json: --model FOLDER"
+                f"{home}: holds no readable tokenizer; name a folder with a tokenizer.json: --model FOLDER"
             ) from None
 
     def _within_budget(self, config: Config, model: LanguageModel) -> Config:
-        """The config with as many items as --minutes allow, by forwards that are timed here."""
+        """The config with as many items as --minutes allows, by forwards that are timed on this machine."""
         minutes = self.followed.minutes
         if minutes is None:
             return config
@@ -254,7 +254,7 @@ class Sidecar:
 
 
 def with_items(config: Config, share: float) -> Config:
-    """A config whose monitors have a share of their items, rounded up, and no fewer than FEWEST."""
+    """The config with a share of each monitor's items, rounded up, at least FEWEST."""
     watch = {
         name: replace(monitor, items=max(min(FEWEST, monitor.items), -int(-monitor.items * share // 1)))
         if hasattr(monitor, "items")
@@ -271,25 +271,25 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The exit status: 0, or 1 where `once` left a checkpoint out. Follows until it is interrupted, or `once` is done.
+    """Follow a folder until interrupted, or with `once` until done; return 0, or 1 if `once` left a checkpoint out.
 
     Records, TensorBoard, report and `watched.json` go to `out`, by default `<root>/<FOLDER>-watched`. Raises
-    ConfigError where the folder is none, the first checkpoint cannot be measured, or `out` holds other records.
+    ConfigError if the folder does not exist, the first checkpoint cannot be measured, or `out` holds other records.
     """
     folder = followed.folder
     saved_in(folder)
     out = out or Path(followed.config.run.root).expanduser() / f"{folder.resolve().name}-watched"
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"--out {out}: lies in {folder}, which is never written to; name a directory elsewhere")
+        raise ConfigError(f"--out {out}: is inside {folder}, which is never written to; name a directory elsewhere")
     set_threads(followed.config)
     with claim(out):
         sidecar = Sidecar(followed, out, console, now)
-        console.print(f"{folder}: watched; records in {out}", markup=False)
+        console.print(f"{folder}: following its checkpoints; records in {out}", markup=False)
         try:
             while sidecar.glance() or not followed.once:
                 wait(GLANCE)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
+            console.print("stopped; the same command continues from here")
         finally:
             sidecar.files.close()
     return int(followed.once and bool(sidecar.left_out))

@@ -1,8 +1,7 @@
 """Studies: a question, one axis of arms, several seeds; trained as sweeps, compared in one report.
 
-Every seed has a base of its own, which all arms of one model shape share: arms differ in the axis alone, and seeds in
-everything. What a reader would question: runs keep the names of their configs, so that studies with an arm in common
-train it once.
+Every seed has its own base, which all arms of one model shape share: arms differ only in the axis, and seeds in
+everything. Design note: runs keep the names of their configs, so that studies with a common arm train it once.
 """
 
 import time
@@ -29,13 +28,13 @@ Places = dict[tuple[int, str], str]
 
 @dataclass(frozen=True)
 class Study:
-    """One of configs/study/*.yaml. An arm, as all that is trained, is a list of overrides, as `lccp train` takes them.
+    """One of configs/study/*.yaml. An arm, like every run, is a list of overrides as `lccp train` takes them.
 
-    `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
-    its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
-    `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
+    `run` is trained for each arm and seed from the last run of the chain `base` (whose runs get the arm's model, but
+    not its RoPE). If `between` has the arm, a run with those overrides comes first. `common` applies to all runs.
+    `metrics` (monitor/metric): the columns of the results table. `note`: what does not follow from the study. `paper`:
     whether the reference arm answers the findings of arXiv 2604.02650. `repeats`: runs of each arm and seed, which
-    differ in the order of their data alone.
+    differ only in the order of their data.
     """
 
     question: str
@@ -64,7 +63,7 @@ class Study:
             refuse(not all(metric.partition("/")[::2]), "study.metrics", metric, "must be monitor/metric")
 
     def small(self) -> "Study":
-        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone."""
+        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed only."""
         arms, between = ({arm: _small(words) for arm, words in each.items()} for each in (self.arms, self.between))
         return replace(self, run="smoke_study", base=[], common=[], arms=arms, between=between, seeds=self.seeds[:1])
 
@@ -76,7 +75,7 @@ def _small(words: Job) -> Job:
 
 
 def studies(config_dir: Path | None = None) -> dict[str, Any]:
-    """The study files by name: those of the package, and above them those of `config_dir`/study."""
+    """The study files by name: those of the package, overridden by those of `config_dir`/study."""
     own = config_dir / "study" if config_dir else None
     folders: list[Any] = [files("lccp_sim.configs") / "study", *([own] if own and own.is_dir() else [])]
     found = [path for folder in folders for path in sorted(folder.iterdir(), key=lambda path: path.name)]
@@ -84,7 +83,7 @@ def studies(config_dir: Path | None = None) -> dict[str, Any]:
 
 
 def read_study(name: str, config_dir: Path | None = None) -> Study:
-    """The study of this name. Raises ConfigError where there is none, or its file is none."""
+    """The study of this name. Raises ConfigError if there is none, or its file is not a study."""
     import yaml
 
     from lccp_sim.configure.parse import parse
@@ -100,7 +99,7 @@ def read_study(name: str, config_dir: Path | None = None) -> Study:
 
 
 def list_studies(config_dir: Path | None, console: "Console") -> int:
-    """0, after a table of all studies: their questions, arms, seeds and runs."""
+    """Print a table of all studies (their questions, arms, seeds and runs); return 0."""
     from rich.table import Table
 
     table = Table()
@@ -126,10 +125,10 @@ def study(
     console: "Console",
     repeats: int | None = None,
 ) -> int:
-    """0 once every run of the study is finished and its report is in ROOT/studies/NAME; 1 where some are not.
+    """Train a study and write its report to ROOT/studies/NAME; return 0, or 1 if some runs are not finished.
 
-    Started again, it goes on where it was. `repeats`: in place of the study's own. Raises ConfigError for what is wrong
-    in the study, before anything starts.
+    Started again, it continues. `repeats` overrides the study's own. Raises ConfigError for errors in the study, before
+    anything starts.
     """
     from lccp_sim.analysis.report.study_page import write_study
     from lccp_sim.analysis.run import RunData, load_run
@@ -154,9 +153,9 @@ def study(
 
 @dataclass
 class Stages:
-    """Trains a study stage by stage: its bases, what lies between, its arms. `failed`: a line for each run that is not.
+    """The stages of a study: bases, runs in between, arms. `failed`: a line for each run that did not finish.
 
-    Arms that ask for the same run share it.
+    Arms that need the same run share it.
     """
 
     study: Study
@@ -169,7 +168,7 @@ class Stages:
     schedule: Schedule | None = None
 
     def train(self) -> list[dict[str, dict[int, str]]]:
-        """Of each repeat the directory of the finished run of each arm and seed, of those seeds that finished."""
+        """Train; return, per repeat, the directory of the finished run of each arm and seed, if the seed finished."""
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
@@ -186,7 +185,7 @@ class Stages:
         ]
 
     def check(self) -> None:
-        """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts."""
+        """Check and schedule the runs of all stages before the first starts. Raises ConfigError."""
         plan = self.study
         stages = [self.jobs(base, self.shapes) for base in plan.base]
         stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
@@ -198,7 +197,7 @@ class Stages:
 
     @property
     def shapes(self) -> dict[str, Job]:
-        """What each arm asks of its base."""
+        """The overrides of each arm's base."""
         return {arm: shape_of_study(words) for arm, words in self.study.arms.items()}
 
     def jobs(self, run: str, arms: dict[str, Job]) -> dict[str, Job]:
@@ -206,9 +205,10 @@ class Stages:
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
     def stage(self, jobs: dict[str, Job], start: Places, repeats: int = 1) -> list[Places]:
-        """Of each repeat the directories of the finished runs by seed and arm; all repeats are one sweep.
+        """Train all repeats in one sweep; return, per repeat, the directories of the finished runs by seed and arm.
 
-        `start`: what each goes on from; what has no entry starts anew, unless its base is missing: then it is left out.
+        `start`: where each run starts from. A run without an entry starts from scratch, unless its base is missing:
+        then it is left out.
         """
         anew = not (start and self.study.base)
         wanted = {
@@ -232,7 +232,7 @@ class Stages:
 
 
 def _order(repeat: int, seed: int) -> Job:
-    """The override of a repeat's order of the data. The first keeps the seed's own, and so the run's directory."""
+    """The override of a repeat's data order. The first repeat keeps the seed's own, and so the run's directory."""
     return [f"data.order_seed={1000 * repeat + seed}"] if repeat else []
 
 
@@ -243,9 +243,9 @@ def shape_of_study(arm: Sequence[str]) -> Job:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
-    parser.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
-    parser.add_argument("--retry", action="store_true", help="also train again what failed before")
-    parser.add_argument("--repeats", type=int, help="runs of each arm and seed, with other orders of the data")
+    parser.add_argument("--smoke", action="store_true", help="train a miniature run of each arm, as a test")
+    parser.add_argument("--retry", action="store_true", help="also retry runs that failed before")
+    parser.add_argument("--repeats", type=int, help="runs of each arm and seed, in different data orders")
     parser.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
     add_config_dir(parser, "study/, run/, ...")
 

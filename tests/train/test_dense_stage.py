@@ -108,7 +108,10 @@ def test_the_attention_of_training_is_measured_beside_the_dense_one(run: Callabl
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"monitors.attention": "both"}, "monitors.attention='both': training is dense, so there is nothing beside it"),
+        (
+            {"monitors.attention": "both"},
+            "monitors.attention='both': training is dense, so there is nothing to compare",
+        ),
         ({"monitors.attention": "sparse"}, "monitors.attention='sparse': input should be 'dense' or 'both'"),
     ],
 )
@@ -135,7 +138,7 @@ def test_a_branch_may_turn_dense_elsewhere_from_where_it_branches_on(run: Callab
     for step, tokens in ((6, 6 * BATCH), (6, 9 * BATCH), (6, None)):
         whole = dense_from(tokens, **{"run.name": f"whole-{tokens}"})
         assert_same_run(dense_from(tokens, **{"run.branch_from": at[step]}), whole)
-    with pytest.raises(ConfigError, match="had 1537, and another attention from 1792 tokens on; branch from an earl"):
+    with pytest.raises(ConfigError, match="had 1537, so another attention from 1792 tokens on; branch from an earl"):
         dense_from(9 * BATCH, **{"run.branch_from": at[8], "run.name": "late"})
     with pytest.raises(ConfigError, match="model.attention.kind"):
         run({**UNWATCHED, "run.branch_from": at[6], "run.name": "other"})

@@ -110,7 +110,7 @@ def test_each_is_measured_once_it_is_whole_in_step_order_and_nothing_is_touched(
     assert "checkpoint-5: left out: too late, step 30 is measured already" in job.said
     assert "checkpoint-40: left out: deleted before it was measured" in job.said
     after = {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in job.folder.rglob("*")}
-    assert after.items() <= before.items() and "stopped; the same command goes on from here" in job.said
+    assert after.items() <= before.items() and "stopped; the same command continues from here" in job.said
     for name in ("measured.yaml", "tokenizer.json"):
         assert (job.root / "out" / name).read_bytes() == (job.root / "after" / name).read_bytes()
 
@@ -238,11 +238,15 @@ def test_a_budget_is_chosen_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("prepare", "given", "said"),
     [
-        (lambda job: None, {"tokens_per_step": None}, "checkpoint-10: no tokens are known for step 10: give --tokens-"),
+        (
+            lambda job: None,
+            {"tokens_per_step": None},
+            "checkpoint-10: the tokens of step 10 are unknown: give --tokens-",
+        ),
         (
             lambda job: _without(job, "tokenizer.json", "tokenizer_config.json"),
             {},
-            "holds no tokenizer that can be read",
+            "holds no readable tokenizer",
         ),
         (lambda job: None, {"minutes": 1e-9}, "--minutes=1e-09: 0.125 of the items take about"),
         (
@@ -305,5 +309,5 @@ def test_the_command(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert main([*words, "--tokens-per-step", "0"]) == 1
     assert capsys.readouterr().err == "lccp: --tokens-per-step=0: must be greater than 0\n"
     assert main([*words, "--tokens-per-step", str(STEP_TOKENS)]) == 0
-    assert "watched; records in" in capsys.readouterr().out
+    assert "following its checkpoints; records in" in capsys.readouterr().out
     assert job.records() == job.expected(10)

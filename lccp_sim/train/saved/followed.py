@@ -1,8 +1,8 @@
-"""A folder in which another job saves checkpoints: which are there, their steps, and whether each is complete.
+"""A folder in which another job saves checkpoints: the checkpoints, their steps, and whether each is complete.
 
-Nothing is ever written there. A checkpoint is a subfolder with the files of one and a number in its name: of
-`transformers` (config.json, safetensors with or without an index), or of torch.distributed.checkpoint, as FSDP,
-torchtitan and OLMo-core write it. The latter holds tensors alone, so its config.json comes from another folder.
+Nothing is ever written there. A checkpoint is a subfolder with a number in its name, in the format of `transformers`
+(config.json, safetensors with or without an index) or of torch.distributed.checkpoint, which FSDP, torchtitan and
+OLMo-core write. The latter holds only tensors, so its config.json comes from another folder.
 """
 
 import json
@@ -33,7 +33,7 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is there, complete or not. `model`: a folder with the config.json of those that have none."""
+    """A checkpoint, complete or not. `model`: a folder with the config.json of checkpoints that have none."""
 
     path: Path
     model: Path | None = None
@@ -45,12 +45,12 @@ class Saved:
 
     @property
     def step(self) -> int:
-        """The number in its name that follows a word for it, such as step, or the last one."""
+        """The number in the folder's name that follows a word such as step, else the last number."""
         return int([*NUMBER.findall(self.name), *NAMED.findall(self.name)][-1])
 
     @property
     def parts(self) -> Path | None:
-        """The folder of torch.distributed.checkpoint, which is this one or one inside it; None for another kind."""
+        """The folder of torch.distributed.checkpoint: this one, or one inside it; None for another format."""
         if (self.path / CONFIG).exists():
             return None
         if (self.path / INDEX).exists() or any(self.path.glob("*.distcp")):
@@ -60,12 +60,12 @@ class Saved:
         return min(inside, key=lambda path: ("model" not in path.name, path.name), default=None)
 
     def check(self) -> None:
-        """Raise ConfigError where it can never be read as it is asked for: tensors alone, and no `model` is named."""
+        """Raise ConfigError if the checkpoint can never be read: it holds only tensors, and `model` is not set."""
         if self.parts is not None:
             self._config()
 
     def signature(self) -> Signature:
-        """Names, sizes and times of all files: equal as long as nothing was written."""
+        """Names, sizes and times of all files, which are equal as long as nothing is written."""
         found = []
         for file in sorted(self.path.rglob("*")):
             try:
@@ -76,7 +76,7 @@ class Saved:
         return tuple(found)
 
     def lacks(self) -> str | None:
-        """Why it is incomplete, or cannot be read, in one line; None where nothing is missing."""
+        """Why the checkpoint is incomplete or unreadable, in one line; None if nothing is missing."""
         try:
             if (parts := self.parts) is not None:
                 self._config()
@@ -94,7 +94,7 @@ class Saved:
         return any((self.path / name).exists() for name in ("optimizer.pt", "scheduler.pt", "training_args.bin"))
 
     def tokens(self, per_step: int | None) -> int:
-        """Training tokens at this checkpoint. Raises ConfigError where neither the user nor the trainer counted."""
+        """Training tokens at this checkpoint. Raises ConfigError if neither the user nor the trainer states them."""
         if per_step is not None:
             return self.step * per_step
         try:
@@ -103,15 +103,15 @@ class Saved:
             seen = 0
         if not seen and self.step:
             raise ConfigError(
-                f"{self.path}: no tokens are known for step {self.step}: give --tokens-per-step (over all ranks and "
+                f"{self.path}: the tokens of step {self.step} are unknown: give --tokens-per-step (over all ranks and "
                 "accumulated batches), or train with include_num_input_tokens_seen='all'"
             )
         return int(seen)
 
     def loaded(self, load: Callable[[Path], Loaded]) -> Loaded:
-        """What `load` gives for this checkpoint as a folder of `transformers`, made for it where it is of another kind.
+        """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
 
-        Raises ConfigError where it cannot be read.
+        Raises ConfigError if it cannot be read.
         """
         parts = self.parts
         if parts is None:
@@ -137,7 +137,7 @@ class Saved:
 
 
 def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
-    """The checkpoints in a folder, in step order. Raises ConfigError where it is no folder."""
+    """The checkpoints in a folder, in step order. Raises ConfigError if it is not a folder."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name the one in which checkpoints are saved")
     found = [
@@ -162,11 +162,11 @@ def _pieces(folder: Path) -> dict[str, ShardPiece]:
 
 
 def _named_as_a_model(pieces: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tensors of the model without the prefix `model.` and without the optimizer's states."""
+    """The model's tensors, without the prefix `model.` and the optimizer's states."""
     found = {name: piece for name, piece in pieces.items() if not name.startswith(BESIDE)}
     while found and {name.partition(".")[0] for name in found} <= {"app", "module", "state_dict"}:
         found = {name.partition(".")[2]: piece for name, piece in found.items()}
-    # A base model that is itself called `model` is next to its head, or has one more name before its layers.
+    # A base model whose own name is `model` is next to its head, or has one more name before its layers.
     inner = {name.partition(".")[2].partition(".")[0] for name in found}
     if found and all(name.startswith("model.") for name in found) and inner & {"model", "lm_head", "transformer"}:
         found = {name.removeprefix("model."): piece for name, piece in found.items()}

@@ -1,4 +1,4 @@
-"""What a window leaves in the folder of a loop that is not ours: records, samples, times, and TensorBoard's views."""
+"""The files of a window in another trainer's loop: records, samples, times, and TensorBoard's views."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lccp_sim.train.window.tensorboard import log_charts
 
 
 class WindowFiles:
-    """Writes windows to `directory`; TensorBoard forgets what it was shown after `last`, the last window that stays.
+    """A writer of windows to `directory`. TensorBoard drops what is later than `last`, the last window that is kept.
 
     `axis`: see `run.tensorboard_axis`.
     """
@@ -24,7 +24,7 @@ class WindowFiles:
         self.charted = False
 
     def write(self, seen: WindowResult, moment: Moment) -> str:
-        """A line for a person, once everything of the window is written."""
+        """Write a window, and return a line for the user."""
         self.journal.write_window(moment.step, seen.records, seen.values, seen.timing)
         self.journal.seal()
         if not self.charted:
