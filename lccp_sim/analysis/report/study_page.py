@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, metric_of
+from lccp_sim.analysis.report.after import foretold_table, scores_table, spreads_table, windows_table
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
@@ -25,6 +26,7 @@ from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
+from lccp_sim.analysis.stats.after import foretold, forks, least_error, spreads
 from lccp_sim.analysis.stats.arms import (
     Agreement,
     Curves,
@@ -54,12 +56,13 @@ def write_study(
     failed: Sequence[str],
     paper: bool = False,
     repeats: Sequence[Runs] = (),
+    trained: Sequence[str] = (),
 ) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
 
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
     each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
-    same arms and seeds with other orders of the data, one after another.
+    same arms and seeds with other orders of the data, one after another. `trained`: metrics that are no ability.
     """
     curves = curves_of(runs, metrics)
     again = [curves_of(each, metrics) for each in repeats]
@@ -70,12 +73,17 @@ def write_study(
         _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
     found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
+    left = forks(runs, repeats)
+    ahead, least, apart = (foretold(left), least_error(left), spreads(left)) if left else ([], None, [])
+    after = [windows_table(left), foretold_table(ahead, least), spreads_table(apart)] if left else []
     with matplotlib.rc_context(STYLE):
         figure = arms_figure(curves, list(runs))
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("What stopping would have cost", [], [cost_table(costs)]),
         Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
+        Section("After the window", [], after),
+        Section("What training for heads moves", [], [scores_table(rows, reference, trained)]),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
@@ -111,6 +119,8 @@ def write_study(
         "answers": to_json(found),
         "stopping": to_json(costs),
         "repeats": to_json(still),
+        "after": to_json({"windows": left.windows, "stages": left.stages, "foretold": ahead, "least_error": least,
+                          "spreads": apart}) if left else None,
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": _names(runs), "again": [_names(each) for each in repeats],
     }  # fmt: skip
