@@ -36,7 +36,7 @@ class Study:
     each arm goes on through, with its overrides; results are those of the last one.
     `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
     whether the reference arm answers the findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on,
-    so that they show no ability. `repeats`: runs of each arm and seed, which differ in the order of their data alone.
+    so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`: runs of each arm and seed, which differ in the order of their data alone.
     `smoke`: keys that the miniature has in place of these.
     """
 
@@ -54,6 +54,7 @@ class Study:
     note: str = ""
     paper: bool = False
     trained: list[str] = field(default_factory=list)
+    controls: dict[str, str] = field(default_factory=dict)
     repeats: int = 1
     smoke: dict[str, Any] = field(default_factory=dict)
 
@@ -61,7 +62,8 @@ class Study:
         names = ", ".join(self.arms)
         refuse(not self.arms, "study.arms", {}, "is an empty axis; name at least one arm")
         refuse(self.reference not in self.arms, "study.reference", self.reference, f"must be one of the arms {names}")
-        for key, named in (("between", self.between), ("windows", self.windows)):
+        arms = {"between": self.between, "windows": self.windows, "controls": {*self.controls, *self.controls.values()}}
+        for key, named in arms.items():
             stray = [name for name in named if name not in self.arms]
             refuse(stray, f"study.{key}", stray, f"must name arms, which are {names}")
         refuse(self.windows and not self.base, "study.windows", self.windows, "are those of a run; name it in study.base")
@@ -157,7 +159,9 @@ def study(
         raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
     folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
     texts, metrics = [plan.question, plan.note], plan.metrics
-    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again, plan.trained)
+    page = write_study(
+        name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again, plan.trained, plan.controls
+    )
     console.print(str(page), markup=False)
     return int(bool(stages.failed))
 

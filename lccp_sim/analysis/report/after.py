@@ -1,6 +1,6 @@
 """What a study's page shows where its arms leave one run at several windows, and where arms train a score."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -73,28 +73,27 @@ def spreads_table(found: Sequence[StageSpread]) -> Table:
     return Table("Does it wash out or widen?", head, rows, note)
 
 
-def scores_table(rows: Sequence[Result], reference: str, trained: Sequence[str]) -> Table:
-    """Of each arm, which trained scores and which abilities got better or worse than the reference's."""
+def scores_table(judged: Mapping[tuple[str, str], Sequence[Result]], trained: Sequence[str]) -> Table:
+    """Which trained scores and which abilities got better or worse; `judged`: the rows of (arm, its control)."""
     cells = []
-    for arm in dict.fromkeys(row.arm for row in rows if row.arm != reference):
-        mine = [row for row in rows if row.arm == arm]
+    for (arm, control), rows in judged.items():
         said = [
-            ", ".join(row.metric for row in mine if (row.metric in trained) == score and better(row) == way) or "none"
+            ", ".join(row.metric for row in rows if (row.metric in trained) == score and better(row) == way) or "none"
             for score, way in ((True, 1), (False, 1), (False, -1))
         ]
         verdict = "ability" if said[1] != "none" else "only the score" if said[0] != "none" else "neither is shown"
-        cells.append([arm, *said, verdict])
+        cells.append([arm, control, *said, verdict])
     note = (
-        f"Against {reference} at the same seed: the 95 % interval of the paired difference excludes 0, and where there "
+        "Against the control at the same seed: the 95 % interval of the paired difference excludes 0, and where there "
         "are repeats the difference is larger than they reach. Not adjusted for the number of metrics. Scores are what "
-        f"some arm is trained on ({', '.join(trained)}), or near to it; they show no ability."
+        f"some arm is trained on, or near to it ({', '.join(trained)}); they show no ability."
     )
-    head = ["arm", "scores up", "abilities up", "abilities down", "moved"]
-    return Table("Ability, or only the score?", head, cells if trained else [], note)
+    head = ["arm", "control", "scores up", "abilities up", "abilities down", "moved"]
+    return Table("Ability, or only the score?", head, cells, note, words=True)
 
 
 def better(row: Result) -> int:
-    """1 where an arm's metric is better than the reference's, -1 where it is worse, 0 where neither is shown."""
+    """1 where an arm's metric is better than the control's, -1 where it is worse, 0 where neither is shown."""
     apart = row.difference
     if apart is None or row.inside or not (apart.above(0) or apart.below(0)):
         return 0

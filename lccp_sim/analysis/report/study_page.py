@@ -57,12 +57,14 @@ def write_study(
     paper: bool = False,
     repeats: Sequence[Runs] = (),
     trained: Sequence[str] = (),
+    controls: Mapping[str, str] | None = None,
 ) -> Path:
     """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
 
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
     each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
-    same arms and seeds with other orders of the data, one after another. `trained`: metrics that are no ability.
+    same arms and seeds with other orders of the data, one after another. `trained`: metrics that are no ability;
+    `controls`: arms that these are judged against, where it is not the reference.
     """
     curves = curves_of(runs, metrics)
     again = [curves_of(each, metrics) for each in repeats]
@@ -73,6 +75,11 @@ def write_study(
         _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
     found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
+    against = {arm: (controls or {}).get(arm, reference) for arm in runs if arm != reference} if trained else {}
+    judged = {
+        (arm, control): [row for row in results(curves, control, again) if row.arm == arm]
+        for arm, control in against.items()
+    }
     left = forks(runs, repeats)
     ahead, least, apart = (foretold(left), least_error(left), spreads(left)) if left else ([], None, [])
     after = [windows_table(left), foretold_table(ahead, least), spreads_table(apart)] if left else []
@@ -83,7 +90,7 @@ def write_study(
         Section("What stopping would have cost", [], [cost_table(costs)]),
         Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
         Section("After the window", [], after),
-        Section("What training for heads moves", [], [scores_table(rows, reference, trained)]),
+        Section("What training for heads moves", [], [scores_table(judged, trained)]),
         Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
