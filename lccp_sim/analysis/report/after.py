@@ -6,8 +6,8 @@ import numpy as np
 
 from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.report.tables import Table
-from lccp_sim.analysis.stats.after import FIRST, Forks, over_few
-from lccp_sim.analysis.stats.after import Spread as StageSpread
+from lccp_sim.analysis.forks import FIRST, Forks, over_few
+from lccp_sim.analysis.forks import Spread as StageSpread
 from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.prediction import Prediction
 

@@ -26,7 +26,7 @@ from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
-from lccp_sim.analysis.stats.after import foretold, forks, least_error, spreads
+from lccp_sim.analysis.forks import foretold, forks, least_error, spreads
 from lccp_sim.analysis.stats.arms import (
     Agreement,
     Curves,
