@@ -17,6 +17,7 @@ from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.curve import Estimate
 
 WINDOWS = (0, 100, 200, 400, 800)
+COPY = "induction/second_copy_nll_nats"
 
 
 def write(root: Path, name: str, start: str | None, values: dict[str, dict[int, float]], kind: str = "lm") -> Path:
@@ -43,7 +44,7 @@ def study(root: Path, repeats: int = 2, noise: float = 0.0) -> list[dict[str, di
     for seed in range(3):
         good = dict(zip(WINDOWS, rng.permutation([0.1, 0.2, 0.3, 0.4, 0.5]).tolist(), strict=True))
         nll = {t: 4 - 0.3 * np.log(t + 100) for t in WINDOWS}
-        write(root, f"lccp-s{seed}", None, {"needle/hit_frac": good, "perplexity/nll_nats": nll})
+        write(root, f"lccp-s{seed}", None, {COPY: good, "perplexity/nll_nats": nll})
         for t in WINDOWS:
             for repeat in range(repeats):
                 start = f"{root}/lccp-s{seed}/checkpoints/window-{t // 100:08d}.ckpt"
@@ -84,7 +85,7 @@ def test_a_phase_is_charged_with_its_own_windows_up_to_the_one_that_was_taken_ov
     curves = curves_of_phases(phases)
     lccp, sft, rl = curves[PASS]
     assert lccp is None and bought(sft) is not None and bought(rl) is not None
-    assert curves["needle/hit_frac"][0] is not None and curves["needle/hit_frac"][0].tokens_W.tolist() == [0, 100, 200]
+    assert curves[COPY][0] is not None and curves[COPY][0].tokens_W.tolist() == [0, 100, 200]
     assert bought(rl).value == pytest.approx(rl.value_W[-1] - sft.value_W[-1])
     (drawing,), (told, table) = of_chain(phases)
     assert drawing.png.startswith(b"\x89PNG") and [row[-1] for row in told.rows] == ["200 of 800", "its end", "its end"]
@@ -98,11 +99,11 @@ def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(t
     assert list(found.stages) == ["at the window", "after fine-tuning", "after RL"]
     assert all(len(own) == 2 for seeds in found.last.values() for own in seeds.values())
     rows = {row.monitor: row for row in foretold(found)}
-    assert next(iter(rows)) == "needle/hit_frac" and rows["needle/hit_frac"].wins == 3
-    assert rows["needle/hit_frac"].ratio < 0.3 and rows["perplexity/nll_nats"].ratio == pytest.approx(1, abs=0.05)
+    assert next(iter(rows)) == COPY and rows[COPY].wins == 3
+    assert rows[COPY].ratio < 0.3 and rows["perplexity/nll_nats"].ratio == pytest.approx(1, abs=0.05)
     assert rows[FIRST].ratio is None, "pass@1 at the window is the same at all"
     assert least_error(found) == pytest.approx(0.01 * np.sqrt(2 / np.pi / 2), rel=0.4)
-    assert least_error(found) < rows["needle/hit_frac"].mae_tokens
+    assert least_error(found) < rows[COPY].mae_tokens
     assert [row.said for row in spreads(found)] == ["", "not told", "narrows"], "all seeds alike before, no interval"
     for table in (windows_table(found), foretold_table(list(rows.values()), None), spreads_table(spreads(found))):
         assert table.rows and all(len(row) == len(table.head) for row in table.rows)
