@@ -54,7 +54,9 @@ def test_every_study_runs_in_miniature(tmp_path, capsys):
         report = json.loads((tmp_path / "studies" / f"{name}-smoke" / "report.json").read_text())
         assert set(report["runs"]) == set(read_study(name).arms) and not report["failed"]
         assert {row["metric"] for row in report["results"]} >= {"needle/answer_nll_nats"}
-    post, heads = (json.loads((tmp_path / "studies" / f"{n}-smoke" / "report.json").read_text()) for n in ("post", "heads"))
+    post, heads = (
+        json.loads((tmp_path / "studies" / f"{n}-smoke" / "report.json").read_text()) for n in ("post", "heads")
+    )
     assert list(post["after"]["stages"]) == ["at the window", "after fine-tuning", "after RL"]
     assert sorted(post["after"]["windows"].values()) == [0, 1024, 2048, 3072, 4096, 6144] and heads["after"] is None
     page = write_report(next(tmp_path.glob("smoke_rl-*")), tmp_path / "page").read_text()
@@ -171,7 +173,10 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
         ({"seeds": [0, 0]}, "study.seeds"),
         ({"metrics": ["hit"]}, "study.metrics='hit': must be monitor/metric"),
         ({"between": {"lo": []}}, "study.between"),
-        ({"windows": {"low": 2000}}, "study.windows.low=2000: is no window of smoke_study, which has them at 0, 2048 tok"),
+        (
+            {"windows": {"low": 2000}},
+            "study.windows.low=2000: is no window of smoke_study, which has them at 0, 2048 tok",
+        ),
         ({"windows": {"low": 0}, "base": []}, "study.windows=.*: are those of a run; name it in study.base"),
         ({"then": ["smoke_r"]}, "run=smoke_r: no such config"),
         ({"trained": ["heads/spearman"]}, "study.trained=.*: must be some of study.metrics"),

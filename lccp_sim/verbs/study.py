@@ -66,7 +66,9 @@ class Study:
         for key, named in arms.items():
             stray = [name for name in named if name not in self.arms]
             refuse(stray, f"study.{key}", stray, f"must name arms, which are {names}")
-        refuse(self.windows and not self.base, "study.windows", self.windows, "are those of a run; name it in study.base")
+        refuse(
+            self.windows and not self.base, "study.windows", self.windows, "are those of a run; name it in study.base"
+        )
         seeds = self.seeds
         refuse(not seeds or len(set(seeds)) < len(seeds), "study.seeds", seeds, "must be one or more different seeds")
         refuse(self.repeats < 1, "study.repeats", self.repeats, "must be at least 1: runs of each arm and seed")
@@ -160,7 +162,17 @@ def study(
     folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
     texts, metrics = [plan.question, plan.note], plan.metrics
     page = write_study(
-        name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again, plan.trained, plan.controls
+        name,
+        texts,
+        plan.reference,
+        metrics,
+        runs,
+        folder,
+        stages.failed,
+        plan.paper,
+        again,
+        plan.trained,
+        plan.controls,
     )
     console.print(str(page), markup=False)
     return int(bool(stages.failed))

@@ -29,7 +29,9 @@ def write(root: Path, name: str, start: str | None, values: dict[str, dict[int, 
     ]  # fmt: skip
     path = root / name
     path.mkdir(parents=True)
-    (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda r: r["step"])))
+    (path / "records.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda r: r["step"]))
+    )
     (path / "config.yaml").write_text(yaml.safe_dump({"run": {"init_from": start}, "objective": {"kind": kind}}))
     return path
 
