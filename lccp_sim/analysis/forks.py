@@ -120,7 +120,7 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
 
 
 def foretold(found: Forks) -> list[Prediction]:
-    """Of each monitor, how well it foretells the last pass@1 in seeds left out, best first; then what cannot be told."""
+    """Of each monitor, how well it foretells the last pass@1 in seeds left out: best first, untold last."""
     panels = panels_of(found)
     names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]
     rows = [predict(panels, LAST, None, name, after_hit=False) for name in names]

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.forks import FIRST, Forks, over_few
 from lccp_sim.analysis.forks import Spread as StageSpread
+from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.prediction import Prediction
 
@@ -65,8 +65,8 @@ def spreads_table(found: Sequence[StageSpread]) -> Table:
         for row in found
     ]
     note = (
-        "Standard deviation of pass@1 over windows, in each seed. Change: to the stage before, paired by seed, with its "
-        "95 % t interval. Near a pass@1 of 1 windows come together because there is no room above. Spread of repeats: "
+        "Standard deviation of pass@1 over windows, in each seed. Change: to the stage before, paired by seed, with "
+        "its 95 % t interval. Near a pass@1 of 1 windows come together because there is no room above. Spread of repeats: "
         "what another order of the data does; it is a part of the standard deviation."
     )
     head = ["stage", "over windows", "by seed", "spread of repeats", "change", "differences"]

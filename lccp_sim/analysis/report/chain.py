@@ -51,7 +51,7 @@ def bought(curve: Curve | None) -> Estimate | None:
 def phases_table(phases: Sequence[Phase]) -> Table:
     """One row a phase: its run, what it learns, where it lies."""
     rows = [[each.label, each.run.name, tokens(each.tokens), tokens(each.before), _left(each)] for each in phases]
-    note = "Tokens of RL count full rows, though samples are shorter. Before: tokens of the phases before it in this chain."
+    note = "Tokens of RL count full rows, though samples are shorter. Before: tokens of the phases before it."
     return Table("Phases", ["phase", "run", "tokens", "before", "left at"], rows, note, words=True)
 
 
@@ -71,14 +71,14 @@ def bought_table(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
                 cells.append(f"{way}: {interval(change)}")
         rows.append([metric_of(*name.split("/")).title, *cells])
     note = (
-        "Change inside a phase, in brackets its 95 % interval over items, which says nothing about another seed. Phases "
-        "may have other items, so do not compare the end of one with the start of the next."
+        "Change inside a phase, in brackets its 95 % interval over items, which says nothing about another seed. "
+        "Phases may have other items, so do not compare the end of one with the start of the next."
     )
     return Table("What each phase bought", ["metric", *(each.label for each in phases)], rows, note)
 
 
 def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]]) -> Drawing | None:
-    """Each metric in a panel over all tokens of the chain, a colour a phase; those that the last phase measures first."""
+    """Each metric in a panel over all tokens of the chain, a colour a phase; first what the last phase measures."""
     names = sorted(curves, key=lambda name: curves[name][-1] is None)[:MOST_PANELS]
     if not names:
         return None

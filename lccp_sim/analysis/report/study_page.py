@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
+from lccp_sim.analysis.forks import foretold, forks, least_error, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, metric_of
 from lccp_sim.analysis.report.after import foretold_table, scores_table, spreads_table, windows_table
@@ -26,7 +27,6 @@ from lccp_sim.analysis.report.run_page import Section, write_page
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.run import RunData, differing, tidy, unlike
 from lccp_sim.analysis.seeds import at_shared_windows, over_seeds
-from lccp_sim.analysis.forks import foretold, forks, least_error, spreads
 from lccp_sim.analysis.stats.arms import (
     Agreement,
     Curves,
