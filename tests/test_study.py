@@ -175,7 +175,7 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
         ({"between": {"lo": []}}, "study.between"),
         (
             {"windows": {"low": 2000}},
-            "study.windows.low=2000: is no window of smoke_study, which has them at 0, 2048 tok",
+            "study.windows.low=2000: is no window of smoke_study, which has them at 0, 2048",
         ),
         ({"windows": {"low": 0}, "base": []}, "study.windows=.*: are those of a run; name it in study.base"),
         ({"then": ["smoke_r"]}, "run=smoke_r: no such config"),

@@ -36,8 +36,9 @@ class Study:
     each arm goes on through, with its overrides; results are those of the last one.
     `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
     whether the reference arm answers the findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on,
-    so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`: runs of each arm and seed, which differ in the order of their data alone.
-    `smoke`: keys that the miniature has in place of these.
+    so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`:
+    runs of each arm and seed, which differ in the order of their data alone. `smoke`: keys that the miniature has in
+    place of these.
     """
 
     question: str

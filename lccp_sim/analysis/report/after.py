@@ -66,8 +66,8 @@ def spreads_table(found: Sequence[StageSpread]) -> Table:
     ]
     note = (
         "Standard deviation of pass@1 over windows, in each seed. Change: to the stage before, paired by seed, with "
-        "its 95 % t interval. Near a pass@1 of 1 windows come together because there is no room above. Spread of repeats: "
-        "what another order of the data does; it is a part of the standard deviation."
+        "its 95 % t interval. Near a pass@1 of 1 windows come together because there is no room above. Spread of "
+        "repeats: what another order of the data does; it is a part of the standard deviation."
     )
     head = ["stage", "over windows", "by seed", "spread of repeats", "change", "differences"]
     return Table("Does it wash out or widen?", head, rows, note)
