@@ -116,7 +116,8 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
     if not means:
         return None
     tokens_W, value_W = np.array(means).T
-    return Curve(*PASS.split("/"), {}, tokens_W, value_W, np.full(len(means), np.nan))
+    monitor, _, metric = PASS.partition("/")
+    return Curve(monitor, metric, {}, tokens_W, value_W, np.full(len(means), np.nan))
 
 
 def foretold(found: Forks) -> list[Prediction]:
@@ -155,7 +156,15 @@ def spreads(found: Forks) -> list[Spread]:
             continue
         change = _paired(by_seed, rows[-1].by_seed) if rows else None
         scatter = noise_of(values)
-        rows.append(Spread(stage, by_seed, float(np.mean(list(by_seed.values()))), change, scatter and scatter.spread))
+        rows.append(
+            Spread(
+                stage,
+                by_seed,
+                float(np.mean(list(by_seed.values()))),
+                change,
+                None if scatter is None else scatter.spread,
+            )
+        )
     return rows
 
 

@@ -7,7 +7,7 @@ train it once.
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -63,7 +63,11 @@ class Study:
         names = ", ".join(self.arms)
         refuse(not self.arms, "study.arms", {}, "is an empty axis; name at least one arm")
         refuse(self.reference not in self.arms, "study.reference", self.reference, f"must be one of the arms {names}")
-        arms = {"between": self.between, "windows": self.windows, "controls": {*self.controls, *self.controls.values()}}
+        arms: dict[str, Iterable[str]] = {
+            "between": self.between,
+            "windows": self.windows,
+            "controls": {*self.controls, *self.controls.values()},
+        }
         for key, named in arms.items():
             stray = [name for name in named if name not in self.arms]
             refuse(stray, f"study.{key}", stray, f"must name arms, which are {names}")
