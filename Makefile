@@ -4,10 +4,10 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install corpus demo bases smollm2 gemma oldest sweep test lint format types wheel clean
+.PHONY: help install corpus demo bases smollm2 gemma oldest sweep test test-all test-costs lint format types wheel clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile
 
 install: .venv/installed  ## everything, into .venv (about 2 GB)
 
@@ -42,8 +42,16 @@ gemma: install  ## Gemma 3 270M (base) likewise (253 MB); asks about its terms, 
 	$(BIN)/python -m pip install --quiet --editable ".[hf]"
 
 test: export OMP_NUM_THREADS = 1
-test: install  ## the tests, in two processes of one thread
+test: install  ## the tests but the slow ones, in two processes of one thread
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not sweep"
+
+test-all: export OMP_NUM_THREADS = 1
+test-all: install  ## all tests, as .ci/run runs them
 	$(BIN)/python -m pytest -q -n 2
+
+test-costs: export OMP_NUM_THREADS = 1
+test-costs: install  ## all tests one by one, and the list of the slow ones again (tests/slow.json)
+	$(BIN)/python -m pytest -q -p tests.costs
 
 oldest: install  ## the oldest transformers that works, beside the one in .venv, and its tests
 	$(BIN)/python -m pip install --quiet --target .venv/oldest "huggingface_hub<2"

@@ -1,166 +1,211 @@
-"""Forward and backward of one attention layer at the shape of run=tiny_lccp: dense beside Lighthouse, on the CPU.
+"""One attention layer, forward and backward, and a training step of run=tiny_lccp on one row: dense and Lighthouse.
 
-Seconds are paired: at each length one process takes dense and sparse in turn, `--repeats` times, and medians are
-compared. Peak memory is that of a process of its own for each, VmHWM over what it held before the first pass. The
-budget is `--budget` windows, at short lengths half of the widest windows that there are. Where a dense pass would take
-more than `--longest-seconds`, by the square of the length before, its seconds are extrapolated by the fitted exponent,
-and marked. The exponent is the slope of log seconds over log tokens, by least squares.
+Seconds are paired: a process takes dense and sparse in turn, and medians over `--pairs` are compared. Beside the clock
+stand the seconds of the processor, which a busy machine stretches less; ratios and exponents are of these. Peak memory
+is VmHWM over what the process held before, each kind in a process of its own. The budget is `--budget` windows, at
+short lengths half of the widest windows that there are. Where a dense pass would take over `--longest-seconds`, its
+seconds are extrapolated by the exponent fitted to those that ran, and marked; its memory is not. The exponent is the
+slope of log seconds over log tokens, by least squares.
 
-    PYTHONPATH=. python bench/lighthouse_cpu.py --tokens 4096 8192 16384
+Every number is written to --out as soon as it is there, and what --out holds is not measured again. So a killed run
+goes on, and a later one adds longer rows.
+
+    PYTHONPATH=. python bench/lighthouse_cpu.py --tokens 4096 16384 65536
 """
 
 import argparse
 import json
+import math
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from long_cpu import status
-from step_cpu import machine
 
+from bench.long_cpu import status
+from bench.plan_accuracy import one_pass
 from lccp_sim.configure.compose import check
+from lccp_sim.files import write_atomic
 from lccp_sim.models.attention import Attention
 from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.positions import rotation
+from lccp_sim.models.transformer import Transformer, initialise
 
 RESULT = Path(__file__).parent / "results" / "lighthouse_cpu.json"
 KINDS = ("dense", "sparse")
 TILE = 128
+Pass = Callable[[str], None]
+Cell = dict[str, Any]
 
 
 def settings(tokens: int, levels: int, factor: int, budget: int) -> LighthouseAttention:
     """Lighthouse attention for rows of `tokens`."""
     most = tokens // factor ** (levels - 1) // 2
-    tile = min(TILE, most)
+    tile = min(TILE, most, budget)
     return LighthouseAttention(levels, factor, min(budget, most) // tile * tile, tile_budget=tile)
 
 
-class Layer:
-    """The layer and one row of `tokens`; the same weights and values for both kinds."""
+def layer(tokens: int, attention: LighthouseAttention) -> Pass:
+    """Forward and backward of a layer over one row: the same weights and values for both kinds."""
+    model = replace(check(["run=tiny_lccp"]).model, attention=attention)
+    torch.manual_seed(0)
+    module, bounds = Attention(model, 0), torch.tensor([0, tokens])
+    x_BTD, grad_BTD = (torch.randn(1, tokens, model.d_model) for _ in range(2))
+    frequencies, scale = model.rope.frequencies(model.d_head)
+    rope = rotation(torch.arange(tokens)[None], frequencies, scale, torch.float32)
+    x_BTD.requires_grad_()
 
-    def __init__(self, tokens: int, attention: LighthouseAttention):
-        model = replace(check(["run=tiny_lccp"]).model, attention=attention)
-        torch.manual_seed(0)
-        self.attention, self.bounds = Attention(model, 0), torch.tensor([0, tokens])
-        self.x_BTD, self.grad_BTD = (torch.randn(1, tokens, model.d_model) for _ in range(2))
-        frequencies, scale = model.rope.frequencies(model.d_head)
-        self.rope = rotation(torch.arange(tokens)[None], frequencies, scale, torch.float32)
-
-    def seconds(self, kind: str) -> tuple[float, float]:
-        """Seconds of a forward pass and of the backward pass after it."""
-        x_BTD = self.x_BTD.requires_grad_()
+    def run(kind: str) -> None:
         x_BTD.grad = None
-        began = time.perf_counter()
-        y_BTD = self.attention(x_BTD, self.rope, self.bounds, sparse=kind == "sparse")
-        between = time.perf_counter()
-        y_BTD.backward(self.grad_BTD)
-        return between - began, time.perf_counter() - between
+        module(x_BTD, rope, bounds, sparse=kind == "sparse").backward(grad_BTD)
+
+    return run
 
 
-def timed(tokens: int, attention: LighthouseAttention, kinds: list[str], repeats: int) -> dict[str, Any]:
-    """Seconds of all pairs in this process, once each kind has warmed up at 1,024 tokens."""
-    short = Layer(1024, settings(1024, attention.levels, attention.factor, attention.budget))
+def step(tokens: int, attention: LighthouseAttention) -> Pass:
+    """A training step of the model on one row, AdamW included."""
+    config = check(["run=tiny_lccp"])
+    vocabulary = config.data.tokenizer.vocab_size
+    model = initialise(Transformer(replace(config.model, attention=attention), vocabulary), 0)
+    row = torch.randint(1, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def run(kind: str) -> None:
+        one_pass(model, row, sparse=kind == "sparse")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+PARTS: dict[str, Callable[[int, LighthouseAttention], Pass]] = {"layer": layer, "step": step}
+
+
+def seconds(run: Pass, kind: str) -> list[float]:
+    """Of the clock, and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    run(kind)
+    return [time.perf_counter() - clock, time.process_time() - processor]
+
+
+def child(part: str, tokens: int, shape: list[int], what: str, kinds: list[str], pairs: int, threads: int) -> None:
+    """Prints a line of JSON a pair, {kind: [clock, processor]}, or the peak of one kind in MiB."""
+    torch.set_num_threads(threads)
+    levels, factor, budget, tile = shape
+    warm = PARTS[part](1024, settings(1024, levels, factor, budget))
     for kind in kinds:
-        short.seconds(kind)
-    layer = Layer(tokens, attention)
-    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-    for _ in range(repeats):
-        for kind in kinds:
-            found[kind].append(layer.seconds(kind))
-    return found
-
-
-def peak(tokens: int, attention: LighthouseAttention, kind: str) -> float:
-    """MiB that one forward and backward pass takes at its peak beside the layer and its input."""
-    layer = Layer(tokens, attention)
+        warm(kind)
     before = status("VmRSS")
-    layer.seconds(kind)
-    return status("VmHWM") - before
+    run = PARTS[part](tokens, LighthouseAttention(levels, factor, budget, tile_budget=tile))
+    for number in range(pairs):
+        found = {kind: seconds(run, kind) for kind in (kinds if number % 2 == 0 else kinds[::-1])}
+        print(json.dumps(status("VmHWM") - before if what == "peak" else found), flush=True)
 
 
-def child(what: str, *arguments: Any) -> Any:
-    """What a process of its own finds."""
-    command = [sys.executable, __file__, "--only", json.dumps([what, *arguments])]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+def lines(*arguments: Any) -> Iterator[Any]:
+    """What a child prints, as it comes."""
+    command = [sys.executable, __file__, "--only", json.dumps(arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from map(json.loads, process.stdout)
+    if process.returncode:
+        raise SystemExit(f"{arguments}: the process ended with {process.returncode}")
 
 
-def exponent(cells: list[dict[str, Any]], kind: str) -> tuple[float, float] | None:
+def ran(cell: Cell, kind: str) -> float | None:
+    """The median of the processor's seconds, where there are any."""
+    found = [pair[kind][1] for pair in cell["pairs"] if kind in pair]
+    return statistics.median(found) if found else None
+
+
+def fit(cells: list[Cell], part: str, kind: str) -> tuple[float, float] | None:
     """Slope and intercept of log seconds over log tokens; None of fewer than two lengths."""
-    points = [(c["tokens"], c[kind]["seconds"]) for c in cells if kind in c and not c[kind].get("extrapolated")]
+    points = [(c["tokens"], s) for c in cells if c["part"] == part and (s := ran(c, kind)) is not None]
     if len(points) < 2:
         return None
-    tokens, seconds = np.log(np.array(points)).T
-    slope, intercept = np.polyfit(tokens, seconds, 1)
+    slope, intercept = np.polyfit(*np.log(np.array(points)).T, 1)
     return float(slope), float(intercept)
 
 
-def measure(tokens: int, before: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """One length: medians, all pairs, and peaks of both kinds."""
+def summarise(out: dict[str, Any]) -> None:
+    """Sets seconds, ratios and exponents from what was measured."""
+    fits = {part: {kind: fit(out["cells"], part, kind) for kind in KINDS} for part in PARTS}
+    out["exponent"] = {part: {kind: of and of[0] for kind, of in each.items()} for part, each in fits.items()}
+    for cell in out["cells"]:
+        dense, sparse, line = ran(cell, "dense"), ran(cell, "sparse"), fits[cell["part"]]["dense"]
+        cell["dense_extrapolated"] = dense is None and line is not None
+        if dense is None and line is not None:
+            dense = math.exp(line[1]) * cell["tokens"] ** line[0]
+        cell["seconds"] = {"dense": dense, "sparse": sparse}
+        cell["faster"] = dense / sparse if dense and sparse else None
+
+
+def measure(out: dict[str, Any], part: str, tokens: int, options: argparse.Namespace) -> None:
+    """None, once the cell holds all its pairs and peaks; each is saved when it is there."""
     attention = settings(tokens, options.levels, options.factor, options.budget)
-    kinds, timed_dense = list(KINDS), [c for c in before if "pairs" in c.get("dense", {})]
-    if timed_dense:
-        last = timed_dense[-1]
-        foretold = last["dense"]["seconds"] * (tokens / last["tokens"]) ** 2
-        if foretold > options.longest_seconds or tokens > options.dense_up_to:
-            kinds.remove("dense")
     shape = [attention.levels, attention.factor, attention.budget, attention.tile_budget]
-    cell: dict[str, Any] = {"tokens": tokens, "budget": attention.budget, "entries": attention.entries(tokens)}
-    found = child("time", tokens, shape, kinds, options.repeats, options.threads)
-    for kind in kinds:
-        forward, backward = np.median(np.array(found[kind]), axis=0).tolist()
-        both = float(np.median(np.sum(found[kind], axis=1)))
-        cell[kind] = {"seconds": both, "forward_seconds": forward, "backward_seconds": backward, "pairs": found[kind]}
-        cell[kind]["peak_mib"] = child("peak", tokens, shape, kind, options.threads)
-    fit = exponent(before, "dense")
-    if "dense" not in kinds and fit is not None and tokens <= options.dense_up_to:
-        cell["dense"] = {"seconds": float(np.exp(fit[1]) * tokens ** fit[0]), "extrapolated": True}
-    if "dense" in cell:
-        cell["faster"] = cell["dense"]["seconds"] / cell["sparse"]["seconds"]
-    return cell
+    cell = next((c for c in out["cells"] if (c["part"], c["tokens"]) == (part, tokens)), None)
+    if cell is None:
+        cell = {"part": part, "tokens": tokens, "budget": attention.budget, "entries": attention.entries(tokens)}
+        cell |= {"pairs": [], "peak_mib": {}}
+        out["cells"] = sorted([*out["cells"], cell], key=lambda c: (list(PARTS).index(c["part"]), c["tokens"]))
+    longest = [(c["tokens"], s) for c in out["cells"] if c["part"] == part and (s := ran(c, "dense")) is not None]
+    last, took = max(longest, default=(tokens, 0.0))
+    affordable = took * max(1.0, tokens / last) ** 2 <= options.longest_seconds and tokens <= options.dense_up_to
+    kinds = [kind for kind in KINDS if kind == "sparse" or affordable]
 
+    def save() -> None:
+        summarise(out)
+        write_atomic(options.out, json.dumps(out, indent=1) + "\n")
+        shown = {
+            key: cell.get(key) for key in ("part", "tokens", "seconds", "faster", "dense_extrapolated", "peak_mib")
+        }
+        print(shown, out["exponent"][part], flush=True)
 
-def only(what: str, tokens: int, shape: list[int], *more: Any) -> Any:
-    """The work of a child."""
-    *rest, threads = more
-    torch.set_num_threads(threads)
-    levels, factor, budget, tile = shape
-    attention = LighthouseAttention(levels, factor, budget, tile_budget=tile)
-    return timed(tokens, attention, *rest) if what == "time" else peak(tokens, attention, *rest)
+    left = options.pairs - len(cell["pairs"])
+    for pair in lines(part, tokens, shape, "time", kinds, left, options.threads) if left > 0 else ():
+        cell["pairs"].append(pair)
+        save()
+    for kind in (kind for kind in kinds if kind not in cell["peak_mib"]):
+        (cell["peak_mib"][kind],) = lines(part, tokens, shape, "peak", [kind], 1, options.threads)
+        save()
 
 
 def main() -> None:
-    """Prints every length and writes them to --out."""
+    """Prints every cell as it grows; --out has them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     lengths = [2**n for n in range(12, 19)] + [2**20]
     parser.add_argument("--tokens", type=int, nargs="+", default=lengths)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--dense-up-to", type=int, default=2**18, help="tokens above which dense attention is left out")
     parser.add_argument("--longest-seconds", type=float, default=1200.0)
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--factor", type=int, default=4)
     parser.add_argument("--budget", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(only(*options.only)))
+        child(*options.only)
         return
-    chosen = {key: getattr(options, key) for key in ("levels", "factor", "budget", "repeats", "threads")}
-    out: dict[str, Any] = {"machine": machine(), "settings": chosen, "cells": []}
+    from bench.step_cpu import machine
+
+    chosen = {key: getattr(options, key) for key in ("levels", "factor", "budget", "threads")}
+    fresh: dict[str, Any] = {"machine": machine(), "settings": chosen, "cells": []}
+    out = json.loads(options.out.read_text()) if options.out.exists() else fresh
+    if (out["machine"], out["settings"]) != (fresh["machine"], fresh["settings"]):
+        raise SystemExit(f"{options.out}: of another machine or other settings; give another --out")
     for tokens in sorted(options.tokens):
-        out["cells"].append(measure(tokens, out["cells"], options))
-        fits = {kind: exponent(out["cells"], kind) for kind in KINDS}
-        out["exponent"] = {kind: fit and fit[0] for kind, fit in fits.items()}
-        shown = {k: v if not isinstance(v, dict) else {n: x for n, x in v.items() if n != "pairs"}
-                 for k, v in out["cells"][-1].items()}  # fmt: skip
-        print(shown, out["exponent"], flush=True)
-        options.out.write_text(json.dumps(out, indent=1) + "\n")  # a long run that is cut keeps its cells
+        for part in options.parts:
+            measure(out, part, tokens, options)
 
 
 if __name__ == "__main__":

@@ -81,10 +81,10 @@ SHAPES: dict[str, Case] = {
 }
 
 
-def one_pass(model: Transformer, row: Tensor, bf16: bool = False, cp: int = 1) -> None:
+def one_pass(model: Transformer, row: Tensor, bf16: bool = False, cp: int = 1, sparse: bool = True) -> None:
     """None; a forward and a backward pass over one row, or one rank's part of it, as training makes them."""
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-        out = model(row, bounds=torch.tensor([0, row.numel() * cp]), sparse=True)
+        out = model(row, bounds=torch.tensor([0, row.numel() * cp]), sparse=sparse)
         loss = cross_entropy(out.hidden_BTD[0], model.head_weight, row[0].roll(-1), row.numel())
         loss = loss + 0.01 * out.balance_loss + 0.001 * out.z_loss
     loss.backward()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
 from lccp_sim.errors import is_message
 from lccp_sim.verbs.chain import CHAIN_VERB
-from lccp_sim.verbs.checkpoints import EXPORT_VERB, IMPORT_VERB, MEASURE_VERB
+from lccp_sim.verbs.checkpoints import EXPORT_VERB, IMPORT_VERB, MEASURE_VERB, WATCH_VERB
 from lccp_sim.verbs.data import DATA_VERB
 from lccp_sim.verbs.doctor import DOCTOR_VERB
 from lccp_sim.verbs.judge import COMPARE_VERB, GATE_VERB
@@ -28,6 +28,7 @@ VERBS = {
     "train": TRAIN_VERB,
     "chain": CHAIN_VERB,
     "measure": MEASURE_VERB,
+    "watch": WATCH_VERB,
     "report": REPORT_VERB,
     "study": STUDY_VERB,
     "plan": PLAN_VERB,

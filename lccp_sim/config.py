@@ -274,12 +274,14 @@ class MonitorsConfig:
     """Which monitors measure a run, by name, and the first window in tokens (null: only step 0 and the end).
 
     `watch` has the dataclasses of monitors/. They see the model in `precision` (null: that of the run). Logits and what
-    a head attends to are fp32 in both.
+    a head attends to are fp32 in both. Attention is dense; `attention` both: needle, perplexity and induction are
+    measured with that of training, too, as long as it is sparse.
     """
 
     first_window_tokens: Size | None = None
     watch: dict[str, Any] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] | None = None
+    attention: Literal["dense", "both"] = "dense"
 
 
 @dataclass(frozen=True)

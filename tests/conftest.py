@@ -10,6 +10,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.costs import slow_tests  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -25,3 +27,11 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests."""
+    known = slow_tests()
+    for item in items:
+        if item.nodeid in known:
+            item.add_marker("slow")

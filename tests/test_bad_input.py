@@ -154,7 +154,7 @@ CONFIG = {
     "missing path": ("data.sources.prose.paths=[/no/where]", "data.sources.prose.paths='/no/where': does not exist"),
     "no path": ("data.sources.prose.paths=[]", "data.sources.prose.paths=[]: is empty"),
     "long context": (LONG, "run.context_tokens=65536: longer than every document"),
-    "no GPU": ("run.accelerator=gpu", "run.accelerator='gpu': there is none that torch can use"),
+    "no GPU": ("run.accelerator=gpu", "run.accelerator='gpu': torch finds no usable GPU"),
     "long needle": ("monitors.needle.lengths=[65536]", "no held-out document of 'prose' has"),
     "long perplexity": ("monitors.perplexity.context_tokens=65536", "lower monitors.perplexity.context_tokens"),
     "logger without class": ("run.loggers.mine.project=a", "run.loggers.mine.class=None: must be the dotted path"),
@@ -211,7 +211,7 @@ def chained(home: Path, base: Path | str, *overrides: str) -> list[str]:
 def test_a_base_that_is_not_there(home: Path, directory: Path, refused: Refused) -> None:
     assert "nothing there; train that run first, or name another" in refused("train", *chained(home, "/no/where-*"))
     shutil.copytree(directory, home / "runs" / "tiny-s0-second")
-    assert "more than one" in refused("train", *chained(home, f"{home}/runs/tiny-s0-*"))
+    assert "matches several" in refused("train", *chained(home, f"{home}/runs/tiny-s0-*"))
 
 
 def test_a_base_that_is_not_finished(home: Path, directory: Path, refused: Refused) -> None:
@@ -235,7 +235,7 @@ def test_a_base_with_another_tokenizer(home: Path, directory: Path, refused: Ref
 def test_a_base_whose_last_checkpoint_is_damaged(home: Path, directory: Path, refused: Refused) -> None:
     windows(directory)[-1].write_bytes(b"torn")
     line = refused("train", *chained(home, directory))
-    assert "no whole last checkpoint" in line and "does not match its manifest's hash" in line
+    assert "no intact last checkpoint" in line and "does not match its manifest's hash" in line
     line = refused("train", *chained(home, windows(directory)[-1]))
     assert "does not match its manifest's hash; name another checkpoint" in line
 
@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     windows(directory)[-1].write_bytes(b"torn")
     assert main(["train", *arguments(home)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "window-00000008.ckpt: the file does not match its manifest's hash; going on from window-0000" in said
+    assert "window-00000008.ckpt: the file does not match its manifest's hash; continuing from window-0000" in said
     assert_same_run(directory, next((origin / "runs").glob("tiny-s0-*")))
 
 
@@ -277,7 +277,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(home: Path, director
     unfinish(directory)
     for path in (directory / "checkpoints").glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:-100])
-    assert "no whole checkpoint to go on from" in refused("train", *arguments(home))
+    assert "no intact checkpoint to continue from" in refused("train", *arguments(home))
     shutil.rmtree(directory / "checkpoints")
     assert "it has none, but records up to step 12" in refused("train", *arguments(home))
 
@@ -330,14 +330,14 @@ def test_damaged_or_lost_records(
     line = text.index(b"\n") + 1
     path.write_bytes(text[:line])
     assert main(["train", *arguments(home)]) == 1
-    assert f"has {line} bytes, and the checkpoint knows" in capsys.readouterr().err
+    assert f"has {line} bytes, but the checkpoint knows" in capsys.readouterr().err
     path.unlink()
     assert main(["train", *arguments(home)]) == 1
-    assert "has 0 bytes, and the checkpoint knows" in capsys.readouterr().err
+    assert "has 0 bytes, but the checkpoint knows" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_run_of_ours(home: Path, directory: Path, refused: Refused) -> None:
-    assert "no run directory" in refused("measure", "/no/where")
+    assert "not a run directory" in refused("measure", "/no/where")
     refused("report", "/no/where")
     (directory / "config.yaml").write_text("name: foreign\n")
     assert "not a config of this version" in refused("measure", str(directory))
@@ -353,7 +353,7 @@ def test_other_text_under_the_same_settings(origin: Path, home: Path, directory:
     text = path.read_text()
     try:
         path.write_text("Something else. " * 100)
-        assert "the text of data.sources is not what the run began with" in refused("train", *arguments(home))
+        assert "the text of data.sources has changed since the run began" in refused("train", *arguments(home))
     finally:
         path.write_text(text)
 

@@ -38,7 +38,7 @@ def test_each_run_starts_from_the_one_before(trained: list[Config], tmp_path: Pa
         (["tiny_sft", "tiny_lr"], "lccp: run=tiny_lr: no such config; there are"),
         (
             ["seed=3"],
-            "lccp: chain: no run is named, only key=value; name runs in their order: lccp chain tiny_sft tiny_",
+            "lccp: chain: no run named, only key=value; name the runs in order: lccp chain tiny_sft tiny_",
         ),
         (["tiny_sft", "run=tiny_rl"], "lccp: chain: run=tiny_rl: name runs without run=, as in lccp chain tiny_sft"),
         (["tiny_sft", "tiny_rl", "objective.group=1"], "lccp: objective.group: no such key"),

@@ -21,7 +21,7 @@ MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 # docs/first_hour.md has a test of its own.
-NAMES = "measuring data plan huggingface models analysis real_models post_training studies/README".split()
+NAMES = "measuring in_your_loop data plan huggingface models analysis real_models post_training studies/README".split()
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 
@@ -44,7 +44,7 @@ def arms(words: list[str]) -> list[list[str]]:
 def verbs() -> set[str]:
     code = "import sys; from lccp_sim.cli import main; sys.exit(main())"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
-    names = "train chain measure report study plan data import export gate compare doctor".split()
+    names = "train chain measure watch report study plan data import export gate compare doctor".split()
     return {verb for verb in names if re.search(rf"\b{verb}\b", shown)}
 
 

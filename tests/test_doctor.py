@@ -122,7 +122,7 @@ def test_a_backend_that_is_faster_than_auto_is_recommended(brief: None, monkeypa
 
 def test_auto_that_takes_what_is_not_usable_is_said(brief: None) -> None:
     [row] = doctor.speed_rows({"loop": loop}, [])
-    assert not row.ok and row.value.endswith("takes what is not usable here")
+    assert not row.ok and row.value.endswith("takes a backend that is not usable here")
 
 
 def test_an_optional_package_that_is_absent_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

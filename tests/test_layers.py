@@ -40,7 +40,7 @@ HOMES = {  # package -> the places that may name it
     "torch.distributed": ("train/parallel/", "train/saved/sharded.py"),
     **dict.fromkeys(("datasets", "tokenizers"), ("data/",)),
     **dict.fromkeys(("megablocks", "grouped_gemm"), ("models/experts.py",)),
-    "transformers": ("models/foreign/adapter.py", "models/foreign/hf.py"),
+    "transformers": ("models/foreign/adapter.py", "models/foreign/hf.py", "train/window/trainer.py"),
     "torch": ("train/", "monitors/", "models/", "data/", "verbs/"),
 }
 HEAVY = set("torch lightning hydra omegaconf pydantic numpy pandas matplotlib datasets tokenizers".split())

@@ -20,7 +20,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 
-NAMES = "balance context extension heads masking mixture post replicate rope scale schedule".split()
+NAMES = "attention balance context extension heads masking mixture post replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
 RATES = {"low": 1e-3, "high": 2e-3}
 FEW = ["run.tokens=2048", "monitors.perplexity=null"]
@@ -33,7 +33,7 @@ def test_the_studies_are_those_that_the_documents_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_study_is_of_known_keys_and_of_different_runs(name):
     study = read_study(name)
-    assert study.question.endswith("?") and len(study.arms) <= 6 and study.seeds == [0, 1, 2]
+    assert study.question.endswith("?") and len(study.arms) <= 7 and study.seeds == [0, 1, 2]
     places = set()
     for arm, words in study.arms.items():
         for base in study.base:

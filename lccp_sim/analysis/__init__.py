@@ -1,1 +1,1 @@
-"""From the files of a run directory to a verdict: records and samples only, no torch; nothing here changes a run."""
+"""From the files of a run directory to a verdict. Reads records and samples only; needs no torch; changes no run."""

@@ -1,13 +1,13 @@
-"""How far training has gone, measured by its learning rate: forward and annealing areas in place of tokens.
+"""Forward and annealing areas of the learning rate, which replace tokens as the measure of training progress.
 
-A loss law in tokens holds under a constant learning rate alone: a token at a tenth of the rate moves the weights a
-tenth as far, and a falling rate lowers the loss by itself. So laws are read in two areas: the forward area, the sum of
-rates, and the annealing area, the sum of a fading memory of the rate's falls (arXiv 2408.11029 eq. 1, which
-arXiv 2505.07796 eq. 4 takes over). Both are given in tokens at the peak rate, so that under a constant rate the forward
-area is the token count, the annealing area is 0, and nothing differs from a law in tokens.
+A loss law in tokens holds only under a constant learning rate: a token at a tenth of the rate moves the weights a tenth
+as far, and a falling rate lowers the loss by itself. So laws use two areas. The forward area is the sum of rates. The
+annealing area is the sum of a decaying memory of the rate's decreases (arXiv 2408.11029 eq. 1, adopted by
+arXiv 2505.07796 eq. 4). Both are expressed in tokens at the peak rate, so that under a constant rate the forward area
+is the token count, the annealing area is 0, and the law is a law in tokens.
 
-Design note: the paper leaves warm-up open. Here the memory starts at the peak: a warm-up adds to the forward area as
-its rates do, and a rise before the peak is no negative annealing.
+Design note: the paper does not define warm-up. Here the memory starts at the peak. A warm-up adds its rates to the
+forward area, and its increase does not count as negative annealing.
 """
 
 from collections.abc import Mapping
@@ -23,34 +23,34 @@ from lccp_sim.analysis.run import RunData
 from lccp_sim.config import OptimConfig
 
 Array = npt.NDArray[np.float64]
-MEMORY = 0.999  # what a step keeps of the memory of falls (arXiv 2408.11029 sec. 3)
-HELD = 0.1  # share of the steps at the peak from which on a schedule has a plateau; a cosine has a few per cent
-FELL = 1e-3  # of the peak: a rate that is this much below it has fallen
+MEMORY = 0.999  # decay of the memory of decreases per step (arXiv 2408.11029 sec. 3)
+HELD = 0.1  # least share of steps at the peak for a schedule to have a plateau; a cosine has a few per cent
+FELL = 1e-3  # a rate that is below the peak by this share of it has fallen
 
 
 @dataclass(frozen=True)
 class Areas:
-    """Forward and annealing area [W], both in tokens at the peak rate."""
+    """Forward and annealing areas [W], both in tokens at the peak rate."""
 
     forward: Array
     annealing: Array
 
     @classmethod
     def constant(cls, tokens: Array) -> "Areas":
-        """The areas under a constant rate: the tokens, and no annealing."""
+        """Return the areas under a constant rate: the tokens, and no annealing."""
         tokens = np.asarray(tokens, float)
         return cls(tokens, np.zeros_like(tokens))
 
     @property
     def annealed(self) -> bool:
-        """Whether the rate fell before any of these places, so that there is an annealing to fit."""
+        """Whether the rate fell before any of these points, so that there is annealing to fit."""
         return bool(self.annealing.any())
 
     def __getitem__(self, part: Any) -> "Areas":
         return Areas(self.forward[part], self.annealing[part])
 
     def then(self, other: "Areas") -> "Areas":
-        """These places, and after them those of `other`."""
+        """Append the points of `other`."""
         return Areas(np.append(self.forward, other.forward), np.append(self.annealing, other.annealing))
 
 
@@ -73,7 +73,7 @@ class Rate:
         return int(self.peak + below[0]) if below.size else None
 
     def at(self, tokens: Array) -> Areas:
-        """The areas at token counts of this schedule, linear between steps. Beyond its end the last rate goes on."""
+        """Compute the areas at token counts, linear between steps. After the schedule's end the last rate continues."""
         tokens = np.asarray(tokens, float)
         more = max(0, int(np.ceil(np.max(tokens, initial=0) / self.batch_tokens)) - len(self.rate_S))
         rate_S = np.append(self.rate_S, np.full(more, self.rate_S[-1])) / self.rate_S[self.peak]
@@ -85,9 +85,9 @@ class Rate:
         return Areas(*areas)
 
     def doubled(self, tokens: float) -> Areas:
-        """The areas at the end of a run twice as long as this one up to `tokens`, under the same kind of schedule.
+        """Compute the areas at the end of a run twice as long as this run up to `tokens`, under the same schedule.
 
-        One with a plateau holds it for longer, then falls as before; any other is stretched.
+        A schedule with a plateau extends the plateau and then falls as before; any other schedule is stretched.
         """
         steps = round(tokens / self.batch_tokens)
         rate_S = self.rate_S[:steps] if steps <= len(self.rate_S) else self.rate_S
@@ -101,19 +101,19 @@ class Rate:
         return Rate(rate_S, self.batch_tokens).at(np.array([2.0 * steps * self.batch_tokens]))
 
     def said(self) -> str:
-        """What the rate does, in words."""
+        """A description of the schedule."""
         top, end = self.rate_S[self.peak], self.rate_S[-1]
         if self.fall is None:
             return f"the learning rate stays at its peak of {top:.3g}"
         share = self.fall / len(self.rate_S)
-        return f"the learning rate falls from {top:.3g} to {end:.3g}, from {100 * share:.0f} % of the run on"
+        return f"the learning rate falls from {top:.3g} to {end:.3g}, starting at {100 * share:.0f} % of the run"
 
 
 def rate_of(run: RunData) -> Rate | None:
-    """The rate of a run whose schedule is not constant after its warm-up; None for a constant one, or none recorded.
+    """Return the learning rate of a run, None if it is constant after warm-up or was not recorded.
 
-    Logged rates are joined by straight lines. Before the first one they are those of the config, and of a live run so
-    are those that are still to come.
+    Logged rates are interpolated linearly. Rates before the first logged one, and future rates of a live run, come from
+    the config.
     """
     batch = run.setting("run.batch_tokens")
     rows = run.select("train", "lr")
@@ -132,7 +132,7 @@ def rate_of(run: RunData) -> Rate | None:
 
 
 def _planned(optim: Mapping[str, Any], steps: int) -> Array | None:
-    """The rate of each step that a config plans; None where it does not say."""
+    """Return the rate of each step as the config plans it; None if the config does not say."""
     known = {each.name for each in fields(OptimConfig)}
     if "lr" not in optim or not steps:
         return None

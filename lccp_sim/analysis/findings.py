@@ -1,8 +1,8 @@
-"""Everything that is computed from a run, once: how each metric moved, its law and verdict, what could be foretold.
+"""Everything computed from a run, once: the change of each metric, its law and verdict, and forecasts.
 
-Words, tables and figures only read this, so that a number cannot differ between them. What a reader would question:
-parts of a metric (a length, a source, an arm) get intervals and verdicts from a quarter of the resamples, because there
-are many of them; whole monitors get them from all.
+Sentences, tables and figures only read it, so a number cannot differ between them. Design note: parts of a metric (a
+length, a source, an arm) get intervals and verdicts from a quarter of the resamples, because there are many of them.
+Overall metrics use all resamples.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from lccp_sim.analysis.stats.saturation import Lag, Progress, lag, progress
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
-WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # the order in which they are computed
+WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # in order of computation
 ANSWER, HEADS = ("hit_frac", "answer_nll_nats"), ("retrieval_heads_count", "initial_heads_mean_frac")
 PROBE = tuple(each.name for each in shown("page", "probe") if each.scale != SIGNED)
 GAINS = tuple(each.name for each in shown("page", "probe") if each.scale == SIGNED)
@@ -33,11 +33,11 @@ PART_DRAWS = 250
 
 @dataclass
 class Findings:
-    """Curves, Progress, laws, Decision, Lag by (monitor, metric, tags); forecasts; heads by set of texts.
+    """Curves, Progress, laws, Decision and Lag by (monitor, metric, tags); forecasts; heads by set of texts.
 
-    `steps_sft`: the fine-tuning steps that the probe recorded. Whole monitors have no tags, the probe too: that is the
-    probe after its last fine-tuning step. `stays`: whether that has stopped moving. `knees`: what Kneedle would call
-    the knee, to be shown as a caution. `turning`: when the short-context loss is back where it was at step 0.
+    Overall metrics have no tags; for the probe these are its values after the last fine-tuning step. `steps_sft`: the
+    fine-tuning steps that the probe recorded. `stays`: whether the probe has stopped moving. `knees`: the knee
+    according to Kneedle, shown as a caution. `turning`: when the short-context loss returns to its value at step 0.
     """
 
     run: RunData
@@ -58,31 +58,31 @@ class Findings:
     eps: float = EPS
 
     def curve(self, monitor: str, metric: str, **tags: Tag) -> Curve | None:
-        """The curve of a metric, or None where the run has none."""
+        """Return the curve of a metric, or None if the run has none."""
         return self.curves.get(key(monitor, metric, tags))
 
     def row(self, monitor: str, metric: str, **tags: Tag) -> Progress | None:
-        """How a metric moved, or None where the run does not have it."""
+        """Return how a metric changed, or None if the run does not have it."""
         return self.rows.get(key(monitor, metric, tags))
 
     def decision(self, monitor: str, metric: str, **tags: Tag) -> Decision | None:
-        """What the rule says about a metric, or None where the run does not have it."""
+        """Return the rule's decision about a metric, or None if the run does not have it."""
         return self.decisions.get(key(monitor, metric, tags))
 
     def lag(self, **tags: Tag) -> Lag | None:
-        """What the answer NLL gains after the hit's t95, for needles with these tags."""
+        """Return what the answer NLL gains after the hit's t95, for needles with these tags."""
         return self.lags.get(key("needle", "answer_nll_nats", tags))
 
     def whole(self) -> list[Progress]:
-        """The metrics of whole monitors, in the order of the report; of needles also those of the whole sentence."""
+        """Return the overall metrics in the order of the report; for needles also those of the full answer sentence."""
         return [row for row in self.rows.values() if row.tags in ({}, self.run.sentence)]
 
     def parts(self) -> list[Progress]:
-        """All other metrics: of a length, a source, an arm."""
+        """Return all other metrics: those of a length, a source or an arm."""
         return [row for row in self.rows.values() if row.tags not in ({}, self.run.sentence)]
 
     def by_length(self, variant: str) -> list[Progress]:
-        """How the hit of the headline span moved at each length of needle, the shortest first."""
+        """Return how the hit of the headline span changed at each needle length, shortest first."""
         wanted = {"variant": variant, "span": self.run.span()}.items()
         rows = [row for row in self.rows.values() if row.metric == "hit_frac" and wanted <= row.tags.items()]
         return sorted(rows, key=lambda row: row.tags["length"])
@@ -90,15 +90,15 @@ class Findings:
     def add(
         self, monitor: str, metrics: tuple[str, ...], tags: Mapping[str, Tag], of: Mapping[str, Tag] | None = None
     ) -> None:
-        """None, after the metrics with these tags were resampled together and entered.
+        """Resample the metrics with these tags together, and enter their curves.
 
-        `of`: the tags to look for instead, in records and samples, and to leave out of what is entered.
+        `of`: tags that select records and samples in addition, but are left out of the entered key.
         """
         for curve in curves(self.run, monitor, metrics, tags if of is None else of).values():
             self.enter(replace(curve, tags=tags))
 
     def enter(self, curve: Curve) -> None:
-        """None, after everything about a curve was computed and entered."""
+        """Compute and enter everything about a curve."""
         if curve.tags and curve.draws_RW is not None:
             curve = replace(curve, draws_RW=curve.draws_RW[:PART_DRAWS])
         name = key(curve.monitor, curve.metric, curve.tags)
@@ -109,12 +109,12 @@ class Findings:
 
 
 def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
-    """What names a curve: the monitor, the metric and the sorted tags."""
+    """Return the key of a curve: the monitor, the metric and the sorted tags."""
     return monitor, metric, tuple(sorted(tags.items()))
 
 
 def examine(run: RunData, eps: float = EPS) -> Findings:
-    """All curves of a run, each metric whole and in its parts; what the run did not record is simply absent."""
+    """Compute all curves of a run, each metric overall and in its parts; what was not recorded is absent."""
     found = Findings(run, eps=eps)
     for monitor in WHOLE:
         for metrics in groups("page", monitor):
@@ -157,7 +157,7 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
 
 
 def examine_signals(run: RunData) -> Findings:
-    """What the first screen needs of a run, as `examine` finds it, in a tenth of the time."""
+    """Compute only what the first screen needs, as `examine` does, in a tenth of the time."""
     found = Findings(run)
     for monitor in WHOLE:
         for metrics in groups("signal", monitor):
@@ -170,7 +170,7 @@ def examine_signals(run: RunData) -> Findings:
 
 
 def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) -> list[tuple[Tag, ...]]:
-    """The combinations of the values of `names` that a metric was recorded with (beside these tags), sorted."""
+    """Return the combinations of values of the tags `names` with which a metric was recorded (given `tags`), sorted."""
     rows = run.select(monitor, metric, *names, **tags)
     if rows.empty:
         return []
@@ -178,7 +178,7 @@ def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) ->
 
 
 def _probe(found: Findings) -> None:
-    """The probe: whole (after its last fine-tuning step), before fine-tuning, what fine-tuning gains, and by task."""
+    """Enter the probe: overall (after its last fine-tuning step), before fine-tuning, its gains, and by task."""
     run = found.run
     found.steps_sft = _tuning_steps(run)
     if not found.steps_sft:

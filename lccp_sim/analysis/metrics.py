@@ -1,7 +1,7 @@
-"""The catalogue of metrics: one row for each number that a monitor records. Everything that reads records asks here.
+"""The catalogue of metrics: one row for each number that a monitor records, used by everything that reads records.
 
-A metric that has no row (of a monitor that somebody added) is read by the suffix of its unit, see `metric_of`.
-docs/monitors.md defines each metric; a test holds its tables and this catalogue to the same names.
+A metric without a row (of a monitor that was added) is interpreted by its unit suffix, see `metric_of`.
+docs/monitors.md defines each metric; a test checks that its tables and this catalogue have the same names.
 """
 
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from lccp_sim.records import OF_SENTENCE
 UP, DOWN, NEITHER = "up", "down", ""
 LINEAR, LOG, LOGIT, SIGNED = "linear", "log", "logit", "signed"
 PLACES = {
-    "page": "whole-monitor tables: progress, law and verdict",
+    "page": "tables of overall metrics: progress, law and verdict",
     "signal": "the first screen",
     "forecast": "forecasts and the table of laws",
-    "beside": "set beside the probe: correlations, predictions",
-    "target": "the probe's side of these",
+    "beside": "compared with the probe: correlations, predictions",
+    "target": "the probe's metrics in these comparisons",
     "windows": "the table of every window",
-    "overlay": "curves of several runs over each other",
+    "overlay": "curves of several runs in one figure",
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What one number is.
+    """The description of one metric.
 
-    `key`: monitor/metric. `label`: its name in tables and figures. `better`: "up", "down", or "" where neither is.
-    `scale`: "logit" for shares of items (0 to 1), "log" for what stays above 0 and is drawn so, "linear" for what is
-    not below 0, "signed" for any number. `group`: metrics of a monitor with the same group share their items and are
-    resampled together; "" for one by itself. `shown`: words of PLACES.
+    `key`: monitor/metric. `label`: its name in tables and figures. `better`: "up", "down", or "" if neither. `scale`:
+    "logit" for shares of items (0 to 1), "log" for positive numbers drawn on a log axis, "linear" for numbers that are
+    not negative, "signed" for any number. `group`: metrics of a monitor with the same group share their items and are
+    resampled together; "" if resampled alone. `shown`: words of PLACES.
     """
 
     key: str
@@ -57,12 +57,12 @@ class Metric:
 
     @property
     def tallies(self) -> bool:
-        """Whether it only counts what other numbers rest on: no chart shows it."""
+        """Whether it only counts what other numbers are computed from, so that no chart shows it."""
         return self.unit == "count" and self.better == NEITHER
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """The least and the largest value that it can have; None where there is none."""
+        """The smallest and largest possible values; None where there is no bound."""
         return {LOGIT: (0, 1), SIGNED: (None, None)}.get(self.scale, (0, None))
 
 
@@ -138,13 +138,14 @@ METRICS = (
     Metric("routing/load_max_frac", "largest load", "fraction of rows", DOWN, LOGIT),
     Metric("routing/load_entropy_nats", "entropy of the load", "nats", UP, LINEAR),
     Metric("routing/dead_experts_count", "experts without a row", "count", DOWN, LINEAR),
-    Metric("stopping/saturated_frac", "watched metrics that are saturated", "fraction", NEITHER, LOGIT),
+    Metric("stopping/saturated_frac", "monitored metrics that are saturated", "fraction", NEITHER, LOGIT),
     Metric("stopping/doubling_gain_nats", "gain of the next doubling", "nats", NEITHER, SIGNED),
     Metric("stopping/doubling_gain_frac", "gain of the next doubling", "fraction", NEITHER, SIGNED),
     Metric("train/loss_nats", "training loss", NATS, DOWN, LINEAR),
     Metric("train/aux_loss", "router losses", "", DOWN, LINEAR),
     Metric("train/lr", "learning rate", "", NEITHER, LINEAR),
     Metric("train/grad_norm", "gradient norm", "", NEITHER, LINEAR),
+    Metric("train/dense_attention_frac", "layers with dense attention", "fraction", NEITHER, LOGIT),
     Metric("train/contrast_loss_nats", "contrast of heads, loss", "nats per pair", DOWN, LINEAR),
     Metric("train/chosen_wins_frac", "pairs whose margin is above 0", "fraction", UP, LOGIT),
     Metric("train/pairs_count", "pairs that differ", "count", NEITHER, LINEAR),
@@ -156,29 +157,34 @@ METRICS = (
     Metric("train/sampled_tokens_count", "length of the samples", "tokens", NEITHER, LINEAR),
 )  # fmt: skip
 CATALOGUE = {each.key: each for each in METRICS}
-BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # what a suffix says of a metric without a row
+BY_UNIT = {"nats": (DOWN, LINEAR), "frac": (UP, LOGIT)}  # direction and scale of a metric without a row, by suffix
 
 
 def metric_of(monitor: str, name: str) -> Metric:
-    """The row of a metric; of one that has none, what the suffix of its unit says: nats fall, all else rises.
+    """Return the row of a metric. Without a row, its unit suffix decides: nats improve downwards, all else upwards.
 
-    `name` may be that of the whole answer sentence, as loggers have it; the label says so.
+    `name` may be the loggers' name for the full answer sentence; the label then says so.
     """
     key = f"{monitor}/{name.removeprefix(OF_SENTENCE)}"
     unit = name.rpartition("_")[2]
     better, scale = BY_UNIT.get(unit, (UP, LINEAR))
     if (row := CATALOGUE.get(key)) is None:
         return Metric(key, f"{monitor} {name}", unit if unit in BY_UNIT else "", better, scale)
-    return replace(row, label=f"{row.label} of the whole sentence") if name.startswith(OF_SENTENCE) else row
+    return replace(row, label=f"{row.label} of the full sentence") if name.startswith(OF_SENTENCE) else row
+
+
+def labelled(key: str) -> str:
+    """Return the label of a metric with its key: "needle hit (needle/hit_frac)"."""
+    return f"{metric_of(*key.split('/')).label} ({key})"
 
 
 def shown(place: str, monitor: str = "") -> Iterator[Metric]:
-    """The metrics that a place of PLACES shows, of one monitor or of all, in the order of the catalogue."""
+    """Yield the metrics shown at a place of PLACES, of one monitor or of all, in the order of the catalogue."""
     return (each for each in METRICS if place in each.shown.split() and monitor in ("", each.monitor))
 
 
 def groups(place: str, monitor: str) -> list[tuple[str, ...]]:
-    """The names of a monitor's metrics at a place, those in one tuple that are resampled together."""
+    """Return the names of a monitor's metrics at a place; metrics in one tuple are resampled together."""
     found: dict[str, tuple[str, ...]] = {}
     for each in shown(place, monitor):
         name = each.group or each.key

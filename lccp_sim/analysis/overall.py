@@ -1,9 +1,9 @@
-"""Rows over a whole monitor, and of which span of the answer they are: the one place where a headline is chosen.
+"""Overall rows of a monitor and the answer span to which they refer: the one place that chooses the headline.
 
-The headline of needles is the span of the value, for hit, NLL and perplexity alike. Records say the span. Those of an
-earlier version had rows without one, which meant the whole sentence; records from elsewhere may hold cells alone.
-Questionable: where some window has no value span, the whole run is judged by the sentence, because a curve of two
-quantities is none.
+The headline of needles is the span of the value, for hit, NLL and perplexity alike. Records name their span. Records of
+an earlier version may lack it, which means the full sentence. Records of other tools may hold cells only. Design note:
+if any window has no value span, the entire run is judged by the sentence, because one curve must not mix two
+quantities.
 """
 
 import numpy as np
@@ -12,22 +12,22 @@ import pandas as pd
 from lccp_sim.records import HEADLINE, SENTENCE
 
 ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
-SPANNED = {  # monitors that record spans: their metrics, and the other tags of the rows that a headline is read from
+SPANNED = {  # monitors that record spans: their metrics, and the other tags of the rows that form the headline
     "needle": ((*ANSWER, "control_nll_nats", "gain_nats"), ("", "depth")),
     "intervention": ((*ANSWER, "causal_nll_nats"), ("", "arm")),
     "precondition": (("hit_frac",), ("length",)),
 }
 CELLED = {"needle": SPANNED["needle"][0], "perplexity": ("nll_nats", "ppl")}  # whose overall rows are means of cells
-VARIANT = "single"  # the cells that a whole needle monitor stands for
+VARIANT = "single"  # the cells that the needle monitor's overall rows average
 
 
 def with_overall(records: pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The records with a row of no tags for each whole monitor, and the span of the answer that such rows are of.
+    """Return the records with an overall row (no tags) for each metric, and the answer span of these rows by monitor.
 
-    Of each monitor of SPANNED the rows of the headline span lose that tag's name, not its value: they stand for the
-    monitor. It is HEADLINE where every window has it, else SENTENCE; then this is said in `warnings`. A metric without
-    rows of no tags gets the mean of its cells at each step, weighted by `n`: those of the fewest tags. That is said,
-    too.
+    For each monitor of SPANNED, rows of the headline span lose the tag's name, but keep its value: they become the
+    overall rows. The headline is HEADLINE if every window has it, else SENTENCE with a warning in `warnings`. A metric
+    without overall rows gets the mean of its cells at each step, weighted by `n`, over the cells with the fewest tags.
+    `warnings` report this as well.
     """
     present = [monitor for monitor in SPANNED if (records.monitor == monitor).any()]
     if present and "span" not in records:
@@ -47,18 +47,18 @@ def with_overall(records: pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFra
                 said += [f"{monitor}/{metric} (by {of.replace(',', ', ')})"] if found and not name else []
     for monitor in (each for each in earlier if spans[each] == HEADLINE):
         warnings.append(
-            f"{monitor}: records of an earlier version, whose overall rows are of the whole answer sentence; hit, NLL "
-            "and perplexity here are of the value's tokens"
+            f"{monitor}: the records are of an earlier version, whose overall rows refer to the full answer sentence; "
+            "hit, NLL and perplexity here refer to the value's tokens"
         )
     sentence = [monitor for monitor, span in spans.items() if span == SENTENCE]
     if sentence:
         warnings.append(
-            f"{', '.join(sentence)}: records of an earlier version, without the value's tokens at every window; hit, "
-            "NLL and perplexity here are of the whole answer sentence"
+            f"{', '.join(sentence)}: the records are of an earlier version, without the value's tokens at every "
+            "window; hit, NLL and perplexity here refer to the full answer sentence"
         )
     if said:
         warnings.append(
-            f"no overall records of {'; '.join(said)}: each is averaged over its cells, weighted by their n"
+            f"there are no overall records of {'; '.join(said)}: each is averaged over its cells, weighted by their n"
         )
     if not added:
         return records, spans
@@ -67,7 +67,7 @@ def with_overall(records: pd.DataFrame, warnings: list[str]) -> tuple[pd.DataFra
 
 
 def _span(records: pd.DataFrame, monitor: str) -> str:
-    """The span that a monitor is judged by: HEADLINE where each of its metrics has it at each of its steps."""
+    """Choose the span that a monitor is judged on: HEADLINE if each of its metrics has it at each of its steps."""
     rows = records[(records.monitor == monitor) & records.metric.isin(SPANNED[monitor][0])]
     if "variant" in rows:
         rows = rows[rows.variant.isna() | (rows.variant == VARIANT)]
@@ -76,9 +76,9 @@ def _span(records: pd.DataFrame, monitor: str) -> str:
 
 
 def _named(records: pd.DataFrame, spans: dict[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """The records with rows of the headline span named without it and all others with it.
+    """Remove the span from the names of headline rows, and add it to all others.
 
-    Beside them the monitors that have rows without a span, as an earlier version wrote them.
+    Also return the monitors that have rows without a span, as an earlier version wrote them.
     """
     records = records.copy()
     names = records.names.astype(object)
@@ -99,9 +99,9 @@ def _named(records: pd.DataFrame, spans: dict[str, str]) -> tuple[pd.DataFrame, 
 
 
 def _averaged(rows: pd.DataFrame, name: str) -> tuple[list[pd.DataFrame], str]:
-    """One row a step, and a value of the tag `name` if it is not "", where `rows` has none; and the tags averaged over.
+    """Average cells into the rows that `rows` lacks, one per step (and value of the tag `name`, unless it is "").
 
-    Standard errors take the cells as independent; they are NaN where a cell has none.
+    Also return the tags averaged over. Standard errors treat cells as independent, and are NaN if a cell has none.
     """
     rows = rows[~rows.step.isin(set(rows.step[rows.names == name]))]
     kept = [names for names in rows.names.unique() if not name or name in names.split(",")]

@@ -1,12 +1,13 @@
-"""A run directory as tables, and the records of several runs as one.
+"""A run directory as tables, and the records of several runs as one table.
 
-Records become one row each with their tags unpacked into columns; a row's tag *names* are kept beside them, because a
-row with fewer tags is an average over the missing ones, not a part of the same series. A run that is still going
-reads like a finished one, and so does what `lccp measure` wrote.
+Each record becomes one row with its tags unpacked into columns. A row's tag *names* are kept as well, because a row
+with fewer tags is an average over the missing ones, not part of the same series. A live run reads like a finished one,
+and so does the output of `lccp measure`.
 
-pyarrow reads records a hundred times faster than Python builds them, but says neither which line is broken nor takes a
-tag that is a number here and a word there. So it goes first, and whatever it does not read to the letter is read again,
-line by line, by `read_records`, whose message names the line. Tests hold the two to the same frame.
+pyarrow reads records a hundred times faster than Python builds them. But it does not say which line is broken, and it
+rejects a tag that is a number in one row and a word in another. So pyarrow is tried first. Whatever it does not read
+exactly is read again, line by line, by `read_records`, whose message names the line. Tests check that both give the
+same frame.
 """
 
 import json
@@ -36,10 +37,10 @@ TIMES = ["step", "tokens", "what", "seconds", "forward_tokens"]
 
 
 def records_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
-    """One row a record: FIELDS, `names` (its tag names, sorted, comma-separated) and a column for each tag.
+    """Read records, one per row: FIELDS, `names` (sorted tag names, comma-separated) and a column for each tag.
 
-    Of records that are there twice the later one counts. What looks like two runs in one file is said in `warnings`.
-    Raises ConfigError, naming the line, where one is no record, and where there is none.
+    Of duplicate records the later one counts. `warnings` report a file that seems to hold two runs. Raises ConfigError,
+    naming the line, if a line is not a record, and if there is no record at all.
     """
     data = path.read_bytes()
     frame = parsed_at_once(data[: data.rfind(b"\n") + 1])
@@ -47,9 +48,9 @@ def records_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
         frame = parsed_by_line(path, warnings)
     elif not data.endswith(b"\n") and data:
         rest = len(data) - data.rfind(b"\n") - 1
-        warnings.append(f"{path}: the last line is incomplete ({rest} bytes) and was left out")
+        warnings.append(f"{path}: the last line is incomplete ({rest} bytes) and is ignored")
     if frame.empty:
-        raise ConfigError(f"{path}: holds no record yet; the first window, at step 0, writes some")
+        raise ConfigError(f"{path}: holds no records yet; the first window, at step 0, writes some")
     frame[WORDS] = frame[WORDS].astype("category")
     key = [name for name in frame.columns if name not in ("tokens", "tier", "value", "n", "stderr", "names")]
     twice = frame.duplicated(key, keep=False)
@@ -58,15 +59,15 @@ def records_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
         cells = again.groupby(key, dropna=False, observed=True).value
         differ = int((cells.nunique() > 1).sum())
         dropped = frame.duplicated(key, keep="last")
-        others = f", {differ} of them with different values: did two runs write here?" if differ else ""
-        warnings.append(f"{path}: {dropped.sum()} records are there twice{others}; the later one is used")
+        others = f", {differ} of them with different values (did two runs write here?)" if differ else ""
+        warnings.append(f"{path}: {dropped.sum()} records occur twice{others}; the later ones are used")
         return frame[~dropped].reset_index(drop=True)
     warnings += _mixed(path, frame)
     return frame
 
 
 def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
-    """The frame of whole lines, or None where pyarrow does not read every line as a record."""
+    """Parse complete lines into a frame, or return None if pyarrow does not read every line as a record."""
     if not lines:
         return None
     options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
@@ -100,7 +101,7 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
 
 
 def parsed_by_line(path: Path, warnings: list[str]) -> pd.DataFrame:
-    """The same frame, record by record. Raises ConfigError, naming the line, where one is no record."""
+    """Parse the same frame, record by record. Raises ConfigError, naming the line, if a line is not a record."""
     try:
         records, warning = read_records(path)
     except ValueError as error:
@@ -108,7 +109,7 @@ def parsed_by_line(path: Path, warnings: list[str]) -> pd.DataFrame:
     warnings += [warning] if warning else []
     clash = sorted({name for record in records for name in record.tags} & {*FIELDS, "names"})
     if clash:
-        raise ConfigError(f"{path}: a tag has the name of a field: {', '.join(clash)}; name it otherwise")
+        raise ConfigError(f"{path}: a tag has the name of a field: {', '.join(clash)}; rename the tag")
     rows = [
         {name: getattr(record, name) for name in FIELDS} | {"names": ",".join(sorted(record.tags))} | dict(record.tags)
         for record in records
@@ -117,9 +118,9 @@ def parsed_by_line(path: Path, warnings: list[str]) -> pd.DataFrame:
 
 
 def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
-    """Samples of the steps that also have records: a window in the middle of its writing is left out.
+    """Read the samples of steps that also have records; a window that is still being written is left out.
 
-    Interventions of an earlier version did not say the span of the answer: it was the whole sentence.
+    Interventions of an earlier version did not name the answer span: it was the full sentence.
     """
     frames = []
     for file in sorted(folder.glob("[0-9]*.parquet")):
@@ -128,7 +129,7 @@ def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
                 frames.append(pd.read_parquet(file).assign(step=int(file.stem)))
             except (OSError, ValueError) as error:
                 raise ConfigError(
-                    f"{file}: not a readable Parquet file ({error}); remove it and go on without"
+                    f"{file}: not a readable Parquet file ({error}); remove it to continue without these samples"
                 ) from error
     if not frames:
         return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
@@ -143,19 +144,19 @@ def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
 
 
 def timing_frame(path: Path, warnings: list[str]) -> pd.DataFrame:
-    """Step, tokens, what, seconds and forward tokens, a row each; empty where the run wrote none."""
+    """Read the columns step, tokens, what, seconds and forward tokens; empty if the run wrote none."""
     if not path.is_file():
-        warnings.append(f"{path}: missing; what the monitors cost is not shown")
+        warnings.append(f"{path}: missing; the cost of the monitors is not shown")
         return pd.DataFrame(columns=TIMES)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is incomplete
         return pd.DataFrame([json.loads(line) for line in lines], columns=TIMES)
     except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); remove it and go on without") from error
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to continue without it") from error
 
 
 def side_file(path: Path, parse: Callable[[str], Any], warnings: list[str], without: str) -> Any:
-    """The parsed file; {} and a warning where there is none. A file that is there and broken is refused."""
+    """Parse a file; return {} with a warning if it is missing. Raises ConfigError if it exists and is broken."""
     if not path.is_file():
         warnings.append(f"{path}: missing; {without}")
         return {}
@@ -166,44 +167,47 @@ def side_file(path: Path, parse: Callable[[str], Any], warnings: list[str], with
 
 
 def _codes(said: list[str], which: Any) -> tuple[Any, list[str]]:
-    """Codes and categories, sorted, of words picked by `which`."""
+    """Return codes and sorted categories of the words picked by `which`."""
     order = sorted(range(len(said)), key=said.__getitem__)
     return np.argsort(order)[which], [said[i] for i in order]
 
 
 def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
-    """What a file shows into which two runs wrote: steps that go back, one step with two counts of tokens."""
+    """Find signs that two runs wrote one file: steps that go back, one step with two counts of tokens."""
     step = frame.step.to_numpy()
     back = np.flatnonzero(np.diff(step) < 0)
     if back.size:
         at = int(back[0])
         return [
-            f"{path}, line {at + 2}: the steps go back, from {step[at]} to {step[at + 1]}: it may hold the records of "
-            "two runs; give each a directory of its own"
+            f"{path}, line {at + 2}: the step decreases, from {step[at]} to {step[at + 1]}: the file may hold the "
+            "records of two runs; give each its own directory"
         ]
     counts = frame.drop_duplicates(["step", "tokens"])
     double = counts[counts.duplicated("step", keep=False)]
     if len(double):
         first = double[double.step == double.step.iloc[0]].tokens.tolist()
-        return [f"{path}: step {double.step.iloc[0]} has {first[0]} and {first[1]} tokens: records of two runs?"]
+        return [
+            f"{path}: step {double.step.iloc[0]} has both {first[0]} and {first[1]} tokens: the file may hold the "
+            "records of two runs"
+        ]
     return []
 
 
-__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "unlike"]
-MEASURED = "measured.yaml"  # what `lccp measure` writes where a run has config.yaml
-# Where things lie, not what they are. Those of data are said beside its keys, which are out of reach from here.
+__all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
+MEASURED = "measured.yaml"  # `lccp measure` writes this instead of config.yaml
+# Keys that are paths, not settings. Those of data are declared with its keys, which cannot be imported here.
 PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run directory holds, read once.
+    """The contents of a run directory, read once.
 
-    `records`: FIELDS, `names` (the sorted tag names, comma-separated) and a column for each tag. `samples`: step,
-    monitor, metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
-    forward_tokens. `corpus`: one row a source. Tables are empty, with their columns, where the run did not write
-    them. `measured`: whether these are checkpoints measured after the fact, not a run. `spans`: by monitor, which span
-    of the answer its rows without the tag `span` are of; HEADLINE where it is not named.
+    `records`: FIELDS, `names` (sorted tag names, comma-separated) and a column for each tag. `samples`: step, monitor,
+    metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
+    forward_tokens. `corpus`: one row per source. Tables that the run did not write are empty, with their columns.
+    `measured`: whether these are checkpoints measured after training, not a run. `spans`: the answer span of a
+    monitor's rows without the tag `span`; HEADLINE for monitors that are not listed.
     """
 
     path: Path
@@ -218,36 +222,46 @@ class RunData:
     spans: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
-        """The records of a metric whose tags are exactly `names` (any value) and `tags` (this value), by step."""
+        """Return a metric's records whose tags are exactly `names` (any value) and `tags` (this value), by step."""
         place = self._places.get((monitor, metric, ",".join(sorted({*names, *tags}))))
         rows = self.records.iloc[:0] if place is None else self.records.take(place)
         return matching(rows, tags)
 
     def items(self, monitor: str, metric: str) -> pd.DataFrame:
-        """The samples of a metric, whatever their tags."""
+        """Return the samples of a metric with any tags."""
         place = self._sample_places.get((monitor, metric))
         return self.samples.iloc[:0] if place is None else self.samples.take(place)
 
     def span(self, monitor: str = "needle") -> str:
-        """The span of the answer that a monitor is judged by."""
+        """Return the answer span that a monitor is judged on."""
         return self.spans.get(monitor, HEADLINE)
 
     @property
     def sentence(self) -> dict[str, Tag]:
-        """The tags of the overall needle records of the whole sentence; {} where that is the headline itself."""
+        """The tags of the overall needle records of the full sentence; {} if that is the headline itself."""
         return {} if self.span() == SENTENCE else {"span": SENTENCE}
 
     def counted(self, monitor: str) -> dict[str, Tag]:
-        """The tags of the items that a record without them averages over, where these are not all."""
+        """Return the tags of the items that an untagged record averages over, if it does not average over all."""
         span: dict[str, Tag] = {"span": self.span(monitor)} if monitor in SPANNED else {}
         return span | ({"variant": VARIANT} if monitor == "needle" else {})
 
     def setting(self, dotted: str, default: Any = None) -> Any:
-        """The value of the resolved config at `dotted`, e.g. "run.tokens", or `default` where there is none."""
+        """Return the value of the resolved config at `dotted`, e.g. "run.tokens", or `default` if there is none."""
         value: Any = self.config
         for key in dotted.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return default if value is None else value
+
+    @property
+    def dense_from(self) -> int | None:
+        """The training tokens from which on all training attention was dense; None if it did not change."""
+        rows = self.select("train", "dense_attention_frac")
+        later = rows[rows.value == 1]
+        if later.empty or len(later) == len(rows):
+            return None
+        ended = later.iloc[0]  # the first dense step
+        return int(ended.tokens - ended.tokens // ended.step)
 
     @property
     def tokens(self) -> int:
@@ -256,7 +270,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """The directory's name; with its parent's, where it is one that every measured run has."""
+        """The directory's name; prefixed with its parent's, if every measured run has this name."""
         path = self.path.resolve()
         return f"{path.parent.name}/{path.name}" if path.name.startswith("measured") else path.name
 
@@ -270,22 +284,22 @@ class RunData:
 
 
 def matching(rows: pd.DataFrame, tags: Mapping[str, Tag]) -> pd.DataFrame:
-    """The rows that carry every tag of `tags` with its value, by step."""
+    """Return the rows that have every tag of `tags` with its value, by step."""
     for name, value in tags.items():
         rows = rows[rows[name] == value] if name in rows else rows.iloc[:0]
     return rows.sort_values("step", kind="stable")
 
 
 def load_run(path: str | Path) -> RunData:
-    """The run at `path`; works while it is still being written, and for what `lccp measure` wrote.
+    """Load the run at `path`, also while it is being written, or the output of `lccp measure`.
 
-    Raises ConfigError, in one line, where `path` is no run directory or one of its files cannot be read.
+    Raises ConfigError, in one line, if `path` is not a run directory or one of its files cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory; give a run directory, such as runs/NAME-s0-1a2b3c4d")
     if not (path / "records.jsonl").is_file():
-        raise ConfigError(f"{path}: holds no records.jsonl, so it is no run directory (or its training never started)")
+        raise ConfigError(f"{path}: holds no records.jsonl: not a run directory, or its training never started")
     warnings: list[str] = []
     records, spans = with_overall(records_frame(path / "records.jsonl", warnings), warnings)
     measured = (path / MEASURED).is_file() and not (path / "config.yaml").is_file()
@@ -299,7 +313,7 @@ def load_run(path: str | Path) -> RunData:
     if samples.empty:
         warnings.append(
             f"{path / 'samples'}: no samples; intervals come from a parametric bootstrap of the standard errors, "
-            "where there are any"
+            "if there are any"
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
     check_sums(path)
@@ -307,19 +321,28 @@ def load_run(path: str | Path) -> RunData:
     return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
 
 
+def tokenizer_rules(text: str) -> Any:
+    """Return the parts of a tokenizer.json that determine the ids of plain text, without templates and padding."""
+    parts = json.loads(text)
+    if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
+        return parts
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
+    return [parts["model"].get("vocab"), merges, parts.get("normalizer"), parts.get("pre_tokenizer")]
+
+
 def unlike(runs: list[RunData]) -> list[str]:
-    """A warning for each monitor that is judged by the value's tokens in some runs and by the sentence in others."""
+    """Warn for each monitor that is judged by the value's tokens in some runs and by the sentence in others."""
     lines = []
     for monitor in SPANNED:
         whole = [run.name for run in runs if run.spans.get(monitor) == SENTENCE]
         if whole and any(run.spans.get(monitor) == HEADLINE for run in runs):
-            said = f"of the whole answer sentence in {', '.join(whole)}, of the value's tokens elsewhere"
-            lines.append(f"{monitor}: {said}; do not compare them")
+            said = f"the metrics refer to the full answer sentence in {', '.join(whole)}, to the value's tokens in the"
+            lines.append(f"{monitor}: {said} other runs; do not compare them")
     return lines
 
 
 def differing(runs: list[RunData]) -> pd.DataFrame:
-    """One row a run, one column a config key (dotted) that not all runs share; lists and the like as JSON."""
+    """Tabulate the config keys (dotted) in which runs differ, one row per run; lists and mappings as JSON."""
     settings = [_flat(run.config) for run in runs]
     names = sorted(set().union(*settings))
     kept = [name for name in names if len({str(flat.get(name)) for flat in settings}) > 1 and name not in PLACE_KEYS]
@@ -328,9 +351,9 @@ def differing(runs: list[RunData]) -> pd.DataFrame:
 
 
 def tidy(runs: list[RunData]) -> pd.DataFrame:
-    """The records of all runs as one table: run, the config keys that differ between them, FIELDS, and the tags.
+    """Join the records of all runs into one table: run, the config keys that differ, FIELDS, and the tags.
 
-    A key whose name a field or tag has, too, is written `config.KEY`.
+    A key with the name of a field or tag is written `config.KEY`.
     """
     keys = differing(runs)
     frames = []
@@ -347,7 +370,7 @@ def tidy(runs: list[RunData]) -> pd.DataFrame:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Tag | None]:
-    """The leaves of nested dictionaries by dotted key."""
+    """Flatten nested dictionaries to leaves by dotted key."""
     flat: dict[str, Tag | None] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -358,7 +381,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Tag | None]:
 
 
 def _corpus(table: Any) -> pd.DataFrame:
-    """One row a source, from a list of rows, {"sources": rows} or {source: row}."""
+    """Build a table of one row per source from a list of rows, {"sources": rows} or {source: row}."""
     if isinstance(table, dict) and "sources" in table:
         table = table["sources"]
     if isinstance(table, dict):

@@ -1,8 +1,9 @@
-"""Curves over seeds: the mean of runs that differ in their seed alone, with intervals that hold what seeds differ in.
+"""Curves over seeds: the mean of runs that differ only in their seed, with intervals that cover variation over seeds.
 
-Resampled are seeds, and within them items, as a study of so many seeds would have had others of both. What a reader
-would question: seeds are not drawn with replacement, which of two or three would give far too short intervals; their
-deviations get random weights with the tails of Student's t, which takes seeds to be normal.
+Seeds are resampled, and items within them, because another study of as many seeds would have drawn both differently.
+Design note: seeds are not drawn with replacement, which would make intervals of two or three seeds far too short.
+Instead, their deviations get random weights with the tails of Student's t, which assumes that seeds are normally
+distributed.
 """
 
 from collections import defaultdict
@@ -22,7 +23,7 @@ Orders = Sequence[Findings]  # the runs of one seed, which differ in the order o
 
 
 def arms(found: Sequence[Findings]) -> list[list[Findings]]:
-    """The runs in groups that differ in their seed alone (and in where things lie), in the order of their firsts."""
+    """Group runs that differ only in their seed (and in paths), in the order of each group's first run."""
     keys = differing([each.run for each in found]).drop(columns="seed", errors="ignore")
     groups: dict[tuple[str, ...], list[Findings]] = defaultdict(list)
     for each, (_, settings) in zip(found, keys.iterrows(), strict=True):
@@ -31,9 +32,9 @@ def arms(found: Sequence[Findings]) -> list[list[Findings]]:
 
 
 def pooled_over_seeds(found: Sequence[Findings]) -> Findings:
-    """The mean curves of whole monitors over seeds, with laws, t95 and verdicts; `run` is that of the first seed.
+    """Average the overall curves over seeds, with laws, t95 and verdicts; `run` is that of the first seed.
 
-    None of needles where the seeds are judged by different spans of the answer.
+    Needles are left out if the seeds are judged by different answer spans.
     """
     over = Findings(found[0].run, eps=found[0].eps)
     for name, curve in found[0].curves.items():
@@ -46,15 +47,15 @@ def pooled_over_seeds(found: Sequence[Findings]) -> Findings:
 
 
 def at_shared_windows(curves: Sequence[Curve]) -> tuple[Array, Array]:
-    """Tokens [W] of the windows that all curves have, and the values [S, W] there."""
+    """Return the tokens [W] of the windows that all curves share, and the values [S, W] there."""
     tokens_W = np.array(sorted(set.intersection(*(set(curve.tokens_W) for curve in curves))))
     return tokens_W, np.stack([curve.value_W[np.isin(curve.tokens_W, tokens_W)] for curve in curves])
 
 
 def over_orders(curves: Sequence[Curve]) -> Curve:
-    """The mean curve [W] of one metric over runs of one seed, at the windows that all share.
+    """Average the curves [W] of one metric over runs of one seed, at the windows that all share.
 
-    Their items are the same, so the same resample of items is averaged; without resamples of all there are none.
+    The runs share their items, so the same resample of items is averaged; there are none unless all runs have them.
     """
     if len(curves) == 1:
         return curves[0]
@@ -69,10 +70,10 @@ def over_orders(curves: Sequence[Curve]) -> Curve:
 
 
 def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
-    """The mean curve [W] of one metric over seeds, at the windows that all share, and its resamples [R, W].
+    """Average the curves [W] of one metric over seeds, at the windows that all share, with resamples [R, W].
 
-    None for fewer than two curves or shared windows. A seed without resamples is taken as it is. `stderr_W` is that of
-    the resamples, `n` the items of a seed.
+    None with fewer than two curves or shared windows. A seed without resamples is used as it is. `stderr_W` is the
+    standard deviation of the resamples, `n` the number of items of a seed.
     """
     if len(curves) < 2:
         return None
@@ -93,7 +94,7 @@ def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
 
 
 def longest_needles(seeds: Sequence[Orders]) -> tuple[int, list[Curve], list[Curve]] | None:
-    """The longest length of single needles, and of each seed the curves of hit and answer NLL there."""
+    """Find the greatest length of single needles, and each seed's curves of hit and answer NLL there."""
     rows = seeds[0][0].by_length("single")
     if not rows:
         return None
@@ -103,7 +104,7 @@ def longest_needles(seeds: Sequence[Orders]) -> tuple[int, list[Curve], list[Cur
 
 
 def curves_of_seeds(seeds: Sequence[Orders], monitor: str, metric: str, tags: Mapping[str, Tag]) -> list[Curve] | None:
-    """Of each seed the mean curve over its orders; None where a run has none."""
+    """Return each seed's mean curve over its data orders; None if a run lacks it."""
     found = [[each.curve(monitor, metric, **tags) for each in orders] for orders in seeds]
     if any(curve is None for own in found for curve in own):
         return None
@@ -111,18 +112,18 @@ def curves_of_seeds(seeds: Sequence[Orders], monitor: str, metric: str, tags: Ma
 
 
 def over(values: Sequence[float], draws: Sequence[Array]) -> Estimate:
-    """The mean of one quantity over seeds, from its value and its resamples over items of each seed."""
+    """Estimate the mean of one quantity over seeds, from each seed's value and its resamples over items."""
     draws_SR = np.stack([np.resize(each, min(map(len, draws))) for each in draws])
     weight_RS = seed_weights(len(values), draws_SR.shape[1])
     return Estimate.of(float(np.mean(values)), np.einsum("rs,sr->r", weight_RS, draws_SR))
 
 
 def ceiling(hit: Curve) -> float:
-    """Tokens at the first window where the hit is at the ceiling; infinite where it never is."""
+    """Return the tokens at the first window where the hit is at the ceiling; infinite if it never is."""
     place = at_ceiling(hit.value_W)
     return float("inf") if place is None else float(hit.tokens_W[place])
 
 
 def drawn(curve: Curve) -> Array:
-    """The resamples [R, W] of a curve, or the curve itself once."""
+    """Return the resamples [R, W] of a curve, or the curve itself as the only one."""
     return curve.value_W[None] if curve.draws_RW is None else curve.draws_RW

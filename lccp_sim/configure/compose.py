@@ -1,7 +1,7 @@
-"""From overrides to a checked config: Hydra composes the groups, the dataclasses say what is wrong.
+"""Overrides to a checked config: Hydra composes the groups, and the dataclasses find the errors.
 
-What a reader would question: a key may be set whether a YAML names it or not, as with Hydra's ++, so that one way of
-writing an override serves them all; the dataclasses find what is not a key.
+Design note: a key may be set whether or not a YAML names it, as with Hydra's ++, so that overrides have one form. The
+dataclasses find what is not a key.
 """
 
 import re

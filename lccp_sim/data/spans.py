@@ -1,8 +1,8 @@
-"""Where the parts of a text lie in its tokens.
+"""The positions of a text's parts among its tokens.
 
-A text of several parts is encoded once, joined, as a model would meet it, and the ids are split at the parts' borders
-by their offsets. Questionable: a tokenizer that merges across a border is refused, not worked around, because ids
-that no encoder yields would be scored as if they were text.
+A text of several parts is joined and encoded once, as a model would read it, and the ids are split at the parts'
+borders by their offsets. Design note: a tokenizer that merges across a border is refused. A workaround would score ids
+that no encoder yields as if they were text.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def encode_after(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[
 
 @lru_cache(maxsize=8)
 def _exact(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer with its true offsets: byte-level post-processors leave white space out of theirs."""
+    """The tokenizer with exact offsets: byte-level post-processors exclude white space from their offsets."""
     if tokenizer.post_processor is None:
         return tokenizer
     exact = tokenizers.Tokenizer.from_str(tokenizer.to_str())

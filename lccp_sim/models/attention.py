@@ -1,10 +1,10 @@
 """Grouped-query attention over packed documents, with a tap on what the softmax sees.
 
 A packed row is never masked with a [T, T] matrix: causal attention is called once per document, on slices of the
-flattened row. So nothing leaks between documents by construction, and the fast causal kernel is the one in use wherever
-a document fits the window. Longer ones are cut into blocks of queries: each sees its own stretch of keys, through one
-band mask that all of them share. On a GPU in half precision one call of a variable-length kernel takes all documents
-and any window.
+flattened row. So nothing can leak between documents, and the fast causal kernel is used wherever a document fits the
+window. A longer document is split into blocks of queries: each block sees its own stretch of keys through one band mask
+that all blocks share. On a GPU in half precision, one call of a variable-length kernel takes all documents and any
+window.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from lccp_sim.models.comm import Comm
 from lccp_sim.models.language_model import Attended, Tap
 
 SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
-VARLEN_WIDTHS = range(8, 257, 8)  # of a head, that the variable-length kernel takes
+VARLEN_WIDTHS = range(8, 257, 8)  # head widths that the variable-length kernel takes
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with GQA, RoPE, a window, biases and QK-norm, each where the config wants it.
+    """Causal attention with GQA, RoPE, a window, biases and QK-norm, each if the config asks for it.
 
     Hunyuan-A13B normalises each head after RoPE, Qwen3 each head before it, OLMoE all of q and all of k before it.
     """
@@ -64,14 +64,14 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, sparse: bool = False) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T.
 
-        `sparse`: where the config lets this layer choose what it attends to, it does. A tap is shown dense attention.
+        `sparse`: use the sparse attention of the config if this layer has any. A tap always sees dense attention.
         """
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, -1, self.d_head)
         # q and k lie side by side: one pass turns and normalises both.
         qk, v_BTMH = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
         chooses = self.sparse if sparse else None
-        # Before QK-norm, which makes all tokens equally loud; the rotation leaves norms as they are.
+        # Before QK-norm, which gives all tokens the same norm; the rotation does not change norms.
         loud_BTX = (
             vector_norm(qk.detach(), dim=-1, dtype=torch.promote_types(qk.dtype, torch.float32)) if chooses else None
         )
@@ -99,20 +99,20 @@ class Attention(nn.Module):
         return self.out(y_BTNH.flatten(2))
 
     def qk_weight(self) -> Tensor:
-        """The QK-norm's weight of each head of q, then of k, [N + M, H]."""
+        """The QK-norm weights of the heads of q, then of k, [N + M, H]."""
         q, k = self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1)
         return torch.cat((q, k))
 
 
 def first_keys(bounds: Tensor, B: int, T: int) -> Tensor:
-    """[B, T] int64: the place in its row of the first token of each token's document; no document spans two rows."""
+    """[B, T] int64: for each token, the index in its row of its document's first token. No document spans two rows."""
     return (bounds[:-1] % T).repeat_interleave(bounds.diff()).view(B, T)
 
 
 def attend(
     q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
 ) -> Tensor:
-    """[B, T, N, H]: causal attention inside each document, to the last `window` tokens where one is given.
+    """[B, T, N, H]: causal attention inside each document, to the last `window` tokens if a window is given.
 
     `bounds` [documents + 1] int64 on the CPU.
     """
@@ -124,7 +124,7 @@ def attend(
 def attend_by_document(
     q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, window: int | None = None
 ) -> Tensor:
-    """[B, T, N, H]: what `attend` gives, in a call for each run of documents of one length, on any device."""
+    """[B, T, N, H]: as `attend`, with one call for each run of documents of equal length, on any device."""
     gqa = q_BTNH.shape[2] != k_BTMH.shape[2]
 
     def dense(*heads_GTXH: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def attend_by_document(
 
 
 def takes_varlen(q_BTNH: Tensor, bounds: Tensor, window: int | None) -> bool:
-    """Whether `attend_varlen` can take these rows, and saves calls: rows of one document each are one call anyway."""
+    """Whether `attend_varlen` takes these rows and saves calls. Rows of one document each are a single call anyway."""
     half = q_BTNH.dtype in (torch.bfloat16, torch.float16) and q_BTNH.shape[-1] in VARLEN_WIDTHS
     return half and (len(bounds) > len(q_BTNH) + 1 or window is not None)
 
@@ -151,9 +151,9 @@ def attend_varlen(
     window: int | None = None,
     kernel: Callable[..., Any] = varlen_attn,
 ) -> Tensor:
-    """[B, T, N, H]: what `attend` gives, in one call of `kernel` for all documents of all rows.
+    """[B, T, N, H]: as `attend`, in one call of `kernel` for all documents of all rows.
 
-    The kernel counts a window by the tokens to the left of the query's own: `window` - 1.
+    The kernel counts a window as the number of tokens to the left of the query's own: `window` - 1.
     """
     longest = int(bounds.diff().max())  # on the CPU, so nothing waits for a GPU
     offsets = sent(bounds.to(torch.int32), q_BTNH.device)
@@ -165,15 +165,15 @@ def attend_varlen(
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device. A GPU is sent pinned memory: before any other is copied, all that it was given must end."""
+    """`x` on the device, through pinned memory on a GPU: copying pageable memory waits for all queued work."""
     pinned = device.type == "cuda" and torch.cuda.is_available()
     return (x.pin_memory() if pinned else x).to(device, non_blocking=True)
 
 
 def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Tensor) -> Tensor:
-    """[B, T, ...]: what `function` makes of each document's part of the inputs, [G, length, ...] of each.
+    """[B, T, ...]: the results of `function` on each document's part of the inputs, each [G, length, ...].
 
-    Neighbours of one length share a call (G of them): rows of one document each are a single one.
+    G neighbouring documents of equal length share a call, so rows of one document each are a single call.
     """
     B, T = inputs_BTX[0].shape[:2]
     flat = [x.flatten(0, 1) for x in inputs_BTX]
@@ -196,9 +196,9 @@ def attend_pieces(
     window: int | None,
     starts: Sequence[int],
 ) -> Tensor:
-    """[B, S, N, H]: what `attend` gives for S of the T tokens of each row, pieces of one length that begin at `starts`.
+    """[B, S, N, H]: as `attend`, for S of the T tokens of each row: pieces of equal length that begin at `starts`.
 
-    Keys and values are those of whole rows, and `bounds` of all their tokens.
+    Keys, values and `bounds` cover all T tokens of each row.
     """
     (B, S, N, _), T = q_BSNH.shape, k_BTMH.shape[1]
     size, rows = S // len(starts), []
@@ -225,11 +225,11 @@ def attend_pieces(
 def banded(q_BNTH: Tensor, k_BMTH: Tensor, v_BMTH: Tensor, scale: float, window: int) -> Tensor:
     """[B, N, T, H]: causal attention to the last `window` < T tokens; time and memory grow with T x window."""
     (B, N, T, _), M = q_BNTH.shape, k_BMTH.shape[1]
-    # The window binds no query before it is full.
+    # The window does not restrict the first `window` queries.
     q, k, v = (x[:, :, :window] for x in (q_BNTH, k_BMTH, v_BMTH))
     first_BNTH = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=N != M)
     size = max(SMALLEST_BLOCK, window // 2)
-    # Rows at the end fill the last block up: no real query sees them, and what they see is cut off again.
+    # Pad the end to fill the last block: no real query sees the padding, and its own output is dropped.
     q, k, v = (F.pad(x, (0, 0, 0, -(T - window) % size)) for x in (q_BNTH[:, :, window:], k_BMTH, v_BMTH))
     q = q.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
     k, v = (x.unfold(2, window + size, size).permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (k, v))

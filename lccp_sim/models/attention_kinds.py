@@ -1,7 +1,7 @@
 """The kinds of attention that `model.attention` names, and the keys of ModelConfig that each stands for.
 
-Design note: `full` and `window` are written as the keys that were there before `model.attention`, so that a model has
-one form, however it is spelled, and its runs keep the names of their directories.
+Design note: `full` and `window` are stored as keys that are older than `model.attention`. So a model has one form,
+however it is spelled, and its runs keep the names of their directories.
 """
 
 from collections.abc import Mapping
@@ -47,13 +47,11 @@ ATTENTION: dict[str, type[Kind]] = {
 
 
 def with_attention(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model with those that its `attention` stands for. Raises ConfigError, also where both are given."""
+    """The keys of a model, `attention` replaced by the keys that it stands for. ConfigError, also if both occur."""
     rest = {key: value for key, value in model.items() if key != "attention"}
     if model.get("attention") is None:
         return rest
     kind = parse_kind(ATTENTION, model["attention"], "model.attention")
     given = [key for key in ("window_tokens", "full_attention_every") if rest.get(key) is not None]
-    refuse(
-        given, "model.attention.kind", kind.kind, f"stands beside model.{' and model.'.join(given)}; remove one of them"
-    )
+    refuse(given, "model.attention.kind", kind.kind, f"repeats model.{' and model.'.join(given)}; remove one of them")
     return rest | kind.keys()

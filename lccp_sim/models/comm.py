@@ -1,9 +1,9 @@
 """How a model reaches the other processes that hold its weights, or tokens of its rows: `model.comm`.
 
-Here it is this process alone; training puts others in (`train/parallel/`). A layer asks it for what takes all of a row
-or the experts (`attend`, `mean`, `dispatch`). A monitor hands over the pieces of its work (`map`, `forks`) and goes on
-with what came of all of them, so it does not know how many processes there are. Design note: this hangs on the model,
-because who has the weights decides.
+The class here is a single process; training installs others (`train/parallel/`). A layer calls it for work that needs
+all tokens of a row or all experts (`attend`, `mean`, `dispatch`). A monitor hands over the pieces of its work (`map`,
+`forks`) and gets all results, so it does not know how many processes there are. Design note: `comm` belongs to the
+model, because the placement of its weights decides how processes share work.
 """
 
 import copy
@@ -23,16 +23,16 @@ class Comm:
 
     rank: int = 0
     world: int = 1
-    experts_apart: bool = False  # whether others hold some
+    experts_apart: bool = False  # whether other processes hold some experts
 
     def attend(self, local: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """[B, T, N, H]: what `local` (`attention.attend`) gives of its inputs, to the keys of all tokens of a row."""
+        """[B, T, N, H]: the result of `local` (`attention.attend`), with the keys of all tokens of a row."""
         return local(*inputs)
 
     def dispatch(
         self, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
     ) -> Tensor:
-        """[R, D]: what `run`, an expert backend, gives, wherever the experts are."""
+        """[R, D]: the result of `run`, an expert backend, wherever the experts are."""
         return run(x_RD, gate_EFD, up_EFD, down_EFD, count_E)
 
     def mean(self, x: Tensor) -> Tensor:
@@ -40,17 +40,17 @@ class Comm:
         return x
 
     def map(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
-        """`work(piece)` of every piece, in order. One process does it, and all get it; it must be picklable."""
+        """`work(piece)` of every piece, in order. One process computes a result, all get it; it must be picklable."""
         return [work(piece) for piece in pieces]
 
     def forks(self, model: Any, work: Callable[[Any, Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
-        """`work(fork, piece)` of every piece, in order, where `fork` is the model, and what is done to it is undone."""
+        """`work(fork, piece)` of every piece, in order. `fork` is the model; changes to it are undone afterwards."""
         return self.map(lambda piece: work(copy.deepcopy(model), piece), pieces)
 
     def clip(self, parameters: Iterable[Tensor], limit: float) -> None:
-        """None; scales the gradients so that their norm, over all processes, is at most `limit`."""
+        """Scale the gradients so that their norm over all processes is at most `limit`."""
         nn.utils.clip_grad_norm_(parameters, limit)
 
     def tokens(self, at_once: int, lengths: Sequence[int]) -> int:
-        """The tokens of a forward, at most `at_once`, so that texts of these lengths give each process something."""
+        """The tokens of a forward, at most `at_once`, such that texts of these lengths give every process some work."""
         return at_once if self.world == 1 else min(at_once, -(-sum(lengths) // self.world))

@@ -1,7 +1,7 @@
 """Expert backends: SwiGLU experts on rows that are already sorted by expert.
 
 Every backend is a function `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD` and must agree with `loop`, the
-reference. Weights are three parameters [E, F, D], a view away from what each backend wants, so none copies them.
+reference. Weights are three parameters [E, F, D]. Each backend gets its layout by a view, so none copies them.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def loop(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor) -> Tensor:
-    """[R, D]: one expert after the other. `unbind`, never `w[i]`: its backward would write E full-size gradients."""
+    """[R, D], one expert after the other. Uses `unbind`: the backward of `w[i]` would write E full-size gradients."""
     rows = x_RD.split(count_E.tolist())
     weights = zip(rows, gate_EFD.unbind(0), up_EFD.unbind(0), down_EFD.unbind(0), strict=True)
     return torch.cat([(F.silu(x @ gate.T) * (x @ up.T)) @ down for x, gate, up, down in weights])
@@ -24,7 +24,7 @@ def loop(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count
 def grouped_mm(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor) -> Tensor:
     """[R, D] by torch's grouped matrix product; row strides must be multiples of 16 bytes.
 
-    Rows past the counts, which are padding, go to the last expert: what a product leaves out is undefined.
+    Padding rows, which are beyond the counts, go to the last expert: rows outside the product would be undefined.
     """
     ends_E = count_E.cumsum(0).to(torch.int32)
     ends_E[-1:].fill_(len(x_RD))
@@ -36,11 +36,11 @@ def grouped_mm(x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor,
 def megablocks(
     x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor, ops: Any = None
 ) -> Tensor:
-    """[R, D] by MegaBlocks' grouped GEMM (arXiv 2211.15841), CUDA and bf16 only; `ops` stands in for it in tests.
+    """[R, D] by MegaBlocks' grouped GEMM (arXiv 2211.15841), CUDA and bf16 only; tests replace `ops`.
 
-    Of MegaBlocks' ops only `gmm` is called: its sort, histogram, gather and scatter prepare what every backend here is
-    given, rows sorted by expert, so that routing has one definition and one gradient for all of them.
-    The sizes must be on the CPU: one host sync a layer. Raises ImportError where grouped_gemm is not installed.
+    Only `gmm` of MegaBlocks' ops is called. Its sort, histogram, gather and scatter are not needed: every backend gets
+    rows that are sorted by expert, so routing has one definition and one gradient for all of them.
+    The sizes must be on the CPU: one host sync per layer. Raises ImportError if grouped_gemm is not installed.
     """
     if ops is None:
         from grouped_gemm import ops  # type: ignore[import-not-found, no-redef]
@@ -54,7 +54,7 @@ EXPERTS: dict[str, Experts] = {"loop": loop, "grouped_mm": grouped_mm, "megabloc
 
 
 def choose(name: str, d_model: int, d_expert: int, device: torch.device, dtype: torch.dtype) -> Experts:
-    """The backend called `name`; `auto` takes `grouped_mm` where its strides allow it, else the loop."""
+    """The backend called `name`; `auto` is `grouped_mm` if the strides allow it, else the loop."""
     if name != "auto":
         return EXPERTS[name]
     aligned = d_model * dtype.itemsize % 16 == 0 and d_expert * dtype.itemsize % 16 == 0

@@ -1,7 +1,7 @@
-"""Fused steps of the decoder, each with its gradient by hand: they keep what cannot be had again cheaply.
+"""Fused steps of the decoder with hand-written gradients: they keep only what is expensive to recompute.
 
-Autograd would keep every intermediate of a norm, a rotation or a SwiGLU; here the backward pass forms them anew from
-the inputs. The tests hold each to its plain formula.
+Autograd would keep every intermediate of a norm, a rotation or a SwiGLU; here the backward pass recomputes them from
+the inputs. The tests compare each with its plain formula.
 """
 
 from typing import Any
@@ -16,15 +16,15 @@ ROWS = 1024
 
 
 def divides(weight: Tensor) -> bool:
-    """Whether one may divide by all of it. On a GPU, where the answer would have to be waited for: no."""
+    """Whether no element is zero, so that one may divide by it. False on a GPU, where the check would synchronise."""
     return weight.device.type == "cpu" and bool(weight.all())
 
 
 class RMSNorm(Function):
     """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions.
 
-    It keeps 1/rms and its own output, which the next product keeps anyway, and divides the weight out again; x itself
-    is kept only where a weight is zero.
+    It keeps 1/rms and its own output, which the next product keeps anyway, and divides the weight out again. x itself
+    is kept only if a weight is zero.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class RMSNorm(Function):
 
 
 def turn(x_BTNH: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    """`x` turned by its angle, or back (`direction` -1): pairs (i, i + H/2), written where they belong."""
+    """`x` rotated by its angle, or back (`direction` -1); the pairs are channels i and i + H/2."""
     half = x_BTNH.shape[-1] // 2
     out = torch.empty(x_BTNH.shape, dtype=x_BTNH.dtype, device=x_BTNH.device)
     first, second = x_BTNH[..., :half], x_BTNH[..., half:]
@@ -59,7 +59,7 @@ def turn(x_BTNH: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 
 
 class Rotate(Function):
-    """RoPE; its gradient is the rotation back, so it keeps the angles alone. Works in the precision of the angles."""
+    """RoPE; its gradient is the inverse rotation, so it keeps only the angles. Works in the precision of the angles."""
 
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class RotateNorm(Function):
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
         x = x_BTNH.to(cos.dtype)
-        # Turning keeps the norm, so it is known before; YaRN's factor on cos and sin stretches it (1 stays 1).
+        # Rotation preserves the norm, so it is known before; YaRN's factor on cos and sin scales it (1 stays 1).
         stretch = cos[:1, :1, :, :1].square() + sin[:1, :1, :, :1].square()
         stretch = torch.where((stretch - 1).abs() < 1e-5, 1.0, stretch)
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(stretch)
@@ -121,7 +121,7 @@ class SwiGLU(Function):
             torch.zeros_like(gate_up),
             torch.zeros_like(down_DF),
         )
-        # A slice of rows at a time, so that what comes between stays in the cache.
+        # A slice of rows at a time, so that intermediates stay in the cache.
         slices = (t.split(ROWS) for t in (x_TD, hidden_TF, grad_TD, grad_x_TD))
         for x, hidden, grad, grad_x in zip(*slices, strict=True):
             gate, up = hidden.chunk(2, dim=-1)
@@ -137,9 +137,10 @@ class SwiGLU(Function):
 def mixture(
     x_TD: Tensor, row_R: Tensor, weight_R: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, counts: list[int]
 ) -> Tensor:
-    """The sum of `Mixture`. In bf16 each expert's rows are filled up to a round number, with rows of weight zero.
+    """The sum of `Mixture`. In bf16 each expert's rows are padded to a round number, with rows of weight zero.
 
-    There a CPU compiles a kernel (0.5 ms, 0.6 MiB, cached) for every new number of rows, and routing never repeats one.
+    In bf16 a CPU compiles a kernel (0.5 ms, 0.6 MiB, cached) for every new number of rows, and routing rarely repeats
+    one.
     """
     if x_TD.dtype != torch.float32:
         step = 1 << max(3, (len(row_R) // len(counts) // 8).bit_length() - 1)  # at most an eighth of the mean load
@@ -155,10 +156,10 @@ def mixture(
 
 
 class Mixture(Function):
-    """Sum over a token's experts of weight * expert(x), [T, D], one expert after the other, rows never gathered whole.
+    """Sum over a token's experts of weight * expert(x), [T, D], one expert after the other, never gathering all rows.
 
-    `row_R` is the token of each routed row, sorted by expert, `weight_R` its weight. Keeps x, and gate and up of every
-    row; the weight's gradient is a dot product in the expert's width, so the experts' outputs need not be kept.
+    `row_R` is the token of each routed row, sorted by expert, and `weight_R` its weight. Keeps x, and gate and up of
+    every row. The weight's gradient is a dot product in the expert's width, so the experts' outputs are not kept.
     """
 
     @staticmethod
@@ -201,6 +202,6 @@ class Mixture(Function):
 
 
 def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    """The experts that got rows, and where these lie."""
+    """The experts that got rows, and the slice of rows of each."""
     ends = torch.tensor(counts).cumsum(0).tolist()
     return [(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]

@@ -1,7 +1,7 @@
-"""What a monitor needs of a model: hidden states, a head, a tap on attention and a gate on the heads' outputs.
+"""The interface between monitors and models: hidden states, a head, a tap on attention, a gate on head outputs.
 
-Our Transformer and the adapter of any Hugging Face model are both one, so that every monitor is written once. The head
-is apart from the forward pass because a monitor asks about few tokens, and [B, T, V] must never exist.
+Our Transformer and the adapter of Hugging Face models both implement it, so every monitor is written once. The head is
+separate from the forward pass because a monitor needs few tokens' logits, and [B, T, V] must never exist.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from lccp_sim.models.comm import Comm
 
 
 class Attended(NamedTuple):
-    """What one layer's softmax sees: q after RoPE and norms, k likewise, and everything that shapes the rows.
+    """The inputs of one layer's softmax: q after RoPE and norms, k likewise, and everything that shapes the rows.
 
-    logits = softcap(q k^T * scale); key j is seen by query i where j <= i, i - j < window (if any), j >= start_BT[i]
-    (int64, the first token of the query's document in a packed row; None: the row's first) and `mask` allows it ([B or
-    1, 1 or N, T, S], bool, or a bias that is added to the logits); `sinks_N` is one more logit a head without a value,
-    which takes mass (gpt-oss).
+    logits = softcap(q k^T * scale). Query i sees key j if j <= i, i - j < window (if any), j >= start_BT[i] (int64, the
+    first token of the query's document in a packed row; None: the row's first) and `mask` allows it ([B or 1, 1 or N,
+    T, S], bool, or a bias that is added to the logits). `sinks_N` is an additional logit per head that takes mass but
+    has no value (gpt-oss).
     """
 
     q_BTNH: Tensor
@@ -33,9 +33,9 @@ class Attended(NamedTuple):
     start_BT: Tensor | None = None
 
     def rows(self, item: int, start: int, stop: int) -> Tensor:
-        """Attention of the queries [start, stop) of one item, [N, stop - start, S] fp32; rows sum to 1 less the sink's.
+        """Attention of the queries [start, stop) of one item, [N, stop - start, S] fp32; rows sum to 1, less the sink.
 
-        With A = stop - start this is A x S numbers a head; the [S, S] matrix never exists.
+        With A = stop - start this is A x S numbers per head; the [S, S] matrix never exists.
         """
         q_TNH, k_SMH = self.q_BTNH[item], self.k_BSMH[item]
         A, (S, M, H) = stop - start, k_SMH.shape
@@ -71,7 +71,7 @@ Tap = Callable[[int, Attended], None]
 class LanguageModel(nn.Module, ABC):
     """A causal decoder of `num_layers` layers with `num_heads` query heads each, over `vocab_size` tokens.
 
-    `num_heads` is 0 where its heads cannot be scored (other layers than attention): monitors then leave scores out.
+    `num_heads` is 0 if its heads cannot be scored (layers other than attention); monitors then leave out head scores.
     """
 
     num_layers: int
@@ -81,27 +81,30 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:
-        """Something with `hidden_BTD`: what the head turns into logits, of causal rows padded at the end if at all."""
+        """An object with `hidden_BTD`, the inputs of the head, for causal rows that may be padded at the end."""
 
     @abstractmethod
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits of some hidden states, [R, V] fp32."""
+        """The logits of some hidden states, [R, V] fp32."""
 
     @abstractmethod
     def set_tap(self, tap: Tap | None) -> None:
-        """None; from now on every forward calls `tap(layer, attended)` once a layer, or nothing."""
+        """Make every later forward call `tap(layer, attended)` once per layer (None: no calls)."""
 
     @abstractmethod
     def set_gate(self, gate_LN: Tensor | None) -> None:
-        """None; from now on the output of each query head is multiplied by its number (0: masked), or left alone."""
+        """Multiply the output of each query head by its number in later forwards (0: masked; None: unchanged)."""
+
+    def set_sparse(self, sparse: bool) -> None:
+        """Make later forwards attend as in training, which may be sparse, or (False) densely."""
 
     def set_comm(self, comm: Comm) -> None:
-        """None; from now on the model reaches other processes by `comm`, and so does each of its layers."""
+        """Make the model and each of its layers reach other processes through `comm`."""
         for module in self.modules():
             if isinstance(getattr(module, "comm", None), Comm):
                 module.comm = comm  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.parameters()).device

@@ -36,6 +36,11 @@ from lccp_sim.config import Size
 from lccp_sim.errors import refuse
 from lccp_sim.models.attention import by_document
 
+NO_DENSE_STAGE = (
+    "model.attention: no dense stage ends this run, yet monitors and users run the model with dense attention; set "
+    "model.attention.dense_from_tokens"
+)
+
 
 @dataclass(frozen=True)
 class LighthouseAttention:
@@ -71,13 +76,25 @@ class LighthouseAttention:
         return {"attention": self}
 
     @property
+    def note(self) -> str | None:
+        """What a person should know who trains with it, or None."""
+        return NO_DENSE_STAGE if self.dense_from_tokens is None else None
+
+    @property
     def coarsest(self) -> int:
         """Tokens of the widest window."""
         return self.factor ** (self.levels - 1)
 
     def entries(self, tokens: int) -> int:
-        """The number of windows that attend to each other in a row of one document, padded to whole windows."""
-        return -(-tokens // self.coarsest) + (self.levels - 1) * self.factor * self.budget
+        """The number of windows that attend to each other in a row of one document, padded to whole windows.
+
+        N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer where a level has fewer windows than the budget.
+        """
+        count = total = -(-tokens // self.coarsest)
+        for _ in range(self.levels - 1):
+            count = self.factor * min(self.budget, count)
+            total += count
+        return total
 
     def attend(
         self, q_BTNH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, bounds: Tensor, loud_BTX: Tensor

@@ -1,7 +1,7 @@
 """The language-model head and its loss, in chunks: [B, T, V] never exists.
 
-The training loss forms each chunk's gradient while its logits are at hand (the forward pass already knows them), so the
-backward pass neither stores logits nor computes them again.
+The training loss forms each chunk's gradient in the forward pass, while its logits exist, so the backward pass neither
+stores logits nor recomputes them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float, factor_R: Tensor | None
     ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
-        # Autocast reaches `@`, but neither `out=` nor `addmm_`: without a cast here the gradients would run in fp32.
+        # Autocast covers `@`, but neither `out=` nor `addmm_`: without a cast the gradients would be computed in fp32.
         kind, hidden_dtype = hidden_RD.device.type, hidden_RD.dtype
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_dtype
         hidden_RD, weight = hidden_RD.to(dtype), weight_VD.to(dtype)
@@ -28,7 +28,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + CHUNK_ROWS)
             hidden, target = hidden_RD[chunk], targets_R[chunk, None]
             logits = (hidden @ weight.T).float()
-            # One softmax gives the gradient and the normaliser: its largest value is 1 / sum(exp(logits - max)).
+            # One softmax gives both gradient and normaliser: its largest value is 1 / sum(exp(logits - max)).
             grad = logits.softmax(-1)
             log_sum = logits.amax(-1, keepdim=True) - grad.amax(-1, keepdim=True).log()
             nll, factor = log_sum - logits.gather(1, target), None if factor_R is None else factor_R[chunk, None]
@@ -52,9 +52,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy(
     hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, divisor: float, factor_R: Tensor | None = None
 ) -> Tensor:
-    """Sum of the rows' cross-entropy over `divisor`, an fp32 scalar in nats; logits are fp32, CHUNK_ROWS at a time.
+    """Sum of the rows' cross-entropy divided by `divisor`, an fp32 scalar in nats; fp32 logits, CHUNK_ROWS at a time.
 
-    `divisor` is the target count of the *global* batch, so that micro-batches and ranks add up. `factor_R` (fp32; None:
+    `divisor` is the target count of the *global* batch, so micro-batches and ranks add up. `factor_R` (fp32; None:
     all 1) multiplies each row's cross-entropy; it may be negative.
     """
     return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, targets_R, divisor, factor_R)
@@ -66,7 +66,7 @@ def token_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """NLL of each target (fp32, nats), whether it is the argmax (bool), and the argmax (int64), all [R].
 
-    `logits` is the head: rows [r, D] -> [r, V] fp32, asked for CHUNK_ROWS at a time.
+    `logits` is the head: rows [r, D] -> [r, V] fp32, called for CHUNK_ROWS at a time.
     """
     nlls, tops = [hidden_RD.new_empty(0, dtype=torch.float32)], [targets_R[:0]]
     for hidden, target in zip(hidden_RD.split(CHUNK_ROWS), targets_R.split(CHUNK_ROWS), strict=True):

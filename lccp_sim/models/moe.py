@@ -16,11 +16,11 @@ from lccp_sim.config import ModelConfig
 from lccp_sim.models import experts, kernels
 from lccp_sim.models.comm import Comm
 
-TINY = 1e-20  # what a sum of scores is at least: all of them may underflow
+TINY = 1e-20  # the least sum of scores: all of them may underflow
 
 
 class Routing(NamedTuple):
-    """What a router did: two losses (fp32 scalars, means over sequences) and each expert's rows [E] int64."""
+    """The result of a router: two losses (fp32 scalars, means over sequences) and each expert's rows [E] int64."""
 
     balance_loss: Tensor
     z_loss: Tensor
@@ -28,7 +28,7 @@ class Routing(NamedTuple):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix products of `x` run in: autocast's where it is on."""
+    """The dtype of matrix products of `x`: autocast's if it is on."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -48,7 +48,7 @@ class SwiGLU(nn.Module):
 
 
 class Router(nn.Linear):
-    """Logits of the experts, in fp32 whatever the rows are, where autocast is off."""
+    """Logits of the experts, in fp32 for rows of any dtype, with autocast off."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight.float())
@@ -68,17 +68,17 @@ class MoE(nn.Module):
         shape = (c.num_experts, c.d_expert, c.d_model)
         self.gate_EFD, self.up_EFD, self.down_EFD = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.shared = SwiGLU(c.d_model, c.num_shared_experts * c.d_expert) if c.num_shared_experts else None
-        # Moves only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
+        # Shifts only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
     def forward(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """[B, T, D] and the routing. What is not of `text_BT` (bool; None: all is) is padding, and has no expert."""
+        """[B, T, D] and the routing. Tokens outside `text_BT` (bool; None: all are text) are padding without expert."""
         x_TD = x_BTD.flatten(0, 1)
         weight_TK, expert_TK, routing = self.route(x_BTD, text_BT)
         x_TD = x_TD.to(compute_dtype(x_TD))
         run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         order_R = expert_TK.flatten().argsort(stable=True)
-        # Padding stands behind the last expert. Grouped products take it along, as to cut it off waits for a GPU.
+        # Padding comes after the last expert. Grouped products include it, because removing it would synchronise.
         if text_BT is not None and (run is not experts.grouped_mm or self.comm.experts_apart):
             order_R = order_R[: int(routing.count_E.sum())]
         row_R = order_R // self.top_k
@@ -97,8 +97,8 @@ class MoE(nn.Module):
         """Weights and experts of each token, both [B*T, K], and the routing, all in fp32. Padding: expert E, weight 0.
 
         The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced, and P_e the mean
-        score, scaled to sum 1 over the experts (arXiv 2101.03961, equation 4; for sigmoids 2412.19437, equations 17 to
-        20); the z loss is the mean of logsumexp squared (arXiv 2202.08906, equation 5).
+        score, scaled to sum to 1 over the experts (arXiv 2101.03961, equation 4; for sigmoids 2412.19437, equations 17
+        to 20). The z loss is the mean of logsumexp squared (arXiv 2202.08906, equation 5).
         """
         rule = self.rule
         with torch.autocast(x_BTD.device.type, enabled=False):
@@ -121,7 +121,7 @@ class MoE(nn.Module):
                 padding_BT1 = ~text_BT[..., None]
                 expert_BTK = expert_BTK.masked_fill(padding_BT1, E)
                 weight_BTK = weight_BTK.masked_fill(padding_BT1, 0)
-            # Not bincount, which asks a GPU for the largest number: a token's experts are different ones.
+            # Not bincount, which synchronises with a GPU. A token's experts are distinct.
             chosen_BTE = torch.zeros(B, T, E + 1, dtype=torch.bool, device=x_BTD.device).scatter(-1, expert_BTK, True)
             count_BE = chosen_BTE.sum(1)[:, :E]
             square_BT = logits_BTE.logsumexp(-1).square()
@@ -140,9 +140,9 @@ class MoE(nn.Module):
         return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing
 
     def choose(self, score_BTE: Tensor) -> Tensor:
-        """The experts of each token by score and bias, [B, T, K]; of the groups that are kept, where there are groups.
+        """The experts of each token by score and bias, [B, T, K]; with groups, chosen within the groups that are kept.
 
-        A group's rank is the sum of its best two. Source: arXiv 2412.19437, section 2.1.2, and the code beside it.
+        Groups are ranked by the sum of their best two. Source: arXiv 2412.19437, section 2.1.2, and its reference code.
         """
         choice_BTE = score_BTE + self.bias_E
         if self.rule.num_groups > 1:

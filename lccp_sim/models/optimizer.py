@@ -1,4 +1,4 @@
-"""AdamW as training and the probe take it: fused, one call for all weights, on however many meshes they are cut."""
+"""The AdamW of training and the probe: fused, one call for all weights, however many meshes shard them."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch.optim import AdamW
 
 
 def adamw(groups: list[dict[str, Any]], **settings: Any) -> AdamW:
-    """An AdamW of groups of weights (`params` and what is the group's own); `settings` are torch's.
+    """An AdamW for groups of weights (`params` and the group's own settings); `settings` are torch's.
 
-    Weights without numbers (meta) are updated one by one, as torch has no fused call for them. How it is done follows
-    from the weights, never from a checkpoint that is loaded.
+    Weights on the meta device are updated one by one, because torch has no fused call for them. The weights decide
+    between fused and single updates, never a loaded checkpoint.
     """
     how: dict[str, Any] = {"fused": groups[0]["params"][0].device.type != "meta", "foreach": False}
     optimizer = AdamW(groups, **settings, **how)

@@ -21,12 +21,12 @@ Factor = Annotated[float, Ge(1)]
 
 
 def powers(base: float, d_head: int) -> Tensor:
-    """base^(-2i/d) of each pair i, [H/2] fp64, on the CPU even where the default device is not."""
+    """base^(-2i/d) of each pair i, [H/2] fp64, on the CPU whatever the default device is."""
     return base ** -(torch.arange(0, d_head, 2, dtype=torch.float64, device="cpu") / d_head)
 
 
 def stretched(base: float, factor: float, d_head: int) -> Tensor:
-    """Frequencies whose slowest pair is `factor` times slower and whose fastest is as it was, [H/2] fp64."""
+    """Frequencies with the slowest pair `factor` times slower and the fastest unchanged, [H/2] fp64."""
     refuse(d_head < 4, "model.d_head", d_head, "must be at least 4 for rope.kind ntk or alpha")
     return powers(base * factor ** (d_head / (d_head - 2)), d_head)
 
@@ -58,7 +58,7 @@ class NtkRope:
 
 @dataclass(frozen=True)
 class AlphaRope:
-    """Hunyuan's constant `alpha`: the formula of NTK, though alpha is no ratio of contexts (1000 for 256k from 8k)."""
+    """Hunyuan's constant `alpha`: the formula of NTK, but alpha is not a ratio of contexts (1000 for 256k from 8k)."""
 
     base: Base
     alpha: Factor
@@ -84,10 +84,10 @@ class LinearRope:
 
 @dataclass(frozen=True)
 class YarnRope:
-    """YaRN: pairs that turn more than `beta_fast` times within the original context stay, below `beta_slow` slow down.
+    """YaRN: within the original context, pairs of over `beta_fast` turns stay and those below `beta_slow` slow down.
 
     `attention_factor` (null: 0.1 ln factor + 1, or the ratio that `mscale` and `mscale_all_dim` give) multiplies cos
-    and sin. `truncate` rounds the ends of the ramp to whole pairs, as the authors' code does, and gpt-oss does not.
+    and sin. `truncate` rounds the ends of the ramp to integer pairs, as the authors' code does; gpt-oss does not.
     """
 
     base: Base
@@ -109,7 +109,7 @@ class YarnRope:
         """[H/2] fp64 in radians, and the attention factor. Source: arXiv 2309.00071, sections 3.2 and 3.4."""
 
         def pair(turns: float) -> float:
-            """The pair, as a fraction, that turns so often within the original context."""
+            """The (fractional) pair that turns this often within the original context."""
             return d_head * math.log(self.original_context_tokens / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
         low, high = pair(self.beta_fast), pair(self.beta_slow)
@@ -134,9 +134,9 @@ class YarnRope:
 
 @dataclass(frozen=True)
 class Llama3Rope:
-    """Llama-3.1: long wavelengths are slowed by `factor`, short ones stay, those between are interpolated.
+    """Llama-3.1: long wavelengths are slowed by `factor`, short ones stay, intermediate ones are interpolated.
 
-    Source: the reference code that Meta published with the weights.
+    Source: Meta's reference code, published with the weights.
     """
 
     base: Base
@@ -161,9 +161,9 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class ProportionalRope:
-    """RoPE on the fastest `partial_rotary_factor` of the pairs; the others do not turn: they see content alone.
+    """RoPE on the fastest `partial_rotary_factor` of the pairs; the others do not turn and see content alone.
 
-    A wide head of a large model has such pairs already: of Hunyuan-A13B's 64, a third turn less than once in 32k
+    A wide head of a large model already has such pairs: a third of Hunyuan-A13B's 64 pairs turn less than once in 32k
     tokens. A head of 16 channels has none to spare. Source: arXiv 2410.06205 (p-RoPE).
     """
 
@@ -188,7 +188,7 @@ POSITIONS: dict[str, type[Rope]] = {
 def rotation(positions_BT: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, each [B, T, 1, H/2] of `dtype`; the angle is formed in fp64.
 
-    In fp32 the product loses about 1e-7 of the angle: at position 500k that is 0.03 radians, and heads see it.
+    In fp32 the product loses about 1e-7 of the angle: 0.03 radians at position 500k, which heads notice.
     """
     angle_BTH = positions_BT[..., None].double() * frequencies.to(positions_BT.device, non_blocking=True)
     cos, sin = angle_BTH.cos() * scale, angle_BTH.sin() * scale

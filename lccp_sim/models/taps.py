@@ -1,4 +1,4 @@
-"""Taps and gates for the time of a `with`: look at every layer's q and k, or scale the outputs of some heads."""
+"""Context managers that tap every layer's q and k, scale the outputs of heads, or attend as in training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
 @contextmanager
 def tapping(model: LanguageModel, tap: Tap) -> Iterator[None]:
-    """While it is open, every forward calls `tap(layer, attended)` once a layer.
+    """Within the context, every forward calls `tap(layer, attended)` once per layer.
 
-    Raises ConfigError at the end where a layer's attention did not pass by: scores of the others would look whole.
+    Raises ConfigError at the end if a layer's attention bypassed the tap: the other layers' scores would seem complete.
     """
     seen: set[int] = set()
 
@@ -24,7 +24,7 @@ def tapping(model: LanguageModel, tap: Tap) -> Iterator[None]:
 
     model.set_tap(count)
     try:
-        # A compiled graph would skip the taps without a word.
+        # A compiled graph would silently skip the taps.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
@@ -40,10 +40,20 @@ def tapping(model: LanguageModel, tap: Tap) -> Iterator[None]:
 
 @contextmanager
 def gating(model: LanguageModel, gate_LN: Tensor) -> Iterator[None]:
-    """While it is open, the output of head n in layer l is multiplied by `gate_LN[l, n]`: 0 masks it, 2 doubles it."""
+    """Within the context, multiply the output of head n in layer l by `gate_LN[l, n]`: 0 masks it, 2 doubles it."""
     model.set_gate(gate_LN.to(model.device))
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.set_gate(None)
+
+
+@contextmanager
+def attending_as_trained(model: LanguageModel) -> Iterator[None]:
+    """Within the context, forwards attend as in training, sparsely if that is sparse."""
+    model.set_sparse(True)
+    try:
+        yield
+    finally:
+        model.set_sparse(False)

@@ -1,7 +1,7 @@
 """The decoder: embeddings, pre-norm blocks of attention and mixture of experts (or one SwiGLU), a final norm.
 
-It returns hidden states; the head is applied by models/loss.py in chunks. `fresh` is the only place where weights get
-their first values, warm start of previous-token heads included; it gives one whole tensor after the other, so that a
+It returns hidden states; models/loss.py applies the head in chunks. `fresh` is the only place where weights get their
+first values, including the warm start of previous-token heads. It yields one full tensor after the other, so that a
 rank can keep its part of each.
 """
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         text_BT: Tensor | None = None,
         sparse: bool = False,
     ) -> tuple[Tensor, Routing | None]:
-        """[B, T, D], and the routing of a layer with experts."""
+        """[B, T, D], and the routing if the layer has experts."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, sparse)
         z_BTD = self.moe_norm(x_BTD)
         if self.moe is None:
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class Transformer(LanguageModel):
-    """A decoder in the family of Hunyuan-A13B: routed and shared SwiGLU experts, or one SwiGLU a layer."""
+    """A decoder of the Hunyuan-A13B family: routed and shared SwiGLU experts, or one SwiGLU per layer."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
@@ -74,6 +74,7 @@ class Transformer(LanguageModel):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
         self.frequencies, self.rope_scale = config.rope.frequencies(config.d_head)
+        self.sparse = False
 
     @property
     def layers(self) -> list[Block]:
@@ -87,18 +88,22 @@ class Transformer(LanguageModel):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32."""
-        with torch.autocast(hidden_RD.device.type, enabled=False):  # an NLL near 0 is lost in bf16 logits
+        with torch.autocast(hidden_RD.device.type, enabled=False):  # bf16 logits would lose an NLL near 0
             return (hidden_RD @ self.head_weight.to(hidden_RD.dtype).T).float()
 
     def set_tap(self, tap: Tap | None) -> None:
-        """None; sets the tap of every layer."""
+        """Set the tap of every layer."""
         for block in self.layers:
             block.attention.tap = tap
 
     def set_gate(self, gate_LN: Tensor | None) -> None:
-        """None; sets the gate of every layer."""
+        """Set the gate of every layer."""
         for layer, block in enumerate(self.layers):
             block.attention.gate_N = None if gate_LN is None else gate_LN[layer]
+
+    def set_sparse(self, sparse: bool) -> None:
+        """Set whether a forward without `sparse` is sparse."""
+        self.sparse = sparse
 
     def forward(
         self,
@@ -108,10 +113,10 @@ class Transformer(LanguageModel):
         text_BT: Tensor | None = None,
         sparse: bool = False,
     ) -> Output:
-        """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one a row.
+        """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one per row.
 
-        What is not of `text_BT` (bool; None: all is) is padding: it has no part in the router's losses and counts.
-        Attention is dense unless `sparse`, which training alone asks for: by `config.attention`, if any.
+        Tokens outside `text_BT` (bool; None: all are text) are padding, which the router's losses and counts leave out.
+        Attention is dense unless `sparse` (set by training) or `set_sparse`: then `config.attention` applies, if any.
         """
         B, T = tokens_BT.shape
         if positions_BT is None:
@@ -122,6 +127,7 @@ class Transformer(LanguageModel):
         if self.config.scale_embeddings:
             x_BTD = x_BTD * self.config.d_model**0.5
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
+        sparse = sparse or self.sparse
         routings = []
         for block in self.layers:
             x_BTD, routing = block(x_BTD, rope, bounds, text_BT, sparse)
@@ -136,7 +142,7 @@ class Transformer(LanguageModel):
 
 @torch.no_grad()
 def initialise(model: Transformer, seed: int) -> Transformer:
-    """The model with fresh weights (`fresh`), the same for the same seed whatever ran before."""
+    """Give the model fresh weights (`fresh`), which depend on the seed alone."""
     own = model.state_dict()
     for name, weight in fresh(model, seed):
         own[name].copy_(weight)
@@ -144,9 +150,9 @@ def initialise(model: Transformer, seed: int) -> Transformer:
 
 
 def fresh(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole fresh value of each weight and buffer, one at a time: of the model only shapes are asked.
+    """Name and full initial value of each weight and buffer, one at a time. Only shapes of the model are read.
 
-    Matrices are normal with std 1/sqrt(fan in), or `init_std`; what writes into the residual stream is smaller by
+    Matrices are normal with std 1/sqrt(fan in), or `init_std`; those that write into the residual stream are smaller by
     sqrt(2 L) (GPT-2). Norm weights start at their gain, biases at 0. `previous_token_heads` are planted.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +164,7 @@ def fresh(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]]:
         parts += ["moe.down_EFD", "dense.gate_up.weight", "dense.down.weight"]
         parts += ["moe.shared.gate_up.weight", "moe.shared.down.weight"]
         drawn += [f"blocks.{layer}.{part}" for part in parts]
-    # The order is that of the draws, so a new part goes to the end of its layer.
+    # This is the order of the draws, so a new part goes to the end of its layer.
     for name in (name for name in [*drawn, "lm_head.weight"] if name in shapes):
         # Experts write from their width F to D with rows of D: [E, F, D]; a linear layer from its columns.
         fan_in = config.d_expert if name.endswith("down_EFD") else shapes[name][-1]
@@ -167,17 +173,17 @@ def fresh(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]]:
         if config.previous_token_heads:
             _plant_previous_token_heads(model, name, weight)
         yield name, weight
-        del weight  # before the next one is drawn
+        del weight  # before drawing the next one
     gains = {f"{name}.weight": each.gain for name, each in model.named_modules() if isinstance(each, RMSNorm)}
     for name, shape in shapes.items():
         yield name, torch.full(shape, gains.get(name, 0.0), device="cpu")
 
 
 def _plant_previous_token_heads(model: Transformer, name: str, weight: Tensor) -> None:
-    """Make head i of layers 0 and 1 attend i + 1 tokens back, and let training take it from there.
+    """Make head i of layers 0 and 1 attend i + 1 tokens back at the start of training.
 
     Embedding channel 0 is constant, and q and k of those heads read it alone: q into the three fastest pairs, k rotated
-    i + 1 positions ahead, so that their product peaks at that distance. It stands for what billions of tokens do in a
+    i + 1 positions ahead, so that their product peaks at that distance. This replaces what billions of tokens teach a
     real base; without it, induction does not form within minutes on a CPU.
     """
     config = model.config

@@ -1,8 +1,8 @@
-"""What a model answers to questions with one known answer: from teacher forcing alone, decoding included.
+"""Answers of a model to questions with one known answer, by teacher forcing alone, greedy decoding included.
 
 Greedy decoding is the fixed point of teacher forcing: fed its own argmaxes, a causal model repeats them. So answers
-are found in a few whole forwards, without a cache. Questionable: padding moves a logit by a rounding error, so where
-two tokens are equal to the last bit, the one found may differ from that of token-by-token decoding.
+are found in a few full forward passes, without a cache. Design note: padding changes a logit by a rounding error, so
+if two tokens tie to the last bit, the result may differ from token-by-token decoding.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ def ask(
     decode: Callable[[list[int]], str],
     tokens_per_forward: int,
 ) -> list[Scores]:
-    """The scores of each question: of its canonical answer, and for those `to_decode` of what the model would write.
+    """Score each question by its canonical answer; for those in `to_decode` also score the model's greedy answer.
 
-    exact_match_frac: every token is the argmax, stop included. canonical_pass_at_k_frac: 1 - (1 - p)^k, p the product
-    of the tokens' probabilities. answer_nll_nats: mean over the tokens. Then `score_text` of the greedy answer up to
-    its first line break, at most as many tokens as the reference has.
+    exact_match_frac: every token is the argmax, including the stop. canonical_pass_at_k_frac: 1 - (1 - p)^k, where p is
+    the product of the tokens' probabilities. answer_nll_nats: mean over the tokens. The greedy answer is scored with
+    `score_text`, up to its first line break and at most as many tokens as the reference has.
     """
     scores: list[Scores] = [{} for _ in questions]
     tops: list[np.ndarray] = [np.zeros(0, np.int64) for _ in questions]
@@ -52,11 +52,11 @@ def ask(
 def greedy(
     model: LanguageModel, questions: list[Question], tops: list[np.ndarray], tokens_per_forward: int
 ) -> list[np.ndarray]:
-    """The greedy answer of each question, int64 ids, as many as its reference has; those after a stop mean nothing.
+    """Decode the greedy answer to each question: int64 ids, as many as its reference has; those after a stop are void.
 
-    `tops` are the argmaxes where the reference is given, so their first token is right already; each forward of the
-    tokens found so far makes at least one more right, and nothing changes once all are. The stop is the reference's
-    last token: a question is done once the tokens known to be right hold it.
+    `tops` are the argmaxes given the reference, so their first token is already right. Each forward of the tokens found
+    so far makes at least one more right, and once all are right nothing changes. The stop is the reference's last
+    token: a question is done when the tokens known to be right contain it.
     """
     found = list(tops)
     left = [i for i, q in enumerate(questions) if not np.array_equal(tops[i], q.tokens[q.answer_start :])]
@@ -74,7 +74,7 @@ def greedy(
 
 
 def alike(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
-    """Indices in groups that lose little to padding: the longest at most twice the shortest, and so many tokens."""
+    """Group indices so that little is lost to padding: the longest at most twice the shortest, and a token limit."""
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[group[0]] if group else 0
@@ -89,7 +89,7 @@ def alike(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
 def _scored(
     model: LanguageModel, texts: list[np.ndarray], questions: list[Question], tokens_per_forward: int
 ) -> Iterator[tuple[list[int], Spans]]:
-    """Groups of indices, and the scores of what stands in `texts` where the questions have their answers."""
+    """Yield groups of indices, with the scores of `texts` at the places of the questions' answers."""
 
     def look(group: list[int]) -> Spans:
         spans = [(questions[i].answer_start, len(questions[i].tokens)) for i in group]

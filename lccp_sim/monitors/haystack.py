@@ -7,16 +7,16 @@ from lccp_sim.errors import ConfigError, nearest
 
 
 def held_out(corpus: Corpus, source: str) -> list[np.ndarray]:
-    """The held-out documents of a source. Raises ConfigError where the run has no source of that name."""
+    """Return the held-out documents of a source. Raises ConfigError if the run has no source of that name."""
     names = corpus.held_out_documents
     if source not in names:
         known = f"this run has {', '.join(names)}{nearest(source, names)}"
-        raise ConfigError(f"monitors: no source is called {source!r}; {known}")
+        raise ConfigError(f"monitors: there is no source named {source!r}; {known}")
     return corpus.held_out(source)
 
 
 class Haystack:
-    """Draws from the held-out documents of the source called `name`; ConfigError where it has none."""
+    """Random draws from the held-out documents of the source `name`. Raises ConfigError if it has none."""
 
     def __init__(self, corpus: Corpus, name: str):
         self.documents, self.name = held_out(corpus, name), name
@@ -25,7 +25,10 @@ class Haystack:
             raise ConfigError(f"monitors: the source {name!r} has no held-out documents; raise data.held_out_frac")
 
     def take(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """`length` tokens in a row of one document, drawn by length. Raises ConfigError where none is long enough."""
+        """Draw `length` consecutive tokens of one document, uniformly over all positions.
+
+        Raises ConfigError if no document is long enough.
+        """
         room = np.maximum(self.lengths - length + 1, 0)
         if not room.sum():
             raise ConfigError(

@@ -1,8 +1,9 @@
-"""Retrieval heads: how much of an answer each head copies out of the needle.
+"""Retrieval heads: how much of an answer each head copies from the needle.
 
-Scored from the forward that a monitor makes anyway: for each answer token y_p only the attention row of the query at
-p-1 is formed (the row that predicts y_p), |answer| x S numbers a head, one item at a time so that they stay in the
-cache. Questionable: no success gating, unlike the score's first authors; it would bias early checkpoints.
+Heads are scored in a forward that a monitor makes anyway. For each answer token y_p only the attention row of the query
+at p-1 is formed (the row that predicts y_p): |answer| x S numbers per head, one item at a time so that they stay in the
+cache. Design note: items count whether or not they are answered correctly, unlike in the score's original definition,
+because such gating would bias early checkpoints.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +20,21 @@ METRICS = ("copy_hard_frac", "copy_soft_frac", "needle_mass_frac", "sink_mass_fr
 
 
 class CopyTap:
-    """A tap that collects the copy scores of every head: `scores` is [items, layers, heads, metrics] in the end.
+    """A tap that collects the copy scores of every head as `scores` [items, layers, heads, metrics].
 
-    copy_hard: share of answer tokens whose argmax key lies in the needle and holds the very token (arXiv 2404.15574,
+    copy_hard: share of answer tokens whose argmax key lies in the needle and is the same token (arXiv 2404.15574,
     section 2; arXiv 2604.02650, section 6). copy_soft: attention mass on such keys. needle_mass: mass on the needle.
-    sink_mass: mass on position 0. copy_null: copy_hard of the same rows where the needle's tokens have changed places
-    (one permutation an item, seeded by the needle), so what a head that looks into the needle, but not at the right
-    token, scores by chance. `answers` and `needles` are spans [start, stop) of `tokens_BS`, the sequences of the
-    forward; only those at the indices `items` are scored.
+    sink_mass: mass on position 0. copy_null: copy_hard of the same rows with the needle's tokens permuted (one
+    permutation per item, seeded by the needle): the chance score of a head that attends to the needle but not to the
+    right token. `answers` and `needles` are spans [start, stop) of `tokens_BS`, the sequences of the forward. Only the
+    sequences at the indices `items` are scored.
     """
 
     def __init__(
         self, tokens_BS: Tensor, answers: list[tuple[int, int]], needles: list[tuple[int, int]], items: list[int]
     ):
         self.items, self.answers, self.needles = items, answers, needles
-        self.same_AW: dict[int, Tensor] = {}  # which needle tokens are the answer token, by item
+        self.same_AW: dict[int, Tensor] = {}  # which needle tokens equal the answer token, by item
         self.null_AW: dict[int, Tensor] = {}
         for i in items:
             answer_A, needle_W = tokens_BS[i, slice(*answers[i])], tokens_BS[i, slice(*needles[i])]
@@ -43,7 +44,7 @@ class CopyTap:
         self.layers: list[np.ndarray] = []
 
     def __call__(self, layer: int, attended: Attended) -> None:
-        """Scores of one layer."""
+        """Score the heads of one layer."""
         scores = [self._score(i, attended) for i in self.items]
         self.layers.append(torch.stack(scores).cpu().numpy())
 
@@ -66,7 +67,7 @@ class CopyTap:
 def head_records(
     scores: np.ndarray, metrics: Sequence[str], moment: Moment, tags: Mapping[str, Tag] | None = None
 ) -> list[Record]:
-    """Records {layer, head, **tags} of monitor `heads`: means of scores [items, layers, heads, metrics] over items."""
+    """Average scores [items, layers, heads, metrics] over items: `heads` records by {layer, head, **tags}."""
     records = []
     for layer, head in np.ndindex(scores.shape[1:3]):
         for x, metric in enumerate(metrics):
@@ -80,12 +81,12 @@ def head_records(
 def answer_tokens_record(
     answer_tokens: int, items: int, moment: Moment, tags: Mapping[str, Tag] | None = None
 ) -> Record:
-    """How many answer tokens, of all items together, stand behind each head's score."""
+    """Record the number of answer tokens, over all items, behind each head's score."""
     return Record(*moment, "mechanistic", "heads", "answer_tokens_count", float(answer_tokens), items, None, tags or {})
 
 
 def head_samples(items: Sequence[str], scores: np.ndarray, tags: Mapping[str, Tag] | None = None) -> list[Value]:
-    """The hard copy score of each item and head, from `scores` [items, layers, heads, metrics]."""
+    """Return the hard copy score of each item and head, from `scores` [items, layers, heads, metrics]."""
     return [
         Value("heads", "copy_hard_frac", item, {"layer": layer, "head": head, **(tags or {})}, float(score))
         for item, of_item in zip(items, scores, strict=True)

@@ -1,9 +1,9 @@
 """Induction: does the model copy a span that it has seen once, unmarked and without a question?
 
-Random tokens stand in real text and come back later. The NLL of the second copy says whether the model copies;
-the prefix-matching score of a head is its attention on the token after the previous occurrence (arXiv 2209.11895), and
-its partner in the circuit, the previous-token head, is scored on the same rows. Questionable: random tokens, not words:
-no language model can guess them, so what it gets right it has copied.
+A span of random tokens is placed in real text and repeated later. The NLL of the second copy shows whether the model
+copies. A head's prefix-matching score is its attention on the token after the previous occurrence (arXiv 2209.11895).
+Its partner in the circuit, the previous-token head, is scored on the same rows. Design note: random tokens, not words,
+because no language model can guess them: what it gets right, it has copied.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ METRICS = ("induction_frac", "previous_token_frac")
 
 
 class RepeatItem(NamedTuple):
-    """A text of `length` tokens whose last ones repeat a random span of its first half; places are [start, stop)."""
+    """A text of `length` tokens that ends with a copy of a random span of its first half; places are [start, stop)."""
 
     id: str
     length: int
@@ -48,7 +48,7 @@ class RepeatValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Monitor):
-    """`items` texts a length; the span has `span_tokens` random tokens."""
+    """The induction monitor: `items` texts per length, with a span of `span_tokens` random tokens."""
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
     haystack: str
@@ -56,9 +56,10 @@ class Induction(Monitor):
     span_tokens: Annotated[int, Gt(1)] = 16
     kind: Literal["induction"] = "induction"
     tier: ClassVar[str] = "mechanistic"
+    beside: ClassVar[bool] = True
 
     def prepare(self, corpus: Corpus) -> list[RepeatItem]:
-        """The items. Raises ConfigError where a length does not hold two spans."""
+        """Build the items. Raises ConfigError if a length does not hold two spans."""
         haystack, plain = Haystack(corpus, self.haystack), plain_tokens(corpus.tokenizer)
         n, items = self.span_tokens, []
         for length in self.lengths:
@@ -75,7 +76,7 @@ class Induction(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[RepeatItem]) -> RepeatValues:
-        """NLL of the first and the second copy (without their first token, which nothing foretells), and the heads."""
+        """Measure the NLL of both copies (without their unpredictable first token), and score the heads."""
         values: list[Value] = []
         scores = []
 
@@ -102,30 +103,30 @@ class Induction(Monitor):
         return RepeatValues(values, np.concatenate(scores))
 
     def aggregate(self, measured: RepeatValues, moment: Moment) -> list[Record]:
-        """Over all lengths, per length, and both scores of every head."""
+        """Return records over all lengths, per length, and both scores of every head."""
         records = summarise(measured.values, moment, self.tier, lambda v: {})
         records += summarise(measured.values, moment, self.tier)
         return records + head_records(measured.scores, METRICS, moment)
 
     def passes(self) -> list[Pass]:
-        """Each text once."""
+        """Return each text once."""
         return [Pass(self.items, n) for n in self.lengths]
 
     def samples(self, measured: RepeatValues) -> list[Value]:
-        """Per-item values."""
+        """Return the per-item values."""
         return measured.values
 
 
 def _places(item: RepeatItem) -> np.ndarray:
-    """Both copies without their first token."""
+    """Return the places of both copies, without their first token."""
     return np.concatenate([np.arange(start + 1, stop) for start, stop in (item.first, item.second)])
 
 
 class _PrefixTap:
-    """Scores [items, layers, heads, METRICS] from the rows of the second copy's tokens, all but the last.
+    """A tap that collects `scores` [items, layers, heads, METRICS] from the second copy's rows, except the last.
 
-    induction: attention on the token after the row's token first occurred (arXiv 2209.11895). previous_token: on the
-    position before the row's own.
+    induction: attention on the token after the first occurrence of the row's token (arXiv 2209.11895). previous_token:
+    attention on the preceding position.
     """
 
     def __init__(self, first: list[tuple[int, int]], second: list[tuple[int, int]]):
@@ -136,8 +137,8 @@ class _PrefixTap:
         scores = []
         for item, ((first, _), (start, stop)) in enumerate(zip(self.first, self.second, strict=True)):
             rows_NAS = attended.rows(item, start, stop - 1)
-            # Query start + i looks for what followed its first occurrence, key first + i + 1, or for key start + i - 1:
-            # diagonals.
+            # Query start + i pairs with key first + i + 1 (what followed the first occurrence), or with key
+            # start + i - 1 (the preceding token): both are diagonals.
             keys = (first + 1, start - 1)
             found = [rows_NAS[..., key : key + stop - 1 - start].diagonal(dim1=1, dim2=2).mean(-1) for key in keys]
             scores.append(torch.stack(found, dim=-1))

@@ -1,9 +1,10 @@
-"""Do the heads that copy the needle cause the answer? Their outputs are masked, raised, or left alone.
+"""Do the heads that copy the needle cause the answer? Their outputs are masked, boosted or left unchanged.
 
-A copy score says where a head looks. Masking the strongest heads and as many others of the same layers tells whether
-the answer needs them (arXiv 2404.15574, section 4.1). The first half of the texts selects the heads, the second half
-measures, so that heads which were lucky on a text are not judged by it. Questionable: random heads come from the layers
-of the strongest ones as far as these have others, so that depth is not what differs, and only then from the rest.
+A copy score says where a head attends. Masking the strongest heads, and as many other heads of the same layers, shows
+whether the answer depends on them (arXiv 2404.15574, section 4.1). The first half of the texts selects the heads and
+the second half measures them, so that a head that was lucky on a text is not judged by it. Design note: random heads
+come from the layers of the strongest heads as long as these have others, so that depth does not differ; only then from
+other layers.
 """
 
 from collections import Counter, defaultdict
@@ -29,7 +30,7 @@ Heads = list[tuple[int, int]]  # (layer, head)
 
 
 class ArmValues(NamedTuple):
-    """Per-item values of every arm, and the heads that are masked: the strongest, and `draws` random sets."""
+    """Per-item values of every arm, and the masked heads: the strongest, and `draws` random sets."""
 
     values: list[Value]
     top: Heads
@@ -38,9 +39,9 @@ class ArmValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(Monitor):
-    """`items` single needles a length, half to select, half to measure.
+    """The intervention monitor: `items` single needles per length, half to select heads and half to measure.
 
-    `k` heads are masked (null: 3 %, within 8 and 30), or multiplied by `boost`; `draws` sets of random heads.
+    `k` heads are masked (null: 3 %, from 8 to 30), or multiplied by `boost`. `draws`: number of random sets of heads.
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
@@ -60,7 +61,7 @@ class Intervention(Monitor):
             refuse(not getattr(self, key), f"monitors.intervention.{key}", getattr(self, key), "must not be empty")
 
     def _needle(self, heads: bool) -> Needle:
-        """The needle monitor whose texts and scores these are."""
+        """Return the needle monitor that provides the texts and scores."""
         return Needle(
             lengths=self.lengths,
             haystack=self.haystack,
@@ -72,7 +73,7 @@ class Intervention(Monitor):
         )
 
     def prepare(self, corpus: Corpus) -> list[NeedleItem]:
-        """The items, single needles without controls. Raises ConfigError where a needle does not fit."""
+        """Build the items: single needles without controls. Raises ConfigError if a needle does not fit."""
         try:
             items = self._needle(heads=False).prepare(corpus)
         except ConfigError as error:
@@ -81,9 +82,9 @@ class Intervention(Monitor):
         return [item._replace(control=None) for item in items]
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> ArmValues:
-        """Hit, NLL and perplexity of each span of the answer of each item of the second half, in every arm.
+        """Measure hit, NLL and perplexity of each answer span in every arm, on the second half of the items.
 
-        Nothing where the model has no heads to mask.
+        Empty if the model exposes no heads to mask.
         """
         if not model.num_heads:
             return ArmValues([], [], [])
@@ -106,7 +107,7 @@ class Intervention(Monitor):
     def _arm(
         self, model: LanguageModel, items: list[NeedleItem], arm: str, sets: list[Heads], factor: float, shape: tuple
     ) -> list[Value]:
-        """Each item's values where the heads of a set are multiplied by `factor`, averaged over the sets."""
+        """Measure each item with the heads of a set multiplied by `factor`, averaged over the sets."""
         found: dict[tuple[str, str, Tag], list[float]] = defaultdict(list)
         for heads in sets:
             gate_LN = torch.ones(shape)
@@ -123,7 +124,10 @@ class Intervention(Monitor):
         ]
 
     def aggregate(self, measured: ArmValues, moment: Moment) -> list[Record]:
-        """{arm, span}: the answer; {arm}: the heads; {span}: what masking the strongest costs beyond random ones."""
+        """Return records by {arm, span} (the answer), {arm} (the heads) and {span} (the causal effect).
+
+        The causal effect is the cost of masking the strongest heads beyond that of masking random heads.
+        """
         if not measured.values:
             return []
         records = summarise(measured.values, moment, self.tier, lambda v: {k: v.tags[k] for k in ("arm", "span")})
@@ -141,24 +145,24 @@ class Intervention(Monitor):
         return records + summarise(_effects(measured.values), moment, self.tier, lambda v: {"span": v.tags["span"]})
 
     def passes(self) -> list[Pass]:
-        """One half of the texts to select heads, the other in three arms and with each set of random heads."""
+        """Return half of the texts once to select heads, the other half in three arms and with each random set."""
         return [Pass(self.items * (4 + self.draws) / 2, n) for n in self.lengths]
 
     def samples(self, measured: ArmValues) -> list[Value]:
-        """Per-item values of every arm, and the effect on each item."""
+        """Return the per-item values of every arm, and the effect on each item."""
         return measured.values + _effects(measured.values)
 
 
 def strongest(score_LN: np.ndarray, k: int) -> Heads:
-    """The k heads of the highest score, ties by layer, then head."""
+    """Return the k heads with the highest scores; ties by layer, then head."""
     flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(flat, score_LN.shape), strict=True)]
 
 
 def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> Heads:
-    """As many random heads as `top` has, none of `top` and none that retrieves; fewer where the model has too few.
+    """Draw as many random heads as `top` has, outside `top` and no retrieval heads; fewer if the model has too few.
 
-    As many of each layer as `top` has there; where a layer has too few, others make up for them.
+    Each layer gets as many as `top` has there. If a layer has too few, heads of other layers replace them.
     """
     barred = score_LN > RETRIEVES
     barred[tuple(np.transpose(top))] = True
@@ -172,7 +176,7 @@ def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> 
 
 
 def _effects(values: list[Value]) -> list[Value]:
-    """NLL with the strongest heads masked less that with random ones masked, item by item, of each span."""
+    """Compute, per item and span, the NLL with the strongest heads masked minus that with random heads masked."""
     nll = {(v.item, v.tags["span"], v.tags["arm"]): v for v in values if v.metric == ANSWER[1]}
     effects = []
     for (item, span, arm), value in nll.items():

@@ -1,8 +1,8 @@
-"""Retrieval heads on biographies: the texts on which the paper scores them.
+"""Retrieval heads on biographies, the texts on which the paper scores them.
 
-Single-needle LongBio texts in completion form (arXiv 2604.02650, section 6; 2506.02921): the answer is the needle, a
-sentence about one person, so heads are scored as on plain needles (`heads.CopyTap`). Questionable: the names are those
-that no training text uses, but the form of the sentences may be one that a training source shows.
+Single-needle LongBio texts in completion form (arXiv 2604.02650, section 6; 2506.02921). The answer is the needle, a
+sentence about one person, so heads are scored as on plain needles (`heads.CopyTap`). Design note: no training text uses
+these names, but a training source may use the same form of sentence.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SAMPLES: Tags = {"samples": "longbio"}
 
 
 class LongBioValues(NamedTuple):
-    """Per-item values; copy scores [items, layers, heads, METRICS] in the order of `items`; answer tokens in all."""
+    """Per-item values, copy scores [items, layers, heads, METRICS] in the order of `items`, and total answer tokens."""
 
     values: list[Value]
     items: list[str]
@@ -37,7 +37,7 @@ class LongBioValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LongBioHeads(Monitor):
-    """`items` texts a length, spread evenly over `depths` depths from 0 to 1."""
+    """The LongBio monitor: `items` texts per length, spread evenly over `depths` depths from 0 to 1."""
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
     items: Annotated[int, Gt(1)] = 10
@@ -51,7 +51,7 @@ class LongBioHeads(Monitor):
         refuse(not self.lengths, "monitors.heads.lengths", self.lengths, "needs at least one length")
 
     def prepare(self, corpus: Corpus) -> list[NeedleItem]:
-        """The items. Raises ConfigError where a length does not hold a text."""
+        """Build the items. Raises ConfigError if a text does not fit a length."""
         items = []
         for length in self.lengths:
             for i in range(self.items):
@@ -66,7 +66,7 @@ class LongBioHeads(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> LongBioValues:
-        """Hit and NLL of each answer, and the heads' scores, from one forward a text."""
+        """Measure hit and NLL of each answer, and the heads' scores, in one forward per text."""
         values: list[Value] = []
         names: list[str] = []
         scores, answer_tokens = [], 0
@@ -86,7 +86,7 @@ class LongBioHeads(Monitor):
         return LongBioValues(values, names, np.concatenate(scores), answer_tokens)
 
     def aggregate(self, measured: LongBioValues, moment: Moment) -> list[Record]:
-        """Answers over all texts, and every head; all with the tag samples=longbio."""
+        """Return records of the answers over all texts and of every head, all with the tag samples=longbio."""
         records = summarise(measured.values, moment, self.tier, lambda v: SAMPLES)
         records += head_records(measured.scores, METRICS, moment, SAMPLES)
         if not measured.scores.size:
@@ -94,9 +94,9 @@ class LongBioHeads(Monitor):
         return [*records, answer_tokens_record(measured.answer_tokens, len(measured.items), moment, SAMPLES)]
 
     def passes(self) -> list[Pass]:
-        """Each text once."""
+        """Return each text once."""
         return [Pass(self.items, n) for n in self.lengths]
 
     def samples(self, measured: LongBioValues) -> list[Value]:
-        """Per-item values, the hard copy score of each head included."""
+        """Return the per-item values, including the hard copy score of each head."""
         return measured.values + head_samples(measured.items, measured.scores, SAMPLES)

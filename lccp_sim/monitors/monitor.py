@@ -1,8 +1,8 @@
-"""What every monitor is: a frozen dataclass of its settings, and a few pure functions.
+"""The interface of a monitor: a frozen dataclass of settings with a few pure functions.
 
-`prepare` builds the items once (the same at every window and in every arm), `score` looks at a model, the rest turns
-what it saw into records and samples. A monitor holds no state between windows: what the first window has to fix for the
-later ones (`reference`) is kept by the caller, who hands it back with the items.
+`prepare` builds the items once; they are the same at every window and in every arm. `score` measures a model. The other
+methods turn the result into records and samples. A monitor holds no state between windows. What the first window must
+fix for later windows (`reference`) is kept by the caller, who passes it back with the items.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,10 @@ FIRST_WINDOW = "first_window"
 
 
 class Pass(NamedTuple):
-    """How many sequences of a length, how many forwards each is worth (training 3), and whether all meet the head."""
+    """A number of sequences of one length that are sent through the model.
+
+    `weight`: the cost of each in forward passes (3 for training). `head`: whether every token meets the LM head.
+    """
 
     sequences: float
     tokens: int
@@ -32,59 +35,63 @@ class Pass(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Tokens, each as often as it is worth a forward."""
+        """Tokens, each multiplied by its cost in forward passes."""
         return self.sequences * self.tokens * self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor(ABC):
-    """Settings that all share: run at every n-th window (and the last), the seed of the items, the forward's size."""
+    """The settings shared by all monitors.
+
+    `every`: measure at every n-th window and at the last. `seed`: of the items. `tokens_per_forward`: batch size.
+    """
 
     every: Annotated[int, Gt(0)] = 1
     seed: Count = 0
     tokens_per_forward: Annotated[int, Gt(0)] = 8192
     tier: ClassVar[str]
+    beside: ClassVar[bool] = False  # whether `monitors.attention` both also measures it with the training attention
 
     @abstractmethod
     def prepare(self, corpus: Corpus) -> Any:
-        """The items. Raises ConfigError where the corpus cannot give them."""
+        """Build the items. Raises ConfigError if the corpus cannot provide them."""
 
     @abstractmethod
     def score(self, model: LanguageModel, items: Any) -> Any:
-        """What the model does on the items. Called inside `evaluating`: no gradients, eval mode, forked RNG."""
+        """Measure the model on the items. Called inside `evaluating`: no gradients, eval mode, forked RNG."""
 
     @abstractmethod
     def aggregate(self, measured: Any, moment: Moment) -> list[Record]:
-        """The records of one window."""
+        """Return the records of one window."""
 
     @abstractmethod
     def passes(self) -> list[Pass]:
-        """What one window sends through the model, told from the settings alone: a text has the length they name."""
+        """Return what one window sends through the model, from the settings alone: texts have their nominal length."""
 
     def samples(self, measured: Any) -> Sequence[Value]:
-        """Per-item values worth keeping, where there are any."""
+        """Return the per-item values to keep, if any."""
         return ()
 
     def notes(self, items: Any) -> Sequence[str]:
-        """What a person should know about these items, a line each."""
+        """Return notes for the user about these items, one line each."""
         return ()
 
     @property
     def reference_from(self) -> tuple[str, str] | None:
-        """The setting that says whose `reference` holds for all windows, and its value; None where there is none.
+        """The setting that names the model whose `reference` applies to all windows, and its value; None if none.
 
-        The value is FIRST_WINDOW or names a checkpoint.
+        The value is FIRST_WINDOW or the path of a checkpoint.
         """
         return None
 
     def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:
-        """What this model fixes for all windows. Called once a run, inside `evaluating`."""
+        """Compute what this model fixes for all windows. Called once per run, inside `evaluating`."""
         raise NotImplementedError
 
     def reference_passes(self) -> list[Pass]:
-        """What `reference` sends through the model."""
+        """Return what `reference` sends through the model."""
         return []
 
     def refer(self, items: Any, kept: Mapping[str, np.ndarray]) -> Any | None:
-        """The items with what a reference fixed; None where it was fixed for other items or by other settings."""
+        """Add a stored reference to the items; None if it was made for different items or settings."""
         raise NotImplementedError

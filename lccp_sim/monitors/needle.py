@@ -1,8 +1,8 @@
-"""Continuous needle in a haystack: the answer's NLL, the hit and the heads that copy it, from one forward.
+"""Continuous needle in a haystack: the answer's NLL, the hit and the heads that copy it, from one forward pass.
 
-The text is the paper's (arXiv 2604.02650, section 5), built in `needle_items`. Questionable: nothing is generated,
-because greedy decoding reproduces the answer exactly when every teacher-forced argmax is right (induction over the
-span).
+The text follows the paper (arXiv 2604.02650, section 5) and is built in `needle_items`. Design note: nothing is
+generated, because greedy decoding reproduces the answer exactly when every teacher-forced argmax is right (by induction
+over the span).
 """
 
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ from lccp_sim.monitors.values import Moment, Value, summarise
 from lccp_sim.records import HEADLINE, SENTENCE, Record
 
 ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
-ALONE = 50  # tokens of a needle with its question and answer, without a haystack: about
+ALONE = 50  # approximate tokens of a needle with its question and answer, without a haystack
 
 
 class NeedleValues(NamedTuple):
-    """Per-item values; of single needles copy scores [items, layers, heads, METRICS] and all their answer tokens."""
+    """Per-item values; for single needles also copy scores [items, layers, heads, METRICS] and total answer tokens."""
 
     values: list[Value]
     head_items: list[str]
@@ -41,11 +41,11 @@ class NeedleValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Needle(Monitor):
-    """The grid: `items` texts a length, spread evenly over `depths` depths, for each variant.
+    """The needle monitor: per length `items` texts, spread evenly over `depths` depths.
 
-    `haystack` is one source or several, which take turns. `controls` texts a length are scored once more with the
-    needle replaced by haystack, and once without any haystack. `variants` are texts a length of each other variant
-    (`needle_items.Texts` says what they are); a length up to `interference_tokens` has no interference text.
+    `haystack`: one source, or several that alternate. `controls`: texts per length that are also scored with the needle
+    replaced by haystack, and without any haystack. `variants`: texts per length for each other variant (see
+    `needle_items.Texts`); lengths up to `interference_tokens` have no interference text.
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
@@ -59,6 +59,7 @@ class Needle(Monitor):
     heads: bool = True
     kind: Literal["needle"] = "needle"
     tier: ClassVar[str] = "probabilistic"
+    beside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         rule = f"must be a multiple of depths={self.depths}"
@@ -70,7 +71,7 @@ class Needle(Monitor):
         refuse(unheld, "monitors.needle.interference_tokens", self.interference_tokens, rule)
 
     def prepare(self, corpus: Corpus) -> list[NeedleItem]:
-        """The items: the same at every window and in every arm. Raises ConfigError where a needle does not fit."""
+        """Build the items, the same at every window and in every arm. Raises ConfigError if a needle does not fit."""
         names = (self.haystack,) if isinstance(self.haystack, str) else self.haystack
         haystacks = [Haystack(corpus, name) for name in names]
         texts = Texts(corpus, haystacks, self.depths, self.distractors, self.interference_tokens)
@@ -88,7 +89,7 @@ class Needle(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[NeedleItem]) -> NeedleValues:
-        """Hit, NLL, gains of each item, and the heads' scores; one forward per text, two more per control."""
+        """Measure hit, NLL and gains of each item, and score the heads: one forward per text, two more per control."""
         values: list[Value] = []
         head_items: list[str] = []
         head_scores: list[np.ndarray] = []
@@ -132,7 +133,7 @@ class Needle(Monitor):
                     yield Value("needle", "gain_nats", item.id, tags, control - answered[item.id, span])
 
     def aggregate(self, measured: NeedleValues, moment: Moment) -> list[Record]:
-        """Records {span} and {depth, span} of single needles, {length, span, variant}, of each cell, of every head."""
+        """Return records by {span} and {depth, span} (single needles), {length, span, variant}, per cell and head."""
         values = measured.values
         single = [v for v in values if v.tags["variant"] == "single"]
         records = summarise(single, moment, self.tier, lambda v: {"span": v.tags["span"]})
@@ -147,7 +148,7 @@ class Needle(Monitor):
         return records
 
     def passes(self) -> list[Pass]:
-        """The texts of each length, the controls among them once more, and the controls' needles alone."""
+        """Return the texts of each length, the controls a second time, and the controls' needles without haystack."""
         short, controls = self.interference_tokens, min(self.controls, self.items)
         grid = []
         for n in self.lengths:
@@ -156,14 +157,14 @@ class Needle(Monitor):
         return [*grid, Pass(controls * len(self.lengths), ALONE)]
 
     def samples(self, measured: NeedleValues) -> list[Value]:
-        """Per-item values, the hard copy score of each head included."""
+        """Return the per-item values, including the hard copy score of each head."""
         return measured.values + head_samples(measured.head_items, measured.head_scores)
 
 
 def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
-    """The answers' scores of items of one length, and [tapped, layers, heads, METRICS] of those at `tapped`.
+    """Score the answers to items of one length, and the heads [tapped, layers, heads, METRICS] on items at `tapped`.
 
-    Layers and heads are 0 where the model has no heads.
+    Layers and heads are 0 if the model exposes no heads.
     """
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped or not model.num_heads:
@@ -174,7 +175,7 @@ def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[in
 
 
 def spans_of(item: NeedleItem) -> tuple[tuple[str, np.ndarray], ...]:
-    """The spans of an answer: their names and which of its tokens [answer] they hold."""
+    """Return the spans of an answer: names, and masks [answer] over its tokens."""
     return (HEADLINE, item.value_mask), (SENTENCE, np.ones_like(item.value_mask))
 
 

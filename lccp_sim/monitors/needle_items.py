@@ -1,8 +1,8 @@
 """The texts of the needle monitor, in five variants that differ in what surrounds the needle.
 
-All are [before] needle [after] Question: ... Answer: needle verbatim (arXiv 2604.02650, section 5), of exactly the
-length that is asked for; pieces of ids are joined, so every span is exact by construction. Questionable: the needle is
-put between two tokens of the haystack, wherever the depth falls, not at the end of a sentence.
+Each has the form [before] needle [after] Question: ... Answer: needle verbatim (arXiv 2604.02650, section 5) and has
+exactly the requested length. Pieces of token ids are concatenated, so every span is exact by construction. Design note:
+the needle is inserted between two tokens of the haystack at the given depth, not at the end of a sentence.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.values import Tags
 
 Variant = Literal["single", "heldout", "distractor", "multikey", "interference"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)  # a variant's place seeds its items: a new one goes last
-LEAST_FILLER = 2  # tokens of haystack: depths 0 and 1 then differ
-LEAST_FACTS = 2  # around the needle of a haystack of facts, for the same reason
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # a variant's index seeds its items: append new ones
+LEAST_FILLER = 2  # tokens of haystack, so that depths 0 and 1 differ
+LEAST_FACTS = 2  # facts around the needle in a haystack of facts, for the same reason
 
 
 class NeedleItem(NamedTuple):
-    """One text: tokens, where the needle and the answer lie [start, stop), and which answer tokens are the value.
+    """One text: its tokens, the spans [start, stop) of needle and answer, and which answer tokens are the value.
 
     `control`: the text without its needle. `alone`: a single needle's text without its haystack.
     """
@@ -48,11 +48,11 @@ class NeedleItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """What the texts are made from. Source: arXiv 2604.02650, sections 5 and 7.3; arXiv 2404.06654 for `multikey`.
+    """The builder of the texts. Source: arXiv 2604.02650, sections 5 and 7.3; arXiv 2404.06654 for `multikey`.
 
-    single: a template that training may show. heldout: one that it never shows. distractor: `distractors` more facts of
-    the template, with keys of their own, at random places. multikey: such facts all around, no other text but the
-    remainder at the start. interference: always `interference_tokens` of text between needle and question.
+    single: a template that training may show. heldout: a template that training never shows. distractor: `distractors`
+    more facts of the same template, with different keys, at random places. multikey: a haystack of such facts, with
+    other text only to fill the start. interference: always `interference_tokens` of text between needle and question.
     """
 
     corpus: Corpus
@@ -62,10 +62,10 @@ class Texts:
     interference_tokens: int
 
     def templates(self, variant: Variant, length: int) -> dict[Template, int]:
-        """The templates of a variant and the least length that holds each: known, for all its facts have one length.
+        """Return the templates of a variant with the least length that holds each; all its facts have one length.
 
-        Empty where interference leaves a length no room at all. ConfigError where `length` does not hold all of them
-        (with distractors: none of them), and where the vocabulary has too few keys.
+        Empty if the interference text alone fills the length. Raises ConfigError if `length` does not hold every
+        template (with distractors: any template), or if the vocabulary has too few keys.
         """
         if variant == "interference" and length <= self.interference_tokens:
             return {}
@@ -92,16 +92,16 @@ class Texts:
         return least
 
     def haystack(self, i: int) -> Haystack:
-        """That of the i-th text of a cell: they take turns, and each round of depths begins with another one."""
+        """Return the haystack of a cell's i-th text: they alternate, and each round of depths starts with the next."""
         return self.haystacks[(i % self.depths + i // self.depths) % len(self.haystacks)]
 
     def item(
         self, rng: np.random.Generator, templates: dict[Template, int], variant: Variant, length: int, i: int
     ) -> NeedleItem:
-        """The i-th text of a cell, at the (i mod `depths`)-th depth.
+        """Build the i-th text of a cell, at the (i mod `depths`)-th depth.
 
-        Tags: length, variant, and depth, the share of the haystack before the needle; no depth with interference, where
-        it follows from the length.
+        Tags: length, variant, and depth (the share of the haystack before the needle). Interference texts have no
+        depth tag, because their length determines it.
         """
         depth = i % self.depths / (self.depths - 1)
         while templates[template := list(templates)[int(rng.integers(len(templates)))]] > length:
@@ -136,7 +136,7 @@ class Texts:
         return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, *spans, fact.value_mask, None, alone)
 
     def control(self, rng: np.random.Generator, item: NeedleItem, i: int) -> np.ndarray:
-        """The tokens of the i-th text with as many tokens of its haystack where the needle is."""
+        """Return the tokens of the i-th text with the needle replaced by as many tokens of its haystack."""
         start, stop = item.needle
         control = item.tokens.copy()
         control[start:stop] = self.haystack(i).take(rng, stop - start)
@@ -144,7 +144,7 @@ class Texts:
 
 
 def _others(rng: np.random.Generator, fact: Fact, template: Template, corpus: Corpus, count: int) -> list[Fact]:
-    """`count` facts of one template with keys of their own: a second value for a key would leave the question open."""
+    """Draw `count` facts of one template with distinct keys: two values for a key would make the question ambiguous."""
     keys = count_evaluation_keys(corpus.tokenizer)
     rule = f"there are {keys} keys for the facts of one text; use shorter lengths or a larger vocabulary"
     refuse(count >= keys, "monitors.needle.variants: other facts in a text", count, rule)

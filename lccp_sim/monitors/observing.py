@@ -1,4 +1,4 @@
-"""Looking at a model without touching it, and the forwards that the monitors share."""
+"""Measuring a model without changing it, and the forward passes that the monitors share."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,16 +15,19 @@ Given = TypeVar("Given")
 
 @contextmanager
 def evaluating(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
-    """While it is open: eval mode, no gradients, a forked random state; then all is as before, errors or not.
+    """Set eval mode, disable gradients and fork the RNG inside the context; restore everything on exit, even on error.
 
-    With `bf16` matrix products run in bf16, except where a monitor or the model asks for fp32 (logits).
+    `bf16`: run matrix products in bf16, except where a monitor or the model asks for fp32 (logits).
     """
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    # Copies of weights are not kept: the probe changes weights while it is open.
+    # Do not cache cast weights: the probe changes weights inside this context.
     kind = torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), kind:
-        torch.manual_seed(0)
+    # Not torch.manual_seed: it seeds every GPU of the process, and only those of the model are put back.
+    gpus = sorted({weight.device.index for weight in model.parameters() if weight.is_cuda})
+    with torch.random.fork_rng(gpus), torch.no_grad(), kind:
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            generator.manual_seed(0)
         model.eval()
         try:
             yield
@@ -37,11 +40,11 @@ def evaluating(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
 def counting(
     model: torch.nn.Module, sent: Callable[[int, int], None] = lambda texts, tokens: None
 ) -> Iterator[list[int]]:
-    """A list of one number: the tokens sent through the model, and through copies made of it, while it is open.
+    """Count the tokens sent through the model and its copies inside the context; yields a list of one number.
 
-    A token of a forward with gradients counts as three: its backward pass costs twice as much. A forward that is made
-    only because other processes make one gets its tokens by name, and is not counted. Before each other forward
-    `sent(texts, tokens)` is told what it adds to those before.
+    A token of a forward with gradients counts as three, since its backward pass costs twice the forward. A forward made
+    only to accompany other processes passes its tokens by keyword and is not counted. `sent(texts, tokens)` is called
+    before every counted forward with the amounts that it adds.
     """
     tokens = [0]
 
@@ -59,7 +62,7 @@ def counting(
 
 
 class Spans(NamedTuple):
-    """NLL (nats), argmax hit and argmax token of the asked tokens, all [n_items, longest] with `mask`; padding is 0."""
+    """NLL (nats), argmax hit and argmax token of the targets, all [n_items, longest] with `mask`; padding is 0."""
 
     nll: np.ndarray
     hit: np.ndarray
@@ -68,7 +71,7 @@ class Spans(NamedTuple):
 
 
 def pad(rows: list[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different length as one array, and the mask of what is real."""
+    """Pad rows of different lengths into one array; also return the mask of real entries."""
     width = max(len(row) for row in rows)
     out = np.full((len(rows), width), fill, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=bool)
@@ -78,19 +81,19 @@ def pad(rows: list[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_spans(model: LanguageModel, tokens: list[np.ndarray], spans: list[tuple[int, int]]) -> Spans:
-    """Teacher-forced scores of the tokens [start, stop) of each sequence: `score_places` of consecutive places."""
+    """Score the tokens [start, stop) of each sequence, teacher-forced: `score_places` at consecutive places."""
     return score_places(model, tokens, [np.arange(start, stop) for start, stop in spans])
 
 
 def score_places(model: LanguageModel, tokens: list[np.ndarray], places: list[np.ndarray]) -> Spans:
-    """Teacher-forced scores of the tokens at `places` of each sequence, in one forward; the head sees only these.
+    """Score the tokens at `places` of each sequence, teacher-forced, in one forward; the LM head runs on these only.
 
-    Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal
-    attention cannot see.
+    Token p is predicted from row p-1. Rows may differ in length: they are padded at the end, where causal attention
+    cannot reach.
     """
     padded, (answer, mask) = pad(tokens)[0], pad(places, fill=1)
     row, place = mask.nonzero()[0], answer[mask]
-    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    # Indices into the flattened rows, not a mask: a mask would force a GPU to synchronise.
     seen, targets = row * (padded.shape[1] - 1) + place - 1, padded[row, place]
     tokens_BT, seen_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (padded, seen, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
@@ -101,14 +104,14 @@ def score_places(model: LanguageModel, tokens: list[np.ndarray], places: list[np
 
 
 def row_nll(model: LanguageModel, tokens_BT: torch.Tensor) -> np.ndarray:
-    """NLL of the tokens 1, 2, ... of each row, [B, T - 1] fp64 nats, in one forward."""
+    """Compute the NLL of the tokens 1, 2, ... of each row, [B, T - 1] fp64 nats, in one forward."""
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
     nll_R, _, _ = token_scores(model.logits, hidden_BTD.flatten(0, 1), tokens_BT[:, 1:].flatten())
     return nll_R.view(len(tokens_BT), -1).double().cpu().numpy()
 
 
 def batches(lengths: list[int], tokens_per_forward: int) -> Iterator[list[int]]:
-    """Indices in groups of one length, at most `tokens_per_forward` tokens (but at least one item) each."""
+    """Group indices of equal length; at most `tokens_per_forward` tokens per group, but at least one item."""
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_length.setdefault(length, []).append(index)
@@ -125,6 +128,6 @@ def map_batches(
     look: Callable[[list[int]], Given],
     grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
 ) -> Iterator[tuple[list[int], Given]]:
-    """Groups of indices of texts of these lengths, each with `look(group)`, which one of the model's processes did."""
+    """Yield groups of indices of texts, each with the result of `look(group)`, computed by one of the processes."""
     groups = list(grouped(lengths, model.comm.tokens(tokens_per_forward, lengths)))
     return zip(groups, model.comm.map(look, groups), strict=True)

@@ -1,14 +1,14 @@
-"""NLL and perplexity of held-out documents: by source, by position, with a short context, and of key tokens alone.
+"""NLL and perplexity of held-out documents: by source, by position, with a short context, and on key tokens only.
 
-The same tokens are scored twice: once with everything before them in the stretch, once in windows of the old context.
-The difference is what the long context is worth; the short NLL alone guards against forgetting. Questionable: `ppl`
-averages perplexities over stretches, as arXiv 2604.02650 does, so that hard ones weigh most; NLL stands beside it.
+The same tokens are scored twice: with everything before them in the stretch, and in windows of the old context. The
+difference is the gain of the long context; the short-context NLL detects forgetting. Design note: `ppl` averages
+perplexities over stretches, as arXiv 2604.02650 does, so that hard stretches weigh most; the NLL is recorded as well.
 
-LongPPL (arXiv 2410.23771): how well a model predicts the tokens that only a long context makes likely. A key token is
-one that the whole text predicts well, and much better than the last tokens alone. One model says once which these are,
-so that all windows average the same tokens; keys found again would follow the model that they judge. Design note: each
-short context begins with BOS. The authors' code gives BOS to the whole text alone, but a model that always saw it first
-predicts worse without, and every such token would pass for a key.
+LongPPL (arXiv 2410.23771) measures how well a model predicts the tokens that only a long context makes likely. A key
+token is predicted well from the full text, and much better than from the last tokens alone. One model selects the key
+tokens once, so that all windows average the same tokens; a new selection at each window would depend on the model under
+test. Design note: each short context begins with BOS. The authors' code puts BOS before the full text only, but a model
+trained with BOS first predicts worse without it, and every such token would count as a key token.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from lccp_sim.records import Record
 class DocumentItem(NamedTuple):
     """BOS and `context_tokens` consecutive tokens of a held-out document.
 
-    `keys` are the key tokens, where they were found: places after BOS, the first being 0.
+    `keys`: the places of the key tokens, once found; place 0 is the first token after BOS.
     """
 
     id: str
@@ -47,9 +47,10 @@ class DocumentItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LongPPL:
-    """What a key token is, with the defaults of arXiv 2410.23771 (alpha and beta in nats), and who finds them.
+    """The definition of key tokens, with the defaults of arXiv 2410.23771 (alpha and beta in nats).
 
-    `keys_from` is `first_window` (the run's own model there) or the path of a checkpoint with the same tokenizer.
+    `keys_from`: the model that selects them, `first_window` (the run's own model at its first window) or the path of a
+    checkpoint with the same tokenizer.
     """
 
     trunc_tokens: Size = 4096
@@ -59,7 +60,7 @@ class LongPPL:
     keys_from: str = FIRST_WINDOW
 
     def about(self, tokens: list[np.ndarray]) -> np.ndarray:
-        """uint8 [32] that names this definition and these texts: keys are of use for no others."""
+        """Hash this definition and these texts, uint8 [32]: keys are valid for no others."""
         hashed = hashlib.sha256(repr(self).encode())
         for row in tokens:
             hashed.update(row.astype("<i8").tobytes())
@@ -68,9 +69,10 @@ class LongPPL:
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Monitor):
-    """`items` held-out stretches of `context_tokens` tokens per source; short windows are `short_tokens` long.
+    """The perplexity monitor: `items` held-out stretches of `context_tokens` tokens per source.
 
-    100 stretches of each of three corpora: arXiv 2604.02650 sec. 7.1. `longppl` null leaves key tokens out.
+    The paper uses 100 stretches of each of three corpora (arXiv 2604.02650 sec. 7.1). Short windows have `short_tokens`
+    tokens. `longppl` null: no key tokens.
     """
 
     sources: tuple[str, ...]
@@ -80,20 +82,23 @@ class Perplexity(Monitor):
     longppl: LongPPL | None = None
     kind: Literal["perplexity"] = "perplexity"
     tier: ClassVar[str] = "probabilistic"
+    beside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.longppl is not None:
             head = self.longppl.trunc_tokens + self.longppl.sliding_tokens
             key = "monitors.perplexity.longppl.trunc_tokens"
             rule = (
-                f"with sliding_tokens these are {head} tokens without a key, and context_tokens={self.context_tokens}"
+                f"with sliding_tokens, no key token is sought in the first {head} tokens, and context_tokens is only "
+                f"{self.context_tokens}"
             )
             refuse(head >= self.context_tokens, key, self.longppl.trunc_tokens, f"{rule}; lower one of them")
 
     def prepare(self, corpus: Corpus) -> list[DocumentItem]:
-        """The items: stretches at random places of the documents that are long enough, no two overlapping.
+        """Draw the items: stretches at random places of the documents that are long enough, without overlap.
 
-        A source that has fewer than `items` gives what it has (see `notes`). Raises ConfigError where it has not two.
+        A source with fewer than `items` stretches contributes all it has (see `notes`). Raises ConfigError if it has
+        fewer than two.
         """
         items = []
         for s, source in enumerate(self.sources):
@@ -114,7 +119,7 @@ class Perplexity(Monitor):
         return items
 
     def score(self, model: LanguageModel, items: list[DocumentItem]) -> list[Value]:
-        """Means over each item: NLL over all positions, over log2 buckets of them, in short windows; and key tokens."""
+        """Measure each item: NLL over all positions, by log2 bucket of positions, in short windows, on key tokens."""
         edges = [2**j for j in range((self.context_tokens - 1).bit_length())]
 
         def look(group: list[int]) -> list[Value]:
@@ -144,22 +149,22 @@ class Perplexity(Monitor):
         return [value for _, of in map_batches(model, lengths, self.tokens_per_forward, look) for value in of]
 
     def notes(self, items: list[DocumentItem]) -> list[str]:
-        """A line for each source that has fewer stretches than asked for."""
+        """Return a note for each source that has fewer stretches than requested."""
         found = Counter(item.source for item in items)
         return [
-            f"monitors.perplexity: {source!r} has only {count} held-out stretches of {self.context_tokens} tokens, "
-            f"{self.items} were asked for; its means are over {count}"
+            f"monitors.perplexity: {source!r} has only {count} held-out stretches of {self.context_tokens} tokens "
+            f"({self.items} requested); its means are over {count}"
             for source, count in found.items()
             if count < self.items
         ]
 
     @property
     def reference_from(self) -> tuple[str, str] | None:
-        """Who says which tokens are key."""
+        """The setting that names the model which selects the key tokens, and its value."""
         return None if self.longppl is None else ("longppl.keys_from", self.longppl.keys_from)
 
     def reference(self, model: LanguageModel, items: list[DocumentItem]) -> dict[str, np.ndarray]:
-        """`keys` int64 [keys, 2], item and place; `about` names items and settings."""
+        """Select the key tokens: `keys` int64 [keys, 2] (item, place), and `about`, the hash of items and settings."""
         assert self.longppl is not None
         settings = self.longppl
 
@@ -173,7 +178,7 @@ class Perplexity(Monitor):
         return {"keys": found, "about": settings.about([item.tokens for item in items])}
 
     def reference_passes(self) -> list[Pass]:
-        """Each stretch, and the short contexts that slide along it."""
+        """Return each stretch, and the short contexts that slide along it."""
         if self.longppl is None:
             return []
         n, trunc, slide = len(self.sources) * self.items, self.longppl.trunc_tokens, self.longppl.sliding_tokens
@@ -181,7 +186,7 @@ class Perplexity(Monitor):
         return [Pass(n, self.context_tokens, head=True), Pass(n * windows, trunc + slide, head=True)]
 
     def refer(self, items: list[DocumentItem], kept: Mapping[str, np.ndarray]) -> list[DocumentItem] | None:
-        """The items with their key tokens; None where these were found for others."""
+        """Add the key tokens to the items; None if they were selected for different items or settings."""
         assert self.longppl is not None
         if not np.array_equal(kept["about"], self.longppl.about([item.tokens for item in items])):
             return None
@@ -189,9 +194,9 @@ class Perplexity(Monitor):
         return [item._replace(keys=place[row == i]) for i, item in enumerate(items)]
 
     def _short_nll(self, model: LanguageModel, tokens_BT: torch.Tensor, full: np.ndarray) -> np.ndarray:
-        """NLL [B, T] of the same targets, each seen only from the BOS-led short window that it lies in.
+        """Compute the NLL [B, T] of the same targets, each predicted from its own short window, which begins with BOS.
 
-        The first window is how the full one begins, so it is taken from `full`.
+        The first window equals the start of the full text, so it is taken from `full`.
         """
         bos_B1, rest_BT = tokens_BT[:, :1], tokens_BT[:, 1 + self.short_tokens :]
         parts = [full[:, : self.short_tokens]]
@@ -204,28 +209,28 @@ class Perplexity(Monitor):
         return np.concatenate(parts, axis=1)
 
     def aggregate(self, values: list[Value], moment: Moment) -> list[Record]:
-        """Over all sources, per source, and per source and position."""
+        """Return records over all sources, per source, and per source and position."""
         whole = [v for v in values if "position" not in v.tags]
         return summarise(whole, moment, self.tier, lambda v: {}) + summarise(values, moment, self.tier)
 
     def passes(self) -> list[Pass]:
-        """Each stretch, and what of it lies behind the first short window."""
+        """Return each stretch, and its part after the first short window."""
         n = len(self.sources) * self.items
         short = n * (self.context_tokens - self.short_tokens) / self.short_tokens
         return [Pass(n, self.context_tokens, head=True), Pass(short, self.short_tokens, head=True)]
 
     def samples(self, values: list[Value]) -> list[Value]:
-        """The whole-item values; positions are left to the records."""
+        """Return the values of full items; values by position are in the records only."""
         return [v for v in values if "position" not in v.tags]
 
 
 def find_keys(model: LanguageModel, tokens_BT: torch.Tensor, settings: LongPPL) -> np.ndarray:
-    """Which tokens of the texts are key, bool [B, T - 1]: column t is about token t + 1, the first after BOS is 0.
+    """Find the key tokens of texts, bool [B, T - 1]: column t is token t + 1, so the first token after BOS is column 0.
 
-    Key: log p(token | all before) > beta, and larger by more than alpha than log p(token | short context). Short
-    contexts slide: one, of BOS and `trunc_tokens` tokens, serves the first of `sliding_tokens` targets, and grows along
-    them. The first trunc_tokens + sliding_tokens tokens have their whole text as the short context and are never key.
-    Rows are texts of one length, led by BOS; as many go in one forward. Source: arXiv 2410.23771 sec. 3 and its code.
+    Key: log p(token | all before) > beta, and more than alpha above log p(token | short context). Short contexts slide:
+    a context of BOS and `trunc_tokens` tokens serves the first of `sliding_tokens` targets and grows along them. The
+    first trunc_tokens + sliding_tokens tokens are never key, because their short context is the full text. Rows are
+    texts of one length that begin with BOS; all go through one forward. Source: arXiv 2410.23771 sec. 3 and its code.
     """
     K, W = settings.trunc_tokens, settings.sliding_tokens
     bos_B1, text_BT = tokens_BT[:, :1], tokens_BT[:, 1:]

@@ -1,10 +1,10 @@
-"""The behavioural tier: fork the weights, fine-tune a few steps on short questions, ask held-out long ones, forget it.
+"""The behavioural probe: fine-tune a fork of the weights on short questions, ask held-out long questions, discard it.
 
-The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, LR
-cosine to a quarter. It works on forks of the model (`Comm.forks`), so the run that it watches is untouched to the
-bit. Questionable: a few dozen steps stand for an epoch, so a low score may mean an answer format not yet learnt; the
-gain shows it. Every probe seed asks the same questions, so a question is averaged over the seeds first: `n` counts
-questions, and the standard error is over questions alone. So the spread over seeds is a record of its own.
+The paper's protocol in miniature (arXiv 2604.02650, section 4): mostly short fine-tuning data, long evaluation, and a
+cosine LR down to a quarter. It works on forks of the model (`Comm.forks`), so the run stays bitwise unchanged. Design
+note: a few dozen steps replace an epoch, so a low score may mean that the answer format has not been learnt yet; the
+gain shows this. Every probe seed asks the same questions, and a question is first averaged over the seeds. So `n`
+counts questions, the standard error is over questions only, and the spread over seeds has its own record.
 """
 
 from collections import defaultdict
@@ -32,13 +32,13 @@ from lccp_sim.monitors.values import Moment, Value, mean_and_stderr, summarise
 from lccp_sim.records import Record
 
 Drawn = TypeVar("Drawn")
-# metric -> what it gains by fine-tuning (+1: more is better), and its spread over seeds
+# metric -> the metric of its gain by fine-tuning, and the sign of that gain (+1: more is better)
 GAINS = {"exact_match_frac": ("exact_match_gain_frac", 1), "answer_nll_nats": ("answer_nll_gain_nats", -1)}
 SPREADS = {"exact_match_frac": "exact_match_seed_std_frac", "answer_nll_nats": "answer_nll_seed_std_nats"}
 
 
 class ProbeItems(NamedTuple):
-    """Fine-tuning texts by step, evaluation questions (an item's id is its place), and ids -> text."""
+    """Fine-tuning texts by step, evaluation questions (an item's id is its index), and the decoder of token ids."""
 
     train: list[list[Lesson]]
     evaluation: list[Question]
@@ -46,7 +46,7 @@ class ProbeItems(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """Values tagged {seed, sft_step, task} (sft_step 0: before fine-tuning), and the tokens of each question by id."""
+    """Values with the tags {seed, sft_step, task} (sft_step 0: before fine-tuning), and question lengths in tokens."""
 
     values: list[Value]
     lengths: dict[str, int]
@@ -54,15 +54,16 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Monitor):
-    """`steps` AdamW updates on `rows` texts, then `items` held-out questions; both in the shares of `tasks`.
+    """The probe: `steps` AdamW updates on `rows` texts each, then `items` held-out questions.
 
-    The limits of evaluation texts are uniform in (short_tokens, long_tokens]. Those of fine-tuning are `train_tokens`,
-    and for a share `long_train_frac` as in evaluation; each asks up to `questions` questions about its context, as many
-    as it holds. The first `decoded` questions of a task are decoded, too. `pass_at`: how many answers are sampled to
-    each evaluation question, of which one must be right (null: none).
-    Fine-tuning never sees the names and values of the evaluation; with held_out=phrasings not its phrasings either,
-    which only a model that knows language can answer. `haystack`: the source of real text that some tasks hide their
-    needle in.
+    Tasks have the proportions of `tasks`. Length limits of evaluation texts are uniform in (short_tokens, long_tokens].
+    Those of fine-tuning texts are `train_tokens`, except for a share `long_train_frac`, which is drawn as in
+    evaluation. A fine-tuning text asks up to `questions` questions about its context, as many as fit. The first
+    `decoded` questions of a task are also decoded. `pass_at`: the number of answers sampled per evaluation question, at
+    least one of them must be right (null: no sampling).
+    Fine-tuning never sees the names and values of the evaluation. With held_out=phrasings it never sees the phrasings
+    either, which only a model that knows language can answer. `haystack`: the source of real text in which some tasks
+    hide their needle.
     """
 
     short_tokens: Annotated[int, Gt(0)]
@@ -94,9 +95,9 @@ class Probe(Monitor):
         refuse(real and self.haystack is None, "monitors.probe.haystack", self.haystack, rule)
 
     def prepare(self, corpus: Corpus) -> ProbeItems:
-        """The same questions at every window; fine-tuning and evaluation share no name, value or word (`held_out`).
+        """Build the questions, the same at every window; fine-tuning and evaluation differ as `held_out` says.
 
-        Raises ConfigError where a limit does not hold a task's text, and where the haystack has no text of a length.
+        Raises ConfigError if a task's text exceeds a limit, or if the haystack has no text of the required length.
         """
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         teacher = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill, self.questions)
@@ -123,7 +124,7 @@ class Probe(Monitor):
         return ProbeItems(train, evaluation, corpus.tokenizer.decode)
 
     def score(self, model: LanguageModel, items: ProbeItems) -> Answered:
-        """Values before fine-tuning (sft_step 0, filed under the first seed), and after it for each probe seed."""
+        """Measure before fine-tuning (sft_step 0, recorded under the first seed), and after it for each probe seed."""
 
         def work(fork: LanguageModel, seed: int) -> list[Value]:
             return self._evaluate(self._tune(fork, items, seed), items, self.steps, seed)
@@ -136,7 +137,7 @@ class Probe(Monitor):
         return rng.integers(self.short_tokens, self.long_tokens, n) + 1
 
     def _tune(self, fork: LanguageModel, items: ProbeItems, seed: int) -> LanguageModel:
-        """The model itself, fine-tuned by all its processes together; the probe seed orders the batches."""
+        """Fine-tune the model in place, by all its processes together; the probe seed orders the batches."""
         comm = fork.comm
         fork.train()
         optimizer = adamw([{"params": list(fork.parameters())}], lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -150,11 +151,11 @@ class Probe(Monitor):
                 groups = list(alike(lengths, comm.tokens(self.tokens_per_forward, lengths)))
                 optimizer.zero_grad()
                 for turn in range(0, len(groups), comm.world):
-                    # A process without a group must go along, and learns nothing of what it is sent.
+                    # A process without a group must take part in collectives; its loss is multiplied by 0.
                     learns = turn + comm.rank < len(groups)
                     group = groups[turn + comm.rank] if learns else groups[-1][:1]
                     loss = _answer_loss(fork, [lessons[i] for i in group]) / answered
-                    # The gradients of the processes are averaged, and are to be added.
+                    # Gradients are averaged over processes but must be summed.
                     (loss * (comm.world if learns else 0)).backward()
                 comm.clip(fork.parameters(), 1.0)
                 for parameters in optimizer.param_groups:
@@ -164,7 +165,7 @@ class Probe(Monitor):
         return fork
 
     def _evaluate(self, model: LanguageModel, items: ProbeItems, sft_step: int, seed: int) -> list[Value]:
-        """What `ask` says of every evaluation question, as values."""
+        """Return the scores of `ask` for every evaluation question, as values."""
         questions = items.evaluation
         of_task: dict[str, list[int]] = {}
         for i, question in enumerate(questions):
@@ -172,7 +173,7 @@ class Probe(Monitor):
         to_decode = {i for own in of_task.values() for i in own[: self.decoded]}
         scores = ask(model, questions, to_decode, items.decode, self.tokens_per_forward)
         if self.pass_at is not None:
-            # A sample is the answer while every token drawn is: one draw against the answer's probability.
+            # A sample equals the answer with the answer's probability, so one uniform draw decides.
             draws = np.random.default_rng((self.seed, 3, seed, sft_step)).random((len(scores), self.pass_at))
             for numbers, drawn in zip(scores, draws, strict=True):
                 right = drawn < numbers["canonical_pass_at_1_frac"]
@@ -184,11 +185,11 @@ class Probe(Monitor):
         ]
 
     def aggregate(self, answered: Answered, moment: Moment) -> list[Record]:
-        """The records of `probe_records`."""
+        """Return the records of `probe_records`."""
         return probe_records(answered, moment, self.tier)
 
     def passes(self) -> list[Pass]:
-        """The questions before and after each fine-tuning, decoded ones once more; and the texts of fine-tuning."""
+        """Return the questions before and after each fine-tuning (decoded ones twice), and the fine-tuning texts."""
         long, seeds = (self.short_tokens + self.long_tokens) // 2, len(self.seeds)
         asked = self.items + self.decoded * sum(1 for weight in self.tasks.values() if weight)
         rows, frac = self.steps * self.rows, self.long_train_frac
@@ -196,7 +197,7 @@ class Probe(Monitor):
         return [Pass((1 + seeds) * asked, long), *tuned]
 
     def notes(self, items: ProbeItems) -> list[str]:
-        """A line where no fine-tuning text is as long as the longest question."""
+        """Return a note if every fine-tuning text is shorter than the longest question."""
         taught = max(len(lesson.tokens) for batch in items.train for lesson in batch)
         asked = max(len(question.tokens) for question in items.evaluation)
         remedy = "monitors.probe.long_train_frac adds long texts"
@@ -204,15 +205,15 @@ class Probe(Monitor):
         return [f"{what}: it learns the tasks there, not the length ({remedy})"] if taught < asked else []
 
     def samples(self, answered: Answered) -> list[Value]:
-        """Per-question values."""
+        """Return the per-question values."""
         return answered.values
 
 
 def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
-    """The summed cross-entropy of the answers' tokens, in nats."""
+    """Compute the summed cross-entropy of the answers' tokens, in nats."""
     laid = lay([[lesson] for lesson in lessons])
     learn_BT = laid.answer[:, 1:]
-    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    # Indices into the flattened rows, not a mask: a mask would force a GPU to synchronise.
     places, targets = np.flatnonzero(learn_BT), laid.ids[:, 1:][learn_BT]
     tokens_BT, learn_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (laid.ids, places, targets))
     hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
@@ -220,12 +221,12 @@ def _answer_loss(model: LanguageModel, lessons: list[Lesson]) -> torch.Tensor:
 
 
 def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]:
-    """Records of one window, each metric in these cells.
+    """Return the records of one window, each metric with the following tags.
 
     Averaged over seeds: {} (fine-tuned), {sft_step}, {sft_step, task}, {length, sft_step}, {length, sft_step, task}
-    (`length`: the power of two that a question's tokens reach or stay below). Of each seed: {seed, sft_step}, {seed,
-    sft_step, task}. Gains and spreads, of fine-tuned models: {}; the spread (standard deviation, ddof 1, n the seeds)
-    needs two seeds.
+    (`length`: a question's tokens, rounded up to a power of two). Per seed: {seed, sft_step}, {seed, sft_step, task}.
+    Gains and spreads of the fine-tuned models: {}. The spread (standard deviation, ddof 1, n the number of seeds) needs
+    two seeds.
     """
     values, steps = answered.values, max(value.tags["sft_step"] for value in answered.values)
     averaged = _over_seeds(values)
@@ -264,7 +265,7 @@ def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]
 
 
 def _over_seeds(values: list[Value]) -> list[Value]:
-    """One value per question, metric and fine-tuning step: the mean over seeds."""
+    """Average over seeds: one value per question, metric and fine-tuning step."""
     groups: dict[tuple, list[Value]] = defaultdict(list)
     for value in values:
         groups[value.metric, value.item, value.tags["sft_step"]].append(value)

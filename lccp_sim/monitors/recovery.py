@@ -1,8 +1,8 @@
-"""How much of a needle's worth is left in a haystack: a ratio of gains, so that models of different NLL compare.
+"""Recovery: the share of a needle's gain that survives in a haystack, comparable between models of different NLL.
 
-recovery = (NLL without needle - NLL in the haystack) / (NLL without needle - NLL of the needle with no haystack), of
-the same needles. What a reader would question: it is the ratio of two means, not the mean of ratios, because a single
-needle whose worth is near 0 would carry such a mean wherever noise points.
+recovery = (NLL without needle - NLL in the haystack) / (NLL without needle - NLL of the needle with no haystack), over
+the same needles. Design note: it is a ratio of two means, not a mean of ratios, because one needle with a gain near 0
+would dominate a mean of ratios with noise.
 """
 
 from collections import defaultdict
@@ -17,15 +17,15 @@ from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 from lccp_sim.monitors.values import Moment, Value
 from lccp_sim.records import Record, Tag
 
-LEAST_NATS = 0.1  # of the mean worth without haystack: below, a ratio says nothing
-LEAST_ERRORS = 2.0  # its standard errors above 0, for the same reason
+LEAST_NATS = 0.1  # smallest mean gain without haystack: below it, the ratio is meaningless
+LEAST_ERRORS = 2.0  # how many of its standard errors that gain must be above 0, for the same reason
 
 
 def recovery(gains: Sequence[float], alone: Sequence[float]) -> tuple[float, float] | None:
-    """The ratio of the mean gains, and its standard error over items (delta method, paired); None where it is void.
+    """Compute the ratio of the mean gains and its standard error over items (delta method, paired); None if undefined.
 
-    It is void with fewer than two items, and where the mean gain without haystack is below `LEAST_NATS` or below
-    `LEAST_ERRORS` of its standard errors. 1: the haystack costs nothing; 0: the needle is not found at all.
+    It is undefined with fewer than two items, or if the mean gain without haystack is below `LEAST_NATS` or below
+    `LEAST_ERRORS` of its standard errors. 1: the haystack costs nothing. 0: the needle is not found at all.
     """
     gain_I, alone_I = np.array(gains), np.array(alone)
     if len(alone_I) < 2:
@@ -40,9 +40,9 @@ def recovery(gains: Sequence[float], alone: Sequence[float]) -> tuple[float, flo
 def alone_values(
     model: LanguageModel, items: Sequence[NeedleItem], values: Sequence[Value], tokens_per_forward: int
 ) -> Iterator[Value]:
-    """Of each needle with a control: the NLL of its answer without any haystack, and what the needle is worth there.
+    """Measure each needle that has a control without any haystack: the NLL of its answer, and the gain there.
 
-    `values` hold the controls' NLL. One forward more for each, of a text as long as needle, question and answer.
+    `values` hold the controls' NLL. Each needle takes one more forward, over needle, question and answer only.
     """
     control = {(v.item, v.tags["span"]): v for v in values if v.metric == "control_nll_nats"}
     chosen = [(item, item.alone) for item in items if item.control is not None and item.alone is not None]
@@ -62,7 +62,7 @@ def alone_values(
 
 
 def recovery_records(values: Sequence[Value], moment: Moment, tier: str) -> list[Record]:
-    """`recovery_frac` of a needle monitor's values, by {span} and {length, span, variant}; none where it is void."""
+    """Return `recovery_frac` records with the tags {span} and {length, span, variant}, where it is defined."""
     records = []
     for names in (("span",), ("length", "span", "variant")):
         found: dict[tuple[Tag, ...], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))

@@ -1,7 +1,7 @@
-"""Load of the experts on held-out text: who works, who is dead.
+"""Expert load on held-out text: how tokens are distributed, and which experts are dead.
 
-It looks at held-out documents, not at training batches, so that step 0 has a value and nothing has to be remembered
-between windows.
+Load is measured on held-out documents, not on training batches. So step 0 has a value, and no state is kept between
+windows.
 """
 
 import math
@@ -34,15 +34,15 @@ class Routing(Monitor):
     tier: ClassVar[str] = "training"
 
     def prepare(self, corpus: Corpus) -> np.ndarray:
-        """Tokens [items, context]."""
+        """Draw the tokens [items, context]."""
         haystack = Haystack(corpus, self.source)
         rng = np.random.default_rng(self.seed)
         return np.stack([haystack.take(rng, self.context_tokens) for _ in range(self.items)])
 
     def score(self, model: LanguageModel, items: np.ndarray) -> np.ndarray:
-        """Rows per layer and expert, [L, E]."""
+        """Count rows per layer and expert, [L, E]."""
         if not isinstance(model, Transformer):
-            raise ConfigError("monitors.routing: counts the experts of our own models alone; set monitors.routing=null")
+            raise ConfigError("monitors.routing: works with lccp-sim's own models only; set monitors.routing=null")
         if model.config.num_dense_layers == model.num_layers:
             raise ConfigError("monitors.routing: a dense model has no experts to count; set monitors.routing=null")
 
@@ -53,14 +53,14 @@ class Routing(Monitor):
         return np.sum([count for _, count in map_batches(model, lengths, self.tokens_per_forward, look)], axis=0)
 
     def passes(self) -> list[Pass]:
-        """Each stretch once."""
+        """Return each stretch once."""
         return [Pass(self.items, self.context_tokens)]
 
     def aggregate(self, count_LE: np.ndarray, moment: Moment) -> list[Record]:
-        """Per layer: largest share, entropy of the shares (nats), dead experts; over the layers: largest, mean, sum.
+        """Return per layer the largest share, the entropy of the shares (nats) and the number of dead experts.
 
-        A dense layer routes nothing and has no record. `n` counts routed rows (tokens x top-k) of a layer, not
-        independent items: there is no standard error.
+        Over the layers: maximum, mean and sum of these. Dense layers have no record. `n` counts routed rows
+        (tokens x top-k) of a layer, which are not independent items, so there is no standard error.
         """
         n = int(count_LE[-1].sum())
         layers = {}

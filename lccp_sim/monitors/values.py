@@ -1,6 +1,6 @@
-"""What a monitor measures: one value per item, and their summary as records.
+"""Values that monitors measure, one per item, and their summary as records.
 
-Per-item values are kept because intervals and paired tests need them; a record is their mean, with its standard error.
+Per-item values are kept for intervals and paired tests. A record is their mean with its standard error.
 """
 
 import math
@@ -14,7 +14,7 @@ Tags = dict[str, Tag]
 
 
 class Value(NamedTuple):
-    """One number about one item. `tags` say in which cell of the grid the item lies."""
+    """One number about one item. `tags`: the item's cell in the grid."""
 
     monitor: str
     metric: str
@@ -24,7 +24,7 @@ class Value(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """When something was measured: optimizer steps and training tokens of this run."""
+    """The time of a measurement: optimizer steps and training tokens of this run."""
 
     step: int
     tokens: int
@@ -33,9 +33,9 @@ class Moment(NamedTuple):
 def summarise(
     values: Iterable[Value], moment: Moment, tier: str, cell: Callable[[Value], Tags | None] = lambda value: value.tags
 ) -> list[Record]:
-    """One record per (monitor, metric, cell): mean, number of items, standard error of the mean over items.
+    """Summarise values as one record per (monitor, metric, cell): mean, number of items, standard error over items.
 
-    `cell` maps a value to the tags of its record, or None to leave it out. Order: first appearance.
+    `cell` maps a value to the tags of its record, or to None to skip it. Order: first appearance.
     """
     groups: dict[tuple, list[float]] = defaultdict(list)
     for value in values:
@@ -50,7 +50,7 @@ def summarise(
 
 
 def mean_and_stderr(numbers: list[float]) -> tuple[float, float | None]:
-    """The mean, and its standard error (None for a single number)."""
+    """Return the mean and its standard error (None for a single number)."""
     n = len(numbers)
     mean = math.fsum(numbers) / n
     if n == 1:

@@ -1,7 +1,7 @@
-"""Devices by name, and the layout of a run over them: what is assumed, and what cannot be laid out.
+"""Devices by name, and the layout of a run over them: the assumptions, and the impossible layouts.
 
-Peaks and memory are those of the makers' public specifications (dense, no sparsity), a GB being 1e9 bytes.
-Questionable: the utilisation (MFU) is assumed; 0.25 lies within what is published for mixtures of experts, 0.15 to 0.5.
+Peaks and memory are those of the makers' public specifications (dense, no sparsity); a GB is 1e9 bytes. Design note:
+the utilisation (MFU) is assumed; 0.25 is within the published range for mixtures of experts, 0.15 to 0.5.
 """
 
 import os

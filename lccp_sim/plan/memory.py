@@ -99,7 +99,7 @@ def memory(
     mine, cut = total / layout.devices, layout.devices > 1
     local = [_matrices(layer, layout.ep) for layer in shape.layers]
     again = range(0, config.num_layers, every or 1)
-    cast = 2.0 * (place.bf16 and not (cut and place.gathers_bf16))  # bytes of a weight's copy beside it
+    cast = 2.0 * (place.bf16 and not (cut and place.gathers_bf16))  # bytes of a weight's additional bf16 copy
     copies = cast * sum(local)
     copies_checkpointed = copies - cast * (sum(local[i] for i in again) - max(local[i] for i in again))
     D, V = shape.d_model, shape.vocab_size
@@ -111,7 +111,7 @@ def memory(
     # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
     forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
     loss = max(forward, tokens * D * 8.0 + V * D * 8)
-    # The head's gradient waits for the embedding's, or with cut weights for being summed over the ranks.
+    # The head's gradient waits for the embedding's, or with sharded weights for the sum over the ranks.
     waits = V * D * 4.0 if config.tie_embeddings or cut else 0.0
     inputs = tokens * D * 4
     kept, kept_checkpointed, backward = 0.0, 0.0, []

@@ -1,7 +1,7 @@
-"""The plan of a run, as one tree of plain numbers: what `lccp plan` prints and writes.
+"""The plan of a run as one tree of plain numbers, which `lccp plan` prints and writes.
 
-A simulation: the tree carries the assumptions that it stands on. Questionable: times stand on one assumed utilisation,
-because what communication costs depends on a network that a config does not know; `--mfu` sets it.
+A simulation: the tree includes its assumptions. Design note: times assume one utilisation, because the cost of
+communication depends on a network that a config does not know; `--mfu` sets it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,8 @@ def plan_run(
     tokens = run.steps * run.batch_tokens
     training = training_flops(shape, row, sparse) * tokens
     frequencies = np.asarray(config.model.rope.frequencies(config.model.d_head)[0], dtype=float)
-    monitors = plan_monitors(config.monitors.watch, windows, shape, training)
+    until = round(sparse * run.steps) if config.monitors.attention == "both" else -1
+    monitors = plan_monitors(config.monitors.watch, windows, shape, training, until)
     return {
         "run": run.name,
         "context_tokens": run.context_tokens,
@@ -70,27 +71,35 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
 
 
 def plan_monitors(
-    monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, training: float
+    monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, training: float, sparse_until: int = -1
 ) -> dict[str, dict[str, float]]:
     """What each monitor sends through the model at the windows of a run; its FLOPs also as a share of `training`'s.
 
     Nothing is prepared, so texts have the lengths that the settings name. Left out: scoring the rows that heads are
     judged by, and copying the model for the probe (docs/monitors.md, Cost, has the measured times).
+
+    Up to the step `sparse_until` what can be is measured once more with the sparse attention of training, and has a
+    name of its own.
     """
     plan = {}
-    for name, monitor in monitors.items():
-        looks = sum(index % monitor.every == 0 or index == len(windows) - 1 for index in range(len(windows)))
-        each, once = monitor.passes(), monitor.reference_passes()
+
+    def add(name: str, looks: int, each: Sequence[Any], once: Sequence[Any], sparse: float) -> None:
         tokens = looks * sum(p.sent for p in each) + sum(p.sent for p in once)
-        flops = looks * _forward_flops(each, shape) + _forward_flops(once, shape)
+        flops = looks * _forward_flops(each, shape, sparse) + _forward_flops(once, shape)
         plan[name] = {"looks": looks, "tokens": tokens, "flops": flops, "share": flops / training}
+
+    for name, monitor in monitors.items():
+        due = [step for index, step in enumerate(windows) if index % monitor.every == 0 or step == windows[-1]]
+        add(name, len(due), monitor.passes(), monitor.reference_passes(), 0.0)
+        if monitor.beside and (again := sum(step <= sparse_until for step in due)):
+            add(f"{name} as trained", again, monitor.passes(), (), 1.0)
     return plan
 
 
-def _forward_flops(passes: Sequence[Any], shape: Shape) -> float:
+def _forward_flops(passes: Sequence[Any], shape: Shape, sparse: float = 0.0) -> float:
     flops = 0.0
     for p in passes:
-        parts = forward_flops(shape, p.tokens)
+        parts = forward_flops(shape, p.tokens, sparse)
         flops += p.sent * (sum(parts.values()) - (0 if p.head else parts["head"]))
     return flops
 
@@ -196,6 +205,7 @@ def assumptions(config: Config, device: Hardware, layout: Layout, state: float) 
         lines.append(
             f"attention: {attention.kind} for {frac:.0%} of the tokens, with {attention.entries(row):,} entries a row "
             f"of {row:,} tokens, else dense; FLOPs are the mean, memory is that of the larger stage; monitors are dense"
+            + (", some also as trained" if config.monitors.attention == "both" else "")
         )
     if "probe" in config.monitors.watch:
         what, more = (

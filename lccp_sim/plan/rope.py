@@ -1,9 +1,9 @@
-"""Whether a RoPE setting can tell positions apart at a context: the lower bound of the base, the critical dimension.
+"""Whether a RoPE setting can distinguish positions at a context: the lower bound of the base, the critical dimension.
 
-B(m) = sum over pairs of cos(m theta_i) says how much more a head attends to a like token than to a random one, m
-positions away; where it is negative, a context that the loss gets used to is not one that heads retrieve from (arXiv
-2405.14591). Questionable: scaled kinds have no single base, so their frequencies are tested, whatever made
-them, and the bound in the message is that of plain RoPE.
+B(m) = sum over pairs of cos(m theta_i) says how much more a head attends to a similar token than to a random one, m
+positions away. Where it is negative, the loss may adapt to a context from which heads cannot retrieve (arXiv
+2405.14591). Design note: scaled kinds have no single base, so their frequencies are tested directly, and the bound in
+the message is that of plain RoPE.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Weights and matrix products of a decoder, part by part: exact counts, from a config or for models that are known.
+"""Weights and matrix products of a decoder, part by part: exact counts, from a config or for known models.
 
-An active weight is one that a token uses: a token's own experts, and of everything else all, the embedding included; a
-tied head counts once. Questionable: published counts often leave the embedding out, so `Counts` has both.
+The active weights are those that a token uses: its own experts, and all others, including the embedding; a tied head
+counts once. Design note: published counts often leave the embedding out, so `Counts` has both.
 """
 
 from typing import Any, NamedTuple

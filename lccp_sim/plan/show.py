@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def show_plan(plan: dict[str, Any], console: Console, claim: float | None = None) -> None:
-    """None; prints the tree of plan.plan_run, or that of plan.plan_shape alone. `claim`: FLOPs to compare with."""
+    """Print the tree of plan.plan_run, or that of plan.plan_shape alone. `claim`: FLOPs to compare with."""
     parts, number = plan["parameters"]["parts"], plan["parameters"]
     rows = [(name, f"{weights:,}", f"{weights / number['total']:.1%}") for name, weights in parts.items()]
     rows += [("all", f"{number['total']:,}", ""), ("active for a token", f"{number['active']:,}", "")]

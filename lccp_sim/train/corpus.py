@@ -1,4 +1,4 @@
-"""What a person sees of a corpus: a line for each pool, before any training, and what to beware of."""
+"""The printed view of a corpus: a line for each pool before any training, then the warnings."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -9,18 +9,18 @@ from lccp_sim.config import Config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.usage import Usage, repetition, usage
 
-CUTS = ("cut docs", "cut tokens", "pad")
+CUTS = ("split docs", "split tokens", "pad")
 
 
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:
-    """What the run takes from each pool in all; nothing where its objective makes rows of its own."""
+    """What the run takes from each pool in total; empty if its objective makes its own rows."""
     if not config.objective.reads_pools:
         return []
     return usage(corpus, config.run.steps * config.run.batch_tokens // config.run.context_tokens)
 
 
 def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
-    """The corpus, a line for each pool; then what is held out, and the warnings."""
+    """Print the corpus, a line for each pool, then the held-out shares and the warnings."""
     used, run = usage_of(corpus, config), config.run
     title = f"corpus {corpus.hash[:12]}: {run.tokens:,} tokens in rows of {run.context_tokens:,}, {config.data.packing}"
     changes = ["at end"] if config.data.schedule else []
@@ -43,14 +43,14 @@ def print_corpus(console: Console, corpus: Corpus, config: Config) -> None:
 
 
 def print_left_out(console: Console, corpus: Corpus) -> None:
-    """A line for each file and row that is no document."""
+    """Print a line for each file and row that is not a document."""
     for name, left_out in corpus.left_out.items():
         for each in left_out:
             console.print(f"left out of {name}: {each.name} ({each.reason})", markup=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table of pools, without lines between columns: eleven of them fit into 100 characters."""
+    """A table of pools without lines between columns, so that eleven columns fit into 100 characters."""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in ("source", "bucket", *columns):
         table.add_column(column, justify="left" if column in ("source", "bucket", "packing") else "right")
@@ -62,8 +62,8 @@ def _cuts(each: Usage) -> tuple[str, str, str]:
 
 
 def print_packings(console: Console, used: dict[str, list[Usage]]) -> None:
-    """A line for each pool and packing."""
-    table = _table("the same documents, packed both ways", "packing", "rows", *CUTS)
+    """Print a line for each pool and packing."""
+    table = _table("the same documents under each packing", "packing", "rows", *CUTS)
     found = {(each.source, each.bucket, packing): each for packing, pools in used.items() for each in pools}
     for source, bucket, packing in sorted(found, key=lambda key: key[:2]):
         each = found[source, bucket, packing]

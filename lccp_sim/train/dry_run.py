@@ -1,8 +1,8 @@
-"""A dry run: the model of a config cut over as many ranks as a layout has, on the meta device, beside what plan says.
+"""A dry run: the model of a config sharded over the ranks of a layout, on the meta device, compared with plan.
 
-It takes the `shard` and the optimizer that training takes, so that what it finds is what training would hold. What a
-reader would question: no forward pass is run. Gradients are cut as FSDP2 cuts them, like their weights; what layers
-gather and keep is not looked at.
+It uses training's own `shard` and optimizer, so its numbers are what training would hold. Design note: no forward pass
+is run. Gradients are sharded as FSDP2 shards them, like their weights; tensors that layers gather and keep are not
+counted.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from lccp_sim.train.parallel.fake_ranks import cuts, fake_rank
 from lccp_sim.train.parallel.layout import tokens_at_once
 from lccp_sim.train.parallel.sharding import shard
 
-ROUNDING = 0.02  # of a rank's weights: what cuts that do not come out even may add up to
+ROUNDING = 0.02  # share of a rank's weights: the most that uneven shards may add up to
 PARTS = {
     "embedding": "embedding",
     "lm_head": "head",
@@ -33,21 +33,21 @@ PARTS = {
 
 
 class Held(NamedTuple):
-    """A weight: its part, how it is cut, its size, and what this rank holds (numbers, then bytes)."""
+    """A weight: its part, how it is sharded, its size, and this rank's share (elements, then bytes)."""
 
     name: str
     part: str
     cut: str
     whole: int
     local: int
-    row: int  # numbers of one index of a dimension: what a cut that does not come out even may add
+    row: int  # elements per index of the sharded dimension: the most that an uneven shard adds
     weight_bytes: int
     gradient_bytes: int
     moment_bytes: int
 
 
 def laid_out(config: Config, layout: Layout) -> Config:
-    """The config of a run with that layout. Raises ConfigError where training would refuse it, in the same words."""
+    """The config of a run with that layout. Raises the ConfigError with which training would refuse it."""
     cut: dict[str, Any] = {"shard": layout.devices > 1, "ep": layout.ep, "cp": layout.cp}
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **cut))
     tokens_at_once(config, layout.devices)
@@ -55,7 +55,7 @@ def laid_out(config: Config, layout: Layout) -> Config:
 
 
 def held(config: Config, vocab_size: int, rank: int, world: int) -> tuple[list[Held], int]:
-    """What `rank` of `world` holds of each weight, and the bytes of buffers, which every rank has whole."""
+    """The share of each weight on `rank` of `world`, and the bytes of buffers, which every rank holds in full."""
     with fake_rank(rank, world) as mesh:
         with torch.device("meta"):
             model = Transformer(config.model, vocab_size)
@@ -76,10 +76,10 @@ def held(config: Config, vocab_size: int, rank: int, world: int) -> tuple[list[H
 
 
 def dry_run(config: Config, vocab_size: int, layout: Layout, plan: dict[str, Any]) -> dict[str, Any]:
-    """What the ranks hold, part by part, beside `plan` (of plan_run), as one tree of plain numbers.
+    """Compare what the ranks hold, part by part, with `plan` (of plan_run): a tree of plain numbers.
 
-    Looked at are the first rank and the last: cuts that do not come out even give the first more, and the last less.
-    Raises ConfigError where training would refuse the layout.
+    Only the first and the last rank are inspected: uneven shards give the first rank more, and the last less.
+    Raises ConfigError if training would refuse the layout.
     """
     config = laid_out(config, layout)
     ranks = {rank: held(config, vocab_size, rank, layout.devices) for rank in sorted({0, layout.devices - 1})}
@@ -102,16 +102,16 @@ def dry_run(config: Config, vocab_size: int, layout: Layout, plan: dict[str, Any
 
 
 def agrees(tree: dict[str, Any]) -> None:
-    """None, or ConfigError with what a dry run found otherwise than plan says."""
+    """Raise ConfigError if a dry run found other numbers than plan."""
     if tree["problems"]:
         more = f" (and {len(tree['problems']) - 1} more)" if tree["problems"][1:] else ""
         raise ConfigError(f"--dry-run: {tree['problems'][0]}{more}")
 
 
 def _uneven(ranks: dict[int, tuple[list[Held], int]], world: int) -> list[str]:
-    """Weights of which a rank holds more than an even cut and what rounding adds."""
+    """Weights whose share on a rank exceeds an even share plus rounding."""
     return [
-        f"rank {rank} holds {weight.local:,} numbers of {weight.name} (cut: {weight.cut}), and plan cuts its "
+        f"rank {rank} holds {weight.local:,} elements of {weight.name} (sharding: {weight.cut}), but plan shards its "
         f"{weight.whole:,} evenly over {world} ranks"
         for rank, (found, _) in ranks.items()
         for weight in found
@@ -120,10 +120,10 @@ def _uneven(ranks: dict[int, tuple[list[Held], int]], world: int) -> list[str]:
 
 
 def _sums(tree: dict[str, Any]) -> list[str]:
-    """Sums over the weights that differ from plan's by more than cuts of many rows do."""
+    """Sums over the weights that differ from plan's by more than uneven shards explain."""
     parts = tree["parts"].items()
     problems = [
-        f"{part} has {found['whole']:,} weights, and plan counts {found['planned_whole']:,}"
+        f"{part} has {found['whole']:,} weights, but plan counts {found['planned_whole']:,}"
         for part, found in parts
         if found["whole"] != found["planned_whole"]
     ]
@@ -132,7 +132,7 @@ def _sums(tree: dict[str, Any]) -> list[str]:
         planned, most = tree[kind]["planned"], max(tree[kind]["local"])
         if most - planned > ROUNDING * planned:
             problems.append(
-                f"a rank holds {most / 2**20:,.1f} MiB of {kind}, {most / planned - 1:.1%} more than the even cut of "
-                f"plan; most of it {part}, cut {' and '.join(worst['cut'])}"
+                f"a rank holds {most / 2**20:,.1f} MiB of {kind}, {most / planned - 1:.1%} more than plan's even "
+                f"share; most of it {part}, sharded {' and '.join(worst['cut'])}"
             )
     return problems

@@ -1,7 +1,7 @@
-"""Too little memory, in words: the peak that plan expects of a run, what its device has, and what to change.
+"""Messages about too little memory: the peak that plan expects, what the device has, and what to change.
 
-What a reader would question: a run is refused only where the device cannot hold even the weights and their states. The
-rest of the peak is foretold to some 15 %, and on a CPU there may be swap, so there it is a warning.
+Design note: a run is refused only if the device cannot hold even the weights and their states. The rest of the peak is
+predicted to within some 15 %, and a CPU may have swap, so exceeding it is a warning.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lccp_sim.train.parallel.layout import tokens_at_once
 
 
 class Device(NamedTuple):
-    """The memory that one rank has: how it is called, bytes, and whether it is a GPU's."""
+    """The memory of one rank: the device's name, bytes, and whether it is a GPU."""
 
     name: str
     bytes: float
@@ -29,7 +29,7 @@ class Device(NamedTuple):
 
 
 def device_of(config: Config) -> Device:
-    """The device that a rank of this run trains on. Ranks of one machine share its memory evenly."""
+    """The device on which a rank of this run trains. Ranks of one machine share its memory evenly."""
     if config.run.accelerator != "cpu" and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         return Device(found.name, float(found.total_memory), True)
@@ -39,14 +39,14 @@ def device_of(config: Config) -> Device:
 
 
 class Expected(NamedTuple):
-    """Bytes of a rank: the peak, and of it weights, gradients and the optimizer's moments."""
+    """Bytes of a rank: the peak, and the weights, gradients and optimizer moments within it."""
 
     peak: float
     state: float
 
 
 def expected_memory(config: Config, vocab_size: int, world: int, gpu: bool) -> Expected:
-    """What plan expects of one of `world` ranks. Raises ConfigError where they cannot be laid out so."""
+    """The memory that plan expects on one of `world` ranks. Raises ConfigError if this layout is impossible."""
     run, tokens = config.run, tokens_at_once(config, world)
     layout = Layout(world // (run.ep * run.cp), run.ep, run.cp) if run.shard else Layout()
     shape = shape_of(config.model, vocab_size)
@@ -56,9 +56,9 @@ def expected_memory(config: Config, vocab_size: int, world: int, gpu: bool) -> E
 
 
 def check_memory(config: Config, vocab_size: int, world: int, device: Device) -> str | None:
-    """A line where plan expects more than the device has, else None.
+    """A line if plan expects more than the device has, else None.
 
-    Raises ConfigError where a GPU cannot hold even weights, gradients and the optimizer's moments.
+    Raises ConfigError if a GPU cannot hold even weights, gradients and the optimizer's moments.
     """
     needs = expected_memory(config, vocab_size, world, device.gpu)
     if needs.peak <= device.bytes:
@@ -71,11 +71,11 @@ def check_memory(config: Config, vocab_size: int, world: int, device: Device) ->
 
 @contextmanager
 def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -> Iterator[None]:
-    """While it is open, an error of an allocation becomes an OutOfMemory that says what was expected."""
+    """Within the context, an allocation error becomes an OutOfMemory that says what was expected."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # Those of the CPU's allocator are plain RuntimeErrors.
+        # The CPU's allocator raises plain RuntimeErrors.
         named = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not named and "DefaultCPUAllocator" not in str(error):
             raise
@@ -84,19 +84,19 @@ def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -
 
 
 def words(config: Config, vocab_size: int, world: int, device: Device) -> str:
-    """What plan expects, what the device has, and what to change, the least first, with what plan expects then."""
+    """What plan expects, what the device has, and the keys to change, smallest change first, with the estimate."""
     needs, tokens = expected_memory(config, vocab_size, world, device.gpu), tokens_at_once(config, world)
     tries = [f"{what} ({_gib(then)})" for what, then in remedies(config, vocab_size, world, device.gpu)]
     tries += ["more processes with run.shard=true", "a smaller model or run.context_tokens"]
     return (
         f"plan expects {_gib(needs.peak)} at the peak, {_gib(needs.state)} of it weights, gradients and moments, with "
-        f"{tokens // config.run.cp:,} tokens at once, and {device.name} has {_gib(device.bytes)}; "
+        f"{tokens // config.run.cp:,} tokens at once, but {device.name} has {_gib(device.bytes)}; "
         f"try in this order: {', '.join(tries)}"
     )
 
 
 def remedies(config: Config, vocab_size: int, world: int, gpu: bool) -> list[tuple[str, float]]:
-    """Changes of keys that lower the peak on the same ranks, the least first, and the bytes that plan expects then."""
+    """Key changes that lower the peak on the same ranks, smallest first, with the bytes that plan then expects."""
     run, row = config.run, config.run.context_tokens
     at_once = tokens_at_once(config, world)
     tries: list[dict[str, Any]] = [{"micro_batch_tokens": row}] if at_once > row else []
@@ -108,7 +108,7 @@ def remedies(config: Config, vocab_size: int, world: int, gpu: bool) -> list[tup
         try:
             other = dataclasses.replace(config, run=dataclasses.replace(run, **changes))
             then = expected_memory(other, vocab_size, world, gpu).peak
-        except ConfigError:  # the ranks cannot be laid out so
+        except ConfigError:  # this layout is impossible
             continue
         if then < before:
             new = {key: value for key, value in changes.items() if getattr(run, key) != value}

@@ -1,4 +1,4 @@
-"""One run, from a checked config to a finished directory: train, resume, extend, or say that it is done."""
+"""One run, from a checked config to a finished directory: train, resume, extend, or report that it is done."""
 
 import logging
 import time
@@ -62,7 +62,7 @@ from lccp_sim.train.window.tensorboard import TRAIN, Board, keys_of, texts_of
 
 
 class Prepared(NamedTuple):
-    """A run that can begin: its config as far as its start decides it, that start, and the directory that it writes."""
+    """A run that can begin: its config, completed by its start, that start, and its directory."""
 
     config: Config
     start: Start
@@ -70,14 +70,14 @@ class Prepared(NamedTuple):
 
 
 def train(config: Config, console: Console) -> Path:
-    """The run directory, finished; or saved and unfinished after a signal. Raises UserError."""
+    """Train and return the run directory: finished, or saved and unfinished after a signal. Raises UserError."""
     return fit(prepare(config, console), console)
 
 
 def prepare(config: Config, console: Console) -> Prepared:
-    """The run, before anything is written: where it lies and what it starts from. Raises ConfigError."""
+    """Find a run's directory and its start, before anything is written. Raises ConfigError."""
     gpu = config.run.accelerator == "gpu" and not torch.cuda.is_available()
-    refuse(gpu, "run.accelerator", "gpu", "there is none that torch can use (`lccp doctor` says more); use auto")
+    refuse(gpu, "run.accelerator", "gpu", "torch finds no usable GPU (see `lccp doctor`); use auto")
     config = settle(config, native := bf16_is_native(config.run.accelerator))
     check_bf16(config, native)
     set_threads(config)
@@ -88,9 +88,9 @@ def prepare(config: Config, console: Console) -> Prepared:
 
 
 def fit(prepared: Prepared, console: Console, again: bool = True) -> Path:
-    """The run directory, as `train` leaves it. Raises UserError.
+    """Train a prepared run and return its directory, as `train` does. Raises UserError.
 
-    What fails in training leaves the reason in FAILED, and with `again` false such a run is refused.
+    A failure in training writes its reason to FAILED. With `again` false, a run that has failed is refused.
     """
     config, start, directory = prepared
     failed = directory / FAILED
@@ -102,14 +102,14 @@ def fit(prepared: Prepared, console: Console, again: bool = True) -> Path:
             raise ConfigError(f"failed before ({failed.read_text().strip()}); --retry tries again")
         failed.unlink(missing_ok=True)
 
-    # The directory is let go last, after the ranks: none of them may still write.
+    # Release the directory last, after the ranks: none of them may still write.
     with ExitStack() as held, joined(config) as ranks:
         ranks.first(begin)
         try:
             with connected(config):
                 return _train(config, start, directory, console if ranks.rank == 0 else Console(quiet=True), ranks)
         except Exception as error:
-            # What is refused is as it was, and is refused again without any training.
+            # A refused run is unchanged, and would be refused again without any training.
             refused = isinstance(error, ConfigError | DamagedRecords)
             if ranks.rank == 0 and (directory / CONFIG).exists() and not refused:
                 write_atomic(failed, f"{one_line(error)}\n")
@@ -130,6 +130,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     for said in start.notes:
         _say(console, f"note: {said}")
     print_corpus(console, corpus, config)
+    if note := config.model.attention and config.model.attention.note:
+        _say(console, f"warning: {note}", style="yellow")
     if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
         _say(console, f"warning: {note}", style="yellow")
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
@@ -140,16 +142,17 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     store, bf16 = directory / REFERENCE, config.watched_in_bf16
     with shown(console) as tell:
-        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell)
+        beside = config.model.attention if config.monitors.attention == "both" else None
+        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell, beside)
     for note in suite.notes:
         _say(console, f"warning: {note}", style="yellow")
     if checkpoint is not None:
         suite.recall(store)
-        what = f"is missing or of other items ({', '.join(suite.unreferenced)}), and only the first window finds it"
-        refuse(suite.unreferenced, "reference", str(store), f"{what}; put it back, or move the run away")
+        what = f"missing, or made for different items ({', '.join(suite.unreferenced)}); only step 0 creates it"
+        refuse(suite.unreferenced, "reference", str(store), f"{what}; restore it, or move the run directory away")
     else:
         check_sources(config.monitors.watch, suite.unreferenced)
-    # Before a checkpoint is loaded: what an objective compares with are the weights that the run starts from.
+    # Before a checkpoint is loaded: an objective compares with the weights that the run starts from.
     with shown(console) as tell:
         tell(f"preparing objective {config.objective.kind}", 0.0)
         rows_of_run = config.objective.rows(corpus, config, model)
@@ -160,7 +163,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
-        if not cut or start.content is not None:  # else there are no weights here yet
+        if not cut or start.content is not None:  # else this rank has no weights yet
             check_load(base, corpus, suite, start, context, console)
         return check_precondition(base, corpus, suite, start, console)
 
@@ -184,7 +187,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         "tokens_before": start.tokens,
         **start.facts,
     }
-    # What a checkpoint holds is not drawn before.
+    # When resuming, skip initialisation: the checkpoint overwrites every weight.
     first_state = (weights, moments) if checkpoint is None else ((), None)
     module = LccpModule(config, model, facts, ranks, *first_state, rows_of_run)
     tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
@@ -208,7 +211,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
 
 
 def _model(config: Config, start: Start, rows: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
-    """The model with its first weights; or where it will be `cut`, one on the meta device, and these weights."""
+    """The model with its initial weights; if it will be sharded (`cut`), one on the meta device, and the weights."""
     if start.content is not None:
         return (empty(config.model, start), weights_of(start)) if cut else (transformer_of(config.model, start), ())
     if not cut:
@@ -219,7 +222,7 @@ def _model(config: Config, start: Start, rows: int, cut: bool) -> tuple[Transfor
 
 
 def _done(config: Config, directory: Path) -> str | None:
-    """Why there is nothing to train, in words, or None. What run.stopping ended is finished while it is set."""
+    """Why there is nothing to train, as text, or None. A run that run.stopping ended is finished while that is set."""
     last, by = finished_tokens(directory), stopped_by(directory)
     action = config.run.stopping and config.run.stopping.action
     if last is None:
@@ -233,20 +236,20 @@ def _done(config: Config, directory: Path) -> str | None:
 
 
 def _checkpoint(directory: Path, console: Console) -> Path | None:
-    """The checkpoint to go on from, or None for a run that has not begun.
+    """The checkpoint to continue from, or None for a run that has not begun.
 
-    Newer ones that are damaged are named and removed: the run will write them again. Raises ConfigError where none is
-    left of a run that has begun: starting anew would wipe out what it measured.
+    Damaged newer checkpoints are reported and removed: the run will write them again. Raises ConfigError if a run that
+    has begun has no checkpoint left: a restart would erase its measurements.
     """
     checkpoint, problems = newest(directory)
     steps = [record.step for record in Journal(directory).records()]
     if checkpoint is None:
         if problems or any(steps):
             why = "; ".join(problems) or f"it has none, but records up to step {max(steps)}"
-            raise ConfigError(f"{directory}: no whole checkpoint to go on from ({why}); move it away to start anew")
+            raise ConfigError(f"{directory}: no intact checkpoint to continue from ({why}); move it away to start over")
         return None
     for problem in problems:
-        _say(console, f"{problem}; going on from {checkpoint.name}", style="yellow")
+        _say(console, f"{problem}; continuing from {checkpoint.name}", style="yellow")
     for path in reversed(checkpoints(directory)):
         if path == checkpoint:
             break
@@ -288,5 +291,5 @@ def _fit(
         trainer.fit(module, LccpData(feed, micro, r.steps, r.cp), ckpt_path=checkpoint, weights_only=True)
     except NotFinite as error:
         good, _ = newest(directory)
-        remedy = "lower optim.lr or look at these documents"
+        remedy = "lower optim.lr, or inspect these documents"
         raise NotFinite(f"{error}; the last good checkpoint is {good}; {remedy}") from None

@@ -1,35 +1,31 @@
-"""The same monitors, after the fact: `lccp measure PATH` looks at checkpoints, ours or any of `transformers`.
+"""The same monitors, after the fact: `lccp measure PATH` measures checkpoints of lccp-sim or `transformers`.
 
-It writes records and samples of their own, beside a run's or into a folder that is named after the series. With `check`
-it holds a run's records against them: they must be equal, value by value.
+It writes separate records and samples, into the run directory or into a folder that is named after the series. With
+`check` it compares them with a run's own records: they must be equal, value by value.
 
-A series is a run directory, one checkpoint of ours, a checkpoint of `transformers` (folder or GGUF file), or a YAML
-file that lists some with their tokens. Each is loaded only when its turn comes, and all of a series are of one
-architecture.
+A series is a run directory, one lccp-sim checkpoint, a checkpoint of `transformers` (folder or GGUF file), or a YAML
+file that lists checkpoints with their tokens. Each is loaded only when its turn comes, and all checkpoints of a series
+have one architecture.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lccp_sim.config import Config
-from lccp_sim.configure.load import load_config, plain_config, windows_of
+from lccp_sim.configure.load import load_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_rows, check_same
 from lccp_sim.data.documents.synthetic import plain_tokens
-from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.tokenizer import parse_tokenizer
 from lccp_sim.errors import ConfigError
-from lccp_sim.files import write_atomic
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import Tell, shown
+from lccp_sim.progress import shown
 from lccp_sim.records import Record
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
@@ -38,15 +34,15 @@ from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
 from lccp_sim.train.window.estimate import estimate
-from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.own_loop import corpus_for, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
-from lccp_sim.train.window.tensorboard import log_charts
+from lccp_sim.train.window.window_files import WindowFiles
 
 
 class Loaded(NamedTuple):
-    """A model, and the windows as they were planned when it was saved: a run that was extended had others before.
+    """A model, and the windows that were planned when it was saved: a run that was extended had others before.
 
-    `notes`: what a person should know about the checkpoint, a line each.
+    `notes`: notes for the user about the checkpoint, one line each.
     """
 
     model: LanguageModel
@@ -55,7 +51,7 @@ class Loaded(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A checkpoint: where it is, when it was (optimizer step, training tokens), and how to load it."""
+    """A checkpoint: its path, its moment (optimizer step, training tokens), and how to load it."""
 
     path: Path
     moment: Moment
@@ -64,10 +60,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order of their tokens. `windows` are the steps of those at which heads are compared.
+    """Points in order of their tokens. `windows`: the steps of the points at which heads are compared.
 
-    `tokenizer` is the path of a tokenizer.json or its text, `bos` the name of its BOS token where a checkpoint says so.
-    `foreign`: of transformers, none of ours.
+    `tokenizer`: the path of a tokenizer.json, or its text; `bos`: the name of its BOS token, if a checkpoint states it.
+    `foreign`: the checkpoints are those of transformers, not lccp-sim's.
     """
 
     points: list[Point]
@@ -78,12 +74,12 @@ class Series:
 
 
 def device_of_config(config: Config) -> str:
-    """The device that monitors run on after the fact: a GPU where there is one, unless the config says cpu."""
+    """The device for monitors after the fact: a GPU if there is one, unless the config says cpu."""
     return "cuda" if config.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def of_run(run: Path, config: Config) -> Series:
-    """All checkpoints that a run kept; of several at one step the window. ConfigError where there is none."""
+    """All checkpoints that a run kept; of several at one step, the window. Raises ConfigError if there is none."""
     paths = {step_of(path): path for path in reversed(checkpoints(run))}  # a window comes before a periodic one
     if not paths:
         raise ConfigError(f"{run}: no checkpoints in {run / 'checkpoints'}")
@@ -108,7 +104,7 @@ def of_transformers(path: Path, config: Config) -> Series:
 def of_list(path: Path, config: Config) -> Series:
     """The series that a YAML file lists: `checkpoints: [{path, tokens, step}]`, paths relative to the file.
 
-    `step` is the place in the list where it is left out. Raises ConfigError where the file is none, or out of order.
+    `step` defaults to the index in the list. Raises ConfigError if the file is not such a list, or is out of order.
     """
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -145,7 +141,7 @@ def _count(value: Any, where: str) -> int:
 
 
 def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
-    """Checkpoints that are all of `transformers` or all ours, read with the first one's tokenizer."""
+    """A series of checkpoints, all of `transformers` or all of lccp-sim, read with the first one's tokenizer."""
     missing = [str(path) for path, _ in places if not path.exists()]
     if missing:
         raise ConfigError(f"{missing[0]}: no such checkpoint")
@@ -156,7 +152,7 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
         tokenizer, bos = first.parent.parent / "tokenizer.json", None
         return Series(_same(places, loads), steps, tokenizer, bos)
     for path, _ in places:
-        hf.notes_of(path)  # what can be refused is refused before anything is prepared
+        hf.notes_of(path)  # refuse what can be refused before preparing anything
     text, _, bos = read_vocabulary(first)
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     loads = [_theirs(path, dtype, device_of_config(config)) for path, _ in places]
@@ -164,7 +160,7 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
 
 
 def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[Point]:
-    """Points whose models must have the layers, heads and vocabulary of the first one that was loaded."""
+    """Points that refuse a model whose layers, heads or vocabulary differ from those of the first one loaded."""
     known: dict[str, Any] = {}
 
     def checked(path: Path, load: Callable[[], Loaded]) -> Callable[[], Loaded]:
@@ -196,15 +192,17 @@ def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
 def measure(
     path: Path, out: Path | None, check: bool, overrides: list[str], external: Callable[[], Config], console: Console
 ) -> int:
-    """The exit status: 0, or 1 where `check` found a difference. Writes `<run>/measured/`, or `out`, made anew.
+    """Measure, writing `<run>/measured/` or `out` afresh, and return the exit status: 1 if `check` found a difference.
 
-    `overrides` change the monitors of a run; `external()` is the config for checkpoints that are not of a run, which
-    begin with an estimate of their time. Raises ConfigError where the path is no checkpoint, or where `out` is a run
-    itself.
+    `overrides` change the monitors of a run. `external()` is the config for checkpoints that do not belong to a run;
+    measuring these begins with an estimate of the time. Raises ConfigError if the path is not a checkpoint, or if `out`
+    is a run directory.
     """
     if check and (overrides or not (path / CONFIG).exists()):
-        why = "it is no run directory" if not overrides else "with other settings the values differ"
-        raise ConfigError(f"--check compares with a run's own records, and cannot here: {path}: {why}; leave it out")
+        why = "it is not a run directory" if not overrides else "with other settings the values differ"
+        raise ConfigError(
+            f"--check compares with a run's own records, which is not possible: {path}: {why}; leave it out"
+        )
     series, config, default = _open(path, overrides, external)
     out = out or default
     if (out / "checkpoints").exists():
@@ -212,9 +210,10 @@ def measure(
     own = Journal(path).records() if check else []
     set_threads(config)
     with shown(console) as tell:
-        corpus = _corpus(config, series, tell)
+        corpus = corpus_for(config, series.tokenizer, series.bos, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
-        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell)
+        beside = config.model.attention if config.monitors.attention == "both" and not series.foreign else None
+        suite = MonitorSuite(monitors, corpus, series.windows, out / REFERENCE, bf16=bf16, tell=tell, beside=beside)
     home = series.tokenizer.parent if isinstance(series.tokenizer, Path) else path  # the run of the (first) checkpoint
     suite.recall(home / REFERENCE)
     for warning in suite.notes:
@@ -222,9 +221,8 @@ def measure(
     history = HeadHistory([], series.windows)
     records: list[Record] = []
     with claim(out), shown(console) as tell:
-        journal = Journal(out)
-        logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=0)
-        # Beside windows, training wrote no records.
+        files = WindowFiles(out, config.run.tensorboard_axis)
+        # Training wrote records at windows only.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
         for number, point in enumerate(points):
             whole = number / len(points), (number + 1) / len(points)
@@ -235,10 +233,9 @@ def measure(
             fits = check_same if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             check_ids(corpus.largest, rows)
-            if not number:  # what was measured before stays until there is a model to take its place
-                journal.truncate({}, -1)
-                plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
-                write_atomic(out / "measured.yaml", plain)
+            if not number:  # keep earlier measurements until a model to replace them has loaded
+                files.journal.truncate({}, -1)
+                write_measured(out, config, corpus)
             for line in [*loaded.notes, *([note] if note else [])]:
                 console.print(f"note: {line}", markup=False)
             if not number and not loaded.model.num_heads:
@@ -250,24 +247,15 @@ def measure(
                 console.print(said, markup=False)
             suite.windows = loaded.windows or series.windows
             seen = suite.measure(loaded.model, point.moment, history, tell, place, whole)
-            journal.write(seen.records)
-            if seen.values:
-                journal.write_samples(point.moment.step, seen.values)
-            journal.write_timing(seen.timing)
-            journal.seal()
-            if not records:
-                log_charts(logger, seen.records)
-            log_scalars([logger], seen.records, point.moment, axis := config.run.tensorboard_axis)
-            log_images([logger], seen.records, point.moment, axis)
+            console.print(files.write(seen, point.moment))
             records += seen.records
-            console.print(headline(point.moment, seen.records, sum(row["seconds"] for row in seen.timing)))
-        logger.finalize("success")
-        console.print(f"{len(records):,} records in {journal.directory / RECORDS}", markup=False)
+        files.close()
+        console.print(f"{len(records):,} records in {out / RECORDS}", markup=False)
     return _compare(own, records, console) if check else 0
 
 
 def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
-    """The series at a path, the config to measure it with, and where the records go unless `--out` says otherwise."""
+    """The series at a path, the config to measure it with, and the default folder for the records."""
     if path.suffix == ".ckpt":  # a file or a folder
         run = path.parent.parent
         config = read_config(run, overrides)
@@ -281,19 +269,11 @@ def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> t
         return of_transformers(path, config), config, out
     if path.suffix in (".yaml", ".yml"):
         return of_list(path, config), config, out
-    raise ConfigError(f"{path}: no run directory, checkpoint, or series file (YAML); nothing to measure")
-
-
-def _corpus(config: Config, series: Series, tell: Tell) -> Corpus:
-    tokenizer = series.tokenizer if isinstance(series.tokenizer, Path) else parse_tokenizer(series.tokenizer)
-    data = config.data
-    if series.bos and not data.tokenizer.bos_token:
-        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=series.bos))
-    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
+    raise ConfigError(f"{path}: not a run directory, checkpoint, or series file (YAML); nothing to measure")
 
 
 def _compare(own: list[Record], measured: list[Record], console: Console) -> int:
-    """0 where both hold the same records of what was measured, 1 where one lacks a record or a value differs."""
+    """0 if both hold the same records of what was measured, 1 if a record is missing or a value differs."""
     now = {record.key: record for record in measured}
     looked = {(record.step, record.monitor) for record in measured}
     then = {r.key: r for r in own if (r.step, r.monitor) in looked}

@@ -1,6 +1,6 @@
-"""The verbs of the command `lccp`. A module says what its verbs take and do; cli.py has the table.
+"""The verbs of the command `lccp`. A module defines the arguments and actions of its verbs; cli.py has the table.
 
-A verb imports what is heavy where it runs, so that `lccp --help` is instant.
+A verb imports heavy packages where it runs, so that `lccp --help` is instant.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """A verb: its line in `lccp --help`, what adds its arguments to a parser, and what runs it.
+    """A verb: its line in `lccp --help`, the function that adds its arguments to a parser, and the one that runs it.
 
     `run` returns the exit status.
     """
@@ -30,5 +30,5 @@ def add_overrides(parser: ArgumentParser) -> None:
 
 
 def add_config_dir(parser: ArgumentParser, groups: str = "run/, data/, ...") -> None:
-    """Add the option for configs of one's own, which are in these groups."""
+    """Add the option for the user's own configs, which are in these groups."""
     parser.add_argument("--config-dir", type=Path, help=f"a directory with groups of your own ({groups})")

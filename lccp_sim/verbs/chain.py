@@ -1,4 +1,4 @@
-"""Several runs as one command, each from the weights of the one before: LCCP window -> fine-tuning -> RL."""
+"""Several runs in one command, each from the weights of the one before: LCCP window -> fine-tuning -> RL."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="runs in their order, then key=value for all of them")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="runs in order, then key=value for all of them")
     add_config_dir(parser)
 
 
@@ -23,22 +23,20 @@ def _run(arguments: Namespace, console: "Console") -> int:
 
 
 def chain(words: Sequence[str], config_dir: Path | None, console: "Console") -> int:
-    """The exit status, 0 once all runs are finished; 1 where a signal ended one, after which the same command goes on.
+    """Train the runs; return 0 once all are finished, 1 if a signal ended one: the same command then continues.
 
-    `words`: names of runs, then overrides for all of them. The first run starts from run.init_from, where it is given.
+    `words`: names of runs, then overrides for all of them. The first run starts from run.init_from, if that is given.
     Raises UserError.
     """
     names, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if not names:
-        raise ConfigError(
-            "chain: no run is named, only key=value; name runs in their order: lccp chain tiny_sft tiny_rl"
-        )
+        raise ConfigError("chain: no run named, only key=value; name the runs in order: lccp chain tiny_sft tiny_rl")
     named = [word for word in overrides if word.startswith("run=")]
     if named:
         raise ConfigError(f"chain: {named[0]}: name runs without run=, as in lccp chain tiny_sft tiny_rl")
     start: list[str] = []
     for name in names:
-        # All configs are looked at first: a mistake in the last run is no surprise after hours of the first.
+        # Check all configs first, so that a mistake in the last run does not show only after hours of the first.
         check([f"run={name}", *overrides], config_dir)
     from lccp_sim.train.run import train
     from lccp_sim.train.saved.run_directory import DONE
@@ -52,7 +50,7 @@ def chain(words: Sequence[str], config_dir: Path | None, console: "Console") -> 
 
 
 CHAIN_VERB = Verb(
-    "train runs one after the other, each from the last: lccp chain tiny_sft tiny_rl run.init_from=CHECKPOINT",
+    "train runs one after the other, each from the one before: lccp chain tiny_sft tiny_rl run.init_from=CHECKPOINT",
     _add_arguments,
     _run,
 )

@@ -1,4 +1,4 @@
-"""The verbs of checkpoints: `lccp measure`, `lccp import` and `lccp export`."""
+"""The verbs of checkpoints: `lccp measure`, `lccp watch`, `lccp import` and `lccp export`."""
 
 from argparse import ArgumentParser, Namespace
 from functools import partial
@@ -46,6 +46,33 @@ def _measure(arguments: Namespace, console: "Console") -> int:
     )
 
 
+def _add_watch(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder in which another job saves its checkpoints"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change, as for lccp measure")
+    add_config_dir(parser)
+    parser.add_argument("--out", type=Path, help="where to write (default: runs/FOLDER-watched)")
+    parser.add_argument("--tokens-per-step", type=int, metavar="N", help="default: from trainer_state.json")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="folder with config.json and tokenizer.json")
+    parser.add_argument("--minutes", type=float, metavar="M", help="the longest a checkpoint may take: fewer texts")
+    parser.add_argument("--once", action="store_true", help="measure the present checkpoints, and end")
+
+
+def _watch(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.train.loop.precision import bf16_is_native, settle
+    from lccp_sim.verbs.sidecar import Followed, watch
+
+    for option, given in (("--tokens-per-step", arguments.tokens_per_step), ("--minutes", arguments.minutes)):
+        refuse(given is not None and given <= 0, option, given, "must be greater than 0")
+    named = any(word.startswith("run=") for word in arguments.overrides)
+    config = check([*([] if named else ["run=measure"]), *arguments.overrides], arguments.config_dir)
+    config = settle(config, bf16_is_native(config.run.accelerator))
+    counted, model, minutes = arguments.tokens_per_step, arguments.model, arguments.minutes
+    followed = Followed(arguments.folder, config, counted, model, minutes, arguments.once)
+    return watch(followed, arguments.out, console)
+
+
 def _add_exchange(known: str, parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="PATH", help=known)
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
@@ -76,6 +103,11 @@ MEASURE_VERB = Verb(
     "measure checkpoints after the fact: a run, a transformers folder, a GGUF file, a series (YAML)",
     _add_measure,
     _measure,
+)
+WATCH_VERB = Verb(
+    "measure the checkpoints of another job as it saves them: lccp watch FOLDER --tokens-per-step N",
+    _add_watch,
+    _watch,
 )
 IMPORT_VERB = Verb(
     "make an lccp-sim checkpoint from a Hugging Face folder or GGUF file: lccp import FOLDER OUT",

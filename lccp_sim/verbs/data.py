@@ -1,4 +1,4 @@
-"""`lccp data`: the corpus of a run, prepared and shown without training."""
+"""`lccp data`: prepare and show the corpus of a run, without training."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -41,7 +41,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
     if arguments.compare_packings:
         print_packings(console, {packing: usage_of(each, config) for packing, each in corpora.items()})
     if config.objective.needs_weights:
-        console.print(f"objective {config.objective.kind}: its rows are made from the weights, at each step")
+        console.print(f"objective {config.objective.kind}: it makes its rows from the weights at each step")
         return 0
     batch = config.objective.rows(corpus, config, None).slice(0, 0, 1, 0, 1)
     console.print(f"documents of batch 0: {', '.join(batch.names)}", markup=False)

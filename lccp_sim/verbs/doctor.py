@@ -1,8 +1,8 @@
-"""What this machine can run: versions, devices, memory, loggers, and each expert backend tried on a tiny input.
+"""A check of this machine: versions, devices, memory, loggers, and a trial of each expert backend on a tiny input.
 
-A backend counts as usable only when its forward and backward agree with the plain loop here and now; that a package can
-be imported says too little, as its kernels may miss the device or the torch that they were built for. Usable ones are
-timed, to be looked at: `experts: auto` stays a fixed rule, so that a config gives the same bytes whatever else runs.
+A backend counts as usable only if its forward and backward agree with the plain loop on this machine. That a package
+can be imported is not enough: its kernels may not match this device or this torch. Usable backends are timed, for
+information only: `experts: auto` stays a fixed rule, so that a config gives the same bytes whatever else runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPTIONAL = {
     "hydra-ray-launcher": "lccp-sim[ray]",
     "wandb": "wandb",
 }
-TIMED = {  # rows, experts, d_model, d_expert: a small layer, long enough to time
+TIMED = {  # rows, experts, d_model, d_expert: a small layer, slow enough to time
     "cpu": (1024, 8, 512, 256),
     "cuda": (16384, 16, 1024, 1024),
 }
@@ -46,7 +46,7 @@ AGREES = {"float32": 1e-4, "bfloat16": 5e-2}  # largest error over the largest v
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer: what was looked at (topic, name), what was found, and whether it can be used."""
+    """One line of the answer: what was checked (topic, name), what was found, and whether it is usable."""
 
     topic: str
     name: str
@@ -55,7 +55,7 @@ class Finding:
 
 
 def doctor(cache: Path) -> list[Finding]:
-    """What was found, in the order in which it is shown; `cache` is the folder that corpora and probe sets go to."""
+    """All findings, in display order. `cache`: the folder of corpora and probe sets."""
     from lccp_sim.models.experts import EXPERTS
 
     found = expert_rows(EXPERTS)
@@ -63,7 +63,7 @@ def doctor(cache: Path) -> list[Finding]:
 
 
 def show(rows: list[Finding], console: Console) -> int:
-    """The exit code, after the rows were printed as a table: 0, or 1 where no expert backend is usable."""
+    """Print the rows as a table; return the exit code: 0, or 1 if no expert backend is usable."""
     from rich.table import Table
     from rich.text import Text
 
@@ -72,14 +72,14 @@ def show(rows: list[Finding], console: Console) -> int:
     for row in rows:
         mark = Text("ok", "green") if row.ok else Text("no", "yellow")
         topic = Text("" if row.topic == shown else row.topic, "bold")
-        table.add_row(topic, row.name, mark, Text(row.value))  # Text: a value such as lccp-sim[hf] is no markup
+        table.add_row(topic, row.name, mark, Text(row.value))  # Text: a value such as lccp-sim[hf] is not markup
         shown = row.topic
     console.print(table)
     return 0 if any(row.ok for row in rows if row.topic == "experts") else 1
 
 
 def version_rows() -> list[Finding]:
-    """The version of Python, of each package that training needs, and of the optional ones, with how to get them."""
+    """The versions of Python, of the packages that training needs, and of optional ones, with how to install them."""
     rows = [Finding("versions", "python", platform.python_version())]
     for name in (*CORE, *OPTIONAL):
         try:
@@ -92,7 +92,7 @@ def version_rows() -> list[Finding]:
 
 
 def machine_rows() -> list[Finding]:
-    """Cores that this process may use, memory in GiB, torch's threads, and each device with its bf16 support."""
+    """Usable cores, memory in GiB, torch's threads, and each device with its bf16 support."""
     import psutil
     import torch
 
@@ -119,7 +119,7 @@ def machine_rows() -> list[Finding]:
 
 
 def disk_rows(cache: Path) -> list[Finding]:
-    """The cache and the working directory, with their free disk in GiB, and whether they can be written."""
+    """The cache and the working directory, with free disk space in GiB, and whether they are writable."""
     rows = []
     for name, path in (("cache", cache.expanduser()), ("runs", Path.cwd())):
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -130,10 +130,10 @@ def disk_rows(cache: Path) -> list[Finding]:
 
 
 def expert_rows(experts: Mapping[str, Experts]) -> list[Finding]:
-    """For each backend, on the CPU and on CUDA where there is one: usable, or the reason why not in one line.
+    """For each backend, on the CPU and on CUDA if available: usable, or the reason why not in one line.
 
-    `experts` maps a name to `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD` and has "loop", which all are
-    compared with. CUDA is tried in bfloat16, as fused kernels take nothing else; the CPU in float32.
+    `experts` maps a name to `(x_RD, gate_EFD, up_EFD, down_EFD, count_E) -> y_RD`, including "loop", with which all are
+    compared. CUDA is tried in bfloat16, the only dtype that fused kernels take; the CPU in float32.
     """
     rows = []
     for device, dtype in _places():
@@ -141,7 +141,7 @@ def expert_rows(experts: Mapping[str, Experts]) -> list[Finding]:
             where = f"{device}, {str(dtype).removeprefix('torch.')}"
             try:
                 rows.append(Finding("experts", name, f"{where}: {_agreement(expert, experts['loop'], device, dtype)}"))
-            except Exception as error:  # whatever a backend raises is the answer to the question
+            except Exception as error:  # whatever a backend raises is its finding
                 line = next(iter(str(error).strip().splitlines()), "no message")
                 rows.append(Finding("experts", name, f"{where}: {type(error).__name__}: {line}", ok=False))
     return rows
@@ -154,10 +154,10 @@ def _places() -> list[tuple[str, torch.dtype]]:
 
 
 def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Finding]:
-    """For each device, the time of each backend that `found` (of expert_rows) calls usable there, forward and backward.
+    """For each device, the forward and backward time of each backend that is usable there by `found` (of expert_rows).
 
-    The last line of a device says which one `experts: auto` takes, and whether another was faster by more than noise:
-    the slower quartile of its times below the faster one of auto's.
+    The last line of a device says which backend `experts: auto` takes, and whether another was faster by more than
+    noise: the slower quartile of its times is below the faster quartile of auto's.
     """
     import torch
 
@@ -177,7 +177,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
         text = f"{where}: takes {auto} for {R:,} rows and {E} experts of {D} x {F}, whatever these times"
         best = min(times, key=lambda name: times[name][1], default=None)
         if auto is None:
-            text = f"{where}: takes what is not usable here" + (f"; set model.experts={best}" if best else "")
+            text = f"{where}: takes a backend that is not usable here" + (f"; set model.experts={best}" if best else "")
         elif best and times[best][2] < times[auto][0]:
             text += f"; {best} was faster by more than noise: set model.experts={best}"
         rows.append(Finding("speed", "auto", text, ok=auto is not None))
@@ -185,7 +185,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
 
 
 def _times(experts: Mapping[str, Experts], device: str, dtype: torch.dtype) -> dict[str, list[float]]:
-    """The quartiles of each backend's seconds, forward and backward; rounds go through all backends in turn."""
+    """The quartiles of each backend's seconds, forward and backward; each round times all backends in turn."""
     import torch
 
     R, E, D, F = TIMED[device]
@@ -202,11 +202,11 @@ def _times(experts: Mapping[str, Experts], device: str, dtype: torch.dtype) -> d
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.quantiles(each[1:], n=4) for name, each in seconds.items()}  # the first one warms up
+    return {name: statistics.quantiles(each[1:], n=4) for name, each in seconds.items()}  # the first is a warm-up
 
 
 def _agreement(expert: Experts, loop: Experts, device: str, dtype: torch.dtype) -> str:
-    """A line with the largest error against the loop in float32; raises ValueError where it is too large."""
+    """A line with the largest error against the loop in float32; raises ValueError if it is too large."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -236,4 +236,6 @@ def _run(arguments: Namespace, console: Console) -> int:
     return show(doctor(arguments.cache.expanduser()), console)
 
 
-DOCTOR_VERB = Verb("show versions, devices and expert backends, and what is wrong with them", _add_arguments, _run)
+DOCTOR_VERB = Verb(
+    "check versions, devices and expert backends, and show what is wrong with them", _add_arguments, _run
+)

@@ -1,4 +1,4 @@
-"""The verbs that judge what was measured: `lccp gate` and `lccp compare`."""
+"""The verbs that judge measurements: `lccp gate` and `lccp compare`."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to this file")
 
 
 def _add_gate(parser: ArgumentParser) -> None:
     _add_json(parser)
     parser.add_argument("criteria", type=Path, nargs="?", default=Path("gate.yaml"), metavar="CRITERIA.yaml")
-    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="runs that differ in their seed alone")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="runs that differ only in their seed")
     parser.add_argument("--init", type=Path, metavar="RUN", help="write a first criteria file from this run's records")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the answer for a pull request")
 
 
 def _add_compare(parser: ArgumentParser) -> None:
     _add_json(parser)
-    parser.add_argument("a", type=Path, metavar="A", help="a run, or what lccp measure wrote")
-    parser.add_argument("b", type=Path, metavar="B", help="another one, or the same with two --tokens")
-    tokens = "the last windows up to here, of both or of each: 1.5M, or 1M 2M (default: the last ones)"
+    parser.add_argument("a", type=Path, metavar="A", help="a run, or the output of lccp measure")
+    parser.add_argument("b", type=Path, metavar="B", help="another, or the same with two --tokens")
+    tokens = "the last windows up to this count, one for both or one each: 1.5M, or 1M 2M (default: the last)"
     parser.add_argument("--tokens", nargs="+", default=[], metavar="N", help=tokens)
 
 
@@ -92,17 +92,17 @@ def _compare(arguments: Namespace, console: "Console") -> int:
 
 
 def _plain(cell: str) -> str:
-    """Text that a table shows as it is, brackets included."""
+    """A cell that a table shows literally, including brackets."""
     from rich.markup import escape
 
     return escape(cell)
 
 
 GATE_VERB = Verb(
-    "answer criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)", _add_gate, _gate
+    "check criteria that were written before a run: pass (exit 0), fail (1) or cannot be told (2)", _add_gate, _gate
 )
 COMPARE_VERB = Verb(
-    "compare two runs or checkpoints, item by item: which metrics are told apart: lccp compare A B",
+    "compare two runs or checkpoints item by item, and say which metrics differ: lccp compare A B",
     _add_compare,
     _compare,
 )

@@ -1,4 +1,4 @@
-"""`lccp plan`: what a run would take, counted from its config."""
+"""`lccp plan`: the cost of a run, counted from its config."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -39,7 +39,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
         from lccp_sim.train.dry_run import agrees, dry_run, laid_out
 
         refuse(arguments.counted, "--dry-run", arguments.counted, "nothing here builds a model that is counted only")
-        laid_out(config, layout)  # in the words of training, before any of plan's
+        laid_out(config, layout)  # training's own refusal comes before plan's
     device = hardware(arguments.hardware, config.run.threads, arguments.mfu)
     native = device.name != "cpu" or bool(precision.bf16_units())
     device = device if native else device._replace(bf16_flops=device.fp32_flops / precision.SLOWER)
@@ -67,7 +67,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
 
 
 PLAN_VERB = Verb(
-    "what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
+    "count what a run would take: weights, FLOPs, memory, days, the monitors' share; nothing is trained or read",
     _add_arguments,
     _run,
 )

@@ -1,4 +1,4 @@
-"""`lccp report`: the page of a run, or of several side by side."""
+"""`lccp report`: the report page of a run, or of several runs side by side."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or what lccp measure wrote")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or the output of lccp measure")
     parser.add_argument(
         "--out", type=Path, help="where to write (default: RUN/report; several runs: next to the first)"
     )

@@ -1,8 +1,7 @@
 """Studies: a question, one axis of arms, several seeds; trained as sweeps, compared in one report.
 
-Every seed has a base of its own, which all arms of one model shape share: arms differ in the axis alone, and seeds in
-everything. What a reader would question: runs keep the names of their configs, so that studies with an arm in common
-train it once.
+Every seed has its own base, which all arms of one model shape share: arms differ only in the axis, and seeds in
+everything. Design note: runs keep the names of their configs, so that studies with a common arm train it once.
 """
 
 import time
@@ -21,14 +20,15 @@ from lccp_sim.verbs.sweep import Schedule, launching, print_outcomes, sweep, wor
 if TYPE_CHECKING:
     from rich.console import Console
 
-SMOKE = ["run.tokens=6144"]
+LENGTH = "run.tokens"
+SMOKE = {LENGTH: 6144, "model.attention.dense_from_tokens": 4096}  # the second where an arm has it
 Job = list[str]
 Places = dict[tuple[int, str], str]
 
 
 @dataclass(frozen=True)
 class Study:
-    """One of configs/study/*.yaml. An arm, as all that is trained, is a list of overrides, as `lccp train` takes them.
+    """One of configs/study/*.yaml. An arm, like every run, is a list of overrides as `lccp train` takes them.
 
     `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
     its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
@@ -89,13 +89,19 @@ class Study:
         """
         from lccp_sim.configure.parse import parse
 
-        arms, between = ({arm: [*words, *SMOKE] for arm, words in each.items()} for each in (self.arms, self.between))
+        arms, between = ({arm: _small(words) for arm, words in each.items()} for each in (self.arms, self.between))
         tiny = {"run": "smoke_study", "base": [], "common": [], "arms": arms, "between": between, "repeats": 1}
         return parse(Study, asdict(self) | tiny | {"seeds": self.seeds[:1], "smoke": {}} | self.smoke, "study.smoke")
 
 
+def _small(words: Job) -> Job:
+    """The overrides of an arm with the lengths of the smoke version."""
+    given = {word.partition("=")[0] for word in words}
+    return [*words, *(f"{key}={value}" for key, value in SMOKE.items() if key == LENGTH or key in given)]
+
+
 def studies(config_dir: Path | None = None) -> dict[str, Any]:
-    """The study files by name: those of the package, and above them those of `config_dir`/study."""
+    """The study files by name: those of the package, overridden by those of `config_dir`/study."""
     own = config_dir / "study" if config_dir else None
     folders: list[Any] = [files("lccp_sim.configs") / "study", *([own] if own and own.is_dir() else [])]
     found = [path for folder in folders for path in sorted(folder.iterdir(), key=lambda path: path.name)]
@@ -103,7 +109,7 @@ def studies(config_dir: Path | None = None) -> dict[str, Any]:
 
 
 def read_study(name: str, config_dir: Path | None = None) -> Study:
-    """The study of this name. Raises ConfigError where there is none, or its file is none."""
+    """The study of this name. Raises ConfigError if there is none, or its file is not a study."""
     import yaml
 
     from lccp_sim.configure.parse import parse
@@ -119,7 +125,7 @@ def read_study(name: str, config_dir: Path | None = None) -> Study:
 
 
 def list_studies(config_dir: Path | None, console: "Console") -> int:
-    """0, after a table of all studies: their questions, arms, seeds and runs."""
+    """Print a table of all studies (their questions, arms, seeds and runs); return 0."""
     from rich.table import Table
 
     table = Table()
@@ -145,10 +151,10 @@ def study(
     console: "Console",
     repeats: int | None = None,
 ) -> int:
-    """0 once every run of the study is finished and its report is in ROOT/studies/NAME; 1 where some are not.
+    """Train a study and write its report to ROOT/studies/NAME; return 0, or 1 if some runs are not finished.
 
-    Started again, it goes on where it was. `repeats`: in place of the study's own. Raises ConfigError for what is wrong
-    in the study, before anything starts.
+    Started again, it continues. `repeats` overrides the study's own. Raises ConfigError for errors in the study, before
+    anything starts.
     """
     from lccp_sim.analysis.report.study_page import write_study
     from lccp_sim.analysis.run import RunData, load_run
@@ -200,7 +206,7 @@ class Stages:
     schedule: Schedule | None = None
 
     def train(self) -> list[dict[str, dict[int, str]]]:
-        """Of each repeat the directory of the finished run of each arm and seed, of those seeds that finished."""
+        """Train; return, per repeat, the directory of the finished run of each arm and seed, if the seed finished."""
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
@@ -261,7 +267,7 @@ class Stages:
 
     @property
     def shapes(self) -> dict[str, Job]:
-        """What each arm asks of its base."""
+        """The overrides of each arm's base."""
         return {arm: shape_of_study(words) for arm, words in self.study.arms.items()}
 
     def jobs(self, run: str, arms: dict[str, Job]) -> dict[str, Job]:
@@ -296,7 +302,7 @@ class Stages:
 
 
 def _order(repeat: int, seed: int) -> Job:
-    """The override of a repeat's order of the data. The first keeps the seed's own, and so the run's directory."""
+    """The override of a repeat's data order. The first repeat keeps the seed's own, and so the run's directory."""
     return [f"data.order_seed={1000 * repeat + seed}"] if repeat else []
 
 
@@ -307,9 +313,9 @@ def shape_of_study(arm: Sequence[str]) -> Job:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a study, then launcher=joblib and the like")
-    parser.add_argument("--smoke", action="store_true", help="a run of each arm in miniature, as a test")
-    parser.add_argument("--retry", action="store_true", help="also train again what failed before")
-    parser.add_argument("--repeats", type=int, help="runs of each arm and seed, with other orders of the data")
+    parser.add_argument("--smoke", action="store_true", help="train a miniature run of each arm, as a test")
+    parser.add_argument("--retry", action="store_true", help="also retry runs that failed before")
+    parser.add_argument("--repeats", type=int, help="runs of each arm and seed, in different data orders")
     parser.add_argument("--root", default="runs", help="where runs and the study's report go (default: runs)")
     add_config_dir(parser, "study/, run/, ...")
 

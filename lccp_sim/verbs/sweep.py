@@ -1,9 +1,8 @@
 """Sweeps: one run for each combination of comma-separated values, on Hydra's launchers.
 
-Every config is checked before the first run starts. What became of each run stands in a file of its own, so that a
-sweep started again skips what is done, resumes what was killed, and leaves alone what failed unless told to retry. What
-a reader would question: Hydra is given the numbers of the runs, not their overrides, so that a study may hand over any
-list of runs, not only a grid.
+Every config is checked before the first run starts. Each run's outcome is in its own file. So a sweep that is started
+again skips finished runs, resumes killed ones, and leaves failed ones alone unless told to retry. Design note: Hydra
+gets the numbers of the runs, not their overrides, so that a study may pass any list of runs, not only a grid.
 """
 
 import itertools
@@ -36,10 +35,10 @@ QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logg
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `state` is finished, unfinished or failed.
+    """The outcome of one run: `state` is finished, unfinished or failed.
 
-    `directory`: where it lies, None where it failed before it had one. `reason`: the message of what failed. `trained`:
-    it was not done before, and did not fail.
+    `directory`: None if it failed before it had one. `reason`: the message of the failure. `trained`: it was not done
+    before, and did not fail.
     """
 
     job: list[str]
@@ -51,9 +50,9 @@ class Outcome:
 
 @dataclass
 class Schedule:
-    """All that is to be run, in one sweep or several: `runs` and their training `flops`, since `began` (seconds).
+    """The runs of one or several sweeps: `runs` and their training `flops`, since `began` (seconds).
 
-    `ended` runs and `done` FLOPs are over, of which `trained` FLOPs since then: others were done before.
+    `ended` runs and `done` FLOPs are over; `trained` FLOPs of these were computed since then, the rest before.
     """
 
     runs: int
@@ -64,18 +63,18 @@ class Schedule:
     trained: float = 0.0
 
     def over(self, flops: float, trained: bool) -> None:
-        """None; one more run is over."""
+        """Count one more run as over."""
         self.ended, self.done, self.trained = self.ended + 1, self.done + flops, self.trained + flops * trained
 
     def line(self, number: int, now: float) -> str:
-        """Where it stands as run `number` begins, and how long the rest may take, by what was trained so far."""
+        """The progress as run `number` begins, and the remaining time at the speed so far."""
         left = max(0.0, self.flops - self.done) * (now - self.began) / self.trained if self.trained else None
         rest = "" if left is None else f", about {clock(left)} left"
         return f"run {number} of {self.runs}: {self.ended} ended{rest}"
 
 
 def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run, the last axis fastest. Raises ConfigError for an axis that is empty or repeats."""
+    """The overrides of each run, the last axis fastest. Raises ConfigError if an axis is empty or repeats a value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -112,11 +111,11 @@ def sweep(
     config_dir: Path | None = None,
     schedule: Schedule | None = None,
 ) -> list[Outcome]:
-    """What became of each job (the overrides of one run), in their order, once all have ended.
+    """Run all jobs (each the overrides of one run); return their outcomes in order.
 
     `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. `schedule`:
-    of several sweeps, of which this is one. Raises ConfigError where a config is wrong or there twice, or the launcher
-    is not installed.
+    the schedule of several sweeps that include this one. Raises ConfigError if a config is wrong or occurs twice, or
+    the launcher is not installed.
     """
     from lccp_sim.configure.load import load_config
     from lccp_sim.train.loop.precision import bf16_is_native, settle
@@ -140,7 +139,7 @@ def sweep(
     for old in folder.glob(f"*/{OUTCOME}"):
         old.unlink()
     print(expected_work(configs), flush=True)
-    # Several at once: the longest first, so that none begins when the others are nearly done.
+    # If several run at once, start the longest first, so that none begins when the others are nearly done.
     order = sorted(range(len(jobs)), key=lambda number: -flops[number]) if launcher else range(len(jobs))
     numbers = ",".join(map(str, order))
     _launch([f"jobs={folder / JOBS}", f"job={numbers}", f"hydra.sweep.dir={folder}", *launcher])
@@ -151,7 +150,7 @@ def sweep(
 
 
 def _launch(overrides: Sequence[str]) -> None:
-    """None, once Hydra has run `run_job` for each job. Without the shell's arguments, which hydra.main would read."""
+    """Let Hydra run `run_job` for each job, without the shell's arguments, which hydra.main would read."""
     import hydra
     from hydra.errors import HydraException
 
@@ -171,7 +170,7 @@ def _explain(message: str) -> str:
 
 @contextmanager
 def _arguments(words: list[str]) -> Iterator[None]:
-    """While it is open, hydra.main reads these arguments, and raises instead of ending the process."""
+    """Within the context, hydra.main reads these arguments, and raises instead of ending the process."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = words, "1"
     try:
@@ -182,7 +181,7 @@ def _arguments(words: list[str]) -> Iterator[None]:
 
 
 def expected_work(configs: Sequence["Config"]) -> str:
-    """What the runs take, in words: their number, training tokens, and training FLOPs as `lccp plan` counts them."""
+    """The runs' cost as text: their number, training tokens, and training FLOPs as `lccp plan` counts them."""
     tokens, flops = map(sum, zip(*map(work_of, configs), strict=True))
     return f"{len(configs)} runs, {tokens:,.0f} training tokens, {flops:.2e} FLOPs of training; monitors come on top"
 
@@ -197,7 +196,7 @@ def work_of(config: "Config") -> tuple[int, float]:
 
 
 def _progress(folder: Path, plan: dict[str, Any], number: int) -> str:
-    """Where a sweep stands as a run begins, in words: other processes may be at work on it, too."""
+    """The progress of a sweep as a run begins, as text. Other processes may work on it, too."""
     schedule = Schedule(**plan["schedule"])
     before = schedule.ended
     for path in folder.glob(f"*/{OUTCOME}"):
@@ -207,7 +206,7 @@ def _progress(folder: Path, plan: dict[str, Any], number: int) -> str:
 
 
 def run_job(settings: Any) -> None:
-    """None, once one job has ended and its outcome is on disk; it is what launchers run, here or elsewhere."""
+    """Run one job and write its outcome to disk. Launchers call this, on this machine or another."""
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
 
@@ -237,12 +236,12 @@ def run_job(settings: Any) -> None:
         outcome = Outcome(job, "failed", where, one_line(error))
     write_atomic(out, json.dumps(asdict(outcome)) + "\n")
     if outcome.state == "unfinished":
-        raise KeyboardInterrupt  # a signal ended it: it is meant for the sweep, too
+        raise KeyboardInterrupt  # the signal that ended it is meant for the sweep, too
 
 
 @contextmanager
 def _own_core() -> Iterator[None]:
-    """While it is open, this process keeps to a core that no other run on this machine has taken so, if one is left."""
+    """Within the context, pin this process to a core that no other run on this machine has taken, if one is left."""
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         yield
         return
@@ -272,13 +271,13 @@ def _outcome(path: Path, job: list[str]) -> Outcome:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: "Console") -> int:
-    """The exit status, 0 where all finished, after a table of what became of each run."""
+    """Print a table of outcomes; return the exit status, 0 if all finished."""
     from rich.table import Table
 
     constant = set.intersection(*(set(each.job) for each in outcomes))
     table = Table("run")
     table.add_column("state", no_wrap=True)
-    table.add_column("where, or why not", overflow="fold")
+    table.add_column("directory or reason", overflow="fold")
     for each in outcomes:
         own = " ".join(word for word in each.job if word not in constant)
         why = each.directory if each.state == "finished" else " ".join(filter(None, (each.directory, each.reason)))

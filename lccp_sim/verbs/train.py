@@ -1,4 +1,4 @@
-"""`lccp train`: one run and the first screen of its report, or with --multirun a sweep."""
+"""`lccp train`: a run and the first screen of its report, or with --multirun a sweep."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="a run for each value of key=a,b,c")
-    parser.add_argument("--retry", action="store_true", help="in a sweep: also runs that failed before")
+    parser.add_argument("--retry", action="store_true", help="in a sweep: also retry runs that failed before")
 
 
 def _run(arguments: Namespace, console: "Console") -> int:
@@ -33,7 +33,7 @@ def _run(arguments: Namespace, console: "Console") -> int:
 def print_verdict(directory: Path, console: "Console") -> None:
     """Print the first screen of a finished run's report, on rank 0.
 
-    A fault in the verdict is printed: it must not make a finished run look like one that failed.
+    A fault in the verdict is printed: a finished run must not seem to have failed.
     """
     from lccp_sim.analysis.report.run_page import brief_report
     from lccp_sim.train.parallel.meeting import place_here

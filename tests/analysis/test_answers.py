@@ -73,8 +73,8 @@ def grid(orders: int = 2, **planting) -> list[list[Findings]]:
     return [[planted(seed=10 * seed + order, **planting) for order in range(orders)] for seed in range(3)]
 
 
-SATURATES, GOES_ON = "the NIAH score saturates early", "the answer's likelihood goes on improving after that"
-PROBE, COUNT = "the probe goes on after the hit's ceiling", "the number of retrieval heads grows"
+SATURATES, GOES_ON = "the NIAH score saturates early", "the answer's likelihood keeps improving after that"
+PROBE, COUNT = "the probe keeps improving after the hit's ceiling", "the number of retrieval heads grows"
 LAW, MEAN = "held-out perplexity is A log N + B", "the mean score of the initial retrieval heads grows"
 
 
@@ -97,21 +97,21 @@ def test_what_goes_the_other_way_is_refuted() -> None:
 def test_a_hit_that_is_a_threshold_of_the_nll_gives_its_own_factor() -> None:
     """The NLL falls by more than 2 after the ceiling, and by as much as any threshold would give by itself."""
     found = told(grid(hit_W=EARLY, threshold=True))[GOES_ON]
-    assert found.answer != YES and "thresholding gives" in found.numbers
+    assert found.answer != YES and "thresholding alone gives" in found.numbers
 
 
 def test_a_hit_without_a_ceiling_leaves_what_follows_open() -> None:
     found = told(grid(hit_W=NEVER))
     assert found[SATURATES].answer == NO and found[GOES_ON].answer == OPEN and found[PROBE].answer == OPEN
-    assert "retrieve better" in found[GOES_ON].would_tell
-    assert found[GOES_ON].numbers == found[PROBE].numbers == "the hit of 3 of 3 seeds never reaches 0.95 (at most 0.4)"
+    assert "Better bases" in found[GOES_ON].would_tell
+    assert found[GOES_ON].numbers == found[PROBE].numbers == "in 3 of 3 seeds the hit never reaches 0.95 (at most 0.4)"
 
 
 def test_seeds_that_reach_the_ceiling_are_told_of_beside_one_that_does_not() -> None:
     mixed = [*grid(hit_W=EARLY)[:2], *grid(hit_W=NEVER)[2:]]
     found = told(mixed)
     assert found[GOES_ON].answer == found[PROBE].answer == OPEN
-    assert found[GOES_ON].numbers.startswith("the hit of 1 of 3 seeds never reaches 0.95")
+    assert found[GOES_ON].numbers.startswith("in 1 of 3 seeds the hit never reaches 0.95")
     assert len(found[GOES_ON].numbers.rsplit("falls by ", 1)[1].split(", ")) == 2
     first = stopping_costs(mixed)[0]
     assert first.read_at[2] == float("inf") and first.cost is not None and np.isfinite(first.read_at[:2]).all()
@@ -119,14 +119,14 @@ def test_seeds_that_reach_the_ceiling_are_told_of_beside_one_that_does_not() -> 
 
 def test_one_order_cannot_tell_the_gain_of_the_probe_from_what_order_does() -> None:
     found = told(grid(orders=1, hit_W=EARLY))[PROBE]
-    assert found.answer == OPEN and found.would_tell == "Repeats would tell."
+    assert found.answer == OPEN and found.would_tell == "Repeats would decide."
 
 
 def test_seeds_that_disagree_leave_it_open_and_say_how_many_would_tell() -> None:
     rising = [0.4 + slope * RISES for slope in (0.02, 0.5, 1.2)]
     seeds = [[planted(EARLY, heads=heads, seed=seed)] for seed, heads in enumerate(rising)]
     found = told(seeds)[MEAN]
-    assert found.answer == OPEN and found.would_tell.endswith("seeds that scatter as these would part it from 0.")
+    assert found.answer == OPEN and found.would_tell.endswith("seeds with the same scatter would separate it from 0.")
     assert 4 <= int(found.would_tell.split()[0]) <= 20
 
 

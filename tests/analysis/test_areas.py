@@ -116,7 +116,7 @@ def test_the_rule_says_in_what_its_law_is_and_asks_for_a_window_more():
     reasons = " ".join(decide(curve(value_W, rate("cosine"))).reasons)
     assert "in the forward area, with an annealing term, because the learning rate falls from 0.001" in reasons
     few = decide(curve(value_W[:6], Rate(rate("cosine").rate_S[:40], BATCH)))
-    assert few.verdict == "not enough points" and "at least 7 where the rate falls" in few.reasons[0]
+    assert few.verdict == "not enough points" and "at least 7 because the rate falls" in few.reasons[0]
 
 
 def test_windows_before_a_decay_do_not_foretell_what_it_does():

@@ -128,7 +128,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"changed": other(needle={"seed": 1, "lengths": [512]})},
         "monitors.needle.seed is 0 in a and 1 in b",
     ),
-    "a grid": ({}, {"changed": {"monitors": {}}, "items": 30}, "10 of 40 items are in one of a and b only"),
+    "a grid": ({}, {"changed": {"monitors": {}}, "items": 30}, "10 of 40 items are in only one of a and b"),
     "a tokenizer": ({"tokenizer": "{}"}, {"tokenizer": "[]"}, "the tokenizers of a and b differ"),
     "answers": ({"extra": answer_tokens(90)}, {"extra": answer_tokens(80)}, "answers have 90 tokens in a and 80 in b"),
     "text": ({"held_out": 10}, {"held_out": 11}, "source code holds out 10 tokens in a and 11 in b"),
@@ -171,7 +171,7 @@ def test_the_command_shows_and_writes_the_same(
     data, said = json.loads(out.read_text()), capsys.readouterr().out
     assert {each["metric"] for each in data["rows"]} == {NLL, HIT, SHORT}
     assert all(each["metric"] in said and each["answer"] in said for each in data["rows"])
-    assert "1 of 3 metrics are told apart" in said and "A: a at 2k tokens" in said
+    assert "1 of 3 metrics differ" in said and "A: a at 2k tokens" in said
 
 
 @pytest.mark.parametrize(

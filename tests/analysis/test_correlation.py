@@ -274,7 +274,7 @@ def test_the_page_has_what_was_computed_and_says_where_there_is_nothing():
     panels = gather(runs)
     rows, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
     head, body = coefficients_table(rows).head, {row[1]: row for row in coefficients_table(rows).rows}
-    assert head[2:] == ["values", "slopes between windows", "values, given log tokens", "values after the hit"]
+    assert head[2:] == ["values", "slopes between windows", "values given log tokens", "values after the hit"]
     level = pick(rows, target="exact_match_frac", task=None, monitor="needle/hit_frac", kind="level")
     said = f"{level.pearson.value:.2f} ({level.pearson.low:.2f} to {level.pearson.high:.2f}), {level.points}"
     assert body["needle/hit_frac"][2] == said and level.points == 3 * 14

@@ -51,7 +51,7 @@ def test_it_compares_the_last_window_with_the_last_at_half_its_tokens_or_before(
 @pytest.mark.parametrize("last", [0.7, 0.3])
 def test_a_probe_that_moves_either_way_does_not_stay(tmp_path, last):
     stays = probe_stays(probed(tmp_path, {0: 0.0, 4: 0.5, 10: last}))
-    assert not stays.holds and "is not shown to stay" in stays.said()
+    assert not stays.holds and "is not shown to be stable" in stays.said()
 
 
 def test_without_probe_windows_or_samples_it_says_so(tmp_path):
@@ -68,7 +68,7 @@ def test_intrinsic_saturation_asks_for_the_probe_where_there_is_one(tmp_path):
     assert "(intrinsic saturation, in this run)" in deceptive_here(level, level, None)
     assert "(intrinsic saturation, in this run)" in deceptive_here(level, level, stays)
     said = deceptive_here(level, level, moves)
-    assert "(intrinsic" not in said and "not shown to stay" in said
+    assert "(intrinsic" not in said and "not shown to be stable" in said
     falls = replace(level, verdict="improving")
     assert "deceptive saturation, in this run" in deceptive_here(level, falls, moves)
 

@@ -131,7 +131,7 @@ def test_a_metric_without_interval_is_judged_by_its_value_alone(loaded: list[Run
     criterion = {"metric": "train/loss_nats", "at_most": 2.0}
     assert outcome(tmp_path, loaded[:1], criterion) == (
         OPEN,
-        "its records hold no interval; `by: value` judges the number alone",
+        "its records have no interval; `by: value` judges the number alone",
     )
     assert outcome(tmp_path, loaded[:1], criterion | {"by": "value"}) == (PASS, "")
     assert outcome(tmp_path, loaded, criterion | {"over": "seeds"}) == (PASS, "")
@@ -144,7 +144,7 @@ def test_a_metric_without_interval_is_judged_by_its_value_alone(loaded: list[Run
         ({"metric": NLL, "at_most": 9, "over": "seeds"}, {}, "an interval over seeds needs two seeds or more"),
         ({"metric": NLL, "at_most": 9, "at": "3k"}, {}, "the run ended at 2k tokens, before 3k"),
         ({"metric": NLL, "at_most": 9, "of": "change", "at": 999}, {}, "there is no window after the first"),
-        ({"metric": HIT, "at_least": 9, "of": "factor"}, {}, "its first value is not above 0, so it has no factor"),
+        ({"metric": HIT, "at_least": 9, "of": "factor"}, {}, "its first value is not above 0, so there is no factor"),
     ],
 )
 def test_what_cannot_be_told_says_why(
@@ -230,7 +230,7 @@ def test_a_wrong_file_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"optim": {"lr": 1e-2}}, "may differ in their seed alone: optim.lr is 0.001 in s0, 0.01 in other"),
+        ({"optim": {"lr": 1e-2}}, "may differ only in their seed, but optim.lr is 0.001 in s0, 0.01 in other"),
         ({"monitors": CONFIG["monitors"] | {"needle": {"seed": 1}}}, "monitors.needle"),
         ({"run": CONFIG["run"] | {"threads": 4}}, ""),
     ],
@@ -250,7 +250,7 @@ def test_records_of_different_items_and_a_run_given_twice_are_refused(
     other = plant(tmp_path / "other", {NLL: [spread(4.0, items=30)] * 3}, changed={"seed": 9})
     path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_most": 9}])
     for given, message in (
-        (other, "10 of 40 items are in one of s0 and other only"),
+        (other, "10 of 40 items are in only one of s0 and other"),
         (runs[0], "counts each run once"),
     ):
         assert main(["gate", str(path), str(runs[0]), str(given)]) == 1

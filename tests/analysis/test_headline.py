@@ -61,9 +61,9 @@ def test_every_reader_follows_the_value_and_shows_the_sentence_beside_it(make_ru
     assert (whole.first, whole.last) == pytest.approx((sentences[0], sentences[-1]))
     summary = verdict(found).summary[0]
     assert summary.startswith(f"The needle hit goes {change(value)}")
-    assert f"Both are of the value's tokens; of the whole answer sentence the hit goes {change(whole)} and" in summary
+    assert f"Both refer to the value's tokens. On the full answer sentence the hit goes {change(whole)} and" in summary
     (score,) = [row[-1] for row in claims_table(found).rows if row[1] == "needle score"]
-    assert score.startswith(change(value)) and score.endswith(f"; whole sentence {change(whole)}")
+    assert score.startswith(change(value)) and score.endswith(f"; full sentence {change(whole)}")
     table = windows_table(found)
     shown = [dict(zip(table.head, row, strict=True)) for row in table.rows]
     assert shown[-1]["needle hit, fraction of items"].startswith(number(hits[-1]))
@@ -81,7 +81,7 @@ def test_every_reader_follows_the_value_and_shows_the_sentence_beside_it(make_ru
 def test_a_base_that_hits_the_value_and_not_the_sentence_retrieves(make_run: Callable) -> None:
     path, _ = make_run(**FEW)
     base, _, short, _ = precondition(load_run(path))
-    assert base.question == "The base retrieves at its own context (hit of the value's tokens at least 0.8)"
+    assert base.question == "The base retrieves at its own context (hit on the value's tokens at least 0.8)"
     assert (base.met, base.answer) == (True, "0.9 at 128 tokens (whole sentence 0.3)") and short.met
 
 
@@ -100,7 +100,7 @@ def test_forty_needles_tell_a_base_that_retrieves_from_one_that_does_not() -> No
 def test_records_without_spans_are_of_the_sentence_and_the_report_says_so(make_run: Callable) -> None:
     path, _ = make_run(**FEW, earlier=True)
     run = load_run(path)
-    said = "records of an earlier version, without the value's tokens at every window"
+    said = "the records are of an earlier version, without the value's tokens at every window"
     assert [w for w in run.warnings if said in w] == run.warnings and run.warnings[0].startswith("needle, intervention")
     assert {run.span(monitor) for monitor in ("needle", "intervention", "precondition")} == {"full"}
     rows = {(r["step"], r["metric"]): r["value"] for r in lines(path) if r["monitor"] == "needle" and not r["tags"]}
@@ -108,9 +108,9 @@ def test_records_without_spans_are_of_the_sentence_and_the_report_says_so(make_r
     assert hit.value_W == pytest.approx([value for (_, metric), value in rows.items() if metric == "hit_frac"])
     assert hit.source == "paired items"
     assert whole_curve(run, "needle/sentence_hit_frac").value_W == pytest.approx(hit.value_W)
-    assert "hit of the whole answer sentence at least 0.8" in precondition(run)[0].question
+    assert "hit on the full answer sentence at least 0.8" in precondition(run)[0].question
     page = write_report(path)
-    assert "Both are of the whole answer sentence (records of an earlier version)." in page.read_text()
+    assert "Both refer to the full answer sentence (records of an earlier version)." in page.read_text()
     data = json.loads((page.parent / "report.json").read_text())
     assert data["needle_span"] == "full" and not [row for row in data["saturation"] if row["tags"] == {"span": "full"}]
 
@@ -135,14 +135,15 @@ def test_earlier_records_with_the_value_by_length_are_averaged_over_lengths(make
     assert list(effect.value) == pytest.approx([3.0] * 8), "the sentence's, at all windows"
     (mean,) = [w for w in run.warnings if w.startswith("no overall records of needle/hit_frac (by length, span, ")]
     (earlier,) = [w for w in run.warnings if w.startswith("needle: records of an earlier version")]
-    assert "each is averaged over its cells" in mean and "here are of the value's tokens" in earlier
+    assert "each is averaged over its cells" in mean and "here refer to the value's tokens" in earlier
 
 
 def test_runs_of_different_spans_are_not_averaged_and_said(make_run: Callable) -> None:
     new, _ = make_run(**FEW | {"windows": 2})
     old, _ = make_run(**FEW | {"windows": 2, "seed": 1}, earlier=True)
     runs = [load_run(path) for path in (new, old)]
-    line = "needle: of the whole answer sentence in run-1, of the value's tokens elsewhere; do not compare them"
+    line = "needle: the metrics refer to the full answer sentence in run-1, to the value's tokens in the other runs; "
+    line += "do not compare them"
     assert unlike(runs)[0] == line and unlike(runs[:1]) == []
     assert pooled_over_seeds([examine(run) for run in runs]).row("needle", "hit_frac") is None
     assert line.replace("'", "&#39;") in write_comparison([new, old]).read_text()

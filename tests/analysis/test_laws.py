@@ -106,7 +106,7 @@ def test_a_constant_curve_is_constant_and_gains_nothing(metric, level):
     [(GRID, [*range(13), np.nan]), (GRID[::-1], GRID), (GRID, [1.0, 2.0]), (np.zeros(8), np.ones(8))],
 )
 def test_what_cannot_be_fitted_is_refused(tokens, value):
-    with pytest.raises(ConfigError, match="must be finite, one for one"):
+    with pytest.raises(ConfigError, match="must be finite and of the same length"):
         fit_laws(tokens, np.asarray(value, float))
 
 

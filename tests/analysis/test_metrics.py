@@ -63,7 +63,7 @@ def test_a_metric_without_a_row_is_read_by_its_unit(name: str) -> None:
 def test_the_whole_sentence_has_the_row_of_the_value_and_a_title_of_its_own() -> None:
     value, sentence = (metric_of("needle", name) for name in ("hit_frac", "sentence_hit_frac"))
     assert dataclasses.replace(sentence, label=value.label) == value
-    assert sentence.title == "needle hit of the whole sentence, fraction of items"
+    assert sentence.title == "needle hit of the full sentence, fraction of items"
 
 
 def test_groups_share_their_items_and_keep_the_order() -> None:

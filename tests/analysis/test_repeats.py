@@ -72,5 +72,5 @@ def test_the_page_puts_the_spread_beside_the_verdicts(tmp_path) -> None:
                 (run.path / "corpus.json").write_text(f'{{"hash": "{seed}"}}')
     page = write_study("s", ["Why?", ""], "a", [HIT, NLL], runs[0], tmp_path / "out", [], repeats=runs[1:])
     markdown = (page.parent / "report.md").read_text()
-    assert "2 orders of the data" in markdown and "Repeated runs" in markdown and ", so none" in markdown
-    assert "beyond what the order of the data does: none." in markdown
+    assert "2 data orders" in markdown and "Repeated runs" in markdown and ", so none" in markdown
+    assert "beyond the effect of data order: none." in markdown

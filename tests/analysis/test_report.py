@@ -126,7 +126,7 @@ def test_the_same_records_give_the_same_bytes(report, tmp_path):
 def test_what_does_not_show_is_said(make_run):
     path, _ = make_run(hit=(0.3, 0.3), nll=(2.0, 2.0))
     said = verdict(examine(load_run(path)))
-    assert "hit is not told apart" in said.summary[1]
+    assert "hit is undecided" in said.summary[1]
     assert any(line.startswith("No t95 of the hit: no improvement") for line in said.not_shown)
     assert "deceptive saturation, in this run" not in " ".join(said.summary)
 
@@ -168,7 +168,7 @@ def test_runs_with_little_in_them_still_have_a_report(make_run, changes):
     if world.windows < 6:
         assert all("not enough points" in row["reason"] for row in data["saturation"])
         assert {row["verdict"] for row in data["saturation"]} == {"not enough points"}
-        assert "needle" in world.without or "cannot be judged: not enough points" in text
+        assert "needle" in world.without or "cannot be judged: too few points" in text
     assert ("The run is unfinished" in text) != world.done
     assert ("parametric bootstrap of the standard errors" in text) != world.samples
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
@@ -212,7 +212,7 @@ def test_runs_are_compared_on_one_page(planted, make_run, tmp_path):
     table = pd.read_parquet(page.parent / "records.parquet")
     assert dict(table.groupby("run")["run.batch_tokens"].first()) == {"run": 2048, "run-7": 4096}
     assert not {"run.context_tokens", "names"} & set(table), "keys that the runs share are left out"
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         write_comparison([path, path], tmp_path / "twice")
 
 

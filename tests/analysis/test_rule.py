@@ -42,7 +42,7 @@ def test_a_power_law_saturates_and_a_log_law_does_not():
     assert power.gain.high < EPS * power.gain_so_far and log.gain.low > EPS * log.gain_so_far
     assert power.since_tokens in GRID.astype(int) and power.since_tokens < GRID[-1]
     assert log.since_tokens is None
-    assert "windows in a row" in power.reasons[-1]
+    assert "consecutive windows" in power.reasons[-1]
 
 
 def test_the_rule_never_looks_ahead():
@@ -52,7 +52,7 @@ def test_the_rule_never_looks_ahead():
         assert looks(cut(whole, windows)) == seen[: windows - 5]
     since = decide(whole).since_tokens
     first = next(n for n in range(1, len(GRID) + 1) if decide(cut(whole, n)).verdict == "saturated")
-    assert decide(cut(whole, first)).since_tokens == since == int(GRID[first - 2]), "two windows in a row"
+    assert decide(cut(whole, first)).since_tokens == since == int(GRID[first - 2]), "two consecutive windows"
     changed = replace(whole, value_W=np.append(whole.value_W[:-1], 9.0))
     assert looks(changed)[:-1] == seen[:-1]
 
@@ -62,7 +62,7 @@ def test_one_window_is_not_enough_and_a_later_rise_takes_the_verdict_back():
     held = [look.holds(EPS) for look in looks(whole)]
     once = decide(cut(whole, 6 + held.index(True)))
     assert once.verdict == "not told apart" and once.since_tokens is None
-    assert "two in a row are needed" in once.reasons[-1]
+    assert "two consecutive ones are needed" in once.reasons[-1]
     falls_W = POWER_W - np.where(GRID > GRID[9], 0.6 * np.log(np.maximum(GRID, 1) / GRID[9]), 0)
     assert decide(curve(falls_W)).verdict != "saturated"
 
@@ -78,7 +78,7 @@ def test_too_few_windows(windows):
 def test_what_did_not_improve_has_nothing_to_saturate(value_W):
     for noise in (0.0, 0.02):
         said = decide(curve(value_W, noise))
-        assert said.verdict == "not told apart" and "not beyond noise" in said.reasons[-1]
+        assert said.verdict == "not told apart" and "within noise" in said.reasons[-1]
 
 
 def test_a_curve_without_resamples_is_judged_by_its_scatter_alone():
@@ -93,7 +93,7 @@ def test_the_probe_can_only_take_the_verdict_away():
     assert decide(curve(POWER_W), probe=kept).verdict == "saturated"
     assert decide(curve(POWER_W), probe=lost).verdict == "not told apart"
     assert decide(curve(LOG_W), probe=kept).verdict == "improving"
-    assert "is not shown to stay within 0.05" in decide(curve(POWER_W), probe=lost).reasons[-1]
+    assert "is not shown to be stable to within 0.05" in decide(curve(POWER_W), probe=lost).reasons[-1]
 
 
 @pytest.mark.parametrize("eps", [0.0, -1, 1.0, float("nan")])

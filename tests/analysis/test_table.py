@@ -70,7 +70,7 @@ def test_samples_that_disagree_with_the_records_are_named(make_run):
     (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = load_run(path)
     curves(run, "needle", ("hit_frac", "answer_nll_nats"), {})
-    assert run.warnings == ["needle/answer_nll_nats: the mean of the samples is not the record's value"]
+    assert run.warnings == ["needle/answer_nll_nats: the mean of the samples differs from the record's value"]
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, make_run):
@@ -80,7 +80,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, make_run):
     cases = [(tmp_path / "nowhere", "no such directory"), (empty, "holds no records.jsonl")]
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "records.jsonl").touch()
-    cases.append((tmp_path / "new", "holds no record yet"))
+    cases.append((tmp_path / "new", "holds no records yet"))
     for folder, message in cases:
         with pytest.raises(ConfigError, match=message) as caught:
             load_run(folder)
@@ -148,12 +148,12 @@ def test_two_runs_in_one_directory_are_noticed(make_run):
     both = (first / "records.jsonl").read_text() + (second / "records.jsonl").read_text()
     (first / "records.jsonl").write_text(both)
     (warning,) = [line for line in load_run(first).warnings if "records.jsonl" in line]
-    assert "with different values: did two runs write here?" in warning
+    assert "with different values (did two runs write here?)" in warning
     rows = [json.loads(line) for line in (second / "records.jsonl").read_text().split("\n") if line]
     shifted = "".join(json.dumps(row | {"step": row["step"] + 1}) + "\n" for row in rows)
     (second / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + shifted)
     (warning,) = [line for line in load_run(second).warnings if "records.jsonl" in line]
-    assert "the steps go back, from 976 to 1" in warning and "line " in warning
+    assert "the step decreases, from 976 to 1" in warning and "line " in warning
 
 
 def test_a_record_written_twice_is_used_once(make_run):
@@ -162,4 +162,4 @@ def test_a_record_written_twice_is_used_once(make_run):
     (path / "records.jsonl").write_text(lines + lines.split("\n")[0] + "\n")
     run = load_run(path)
     assert len(run.records) == lines.count("\n")
-    assert "1 records are there twice" in run.warnings[0]
+    assert "1 records occur twice" in run.warnings[0]

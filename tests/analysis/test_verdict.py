@@ -51,13 +51,13 @@ def rows(*statuses: str) -> list[Signal]:
         ((IMPROVING, IMPROVING, FEW), None, "Train on: hit and answer NLL still improve."),
         ((LEVELLED, LEVELLED, LEVELLED), None, "Stop: hit, answer NLL and probe have levelled."),
         ((LEVELLED, LEVELLED, FEW), MOVES,
-         "Undecided: hit and answer NLL have levelled, but the probe is not shown to stay."),
+         "Undecided: hit and answer NLL have levelled, but the probe is not shown to be stable."),
         ((FEW, FEW, FEW), None, "Too early to tell: the rule needs at least 6 windows."),
         ((LEVELLED, UNDECIDED), None, "Undecided: whether answer NLL has levelled is open."),
         ((*[LEVELLED] * 5, WORSE), None,
          "Stop: hit, answer NLL, probe and initial heads have levelled; short-context NLL got worse."),
         ((WORSE, WORSE), None, "Undecided: hit and answer NLL got worse."),
-        ((), None, "Undecided: no needle records, so there is no hit and no answer NLL to judge by."),
+        ((), None, "Undecided: there are no needle records, so no hit and no answer NLL to judge by."),
     ],
 )  # fmt: skip
 def test_the_sentence_follows_from_the_statuses(statuses, stays, said):

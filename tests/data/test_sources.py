@@ -229,7 +229,7 @@ def test_a_data_set_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("package_archive", {"wheel": "../a-1.0-py3-none-any.whl", "sha256": "0" * 64}, "wheel="),
         ("package_archive", {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 40}, "sha256=.*64 hex digits"),
         ("package_archive", {"wheel": "a-1.0-py3-none-any.whl", "sha256": "0" * 64, "include": []}, "include=.*glob"),
-        ("package_text", {"held_out": "whole"}, "share=1.0: must be 0 if held_out is whole"),
+        ("package_text", {"held_out": "whole"}, "share=1.0: must be 0 if held_out=whole"),
         ("synthetic", {"task": "copies"}, "text_from=None"),
         ("synthetic", {"task": "copy", "text_from": "a"}, "task.*'facts', .*'records' or 'questions'"),
         ("synthetic", {"task": "repeats", "documents": 0}, "documents=0"),

@@ -159,7 +159,7 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     import transformers as t
 
     config = t.BertConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    with pytest.raises(ConfigError, match="^model_type=bert: a later token changes what comes before it"):
+    with pytest.raises(ConfigError, match="^model_type=bert: a later token changes earlier outputs"):
         Adapter(t.BertLMHeadModel(config))
 
 

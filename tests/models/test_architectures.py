@@ -147,7 +147,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "rope_type='dynamic': cannot be"),
     "half of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: must be 1.0"),
     "two bases": ("llama", {"rope_theta": 1e6}, "rope_theta is 5000 and 1e+06 in different places"),
-    "a word for a number": ("llama", {"num_hidden_layers": "three"}, "num_hidden_layers='three': must be a whole"),
+    "a word for a number": ("llama", {"num_hidden_layers": "three"}, "num_hidden_layers='three': must be an integer"),
     "a list for a group": ("llama", {"rope_scaling": [1]}, "config.json: damaged ("),
     "no heads": ("llama", {"num_attention_heads": 0, "head_dim": None}, "config.json: damaged ("),
     "not above 0": ("llama", {"num_hidden_layers": 0}, "model.num_layers=0: input should be greater than 0"),
@@ -194,7 +194,10 @@ def test_the_architecture_that_a_config_is(changes: dict[str, Any], name: str) -
             "model.router.scores='sigmoid', model.router.scale=2.5;",
         ),
         ({"window_tokens": 8}, "has no model.window_tokens=8;"),
-        ({"num_heads": 3, "qk_norm": "none", "num_dense_layers": 4, "d_dense": 8}, "no multiple of model.num_heads=3"),
+        (
+            {"num_heads": 3, "qk_norm": "none", "num_dense_layers": 4, "d_dense": 8},
+            "not a multiple of model.num_heads=3",
+        ),
     ],
 )
 def test_a_config_that_no_architecture_has(changes: dict[str, Any], message: str) -> None:

@@ -146,7 +146,7 @@ SAME: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "fp64": (PLAIN, lambda path: tensors(path, lambda held: {k: v.double() for k, v in held.items()}), ""),
     "RoPE said twice, equal": (PLAIN, settings(rope_theta=5000.0, rope_scaling={"type": "default"}), ""),
     "a pad token beyond the embedding": (
-        PLAIN, settings(pad_token_id=V), f"pad_token_id is {V}, and the embedding has {V} rows"),
+        PLAIN, settings(pad_token_id=V), f"pad_token_id is {V}, but the embedding has {V} rows"),
     "old frequencies carried along": (
         PLAIN,
         lambda path: tensors(path, lambda held: held | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
@@ -201,11 +201,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "v_head.weight is in the weights, not in llama; remove them, or name the model they are of"),
     "an adapter beside the weights": (
         PLAIN, lambda path: tensors(path, lambda held: held | {f"{Q[:-7]}.lora_A.weight": torch.ones(2)}),
-        "lora_A.weight is in the weights, not in llama; these are of an adapter: merge it first"),
+        "lora_A.weight is in the weights, not in llama; these belong to an adapter: merge it first"),
     "an adapter alone": (PLAIN, adapter, "holds an adapter of some/base: merge it first"),
     "another shape": (
         PLAIN, lambda path: tensors(path, lambda held: held | {Q: torch.zeros(3, 32)}),
-        f"{Q} has shape (3, 32), and by config.json it is (32, 32)"),
+        f"{Q} has shape (3, 32), but config.json implies (32, 32)"),
     "whole numbers": (
         PLAIN, lambda path: tensors(path, lambda held: held | {Q: held[Q].to(torch.int8)}),
         f"{Q} is stored as I8; convert the weights"),
@@ -215,9 +215,9 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         PLAIN, lambda path: tensors(path, lambda held: held | {"norm.weight": held[NORM] + 1}), "norm.weight"),
     "a wrapper that hides a second one": (
         PLAIN, lambda path: tensors(path, lambda held: held | {f"_orig_mod.{NORM}": held[NORM] + 1}),
-        f"mean one tensor, {NORM}; remove one of them"),
+        "are one tensor but differ; remove one of them"),
     "the names of an adapter": (
-        PLAIN, renamed(lambda key: f"base_model.model.{key}"), "these are of an adapter: merge it first"),
+        PLAIN, renamed(lambda key: f"base_model.model.{key}"), "these belong to an adapter: merge it first"),
     "a link that leads nowhere": (
         PLAIN, lambda path: ((path / WHOLE).unlink(), (path / WHOLE).symlink_to(path / "blob")),
         f"{WHOLE}: cannot be read (No such file or directory); put it back"),
@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         PLAIN, lambda path: (shards(TWO)(path), (path / INDEX).write_text("[]")), f"{INDEX}: damaged"),
     "two sets of weights": (
         PLAIN, lambda path: (shutil.copy(path / WHOLE, path / "copy"), shards(TWO, {})(path),
-                             (path / "copy").rename(path / WHOLE)), "which name two sets of weights"),
+                             (path / "copy").rename(path / WHOLE)), "which are two sets of weights"),
     "a tensor in two files": (
         PLAIN, lambda path: (shutil.copy(path / WHOLE, path / "b.safetensors"),
                              (path / WHOLE).rename(path / "a.safetensors")),
@@ -250,8 +250,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         '{"rope_type": "linear", "factor": 4.0}; leave'),
     "two bases": (PLAIN, settings(rope_theta=1e6), "rope_theta is 5000 and 1e+06 in different places"),
     "RoPE by layer type": (
-        PLAIN, settings(rope_parameters=NESTED), "rope_parameters is of layer types (full_attention), and"),
-    "code of its own": (PLAIN, settings(auto_map={"AutoModelForCausalLM": "a.B"}), "needs code of its own"),
+        PLAIN, settings(rope_parameters=NESTED), "rope_parameters has a group per layer type (full_attention), but"),
+    "code of its own": (PLAIN, settings(auto_map={"AutoModelForCausalLM": "a.B"}), "needs its own code"),
     "UTF-16": (
         PLAIN, lambda path: (path / "config.json").write_bytes((path / "config.json").read_text().encode("utf-16")),
         "config.json: damaged"),

@@ -127,6 +127,13 @@ def test_entries_are_as_many_as_the_formula_says_whatever_the_content(
         assert torch.equal(chosen.place_GNS.sort(-1).values[0, 0], torch.arange(want))
 
 
+def test_a_text_shorter_than_the_budget_has_all_its_windows_and_no_more() -> None:
+    attention = LighthouseAttention(3, 2, 64, tile_budget=8)
+    q, k, _ = heads(40, 2, 2)
+    chosen = choose(*loud(q, k), 3, 2, 8, width=2)
+    assert chosen.window_GNS.shape[-1] == attention.entries(40) == 40 + 20 + 10
+
+
 def test_of_a_choice_held_fixed_nothing_of_the_future_comes_through() -> None:
     q, k, v = heads(40, 2, 1)
     chosen = choose(*loud(q, k), 3, 2, 2, 5)

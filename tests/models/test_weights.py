@@ -87,9 +87,9 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 EDITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "wrong shape": (
         lambda held: held.update({Q: torch.zeros(3, 32)}),
-        f"{Q} has shape (3, 32), and by config.json it is (32, 32)",
+        f"{Q} has shape (3, 32), but config.json implies (32, 32)",
     ),
-    "missing": (lambda held: held.pop(Q), f"{Q} is not in the weights; fetch the checkpoint anew"),
+    "missing": (lambda held: held.pop(Q), f"{Q} is not in the weights; fetch the checkpoint again"),
     "extra": (
         lambda held: held.update({"v_head.weight": torch.zeros(2)}),
         "v_head.weight is in the weights, not in ll",
@@ -97,7 +97,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "whole numbers": (lambda held: held.update({Q: held[Q].to(torch.int8)}), f"{Q} is stored as I8; convert"),
     "a tied head that is not": (
         lambda held: held.update({"lm_head.weight": held["model.embed_tokens.weight"] + 1}),
-        "lm_head.weight and model.embed_tokens.weight differ, and config.json ties them",
+        "lm_head.weight and model.embed_tokens.weight differ, but config.json ties them",
     ),
 }
 
@@ -126,7 +126,7 @@ def test_a_missing_shard_a_torn_one_and_a_damaged_index(tmp_path: Path) -> None:
     name = sorted(path.name for path in tmp_path.glob("*.safetensors"))[1]
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match=f"{name}: damaged .*; fetch it anew"):
+    with pytest.raises(ConfigError, match=f"{name}: damaged .*; fetch it again"):
         read(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match=f"{name} is missing, listed in {INDEX}; fetch the rest of the shards"):

@@ -126,8 +126,8 @@ def test_a_context_that_has_no_room_for_keys_is_refused() -> None:
     plain = {"sources": ["prose"], "context_tokens": 64, "short_tokens": 16, "longppl": {"sliding_tokens": 32}}
     with pytest.raises(
         ConfigError,
-        match=r"^monitors.perplexity.longppl.trunc_tokens=4096: with sliding_tokens these are 4128 tokens without a "
-        r"key, and context_tokens=64; lower one of them$",
+        match=r"^monitors.perplexity.longppl.trunc_tokens=4096: with sliding_tokens, no key token is sought in the "
+        r"first 4128 tokens, and context_tokens is only 64; lower one of them$",
     ):
         parse(Perplexity, plain, "monitors.perplexity")
     with pytest.raises(ConfigError, match="monitors.perplexity.longppl.alfa: no such key; did you mean 'alpha'?"):

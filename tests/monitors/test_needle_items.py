@@ -183,7 +183,7 @@ def test_a_length_that_does_not_hold_a_needle_is_refused_with_the_least_that_doe
 
 def test_bad_haystacks_are_refused(corpus: Corpus) -> None:
     with pytest.raises(
-        ConfigError, match="no source is called 'pros'; this run has prose, other; did you mean 'prose'"
+        ConfigError, match="there is no source named 'pros'; this run has prose, other; did you mean 'prose'"
     ):
         Needle(lengths=(160,), haystack="pros").prepare(corpus)
     with pytest.raises(ConfigError, match="no held-out document of 'prose' has .*the longest: 2171"):

@@ -36,7 +36,7 @@ def test_several_haystacks_take_turns_at_every_depth(corpus: Corpus) -> None:
     assert all(sorted(names) == ["other"] * 2 + ["prose"] * 2 for names in sources.values()) and len(sources) == 5
     alone = dataclasses.replace(monitor, haystack="prose").prepare(corpus)
     assert digest(alone) == digest(dataclasses.replace(monitor, haystack=("prose",)).prepare(corpus))
-    with pytest.raises(ConfigError, match="no source is called 'pros'"):
+    with pytest.raises(ConfigError, match="there is no source named 'pros'"):
         dataclasses.replace(monitor, haystack=("other", "pros")).prepare(corpus)
 
 

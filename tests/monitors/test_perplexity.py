@@ -104,8 +104,8 @@ def test_a_source_with_fewer_stretches_than_asked_gives_all_and_says_so(corpus: 
     count = {name: sum(len(ids) // 500 for ids in corpus.held_out(name)) for name in ("prose", "other")}
     assert len(items) == sum(count.values()) and 2 <= count["prose"] < 12
     assert monitor.notes(items)[0] == (
-        f"monitors.perplexity: 'prose' has only {count['prose']} held-out stretches of 500 tokens, 12 were asked for; "
-        f"its means are over {count['prose']}"
+        f"monitors.perplexity: 'prose' has only {count['prose']} held-out stretches of 500 tokens "
+        f"(12 requested); its means are over {count['prose']}"
     )
     assert len(monitor.notes(items)) == 2
     fewer = dataclasses.replace(monitor, items=2)
@@ -122,5 +122,5 @@ def test_sources_without_text_or_name_are_refused(corpus: Corpus) -> None:
         ConfigError, match="'prose' has 0 held-out stretches of 100000 tokens .its longest document: 2171"
     ):
         long.prepare(corpus)
-    with pytest.raises(ConfigError, match="no source is called 'web'"):
+    with pytest.raises(ConfigError, match="there is no source named 'web'"):
         Perplexity(sources=("web",), context_tokens=64, short_tokens=8).prepare(corpus)

@@ -38,8 +38,18 @@ def test_flops_are_those_of_the_texts_at_their_own_length() -> None:
     shape, routing = shape_of(config.model, 512), config.monitors.watch["routing"]
     [plan] = plan_monitors({"routing": routing}, [0, 4, 8], shape, training=1e9).values()
     each = forward_flops(shape, 256)
-    assert plan["looks"] == 3 and plan["share"] == plan["flops"] / 1e9
+    assert plan["looks"] == 3 and not routing.beside and plan["share"] == plan["flops"] / 1e9
     assert plan["flops"] == 3 * routing.items * 256 * (sum(each.values()) - each["head"])  # it asks for no logits
+
+
+def test_what_is_measured_as_trained_is_a_cost_of_its_own_until_the_switch() -> None:
+    attention = "model.attention={kind: lighthouse, levels: 3, factor: 2, budget: 16, tile_budget: 8}"
+    config = check(["run=smoke", attention])
+    shape, watch = shape_of(config.model, 512), {"needle": config.monitors.watch["needle"]}
+    dense, trained = plan_monitors(watch, [0, 4, 8], shape, training=1.0, sparse_until=4).values()
+    assert (dense["looks"], trained["looks"]) == (3, 2) and trained["tokens"] / 2 == dense["tokens"] / 3
+    assert 0 < trained["flops"] / 2 < dense["flops"] / 3
+    assert list(plan_monitors(watch, [0, 4, 8], shape, training=1.0)) == ["needle"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

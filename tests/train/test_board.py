@@ -181,7 +181,7 @@ def test_a_run_that_ends_early_has_its_verdict_and_a_chart_of_its_decisions(
     directory = run(changes)
     events = read(directory)
     assert texts(events)["verdict"][-1][0] == end
-    title = "watched metrics that are saturated, fraction"
+    title = "monitored metrics that are saturated, fraction"
     assert charts_in(events)["training"][title] == ["^stopping/saturated_frac$"]
     assert set(hyperparameters(events)[1]) == set(scalars(directory))
 

@@ -73,11 +73,14 @@ def test_the_rate_falls_over_the_last_steps(run: Callable[..., Path]) -> None:
             {"optim.decay_steps": 7, "run.tokens": 11 * BATCH},
             "had another learning rate from step 5 on; branch from an earlier",
         ),
-        ({"optim.lr": 1e-3}, "is of a run with other settings: optim.lr .0.003 there, 0.001 here.; only the decay may"),
+        (
+            {"optim.lr": 1e-3},
+            "belongs to a run with other settings: optim.lr .0.003 there, 0.001 here.; only the decay",
+        ),
         ({"seed": 1}, "other settings: seed"),
         ({"monitors.needle.items": 6}, "other settings: monitors.needle.items"),
-        ({"run.init_from": "base"}, "run.init_from='base': nothing there"),
-        ({"run.tokens": 6 * BATCH, "optim.decay_steps": 3}, "is at step 6, and the run has 6; raise run.tokens"),
+        ({"run.init_from": "base"}, "run.init_from='base': matches nothing"),
+        ({"run.tokens": 6 * BATCH, "optim.decay_steps": 3}, "is at step 6, but the run has 6; raise run.tokens"),
     ],
 )
 def test_a_trunk_that_is_another_run_is_refused(

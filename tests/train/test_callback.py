@@ -207,7 +207,7 @@ def test_what_is_no_language_model_is_refused(fit: Callable[..., Foreign], monke
     monkeypatch.setattr(
         Foreign, "__init__", lambda self, kind: (plain(self, kind), setattr(self, "net", nn.Linear(2, 2)))[0]
     )
-    with pytest.raises(ConfigError, match="the model is neither of transformers nor a LanguageModel"):
+    with pytest.raises(ConfigError, match="the model is neither a transformers model nor a LanguageModel"):
         fit()
 
 

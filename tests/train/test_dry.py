@@ -60,7 +60,7 @@ def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., C
 
 def test_weights_that_nobody_cut_are_named(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "shard", lambda *_: None)
-    line = r"rank 0 holds 32,768 numbers of embedding.weight \(cut: whole\), and plan cuts its 32,768 evenly over 8"
+    line = r"rank 0 holds 32,768 elements of embedding.weight \(sharding: whole\), but plan shards its 32,768 evenly"
     with pytest.raises(ConfigError, match=line):
         dry_run.agrees(run(make(WIDE), Layout(8)))
 
@@ -68,7 +68,7 @@ def test_weights_that_nobody_cut_are_named(make: Callable[..., Config], monkeypa
 def test_a_plan_of_another_model_is_found(make: Callable[..., Config]) -> None:
     other = planned(make(WIDE | {"model.num_shared_experts": 2}), Layout(8))
     tree = dry_run.dry_run(make(WIDE), VOCABULARY, Layout(8), other)
-    assert any(re.match("shared experts has .* weights, and plan counts ", line) for line in tree["problems"])
+    assert any(re.match("shared experts has .* weights, but plan counts ", line) for line in tree["problems"])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_plan_of_another_model_is_found(make: Callable[..., Config]) -> None:
     [
         (Layout(3), {}, r"torchrun='dp=3,ep=1,cp=1': dp x ep = 3 must divide the 16 rows of run.batch_tokens"),
         (Layout(ep=3), {}, "torchrun ep=3: must divide model.num_experts=8"),
-        (Layout(2, 2), {"model.d_expert": 31}, "run.ep=2: leaves 2 ranks to cut each expert's width, which model.d_ex"),
+        (Layout(2, 2), {"model.d_expert": 31}, "run.ep=2: leaves 2 ranks to shard each expert's width, which do not"),
     ],
 )
 def test_what_training_refuses_is_refused_in_its_words(

@@ -107,7 +107,7 @@ def test_a_run_from_a_folder_is_the_run_from_its_import(
     assert settings["max_position_embeddings"] == 512 and settings["eos_token_id"] == 0
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "`tiny-llama` (llama)" in card and "512 in this run" in card and "there was no report of the run" in card
+    assert "`tiny-llama` (llama)" in card and "512 in this run" in card and "the run had no report" in card
     said = "up to 512 tokens: Read with care. The hit goes up. By the rule, so. Beside them: no."
     assert said in (tmp_path / "reported" / "README.md").read_text() and not list(tmp_path.glob(".*"))
     model = t.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -194,14 +194,14 @@ def test_what_cannot_be_imported(llama: Path, measuring: Path, tmp_path: Path, r
         ),
         (
             {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}},
-            "needs code of its own (auto_map in config.json), which is",
+            "needs its own code (auto_map in config.json), which is",
         ),
         (
             {"vocab_size": 300},
             "its tokenizer has 400 tokens, its embedding 300 rows, and text needs those",
         ),
         ({"vocab_size": 900}, "its tokenizer has 400 tokens, its embedding 900 rows; put its own tokenizer there"),
-        ({"intermediate_size": 16}, "mlp.down_proj.weight has shape (32, 32), and by config.json it is (32, 16)"),
+        ({"intermediate_size": 16}, "mlp.down_proj.weight has shape (32, 32), but config.json implies (32, 16)"),
     ):
         (path / "config.json").write_text(json.dumps(settings | change))
         assert message in refused("import", path, tmp_path / "out")
@@ -232,13 +232,13 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_what_cannot_be_exported(finished: Path, llama: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "(model.router.bias_update_rate), and no architecture" in refused("export", finished, tmp_path / "out")
+    assert "(model.router.bias_update_rate), but no architecture" in refused("export", finished, tmp_path / "out")
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     (copy / "DONE").unlink()
     assert "is not finished; finish it, or name one of its checkpoints" in refused("export", copy, tmp_path / "out")
-    assert "nothing there" in refused("export", tmp_path / "no", tmp_path / "out")
-    assert "is in the form of transformers already" in refused("export", llama, tmp_path / "out")
+    assert "matches nothing" in refused("export", tmp_path / "no", tmp_path / "out")
+    assert "is a transformers checkpoint already" in refused("export", llama, tmp_path / "out")
 
 
 def test_a_run_with_another_tokenizer_than_the_folder(

@@ -103,7 +103,7 @@ def test_refused_in_one_line_by_both(
 SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNUSUAL: dict[str, tuple[t.PreTrainedConfig, int, str]] = {
     "encoder": (
-        t.BertConfig(**SMALL, intermediate_size=32), 1, "model_type=bert: a later token changes what comes before it"
+        t.BertConfig(**SMALL, intermediate_size=32), 1, "model_type=bert: a later token changes earlier outputs"
     ),
     "end": (
         t.GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, n_positions=64), 1,
@@ -125,7 +125,7 @@ UNUSUAL: dict[str, tuple[t.PreTrainedConfig, int, str]] = {
             decoder_ffn_dim=32, num_encoder_attention_heads=2, num_decoder_attention_heads=2, is_decoder=True,
             is_encoder_decoder=False, add_cross_attention=False,
         ),
-        1, "model_type=prophetnet: a forward of 8 tokens does not give what a causal LM of transformers gives",
+        1, "model_type=prophetnet: a forward of 8 tokens does not return a causal LM's output",
     ),
 }  # fmt: skip
 
@@ -152,11 +152,11 @@ def test_a_folder_of_a_compiled_model_is_measured_and_it_is_said(
     for each in (llama, path):
         status, said = lccp("measure", each)
         assert status == 0, said
-        assert ("the wrappers' names are taken off" in said) == (each == path)
+        assert ("the wrappers' names are removed" in said) == (each == path)
         found.append([record.line() for record in read_records(tmp_path / "measured" / "records.jsonl")[0]])
     assert found[0] == found[1]
     status, said = lccp("import", path)
-    assert status == 0 and "note: " in said and "the wrappers' names are taken off" in said
+    assert status == 0 and "note: " in said and "the wrappers' names are removed" in said
 
 
 def padded(tokenizer: tokenizers.Tokenizer, special: bool = True) -> tokenizers.Tokenizer:

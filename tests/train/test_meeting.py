@@ -95,7 +95,7 @@ FULL = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "local
         ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
         ({"RANK": "2"}, "there is no rank 2 among 2 processes"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT is no port"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is not a port"),
     ],
 )
 def test_variables_that_do_not_fit_together_are_refused(

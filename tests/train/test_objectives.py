@@ -114,7 +114,7 @@ def test_a_run_says_that_its_texts_are_shorter_than_the_window(
 ) -> None:
     short = {**SFT, "run.tokens": 512, "run.log_every_steps": 1, "objective": {**SFT["objective"], "long_frac": 0.0}}  # type: ignore[dict-item]
     directory = run({**short, "run.init_from": str(finished)})
-    assert "no fine-tuning text is longer than 100 tokens, and the window is 128" in say.file.getvalue()
+    assert "no fine-tuning text is longer than 100 tokens, but the window is 128" in say.file.getvalue()
     assert {row["monitor"] for row in rows(directory)} == {"train"} and "objective" in (
         directory / "config.yaml"
     ).read_text()
@@ -141,7 +141,9 @@ def test_far_targets_weigh_more_and_all_buckets_alike(make: Make) -> None:
     assert np.allclose(extra[context < 16], 0)
     sums = [extra[(context >= low) & (context < 2 * low)].sum() for low in (16, 32)]
     assert sums == pytest.approx([32, 32], rel=1e-5)  # half of the 128 targets, a half each
-    with pytest.raises(ConfigError, match="^objective.far_tokens=100: no document of the mixture is as long; lower it"):
+    with pytest.raises(
+        ConfigError, match="^objective.far_tokens=100: no document of the mixture is that long; lower it"
+    ):
         FarFeed(Fixed(), 100, 0.5)  # type: ignore[arg-type]
     for keys, line in (
         ({"far_weight": 0.5}, "objective.far_tokens=None: goes with objective.far_weight above 0, which needs it"),

@@ -264,7 +264,7 @@ def test_what_one_rank_cannot_learn_from_ends_all_and_names_the_documents(
         ),
         (1, EP, r"run.ep=2: .* must divide the 1 processes; start others with torchrun"),
         (4, EP | {"model.num_experts": 5}, r"torchrun ep=2: must divide model.num_experts=5"),
-        (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which model.d_expert=15 does not divide by"),
+        (4, EP | {"model.d_expert": 15}, r"run.ep=2: leaves 2 ranks .* which do not divide model.d_expert=15"),
     ],
 )
 def test_what_the_ranks_do_not_divide_is_refused(

@@ -207,7 +207,7 @@ def test_a_checkpoint_that_cannot_be_written_in_the_background_ends_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="could not be written .*No space left.*the checkpoints before it are whole"):
+        with pytest.raises(OSError, match="could not be written .*No space left.*earlier checkpoints are intact"):
             train(config, say)
     assert_same_run(train(config, say), finished)
 

@@ -233,7 +233,10 @@ def wrong(**keys: Any) -> dict[str, Any]:
     [
         (wrong(rewards={"place": 0.0}), "objective.rewards={'place': 0.0}: is constant; give a part a weight other th"),
         (wrong(rewards={"plaec": 1.0}), "objective.rewards.plaec=1.0: no such reward; there are answer, place; did yo"),
-        (wrong(long_tokens=125), "objective.long_tokens=125: a prompt of as many and objective.answer_tokens=6 are lo"),
+        (
+            wrong(long_tokens=125),
+            "objective.long_tokens=125: plus objective.answer_tokens=6 must not exceed run.context",
+        ),
         (wrong(tasks={}), "objective.tasks={}: needs a task with a weight above 0"),
         (wrong(tasks={"facts_single": 1}), "objective.haystack=None: task facts_single hides its needle in real text"),
         (wrong(group=3), "objective.group=3: the 8 rows of a step (run.batch_tokens / run.context_tokens) must be a"),

@@ -125,9 +125,9 @@ def test_folders_that_cannot_be_measured(measuring: Path, tmp_path: Path, look: 
     refused(look(path), "holds no safetensors .pytorch_model.bin is a pickle, which is refused")
     (path / "pytorch_model.bin").unlink()
     refused(look(path), "holds no safetensors .no weights")
-    refused(look(tmp_path / "nothing"), "no run directory")
+    refused(look(tmp_path / "nothing"), "not a run directory")
     (tmp_path / "file.txt").write_text("hello")
-    refused(look(tmp_path / "file.txt"), "file.txt: no run directory, checkpoint, or series file")
+    refused(look(tmp_path / "file.txt"), "file.txt: not a run directory, checkpoint, or series file")
 
 
 def test_a_model_that_returns_nan(measuring: Path, tmp_path: Path, look: Callable) -> None:
@@ -166,7 +166,7 @@ def test_a_run_is_measured_with_other_monitors(measuring: Path, tmp_path: Path, 
     found = records(tmp_path / "out")
     assert {r.n for r in found if overall_name(r) == "needle/hit_frac"} == {6}
     assert "probe" not in {r.monitor for r in found}
-    refused(look(run, "optim.lr=1"), "for a run, only monitors.KEY=VALUE can be changed")
+    refused(look(run, "optim.lr=1"), "measuring a run can only change monitors.KEY=VALUE")
     [checkpoint] = sorted((run / "checkpoints").glob("window-*.ckpt"))[-1:]
     assert main(["measure", str(checkpoint), "--out", str(tmp_path / "one")]) == 0
     last = max(r.step for r in found)

@@ -346,7 +346,7 @@ def test_it_decays_a_strangers_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_it_must_come_after_its_monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="put it after them"):
+    with pytest.raises(ConfigError, match="put it after that"):
         strange(tmp_path, monkeypatch, first=False)
 
 

@@ -1,1 +1,1 @@
-"""Judgements of what was measured: a gate's criteria, and the difference between two runs."""
+"""Judgements of measurements: a gate's criteria, and the difference between two runs."""

@@ -1,8 +1,8 @@
-"""Two runs, or two checkpoints of one, metric by metric: which are told apart, and how many items would tell the rest.
+"""Two runs, or two checkpoints of a run, metric by metric: which differ, and how many items would resolve the rest.
 
-Both are made one series of two windows, so that a difference is taken item by item, exactly as a change within a run
-is. Design note: metrics of different items are left out by name and never compared as if unpaired, because another set
-of lengths or texts moves a mean by more than a model does.
+Both become one series of two windows, so that a difference is taken item by item, exactly like a change within a run.
+Design note: metrics of different items are listed as left out and never compared as if unpaired, because another set of
+lengths or texts changes a mean by more than a model does.
 """
 
 from collections import Counter
@@ -22,18 +22,19 @@ from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name, to_json
 from lccp_sim.errors import ConfigError
 
 POWER = 0.8
-UNLIKE = {"train", "stopping", "precondition"}  # of the mixture, of the rule, of the base: no models to compare
-OF_TEXTS = ("answer_tokens_count", "key_tokens_count", "initial_heads_mean_frac")  # of the texts, of heads of its own
+UNLIKE = {"train", "stopping", "precondition"}  # they describe the mixture, the rule and the base, not the model
+OF_TEXTS = ("answer_tokens_count", "key_tokens_count", "initial_heads_mean_frac")  # texts, or the run's own heads
 SAME = 1e-9
-WORTH_NAMING = 1000  # as many items at most are worth naming
+WORTH_NAMING = 1000  # largest multiple of the items that is reported as needed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric in A and B and `difference`, B less A, with its 95 % interval; `items` is None for summaries of heads.
+    """A metric in A and B and `difference`, B minus A, with its 95 % interval; `items` is None for summaries of heads.
 
-    `told`: the interval leaves out 0. `paired`: taken item by item; else from standard errors, too wide. `detectable`:
-    the least difference that these items tell apart with 80 % power; `needed`: the items that would so tell this one.
+    `told`: whether the interval excludes 0. `paired`: whether it is taken item by item; else it comes from standard
+    errors and is too wide. `detectable`: the least difference that these items detect with 80 % power. `needed`: the
+    number of items that would detect this difference.
     """
 
     metric: str
@@ -50,7 +51,7 @@ class Difference:
 
     @property
     def answer(self) -> str:
-        """One word or three for a reader."""
+        """The result in a few words."""
         if abs(self.difference.value) <= SAME and not self.told:
             return "equal" if self.difference.low is None else "not told apart"
         if self.difference.low is None:
@@ -58,13 +59,13 @@ class Difference:
         return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "not told apart"
 
     def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return to_json(self) | {"answer": self.answer}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two runs compared: their differences, and the metrics that were left out, with the reason."""
+    """Two runs compared: their differences, and the metrics that were left out, with reasons."""
 
     a: RunData
     b: RunData
@@ -72,7 +73,7 @@ class Compared:
     left_out: dict[str, str]
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return everything as JSON values."""
         return {
             "a": {"run": self.a.name, "path": str(self.a.path)},
             "b": {"run": self.b.name, "path": str(self.b.path)},
@@ -83,7 +84,7 @@ class Compared:
         }
 
     def table(self) -> list[list[str]]:
-        """A row a metric for a reader: metric, A, B, B - A, answer, items, items needed."""
+        """Return one row per metric for display: metric, A, B, B - A, answer, items, items needed."""
         rows = []
         for row in self.rows:
             needed = "" if row.needed is None else f"{row.needed:,}"
@@ -95,7 +96,7 @@ class Compared:
         return rows
 
     def head(self) -> list[str]:
-        """What A and B are, and which monitors' last windows lie before those of others."""
+        """Describe A and B, and the monitors whose last window is earlier than the last of the run."""
         lines = []
         for side, run in (("a", self.a), ("b", self.b)):
             counts = {row.metric: getattr(row, f"{side}_tokens") for row in self.rows}
@@ -106,7 +107,7 @@ class Compared:
         return lines
 
     def foot(self) -> list[str]:
-        """What was left out and why, and how many rows are told apart."""
+        """Describe what was left out and why, and how many metrics differ."""
         grouped = Counter((reason, name.partition("/")[0]) for name, reason in self.left_out.items())
         lines = [
             f"left out: {n} metrics of {monitor}, of different items: {why}" for (why, monitor), n in grouped.items()
@@ -116,16 +117,16 @@ class Compared:
         told = sum(row.told for row in self.rows)
         return [
             *lines,
-            f"{told} of {len(self.rows)} metrics are told apart; between equal models, expect about one in 20",
-            f"items needed: to tell this difference with {POWER:.0%} power",
+            f"{told} of {len(self.rows)} metrics differ; between equal models, expect about one in 20",
+            f"items needed: to detect this difference with {POWER:.0%} power",
         ]
 
 
 def compare_runs(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
-    """The overall values that both have, at their last windows or at the last ones up to `at` tokens.
+    """Compare the overall values that both have, at their last windows or at the last windows up to `at` tokens.
 
-    `at`: one count for both, or one each. Raises ConfigError where a count lies outside a run, where both are the same
-    window, and where nothing can be compared.
+    `at`: one count for both, or one each. Raises ConfigError if a count is outside a run, if both are the same window,
+    or if nothing can be compared.
     """
     limits = [at[0], at[-1]] if at else [a.tokens, b.tokens]
     for run, limit in zip((a, b), limits, strict=True):
@@ -133,7 +134,7 @@ def compare_runs(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
         if not first <= limit <= run.tokens:
             raise ConfigError(f"--tokens {limit}: {run.name} has records from {first} to {run.tokens} tokens")
     if a.path.resolve() == b.path.resolve() and limits[0] == limits[1]:
-        raise ConfigError(f"{a.path}: given twice at the same tokens; name two runs, or two windows: --tokens A B")
+        raise ConfigError(f"{a.path}: given twice at the same tokens; give two runs, or two windows: --tokens A B")
     rows, left_out = [], {}
     theirs = names_of(b)
     for name in names_of(a):
@@ -153,7 +154,7 @@ def compare_runs(a: RunData, b: RunData, at: Sequence[int] = ()) -> Compared:
 
 
 def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Difference | None:
-    """One row, from the two windows as one series; None where a run has no window of the metric by then."""
+    """Compute one row from the two windows as one series; None if a run has no window of the metric by then."""
     parts = [_window(run, *split_name(name), limit) for run, limit in zip((a, b), limits, strict=True)]
     if any(part is None for part in parts):
         return None
@@ -192,9 +193,9 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
 
 
 def _window(run: RunData, monitor: str, metric: str, limit: int) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Records and samples of a monitor at the last window up to `limit` tokens at which it has the metric.
+    """Return records and samples of a monitor at the last window with the metric, up to `limit` tokens.
 
-    Needles come with the heads that read them: a resample of heads is one of their texts.
+    Needles include the heads scored on them: resampling heads means resampling their texts.
     """
     rows = run.records[(run.records.monitor == monitor) & (run.records.tokens <= limit)]
     steps = rows[rows.metric == metric].step

@@ -1,8 +1,8 @@
-"""A file of criteria: what a gate asks, in YAML that a person writes before the run.
+"""A file of criteria: the questions of a gate, in YAML that a person writes before the run.
 
-A first one is made from the records of a run: a start to be edited, not a judgement. Each bound lies two half-widths of
-the interval on the lenient side of what the run shows at its end, rounded that way, so that a run as good passes with
-its whole interval in most cases.
+A first file can be made from the records of a run, as a start to be edited, not a judgement. Each bound lies two
+half-widths of the interval on the lenient side of the run's final value, rounded to that side, so that the entire
+interval of an equally good run passes in most cases.
 """
 
 import re
@@ -36,12 +36,12 @@ FIRST_ASKED: dict[str, tuple[str, Of, str]] = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One line of a gate: a metric, the window that is judged, and the bound to keep.
+    """One criterion of a gate: a metric, the window that is judged, and the bound to keep.
 
-    `metric`: monitor/metric; `tags`: none for its overall value. `of`: the value, its change since the first window, or
-    its factor of the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to
-    there. `by`: both ends of the interval decide, or one of them (low, high), or the value. `over`: the interval is of
-    items, each run by itself, or of seeds, of their mean; unset: of seeds where the gate needs two or more.
+    `metric`: monitor/metric. `tags`: none for its overall value. `of`: the value, its change since the first window, or
+    its ratio to the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to it
+    is judged. `by`: both ends of the interval decide, or one of them (low, high), or the value. `over`: intervals over
+    items, for each run alone, or over seeds, for their mean; unset: over seeds if the gate needs two or more.
     """
 
     metric: str
@@ -66,7 +66,7 @@ class Criterion:
 
     @property
     def share(self) -> float | None:
-        """The share of the run at which it is judged, if `at` is one."""
+        """The share of the run at which it is judged, if `at` is a share."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(self.at))
         return float(found[1]) / 100 if found else None
 
@@ -82,7 +82,7 @@ class Criterion:
         return f"{of}{self.metric}{f' ({tags})' if tags else ''}{since} {bound} {where}{by}"
 
     def outcome(self, estimate: Estimate) -> Outcome:
-        """What an estimate answers. `by: interval` needs both ends on one side of the bound."""
+        """Answer with an estimate. `by: interval` needs both ends on one side of the bound."""
         ends = {"interval": (estimate.low, estimate.high), "low": (estimate.low,), "high": (estimate.high,)}
         deciding = ends.get(self.by, (estimate.value,))
         if any(end is None or not isfinite(end) for end in deciding):
@@ -96,7 +96,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Gate:
-    """A criteria file. `written`: the day on which it was fixed. `seeds`: how many seeds it needs."""
+    """A criteria file. `written`: the date on which it was fixed. `seeds`: the number of seeds that it needs."""
 
     written: date
     criteria: dict[str, Any]
@@ -109,18 +109,18 @@ class Gate:
 
 
 class _Once(yaml.SafeLoader):
-    """YAML in which a key stands once: a criterion that a second one of its name replaces would not be asked."""
+    """A YAML loader that refuses duplicate keys: a criterion replaced by another of the same name would be ignored."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
-    """A criteria file and its criteria by name. Raises ConfigError, a line each, for what is wrong in it."""
+    """Read a criteria file; return the gate and its criteria by name. Raises ConfigError with one line per problem."""
     try:
         plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
@@ -143,18 +143,19 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
 
 
 def write_first(run_path: Path, path: Path, today: date) -> Path:
-    """The path of a new criteria file with what `run_path` shows. ConfigError where it exists or nothing can be asked.
+    """Write a new criteria file from the values of `run_path`, and return its path.
 
-    A metric without an interval is left out, and so is a share whose bound would ask for nothing.
+    A metric without an interval is left out, and so is a share whose bound would require nothing. Raises ConfigError if
+    the file exists, or if no criterion can be made.
     """
     refuse(path.exists(), "--init", str(path), "exists already; name another file, or remove it")
     run = load_run(run_path)
     blocks = [block for name, asked in FIRST_ASKED.items() if (block := _block(run, name, *asked))]
     if not blocks:
-        raise ConfigError(f"{run.path}: no metric that a first gate asks about has an interval; write {path} by hand")
+        raise ConfigError(f"{run.path}: no metric of a first gate has an interval; write {path} by hand")
     head = (
-        f"# What {run.name} shows, as a start. Set the bounds that the next run must keep, before it begins.\n"
-        f"# Keys: metric, tags, of, at_least or at_most, at, by, over; docs/gate.md has them all.\n"
+        f"# A start from the values of {run.name}. Set the bounds that the next run must keep before it begins.\n"
+        f"# Keys: metric, tags, of, at_least or at_most, at, by, over; docs/gate.md describes them.\n"
         f"written: {today.isoformat()}\nseeds: 1\ncriteria:\n"
     )
     write_atomic(path, head + "".join(blocks))
@@ -162,7 +163,7 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
 
 
 def _block(run: RunData, name: str, metric: str, of: Of, side: str) -> str:
-    """The lines of one criterion; "" where the run has no interval for it."""
+    """Write the lines of one criterion; "" if the run has no interval for it."""
     found = item_curve(run, metric)
     if found is None:
         return ""
@@ -178,7 +179,7 @@ def _block(run: RunData, name: str, metric: str, of: Of, side: str) -> str:
 
 
 def _bound(estimate: Estimate, side: str) -> float | None:
-    """Two half-widths off the value on the lenient side, rounded that way; None without an interval."""
+    """Place the bound two half-widths from the value on the lenient side, rounded to that side; None if no interval."""
     if estimate.low is None or estimate.high is None or not isfinite(estimate.value):
         return None
     half = max(estimate.value - estimate.low, 1e-9) if side == "at_least" else max(estimate.high - estimate.value, 1e-9)

@@ -1,7 +1,7 @@
-"""A gate: criteria that were fixed before a run, each answered pass, fail, or cannot be told, with the numbers behind.
+"""A gate: criteria that were fixed before a run, each answered pass, fail, or cannot be told, with the numbers.
 
-Design note: an interval that holds the bound is an answer of its own, "cannot be told", and never a pass. A window is
-judged by the items and runs that are there; more of them may tell later what cannot be told now.
+Design note: an interval that contains the bound gives a separate answer, "cannot be told", and never a pass. A window
+is judged by the available items and runs; more of them may decide later what cannot be told now.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name
 from lccp_sim.errors import ConfigError
 
 STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
-SEEDS = {"seed", "data.order_seed"}  # what runs of one gate may differ in
-RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # of `run.`: what counts
+SEEDS = {"seed", "data.order_seed"}  # keys in which runs of one gate may differ
+RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # keys of `run.` compared
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one run shows of a criterion; `why` says what it lacks."""
+    """The evidence of one run for a criterion; `why`: what it lacks."""
 
     run: str
     tokens: int | None
@@ -41,9 +41,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class CriterionAnswer:
-    """A criterion answered: each run's estimate, the one over seeds (or of the only run), and a reason.
+    """The answer to a criterion: each run's estimate, that over seeds (or of the only run), and a reason.
 
-    `estimate` is None where each of several runs is judged by itself.
+    `estimate` is None if several runs are judged separately.
     """
 
     name: str
@@ -55,14 +55,14 @@ class CriterionAnswer:
     reason: str
 
     def row(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         evidence = [asdict(each) | {"estimate": _plain(each.estimate)} for each in self.evidence]
         return asdict(self) | {"estimate": _plain(self.estimate), "evidence": evidence, "rule": self.criterion.rule}
 
 
 @dataclass(frozen=True)
 class GateAnswer:
-    """The answer of a gate: fail where a criterion fails, else cannot be told where one cannot, else pass."""
+    """The answer of a gate: fail if a criterion fails, else cannot be told if one cannot, else pass."""
 
     path: Path
     gate: Gate
@@ -74,7 +74,7 @@ class GateAnswer:
 
     @property
     def outcome(self) -> Outcome:
-        """The worst answer."""
+        """The worst answer of all criteria."""
         return _worst(answer.outcome for answer in self.answers)
 
     @property
@@ -83,7 +83,7 @@ class GateAnswer:
         return STATUS[self.outcome]
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return everything as JSON values."""
         return {
             "outcome": self.outcome,
             "status": self.status,
@@ -102,11 +102,11 @@ class GateAnswer:
         }
 
     def rows(self) -> list[list[str]]:
-        """A row a criterion for a reader: its name, the answer, what was asked, what was measured, and a reason."""
+        """Return one row per criterion for display: name, answer, requirement, measurement, and a reason."""
         return [[each.name, each.outcome, each.criterion.rule, _measured(each), each.reason] for each in self.answers]
 
     def markdown(self) -> str:
-        """The answer as a comment on a pull request."""
+        """Format the answer as a comment on a pull request."""
         count = sum(answer.outcome == "pass" for answer in self.answers)
         lines = [f"**Gate: {self.outcome}** ({count} of {len(self.answers)} criteria pass)", ""]
         lines += [self.gate.question, ""] if self.gate.question else []
@@ -122,14 +122,14 @@ class GateAnswer:
 
     @property
     def provenance(self) -> str:
-        """The file's date and hash, for a reader."""
+        """The file's date and hash, for display."""
         return f"written {self.gate.written}, SHA-256 {self.sha256}"
 
 
 def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
-    """The criteria of a file answered by runs that differ in their seed alone.
+    """Answer the criteria of a file with runs that differ only in their seed.
 
-    Raises ConfigError for a wrong file, runs that are unlike or given twice, and a criterion that names nothing.
+    Raises ConfigError for an invalid file, runs that differ otherwise or are given twice, and criteria without records.
     """
     gate, criteria = read_gate(path)
     _check_runs(runs)
@@ -144,26 +144,26 @@ def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
 
 
 def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
-    """What weakens an answer: a file that is younger than a run's first window, a run whose length is not known."""
+    """List what weakens an answer: a file newer than a run's first window, a run of unknown length."""
     changed, notes = path.stat().st_mtime, []
     begun = [min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed) for run in runs]
     late = [run.name for run, first in zip(runs, begun, strict=True) if first < changed]
     unknown = [run.name for run in runs if not run.config and not run.finished]
     if late:
-        said = "its date does not show that it was fixed before"
+        said = "its date does not show that it was fixed before the run"
         notes.append(f"{path.name} was changed after the first window of {', '.join(late)}: {said}")
     if unknown:
-        notes.append(f"{', '.join(unknown)}: without a config.yaml, the last window is taken for the end")
+        notes.append(f"{', '.join(unknown)}: no config.yaml, so the last window is taken as the end")
     return notes
 
 
 def _check_runs(runs: Sequence[RunData]) -> None:
-    """Refuse a run that is given twice, and runs that differ in more than their seed, with ConfigError."""
+    """Raise ConfigError for a run that is given twice, and for runs that differ in more than their seed."""
     seen: dict[str, RunData] = {}
     for run in runs:
         digest = hashlib.sha256((run.path / "records.jsonl").read_bytes()).hexdigest()
         if digest in seen:
-            raise ConfigError(f"{run.path}: has the records of {seen[digest].path}; a gate counts each run once")
+            raise ConfigError(f"{run.path}: same records as {seen[digest].path}; a gate counts each run once")
         seen[digest] = run
     settings = differing(list(runs))
     counts = [key for key in settings if key not in SEEDS and not (key.startswith("run.") and key[4:] not in RUN)]
@@ -171,18 +171,18 @@ def _check_runs(runs: Sequence[RunData]) -> None:
         key, more = counts[0], f" and {len(counts) - 1} more keys" if counts[1:] else ""
         values = ", ".join(f"{value} in {name}" for name, value in settings[key].items())
         raise ConfigError(
-            f"runs of one gate may differ in their seed alone: {key} is {values}{more}; give one arm's runs"
+            f"runs of one gate may differ only in their seed, but {key} is {values}{more}; give one arm's runs"
         )
 
 
 def _find(runs: Sequence[RunData], criterion: Criterion, where: str) -> list[ItemCurve | None]:
-    """The curve of each run. ConfigError where none has it, or where runs measured other items."""
+    """Find the curve of each run. Raises ConfigError if none has it, or if the runs measured different items."""
     found = [item_curve(run, criterion.metric, criterion.tags) for run in runs]
     if not any(found):
         refuse_missing(runs, criterion.metric, criterion.tags, where)
     for run in runs[1:]:
         if reason := unlike_items(runs[0], run, *split_name(criterion.metric), criterion.tags):
-            raise ConfigError(f"{where}: the runs measured other items: {reason}")
+            raise ConfigError(f"{where}: the runs measured different items: {reason}")
     return found
 
 
@@ -214,29 +214,29 @@ def _answer(
     if worst != "cannot be told":
         return told(worst, "")
     if not all(isfinite(each.value) for each in deciding):
-        return told(worst, "its first value is not above 0, so it has no factor")
+        return told(worst, "its first value is not above 0, so there is no factor")
     if any(each.low is None for each in deciding):
         lacks = (
-            "its records hold no interval" if all(each.draws is None for each in deciding) else "its items all agree"
+            "its records have no interval" if all(each.draws is None for each in deciding) else "all its items agree"
         )
         return told(worst, f"{lacks}; `by: value` judges the number alone")
-    return told(worst, "the interval holds the bound")
+    return told(worst, "the interval contains the bound")
 
 
 def _seed(run: RunData) -> str:
-    """What runs of one seed share; a run that does not say its seed is one by itself."""
+    """Return the seed of a run as a key; a run without a recorded seed gets its own key."""
     known = run.config and not run.measured
     return f"seed {run.setting('seed')}" if known else str(run.path.resolve())
 
 
 def _worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """Fail before what cannot be told, and that before pass."""
+    """Return the worst outcome: fail, then cannot be told, then pass."""
     there = set(outcomes)
     return "fail" if "fail" in there else "cannot be told" if "cannot be told" in there else "pass"
 
 
 def _evidence(run: RunData, criterion: Criterion, found: ItemCurve | None) -> Evidence:
-    """What a run shows at the window of a criterion."""
+    """Collect a run's evidence at the window of a criterion."""
     if found is None:
         return Evidence(run.name, None, None, None, "no record of it yet")
     planned = run.tokens if run.measured or not run.config else int(run.setting("run.tokens", run.tokens))
@@ -266,7 +266,7 @@ def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
 
 
 def _measured(answer: CriterionAnswer) -> str:
-    """The numbers behind an answer: one estimate, or of several runs each."""
+    """Format the numbers behind an answer: one estimate, or one for each run."""
     if answer.over == "seeds" and answer.estimate is not None and answer.evidence[1:]:
         return f"{interval(answer.estimate)} over {len(answer.evidence)} runs, {_where(answer.evidence)}"
     parts = [f"{interval(each.estimate)}" for each in answer.evidence if each.estimate is not None]
@@ -274,7 +274,7 @@ def _measured(answer: CriterionAnswer) -> str:
 
 
 def _where(evidence: Sequence[Evidence]) -> str:
-    """The windows and items that numbers are of."""
+    """Describe the windows and the number of items behind the numbers."""
     at = " and ".join(dict.fromkeys(tokens(each.tokens) for each in evidence if each.tokens is not None))
     items = {each.items for each in evidence if each.items}
     return f"at {at} tokens" + (f", {min(items):,} items" if items else "")

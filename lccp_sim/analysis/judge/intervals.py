@@ -1,8 +1,8 @@
 """One number of a metric, at a window or between two windows, with its 95 % interval.
 
-Means of many items are resampled, see `curves`. Shares of 0/1 items have intervals of their own, because a bootstrap of
-items that all agree is a point: 40 hits of 40 do not show a hit rate of 1. A metric is asked for by its name, and a
-wrong name is answered with the nearest one.
+Means of many items are resampled, see `curves`. Shares of 0/1 items have special intervals, because a bootstrap of
+items that all agree is a point: 40 hits of 40 do not show a hit rate of 1. Metrics are requested by name; the error for
+an unknown name suggests the nearest one.
 """
 
 import re
@@ -23,12 +23,12 @@ from lccp_sim.records import OF_SENTENCE, SENTENCE, Tag
 
 Of = Literal["value", "change", "factor"]
 Z = float(norm.ppf((1 + LEVEL) / 2))
-MOST_UNDEFINED = 0.05  # of the resamples of a factor
+MOST_UNDEFINED = 0.05  # largest undefined share of the resamples of a factor
 
 
 @dataclass(frozen=True)
 class ItemCurve:
-    """A curve with what its intervals are made from: `item_IW`, its items at every window, None without samples."""
+    """A curve with the data of its intervals: `item_IW`, its items at every window, None without samples."""
 
     curve: Curve
     item_IW: Array | None
@@ -40,16 +40,16 @@ class ItemCurve:
 
     @property
     def items(self) -> int | None:
-        """How many items a mean is of; None for summaries of heads, which no mean over items is."""
+        """The number of items averaged; None for summaries of heads, which are not means over items."""
         if self.item_IW is not None:
             return len(self.item_IW)
         of_heads = self.curve.monitor == "heads" and metric_of("heads", self.curve.metric).group != "answer"
         return None if of_heads else self.curve.n
 
     def estimate(self, at: int, of: Of = "value") -> Estimate:
-        """The value at the window with index `at`, its change since the first window, or its factor of the first.
+        """Estimate the value at the window with index `at`, its change since the first window, or its ratio to it.
 
-        No interval where the records hold no samples and no standard errors, or where nothing varies.
+        There is no interval if the records have neither samples nor standard errors, or if nothing varies.
         """
         value_W, draws_RW = self.curve.value_W, self.curve.draws_RW
         first, last = float(value_W[0]), float(value_W[at])
@@ -75,9 +75,9 @@ class ItemCurve:
         return _varied(Estimate.of(last, draws_R))
 
     def _share(self, at: int) -> tuple[int, int] | None:
-        """Hits and 0/1 items that the value is the share of; None where it is no such share.
+        """Return hits and number of 0/1 items behind the value; None if the value is not such a share.
 
-        Without samples the record tells: its standard error is that of zeros and ones.
+        Without samples the record decides: its standard error is that of zeros and ones.
         """
         if self.item_IW is not None:
             hit_I = self.item_IW[:, at]
@@ -88,9 +88,9 @@ class ItemCurve:
 
 
 def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> ItemCurve | None:
-    """The curve of `monitor/metric` with these tags; without any, its overall value. None where there is none.
+    """Return the curve of `monitor/metric` with these tags; without tags, its overall value. None if there is none.
 
-    `resolve_name` says what may be left out.
+    `resolve_name` says which tags may be omitted.
     """
     monitor, metric, tags, of_items = resolve_name(run, name, tags)
     curve = curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)
@@ -102,16 +102,16 @@ def item_curve(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -
 
 
 def share(hits: int, items: int) -> tuple[float, float]:
-    """The 95 % interval of a share, `hits` of `items`: exact. Source: Clopper and Pearson 1934 (Biometrika 26)."""
+    """Compute the exact 95 % interval of `hits` of `items`. Source: Clopper and Pearson 1934 (Biometrika 26)."""
     low, high = binomtest(hits, items).proportion_ci(LEVEL, method="exact")
     return float(low), float(high)
 
 
 def change_of_shares(before_I: Array, after_I: Array) -> tuple[float, float]:
-    """The 95 % interval of the change of a share, from the same 0/1 items before and after.
+    """Compute the 95 % interval of the change of a share, from the same 0/1 items before and after.
 
-    Half an item is added to each of the four cells of the paired table, so that items that all agree have an interval,
-    too. Source: Agresti and Min 2005 (Stat. Med. 24), adjusted Wald.
+    Half an item is added to each of the four cells of the paired table, so that items that all agree also have an
+    interval. Source: Agresti and Min 2005 (Stat. Med. 24), adjusted Wald.
     """
     gained, lost = float((after_I > before_I).sum()) + 0.5, float((after_I < before_I).sum()) + 0.5
     n = len(before_I) + 2
@@ -121,10 +121,10 @@ def change_of_shares(before_I: Array, after_I: Array) -> tuple[float, float]:
 
 
 def mean_over_seeds(estimates: Sequence[Sequence[Estimate]]) -> Estimate:
-    """The mean over seeds, each with the estimates of its runs, with the interval of seeds and, within them, of items.
+    """Average over seeds, each with the estimates of its runs, with an interval over seeds and over items within them.
 
-    Runs of one seed, which differ in the order of their data, count by their mean. A run without resamples is taken as
-    it is. Where neither seeds nor items vary, the widest interval of a run counts.
+    Runs of one seed, which differ in data order, count by their mean. A run without resamples is used as it is. If
+    neither seeds nor items vary, the widest interval of a run is used.
     """
     values = [float(np.mean([each.value for each in own])) for own in estimates]
     draws = [
@@ -140,7 +140,7 @@ def mean_over_seeds(estimates: Sequence[Sequence[Estimate]]) -> Estimate:
 
 
 def parse_tokens(text: str | int, where: str) -> int:
-    """A count of tokens, from a number or as a person writes it: 940, 31k, 1.25M, 200B. ConfigError for others."""
+    """Parse a count of tokens, a number or text such as 940, 31k, 1.25M, 200B. Raises ConfigError for other text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", str(text).replace("_", ""))
     count = round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[found[2]]) if found else 0
     refuse(count < 1 and text not in (0, "0"), where, text, "must be a count of tokens, such as 1500000 or 1.5M")
@@ -148,14 +148,14 @@ def parse_tokens(text: str | int, where: str) -> int:
 
 
 def _varied(estimate: Estimate) -> Estimate:
-    """The estimate without its interval where that is a point: resamples that all agree say nothing."""
+    """Remove an interval that is a point: resamples that all agree say nothing."""
     if estimate.low is None or estimate.high is None or estimate.high - estimate.low > 1e-12 * abs(estimate.value):
         return estimate
     return Estimate(estimate.value, draws=estimate.draws)
 
 
 def names_of(run: RunData) -> list[str]:
-    """The metrics with an overall value, as `monitor/metric`; of a needle's full sentence, `needle/sentence_metric`."""
+    """List the metrics with an overall value, as `monitor/metric`; for the full sentence, `needle/sentence_metric`."""
     pairs = run.records[["monitor", "metric", "names"]].drop_duplicates()
     whole = [f"{row.monitor}/{row.metric}" for row in pairs[pairs.names == ""].itertuples()]
     spanned = run.records[(run.records.monitor == "needle") & (run.records.names == "span")]
@@ -165,9 +165,9 @@ def names_of(run: RunData) -> list[str]:
 
 
 def refuse_missing(runs: Sequence[RunData], name: str, tags: Mapping[str, Tag], where: str) -> None:
-    """Raise ConfigError where no run has `name` with `tags`: the nearest metric that one has, or else the nearest tags.
+    """Raise ConfigError if no run has `name` with `tags`; suggest the nearest metric, or else the nearest tags.
 
-    `where`: the place of the two in the file that names them.
+    `where`: the place of both in the file that names them.
     """
     pairs = (run.records[["monitor", "metric"]].drop_duplicates() for run in runs)
     known = {f"{monitor}/{metric}" for each in pairs for monitor, metric in each.itertuples(index=False)}
@@ -177,7 +177,7 @@ def refuse_missing(runs: Sequence[RunData], name: str, tags: Mapping[str, Tag], 
 
 
 def _nearest_tags(runs: Sequence[RunData], monitor: str, metric: str, tags: Mapping[str, Tag]) -> str:
-    """The nearest tags that are there: the end of a message."""
+    """Return the end of a message, which suggests the nearest existing tags."""
     there = set()
     for run in runs:
         rows = run.records[(run.records.monitor == monitor) & (run.records.metric == metric)]
@@ -198,5 +198,5 @@ def _nearest_tags(runs: Sequence[RunData], monitor: str, metric: str, tags: Mapp
 
 
 def _tag(value: Any) -> Tag:
-    """A tag as YAML writes it: whole numbers of a column with gaps are floats there."""
+    """Convert a tag to its YAML form: integers in a column with gaps are stored as floats."""
     return int(value) if isinstance(value, (float, np.floating)) and float(value).is_integer() else value

@@ -1,8 +1,8 @@
-"""Whether two runs measured the same items, so that a metric of theirs may be compared item by item.
+"""Whether two runs measured the same items, so that their metrics may be compared item by item.
 
 Design note: an item's id is its place in the grid of a monitor, not its text. So equal ids are not enough: the settings
-that make the items, the held-out text they are made from and the tokenizer are compared, too, wherever both runs hold
-them. Records alone still tell tokenizers apart, by the number of answer tokens.
+that make the items, their held-out text and the tokenizer are also compared, if both runs have them. Records alone
+still distinguish tokenizers, by the number of answer tokens.
 """
 
 import json
@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.run import RunData, matching
+from lccp_sim.analysis.run import RunData, matching, tokenizer_rules
 from lccp_sim.records import Tag
 
-# Settings of a monitor that leave its items alone; or change their number only, which ids show.
+# Settings of a monitor that do not affect its items, or only their number, which ids show.
 NEUTRAL = {"kind", "every", "tokens_per_forward", "heads", "decoded", "variants", "controls"}
 CELL = ["length", "depth", "variant", "source", "task", "samples"]
-MADE_BY = {"heads": ("needle", "heads", "induction")}  # monitors whose texts a monitor's records are of
+MADE_BY = {"heads": ("needle", "heads", "induction")}  # monitors whose texts a monitor's records use
 
 
 def unlike_items(
     a: RunData, b: RunData, monitor: str, metric: str, tags: Mapping[str, Tag] | None = None
 ) -> str | None:
-    """How the items of a metric differ between two runs, in one clause; None where they are the same or none is known.
+    """Describe in one clause how the items of a metric differ between two runs; None if no difference is known.
 
-    `tags` of the records that are compared: other items do not matter. LongPPL averages key tokens, which two runs may
-    have chosen differently on the same texts.
+    `tags`: of the compared records; other items do not matter. LongPPL averages key tokens, which two runs may have
+    selected differently on the same texts.
     """
     return next(_differences(a, b, monitor, metric, tags or {}), None)
 
@@ -46,23 +46,25 @@ def _differences(a: RunData, b: RunData, monitor: str, metric: str, tags: Mappin
                 if None not in held and held[0] != held[1]:
                     yield f"source {source} holds out {held[0]} tokens in {a.name} and {held[1]} in {b.name}"
     files = [run.path / "tokenizer.json" for run in (a, b)]
-    if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-        yield f"the tokenizers of {a.name} and {b.name} differ"
+    if all(file.is_file() for file in files):
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        if texts[0] != texts[1] and tokenizer_rules(texts[0]) != tokenizer_rules(texts[1]):
+            yield f"the tokenizers of {a.name} and {b.name} differ"
     counts = [run.select("heads", "answer_tokens_count").value for run in (a, b)]
     if all(map(len, counts)) and not np.isclose(counts[0].iloc[-1], counts[1].iloc[-1]):
         yield f"answers have {counts[0].iloc[-1]:g} tokens in {a.name} and {counts[1].iloc[-1]:g} in {b.name}"
     ids = [_ids(run, monitor, metric, tags) for run in (a, b)]
     if all(ids) and ids[0] != ids[1]:
         alone = len(ids[0] ^ ids[1])
-        yield f"{alone} of {len(ids[0] | ids[1])} items are in one of {a.name} and {b.name} only"
+        yield f"{alone} of {len(ids[0] | ids[1])} items are in only one of {a.name} and {b.name}"
     if metric.startswith("longppl"):
         keys = [_keys(run) for run in (a, b)]
         if all(keys) and keys[0] != keys[1]:
-            yield f"{a.name} and {b.name} have other key tokens (monitors.perplexity.longppl.keys_from)"
+            yield f"{a.name} and {b.name} have different key tokens (monitors.perplexity.longppl.keys_from)"
 
 
 def _sources(settings: dict[str, Any]) -> list[str]:
-    """The sources of text that a monitor's settings name."""
+    """Return the sources of text that a monitor's settings name."""
     named = [settings.get(key) for key in ("haystack", "sources", "source")]
     return [str(name) for each in named if each for name in ([each] if isinstance(each, str) else each)]
 
@@ -76,18 +78,18 @@ def _held_out(run: RunData, source: str) -> int | None:
 
 def _ids(run: RunData, monitor: str, metric: str, tags: Mapping[str, Tag]) -> set[tuple[str, str]]:
     rows = matching(run.items(monitor, metric), run.counted(monitor) | dict(tags))
-    if rows.empty and monitor == "heads":  # summaries of heads are of the texts that the heads read
+    if rows.empty and monitor == "heads":  # summaries of heads use the texts on which heads are scored
         rows = run.items(monitor, "copy_hard_frac")
     cells = {tags: _cell(json.loads(tags)) for tags in rows.tags.unique()}
     return set(zip(rows.item_id, rows.tags.map(cells), strict=True))
 
 
 def _cell(tags: dict[str, Any]) -> str:
-    """Where an item lies in the grid of its monitor, whatever model or arm it was asked of."""
+    """Return an item's place in the grid of its monitor, independent of model and arm."""
     return json.dumps({name: tags[name] for name in CELL if name in tags})
 
 
 def _keys(run: RunData) -> dict[str, float]:
-    """How many key tokens each stretch has."""
+    """Return the number of key tokens of each stretch."""
     rows = run.items("perplexity", "key_tokens_count")
     return dict(zip(rows.item_id, rows.value, strict=True))

@@ -1,8 +1,8 @@
-"""The findings of arXiv 2604.02650, one by one, over the seeds of an arm: reproduced, refuted, or not to be told.
+"""The findings of arXiv 2604.02650, one by one, over the seeds of an arm: reproduced, refuted, or cannot be told.
 
-The rules are those that docs/studies/replicate.md fixed before its runs; each stands beside its answer. A seed's value
-is the mean over its orders of the data. Intervals are over seeds and items where there are several seeds, else over
-items. "Refuted" is said of what these runs show, never of what an 80B model does.
+The rules are those that docs/studies/replicate.md fixed before its runs; each is shown with its answer. A seed's value
+is the mean over its data orders. Intervals are over seeds and items if there are several seeds, else over items.
+"Refuted" describes these runs, never an 80B model.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,22 +38,22 @@ from lccp_sim.analysis.stats.prediction import errors_left_out
 from lccp_sim.records import Tag
 
 YES, NO, OPEN = "reproduced", "refuted", "cannot be told"
-CLOSE, FAR = 2.0, 10.0  # AICc within which laws fit alike, beyond which one does not (Burnham and Anderson 2002)
-EARLY, HALF = 1 / 4, 1 / 2  # of the run's tokens
+CLOSE, FAR = 2.0, 10.0  # AICc differences: below, laws fit equally; above, one is refuted (Burnham and Anderson 2002)
+EARLY, HALF = 1 / 4, 1 / 2  # shares of the run's tokens
 FOLD = 2.0
-SMALL = 0.05  # of exact match, and of the mean head score
+SMALL = 0.05  # change of exact match, and of the mean head score
 SHARE = min(shared for _, _, shared, _ in STAGES) / TOP  # of the strongest heads, table 5 of the paper
 MIDDLE = (0.3, 0.8)
-MANY = 100  # seeds, beyond which nobody goes
-BETTER = f"Bases that retrieve better, so that the hit of every seed reaches {CEILING}, would tell."
-LEAST_NATS_LEFT = 1e-12  # nats, below which a log factor means nothing
+MANY = 100  # practical limit on the number of seeds
+BETTER = f"Better bases, with which the hit of every seed reaches {CEILING}, would decide."
+LEAST_NATS_LEFT = 1e-12  # nats, below which a log factor is meaningless
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One finding: where it stands in the paper, what it says, the answer, the numbers, both rules.
+    """One finding: its place in the paper, its statement, the answer, the numbers, and both rules.
 
-    `would_tell`: what would be needed where the answer is open; `answers` leaves it empty where it is not.
+    `would_tell`: what would decide an open answer; `answers` leaves it empty for other answers.
     """
 
     where: str
@@ -66,7 +66,7 @@ class Answer:
 
 
 def answers(seeds: Sequence[Orders]) -> list[Answer]:
-    """The answers of runs by seed and order of the data; a finding whose metrics the runs lack is left out."""
+    """Answer the findings from runs by seed and data order; a finding whose metrics are missing is left out."""
     made: list[Callable[[Sequence[Orders]], Answer | None]] = [
         _saturates, _goes_on, _probe, _count, _mean, _stable, _law, _closer, _depths,
     ]  # fmt: skip
@@ -75,12 +75,12 @@ def answers(seeds: Sequence[Orders]) -> list[Answer]:
 
 
 def table(found: Sequence[Answer], seeds: int) -> Table:
-    """One row a finding."""
+    """Tabulate the findings, one per row."""
     rows = [[e.where, e.finding, e.answer, ". ".join(filter(None, [e.numbers, e.would_tell])), e.reproduced, e.refuted]
             for e in found]  # fmt: skip
-    note = f"Over {seeds} seed{'s' * (seeds != 1)}; in brackets 95 % intervals. Of this model and these data alone. "
-    note += "The score and its NLL are of the needle's value; the paper has the whole answer sentence."
-    head = ["arXiv 2604.02650", "finding", "here", "numbers", "reproduced where", "refuted where"]
+    note = f"Over {seeds} seed{'s' * (seeds != 1)}; in parentheses 95 % intervals. For this model and these data only. "
+    note += "The score and its NLL refer to the needle's value; in the paper, to the full answer sentence."
+    head = ["arXiv 2604.02650", "finding", "here", "numbers", "reproduced if", "refuted if"]
     return Table("The paper's findings, one by one", head, rows, note, words=True)
 
 
@@ -94,9 +94,9 @@ def _saturates(seeds: Sequence[Orders]) -> Answer | None:
     said = f"the hit at {length} tokens reaches {CEILING} at {_each(shares, _share)} of the tokens"
     return Answer(
         "sec. 5", "the NIAH score saturates early", answer, said,
-        f"in each seed the hit reaches {CEILING} within the first quarter of the tokens",
+        f"in every seed the hit reaches {CEILING} within the first quarter of the tokens",
         "in no seed within the first half",
-        "Longer runs would tell.",
+        "Longer runs would decide.",
     )  # fmt: skip
 
 
@@ -105,15 +105,15 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
     if found is None:
         return None
     length, hits, nlls = found
-    where = ("sec. 5", "the answer's likelihood goes on improving after that")
-    rules = (f"the NLL falls by a factor of at least {FOLD:g}, its interval above 1 and above what thresholding gives",
-             f"the interval is below {FOLD:g}, or inside what thresholding gives")  # fmt: skip
+    where = ("sec. 5", "the answer's likelihood keeps improving after that")
+    rules = (f"the NLL falls by a factor of at least {FOLD:g}, with an interval above 1 and above that of thresholding",
+             f"the interval is below {FOLD:g}, or inside that of thresholding")  # fmt: skip
     reached = [
         (nll, place) for hit, nll in zip(hits, nlls, strict=True) if (place := at_ceiling(hit.value_W)) is not None
     ]
     if len(reached) < len(hits):
         factors = np.exp([_log_fold(nll.value_W, place) for nll, place in reached])
-        said = _unreached(hits) + (f"; of the others the NLL falls by {_each(factors, number)}" if reached else "")
+        said = _unreached(hits) + (f"; in the others the NLL falls by {_each(factors, number)}" if reached else "")
         return Answer(*where, OPEN, said, *rules, BETTER)
     places = [place for _, place in reached]
     logs = [_log_fold(nll.value_W, place) for nll, place in zip(nlls, places, strict=True)]
@@ -125,10 +125,10 @@ def _goes_on(seeds: Sequence[Orders]) -> Answer | None:
         return Answer(*where, NO, said, *rules)
     if any(each is None for each in null):
         return Answer(
-            *where, OPEN, said, *rules, "Needs samples of every window, and a ceiling that thresholding gives."
+            *where, OPEN, said, *rules, "Samples at every window, and a ceiling under thresholding, would decide."
         )
     by_itself = over([float(np.median(each)) for each in null if each is not None], [e for e in null if e is not None])
-    said += f"; thresholding gives {interval(_exp(by_itself))} by itself"
+    said += f"; thresholding alone gives {interval(_exp(by_itself))}"
     more = fold.above(0) and fold.value >= np.log(FOLD)
     beyond = by_itself.high is not None and fold.above(by_itself.high)
     inside = by_itself.low is not None and by_itself.high is not None and (
@@ -143,13 +143,13 @@ def _probe(seeds: Sequence[Orders]) -> Answer | None:
     found, match = longest_needles(seeds), curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if found is None or match is None:
         return None
-    where = ("sec. 4", "the probe goes on after the hit's ceiling")
-    rules = ("exact match at the end less that at the ceiling: the interval is above 0, and the gain above what the "
-             "order of the data does", f"the interval is below {SMALL}")  # fmt: skip
+    where = ("sec. 4", "the probe keeps improving after the hit's ceiling")
+    rules = ("exact match at the end minus that at the ceiling: the interval is above 0, and the gain exceeds the "
+             "effect of data order", f"the interval is below {SMALL}")  # fmt: skip
     after = [np.flatnonzero(own.tokens_W >= ceiling(hit)) for own, hit in zip(match, found[1], strict=True)]
     if unreached := _unreached(found[1]):
         gains = [float(c.value_W[-1] - c.value_W[w[0]]) for c, w in zip(match, after, strict=True) if len(w) > 1]
-        said = unreached + (f"; of the others exact match gains {_each(gains, number)}" if gains else "")
+        said = unreached + (f"; in the others exact match gains {_each(gains, number)}" if gains else "")
         return Answer(*where, OPEN, said, *rules, BETTER)
     if any(len(windows) < 2 for windows in after):
         return Answer(*where, OPEN, "fewer than two windows of the probe after the ceiling", *rules, "Longer runs.")
@@ -157,10 +157,10 @@ def _probe(seeds: Sequence[Orders]) -> Answer | None:
     draws = [drawn(c)[:, -1] - drawn(c)[:, w[0]] for c, w in zip(match, after, strict=True)]
     gain, floor = over(gains, draws), _floor(seeds, [windows[0] for windows in after])
     said = f"exact match gains {interval(gain)}; by seed {_each(gains, number)}"
-    said += "" if floor is None else f"; the order of the data alone gives up to {number(floor)}"
+    said += "" if floor is None else f"; data order alone gives up to {number(floor)}"
     told = floor is not None and gain.value > floor
     answer = YES if gain.above(0) and told else NO if gain.below(SMALL) else OPEN
-    needed = "Repeats would tell." if floor is None else _seeds_to_tell(gain, 0.0, len(gains))
+    needed = "Repeats would decide." if floor is None else _seeds_to_tell(gain, 0.0, len(gains))
     return Answer(*where, answer, said, *rules, needed)
 
 
@@ -169,7 +169,7 @@ def _count(seeds: Sequence[Orders]) -> Answer | None:
     if moved is None:
         return None
     answer = YES if moved.above(0) else NO if moved.below(1) else OPEN
-    rules = ("last less first window: the interval is above 0", "it includes 0 and is below 1 head")
+    rules = ("last minus first window: the interval is above 0", "it includes 0 and is below 1 head")
     return Answer(
         "sec. 6, fig. 5a",
         "the number of retrieval heads grows",
@@ -186,7 +186,7 @@ def _mean(seeds: Sequence[Orders]) -> Answer | None:
         return None
     answer = YES if moved.above(0) else NO if moved.below(SMALL) else OPEN
     finding = "the mean score of the initial retrieval heads grows"
-    rules = ("last less first window: the interval is above 0", f"the interval is below {SMALL}")
+    rules = ("last minus first window: the interval is above 0", f"the interval is below {SMALL}")
     return Answer("sec. 6, fig. 5b", finding, answer, interval(moved), *rules, _seeds_to_tell(moved, 0.0, len(seeds)))
 
 
@@ -203,7 +203,7 @@ def _stable(seeds: Sequence[Orders]) -> Answer | None:
     rules = (f"at each of the paper's stages every seed shares at least {percent(SHARE)}",
              f"at a stage the mean over seeds is below {percent(SHARE)}")  # fmt: skip
     return Answer(
-        "table 5", "the strongest heads stay the same", answer, said, *rules, "More items a head score would tell."
+        "table 5", "the strongest heads stay the same", answer, said, *rules, "More items per head score would decide."
     )
 
 
@@ -218,7 +218,7 @@ def _law(seeds: Sequence[Orders]) -> Answer | None:
     answer = YES if behind <= CLOSE else NO if behind >= FAR else OPEN
     said = f"best: {best.law.replace('_', ' ')}; the log law's AICc is {number(behind)} above"
     rules = (f"the log law's AICc is within {CLOSE:g} of the best", f"it is {FAR:g} or more above")
-    return Answer("sec. 7.1", "held-out perplexity is A log N + B", answer, said, *rules, "More windows would tell.")
+    return Answer("sec. 7.1", "held-out perplexity is A log N + B", answer, said, *rules, "More windows would decide.")
 
 
 def _closer(seeds: Sequence[Orders]) -> Answer | None:
@@ -228,11 +228,11 @@ def _closer(seeds: Sequence[Orders]) -> Answer | None:
         return None
     wins, runs = sum(a < b for a, b in zip(by_nll, by_hit, strict=True)), len(by_nll)
     answer = YES if wins >= 5 * runs / 6 else NO if wins <= runs / 6 else OPEN
-    said = f"the NLL has the smaller error in {wins} of {runs} runs left out"
+    said = f"the NLL has the smaller error in {wins} of {runs} left-out runs"
     said += f" ({number(float(np.mean(by_nll)))} against {number(float(np.mean(by_hit)))} on average)"
-    finding = "the likelihood tells more of the probe than the score does"
-    rules = ("the NLL predicts exact match better in five of six runs left out, or more", "in one of six, or fewer")
-    return Answer("table 4", finding, answer, said, *rules, "More runs would tell.")
+    finding = "the likelihood predicts the probe better than the score does"
+    rules = ("the NLL predicts exact match better in at least five of six left-out runs", "in at most one of six")
+    return Answer("table 4", finding, answer, said, *rules, "More runs would decide.")
 
 
 def _depths(seeds: Sequence[Orders]) -> Answer | None:
@@ -249,14 +249,14 @@ def _depths(seeds: Sequence[Orders]) -> Answer | None:
     answer = YES if all(both) else OPEN if any(both) else NO
     said = f"hardest at first: depth {_each(hardest, lambda depth: f'{depth:g}')}; the ratio of hardest to easiest "
     said += f"changes by a factor of {_each(flatter, number)}"
-    rules = (f"in every seed the depth of the highest NLL at first is {MIDDLE[0]} to {MIDDLE[1]}, and the ratio falls",
+    rules = (f"in every seed the NLL is at first highest at a depth of {MIDDLE[0]} to {MIDDLE[1]}, and the ratio falls",
              "in no seed")  # fmt: skip
     finding = "the middle is hardest at first, and training flattens it"
-    return Answer("sec. 7.2", finding, answer, said, *rules, "More seeds would tell.")
+    return Answer("sec. 7.2", finding, answer, said, *rules, "More seeds would decide.")
 
 
 def _of_seed(orders: Orders) -> Findings:
-    """Findings whose curve of held-out perplexity is the mean over the orders of a seed."""
+    """Return findings whose curve of held-out perplexity is the mean over a seed's data orders."""
     if len(orders) == 1:
         return orders[0]
     mean = Findings(orders[0].run, eps=orders[0].eps)
@@ -267,15 +267,15 @@ def _of_seed(orders: Orders) -> Findings:
 
 
 def _log_fold(nll_W: Array, place: int | Array) -> Any:
-    """The logarithm of NLL at window `place` over NLL at the end."""
+    """Compute the logarithm of the ratio of the NLL at window `place` to the NLL at the end."""
     at = np.take_along_axis(nll_W, np.asarray(place)[:, None], -1)[:, 0] if np.ndim(place) else nll_W[..., place]
     return np.log(np.maximum(at, LEAST_NATS_LEFT)) - np.log(np.maximum(nll_W[..., -1], LEAST_NATS_LEFT))
 
 
 def _null_folds(orders: Orders, length: int) -> Array | None:
-    """Log factors [R] by which the NLL falls from the ceiling of hits that its items' NLL gives by itself.
+    """Draw log factors [R] of the NLL's fall after the ceiling of hits that are derived from the items' NLL.
 
-    Draws without such a ceiling are left out; None where none has one, and without samples of every window.
+    Draws without such a ceiling are left out. None if no draw has one, and without samples at every window.
     """
     found = []
     for each in orders:
@@ -295,7 +295,7 @@ def _null_folds(orders: Orders, length: int) -> Array | None:
 
 
 def _moved(seeds: Sequence[Orders], metric: str) -> Estimate | None:
-    """Last less first value of a metric of the retrieval heads, over seeds."""
+    """Estimate the change of a retrieval-head metric from first to last window, over seeds."""
     curves = curves_of_seeds(seeds, "heads", metric, {})
     if curves is None:
         return None
@@ -304,7 +304,7 @@ def _moved(seeds: Sequence[Orders], metric: str) -> Estimate | None:
 
 
 def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:
-    """What the order of the data alone may change of the probe's gain from these windows on; None without repeats."""
+    """Bound the change of the probe's gain from these windows on by data order alone; None without repeats."""
     gains: dict[int, list[float]] = {}
     for number_, (orders, start) in enumerate(zip(seeds, starts, strict=True)):
         curves = [each.curve("probe", "exact_match_frac") for each in orders]
@@ -314,31 +314,31 @@ def _floor(seeds: Sequence[Orders], starts: Sequence[int]) -> float | None:
 
 
 def _unreached(hits: Sequence[Curve]) -> str:
-    """Says of how many seeds the hit never reaches the ceiling, and how far the best of them comes; "" where all do."""
+    """Describe the seeds whose hit never reaches the ceiling, with the highest value; "" if all reach it."""
     highest = [float(hit.value_W.max()) for hit in hits if at_ceiling(hit.value_W) is None]
     if not highest:
         return ""
-    return f"the hit of {len(highest)} of {len(hits)} seeds never reaches {CEILING} (at most {number(max(highest))})"
+    return f"in {len(highest)} of {len(hits)} seeds the hit never reaches {CEILING} (at most {number(max(highest))})"
 
 
 def _seeds_to_tell(found: Estimate, bound: float, seeds: int, form: Callable[[float], str] = number) -> str:
-    """How many seeds would part this estimate from a bound, if more of them scattered as these do."""
+    """Compute how many seeds with the same scatter would separate this estimate from a bound."""
     if found.low is None or found.high is None or seeds < 2:
-        return "More seeds would tell."
+        return "More seeds would decide."
     scatter = (found.high - found.low) / 2 * sqrt(seeds) / student.ppf(0.975, seeds - 1)
     for more in range(seeds + 1, MANY):
         if student.ppf(0.975, more - 1) * scatter / sqrt(more) < abs(found.value - bound):
-            return f"{more} seeds that scatter as these would part it from {form(bound)}."
-    return f"{MANY} seeds that scatter as these would not part it from {form(bound)}."
+            return f"{more} seeds with the same scatter would separate it from {form(bound)}."
+    return f"Even {MANY} seeds with the same scatter would not separate it from {form(bound)}."
 
 
 def _ends(rows: Sequence[pd.DataFrame]) -> tuple[int, int]:
-    """First and last step of the records."""
+    """Return the first and last step of the records."""
     return int(rows[0].step.min()), int(rows[0].step.max())
 
 
 def _exp(of_log: Estimate) -> Estimate:
-    """The estimate of a factor from that of its logarithm."""
+    """Convert the estimate of a logarithm to that of the factor."""
     low, high = (None if end is None else float(np.exp(end)) for end in (of_log.low, of_log.high))
     return Estimate(float(np.exp(of_log.value)), low, high)
 

@@ -1,7 +1,7 @@
-"""Several runs on one page: what differs between their configs, how each moved, their curves over each other.
+"""Several runs on one page: differences of their configs, changes of each metric, and their curves in one figure.
 
-Runs are compared by eye and by interval: that of a run is over its items, and what seeds of training disagree about is
-not in it. Over runs together are the means of those that differ in their seed alone, the correlations with the probe
+Runs are compared by eye and by interval. The interval of a run is over its items and does not cover variation between
+training seeds. Pooled over runs are the means of runs that differ only in their seed, the correlations with the probe
 and the deceptive index.
 """
 
@@ -18,7 +18,18 @@ from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
 from lccp_sim.analysis.report.chain import of_chain
-from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.plots import (
+    COLOURS,
+    STYLE,
+    Drawing,
+    line,
+    log_values,
+    panels,
+    png,
+    switch_note,
+    switches,
+    token_axis,
+)
 from lccp_sim.analysis.report.run_page import Section, numbers, saturation, write_page
 from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import (
@@ -37,6 +48,7 @@ from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
 from lccp_sim.analysis.stats.prediction import Prediction, predictions
+from lccp_sim.analysis.stats.rule import SHOWN as SHOWN_VERDICTS
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
@@ -46,15 +58,17 @@ SHOWN = tuple(shown("overlay"))
 def write_comparison(
     run_dirs: Sequence[str | Path], out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
 ) -> Path:
-    """The path of `index.html`, once it, its Markdown, report.json, records.parquet and the figure are in `out`.
+    """Write index.html, its Markdown, report.json, records.parquet and the figure to `out`; return the page's path.
 
-    `out` is `compared`, beside the first run, unless given. `tell` is handed each run's sentence. Raises ConfigError
-    where a directory is no run, or two are the same.
+    `out` defaults to `compared`, in the first run's parent directory. `tell` receives each run's headline. Raises
+    ConfigError if a directory is not a run, or two are the same.
     """
     runs = [load_run(path) for path in run_dirs]
     names = [run.name for run in runs]
     if len({run.path.resolve() for run in runs}) < len(runs) or len(set(names)) < len(names):
-        raise ConfigError(f"report: a run is named twice, or two directories have one name: {', '.join(sorted(names))}")
+        raise ConfigError(
+            f"report: a run is given twice, or two directories have the same name: {', '.join(sorted(names))}"
+        )
     folder = Path(out) if out is not None else runs[0].path.resolve().parent / "compared"
     found = [examine(run) for run in runs]
     said = [verdict(each) for each in found]
@@ -98,7 +112,7 @@ def write_comparison(
 
 
 def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
-    """Each metric of SHOWN in a panel, a line a run; None where no run has a curve of two windows."""
+    """Draw each metric of SHOWN in a panel, one line per run; None if no run has a curve of two windows."""
     drawn = [m for m in SHOWN if any((c := each.curve(m.monitor, m.name)) and len(c.tokens_W) > 1 for each in found)]
     if not drawn:
         return None
@@ -120,6 +134,7 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
         ax.set_title(of.title, fontsize=8.5, fontweight="normal")
         if of.scale == LOG and all((c.value_W > 0).all() for each in found if (c := each.curve(of.monitor, of.name))):
             log_values(ax)
+        switches(ax, [each.run.dense_from for each in found], grid_W)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
     handles = [
         matplotlib.lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], linestyle="-" if i < len(COLOURS) else "--")
@@ -127,13 +142,14 @@ def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
     ]
     names = [each.run.name for each in found]
     figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)))
-    caption = "Shaded: one standard error over items, which does not hold what another seed of training would do."
+    caption = "Shaded: one standard error over items, which does not cover variation between training seeds."
+    caption += switch_note(each.run.dense_from for each in found)
     alt = f"{len(drawn)} metrics against training tokens, a line for each of {', '.join(names)}"
     return Drawing("overlaid", "Curves of all runs", alt, caption, png(figure))
 
 
 def _runs(runs: list[RunData]) -> Table:
-    """One row a run: how far it is, and the config keys that not all share."""
+    """Tabulate the runs: progress, and the config keys that not all share."""
     keys = differing(runs)
     rows = []
     for run, (_, settings) in zip(runs, keys.iterrows(), strict=True):
@@ -141,11 +157,11 @@ def _runs(runs: list[RunData]) -> Table:
         windows = run.records[run.records.monitor != "train"].step.nunique()
         rows.append([run.name, state, tokens(run.tokens), str(windows), *map(setting, settings)])
     head = ["run", "state", "tokens", "windows", *map(str, keys.columns)]
-    return Table("What differs between them", head, rows, "Config keys that all runs share are left out.")
+    return Table("Differences between the runs", head, rows, "Config keys that all runs share are left out.")
 
 
 def _metrics(found: Sequence[Findings]) -> Table:
-    """One row a metric, three columns a run: how it moved, its t95, and the rule's verdict."""
+    """Tabulate metrics, with three columns per run: change, t95, and the rule's verdict."""
     rows = []
     sentence: dict[str, Tag] = {"span": SENTENCE}
     for monitor, metric, tags in (*((each.monitor, each.name, {}) for each in SHOWN), ("needle", "hit_frac", sentence)):
@@ -156,41 +172,41 @@ def _metrics(found: Sequence[Findings]) -> Table:
                 cells += ["", "", ""]
                 continue
             reached = f"{interval(row.t95, tokens)} of {tokens(row.run_tokens)}" if row.t95 else f"none: {row.reason}"
-            cells += [change(row).removeprefix("from "), reached, decision.verdict]
+            cells += [change(row).removeprefix("from "), reached, SHOWN_VERDICTS[decision.verdict]]
         if any(cells):
             rows.append([tagged(monitor, metric, tags), *cells])
     head = ["metric", *(text for each in found for text in (each.run.name, "t95", "rule"))]
     note = (
-        "t95: tokens to 95 % of a run's own improvement, of its length; in runs of other lengths it is another number. "
-        "span=full: of the whole answer sentence, not of the value."
+        "t95: tokens to 95 % of a run's own improvement, with the run length; it depends on that length. span=full: "
+        "the full answer sentence, not the value."
     )
-    return Table("How each metric moved", head, rows, note)
+    return Table("Change of each metric", head, rows, note)
 
 
 def _over_seeds(arm: Sequence[Findings], over: Findings) -> Table:
-    """The means of runs that differ in their seed alone, with what the rule says of them."""
+    """Tabulate the means of runs that differ only in their seed, with the rule's verdicts."""
     names = ", ".join(each.run.name for each in arm)
     note = (
-        f"Means of {names}. In brackets: 95 % intervals over seeds, items within them, and what windows scatter. Of "
-        "two or three seeds no resampling knows what another would do."
+        f"Means of {names}. In parentheses: 95 % intervals over seeds, items within them, and the scatter of windows. "
+        "With two or three seeds, no resampling can say how another seed would differ."
     )
     return replace(overall_table(over), title=f"Over {len(arm)} seeds", note=note)
 
 
 def _lags(found: Sequence[Findings]) -> Table:
-    """One row a run: the deceptive index and what the NLL gains after the hit's t95."""
+    """Tabulate the deceptive index of each run, and what the NLL gains after the hit's t95."""
     rows = []
     for each in found:
         gap = each.lag()
         if gap is not None:
             cells = [interval(gap.index), interval(gap.factor), number(gap.same_shape.value)]
             rows.append([each.run.name, *cells])
-    head = ["run", "t95(NLL) / t95(hit)", "NLL at the hit's t95 over NLL at the end", "if of the hit's shape"]
+    head = ["run", "t95(NLL) / t95(hit)", "NLL at the hit's t95 / NLL at the end", "with the hit's shape"]
     return Table("After the hit", head, rows)
 
 
 def _predictions(found: Sequence[Prediction]) -> Table:
-    """One row a target: whether the answer NLL after the hit foretells the probe in runs left out."""
+    """Tabulate, by target, whether the answer NLL after the hit predicts the probe in left-out runs."""
     rows = []
     for p in found:
         cells = [str(p.windows), str(p.runs)]
@@ -198,5 +214,5 @@ def _predictions(found: Sequence[Prediction]) -> Table:
         cells[2] = f"none: {p.reason}" if p.reason else cells[2]
         rows.append([p.target, *cells])
     head = ["target", "windows", "runs", "error with the NLL", "with tokens alone", "ratio"]
-    note = "Leave one run out: the probe foretold from the answer NLL at windows after the hit; below 1 the NLL helps."
-    return Table("Does the NLL after the hit foretell the probe?", head, rows, note)
+    note = "Leave one run out: the probe predicted from the answer NLL at windows after the hit; below 1 the NLL helps."
+    return Table("Does the NLL after the hit predict the probe?", head, rows, note)

@@ -1,10 +1,11 @@
-"""Every figure of a run: the three tiers against training tokens, then one a quantity; `draw` makes all of them.
+"""Every figure of a run: the three tiers against training tokens, then one per quantity; `draw` makes all of them.
 
 A panel has one quantity, never two scales. Curves are drawn as measured, with their standard errors; the isotonic fit
-behind t95 is not drawn. What a window looks like inside is in `profiles`.
+behind t95 is not drawn. Figures of single windows are in `profiles`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -31,6 +32,8 @@ from lccp_sim.analysis.report.plots import (
     places,
     png,
     shades,
+    switch_note,
+    switches,
     token_axis,
 )
 from lccp_sim.analysis.stats.curve import Curve
@@ -39,17 +42,19 @@ from lccp_sim.analysis.stats.saturation import value_at
 
 
 def draw(found: Findings) -> dict[str, Drawing]:
-    """Every figure that the run's records allow, by name, the figure of the three tiers first."""
+    """Draw every figure that the run's records allow, by name, the figure of the three tiers first."""
     with matplotlib.rc_context(STYLE):
         drawings = {"tiers": tiers_figure(found)} | {name: plot(found) for name, plot in PLOTS.items()}
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    note = switch_note([found.run.dense_from])
+    drawn = {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    return {name: replace(drawing, caption=drawing.caption + note) for name, drawing in drawn.items()}
 
 
 def tiers_figure(found: Findings) -> Drawing | None:
-    """The three tiers against tokens on one log axis, with standard errors and t95; None below two windows."""
+    """Draw the three tiers against tokens on one log axis, with standard errors and t95; None below two windows."""
     heads_total = found.heads["needle"].heads if "needle" in found.heads else 1
     rows = [
-        ("Behavioural: answers that are right", "fraction of items", [
+        ("Behavioural: correct answers", "fraction of items", [
             ("needle hit", BLUE, found.curve("needle", "hit_frac"), 1),
             ("probe, exact match", ORANGE, found.curve("probe", "exact_match_frac"), 1),
         ]),
@@ -80,6 +85,7 @@ def tiers_figure(found: Findings) -> Drawing | None:
                 _mark(ax, found, curve, grid_W, colour, divisor)
         if hit and hit.t95:
             ax.axvline(hit.t95.value, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        switches(ax, [found.run.dense_from], grid_W)
         if "log" in unit:
             log_values(ax)
         else:
@@ -96,16 +102,16 @@ def tiers_figure(found: Findings) -> Drawing | None:
     caption = (
         "Shaded: one standard error over items. Diamonds: t95, the tokens to 95 % of the curve's own improvement in "
         f"this run of {tokens(grid_W[-1])} tokens, with its 95 % interval{f' ({marks})' if marks else ''}; not a point "
-        "of saturation. Dotted vertical: t95 of the hit. Step 0 lies left of the break. The needle hit is read off the "
-        f"same forward pass as the answer NLL; both are of {judged(found.run)}."
+        "of saturation. Dotted vertical line: t95 of the hit. Step 0 is left of the break. The needle hit and the "
+        f"answer NLL come from the same forward pass; both refer to {judged(found.run)}."
         + (f" The probe is measured after {last} fine-tuning steps." if last else "")
     )
-    alt = f"Three panels over {tokens(grid_W[-1])} training tokens: right answers, NLL, retrieval heads. {marks}"
+    alt = f"Three panels over {tokens(grid_W[-1])} training tokens: correct answers, NLL, retrieval heads. {marks}"
     return Drawing("tiers", "Three tiers against training tokens", alt, caption, png(figure))
 
 
 def _mark(ax: Axes, found: Findings, curve: Curve, grid_W: Array, colour: str, divisor: float) -> None:
-    """The t95 of a curve, with its interval."""
+    """Mark the t95 of a curve, with its interval."""
     row, place = found.row(curve.monitor, curve.metric, **curve.tags), places(grid_W)
     if not row or not row.t95:
         return
@@ -122,7 +128,7 @@ AXIS = "training tokens, log scale"
 
 
 def needle_by_length_figure(found: Findings) -> Drawing | None:
-    """Needle hit and needle perplexity, the paper's quantity, for each length of single needles."""
+    """Draw needle hit and needle perplexity, the paper's quantity, for each length of single needles."""
     rows = found.by_length("single")
     if not rows:
         return None
@@ -138,18 +144,18 @@ def needle_by_length_figure(found: Findings) -> Drawing | None:
     drawn.append(("perplexity of the answer, log scale", of("answer_ppl")))
     drawn.append(("NLL of the answer, nats per token", of("answer_nll_nats")))
     caption = (
-        f"Single needles of trained templates; of {judged(found.run)}. Perplexity is exp of an item's mean NLL, "
-        "averaged over items, as arXiv 2604.02650 sec. 5 has it: near 1 it says the same as the NLL, and where it is "
-        "large a few items carry it. Shaded: one standard error."
+        f"Single needles of trained templates, on {judged(found.run)}. Perplexity is exp of an item's mean NLL, "
+        "averaged over items, as in arXiv 2604.02650 sec. 5. Near 1 it is equivalent to the NLL; where it is large, a "
+        "few items dominate it. Shaded: one standard error."
     )
     alt = f"Needle hit, perplexity and NLL against training tokens for {len(rows)} context lengths"
-    return _figure("needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
+    return _figure(found, "needle_by_length", "Needle hit and perplexity by length", alt, caption, drawn)
 
 
 def text_figure(found: Findings) -> Drawing | None:
-    """NLL of held-out text, in long and short contexts and on key tokens (LongPPL), whole and by source."""
+    """Draw the NLL of held-out text, in long and short contexts and on key tokens (LongPPL), overall and by source."""
     whole: list[Line] = [
-        ("whole context", BLUE, found.curve("perplexity", "nll_nats")),
+        ("full context", BLUE, found.curve("perplexity", "nll_nats")),
         ("old context", GREY, found.curve("perplexity", "short_nll_nats")),
         ("key tokens (LongPPL)", ORANGE, found.curve("perplexity", "longppl_nats")),
     ]
@@ -164,16 +170,17 @@ def text_figure(found: Findings) -> Drawing | None:
     drawn.append(("LongPPL, nats per key token", by_source("longppl_nats")))
     drawn.append(("gain of the long context, nats", by_source("long_short_gain_nats")))
     caption = (
-        "Left: the same targets with the whole context and in windows of the old one; key tokens are those that a long "
-        "context made likely at the first look (arXiv 2410.23771), so that an early rise there is selection, not harm. "
-        "Right: NLL in short windows less NLL in the whole context; above 0 the long context helps."
+        "Left: the same targets with the full context and in windows of the old context length. Key tokens are those "
+        "that the long context made likely when they were selected (arXiv 2410.23771), so an early rise is an effect "
+        "of the selection, not a deterioration. Right: NLL in short windows minus NLL in the full context; above 0 "
+        "the long context helps."
     )
     alt = "NLL of held-out text, on key tokens, and the gain of the long context against training tokens"
-    return _figure("text", "Held-out text", alt, caption, drawn)
+    return _figure(found, "text", "Held-out text", alt, caption, drawn)
 
 
 def heads_figure(found: Findings) -> Drawing | None:
-    """Retrieval heads on needles and on LongBio: how many, how strong the initial ones, how many of them are left."""
+    """Draw retrieval heads on needles and on LongBio: their number, and strength and survival of the initial heads."""
     if not found.heads:
         return None
     counted: list[Line] = []
@@ -187,7 +194,7 @@ def heads_figure(found: Findings) -> Drawing | None:
         strong.append((name, colour, found.curve("heads", "initial_heads_mean_frac", **tags)))
         if moved is not None:
             if moved.null_W is not None and len(moved.null_W) == len(moved.tokens_W):
-                counted.append((f"{name}, null", "#999999" if texts == "needle" else "#E8B48C", _as_curve(
+                counted.append((f"{name}, by chance", "#999999" if texts == "needle" else "#E8B48C", _as_curve(
                     moved.tokens_W, moved.null_W)))  # fmt: skip
             stable.append((f"{name}: initial heads above 0.1", colour, _as_curve(moved.tokens_W, moved.surviving_W)))
             shade = PURPLE if texts == "needle" else GREEN
@@ -195,17 +202,19 @@ def heads_figure(found: Findings) -> Drawing | None:
     drawn = [("heads above 0.1, count", counted), ("mean score of the initial heads", strong)]
     drawn.append(("share of heads", stable))
     caption = (
-        "Heads whose hard copy score is above 0.1 (arXiv 2604.02650, sec. 6 and fig. 5), on needles and on the "
-        "biographies of LongBio. Null: the same rows scored against a needle in another order; where it is not far "
-        "below, 0.1 is too low. Right: the share of the first window's heads that are still above 0.1, and of the last "
-        "window's strongest heads that were among the strongest already."
+        "Heads with a hard copy score above 0.1 (arXiv 2604.02650, sec. 6 and fig. 5), on needles and on the "
+        "biographies of LongBio. By chance: the same rows scored against a permuted needle; if this is not far below, "
+        "0.1 is too low a threshold. Right: the share of the first window's heads that are still above 0.1, and the "
+        "share of the last window's strongest heads that were already among the strongest."
     )
-    alt = "Number of retrieval heads, mean score of the initial ones, and their survival against training tokens"
-    return _figure("heads", "Retrieval heads over the run", alt, caption, drawn)
+    if found.run.setting("model.attention"):
+        caption += " Scores are measured with dense attention, whatever attention training uses."
+    alt = "Number of retrieval heads, mean score of the initial heads, and their survival against training tokens"
+    return _figure(found, "heads", "Retrieval heads over the run", alt, caption, drawn)
 
 
 def intervention_figure(found: Findings) -> Drawing | None:
-    """Hit and NLL where heads are masked or boosted, and the effect of the strongest beside random ones."""
+    """Draw hit and NLL with heads masked or boosted, and the effect of the strongest heads relative to random heads."""
     names = {"none": "all heads", "mask_top": "strongest masked", "mask_random": "random masked"}
     names["boost_top"] = "strongest boosted"
     colours = dict(zip(names, (BLACK, ORANGE, GREY, GREEN), strict=True))
@@ -216,31 +225,35 @@ def intervention_figure(found: Findings) -> Drawing | None:
     drawn = [("hit, fraction of items", arms("hit_frac")), ("answer NLL, nats per token", arms("answer_nll_nats"))]
     drawn.append(("causal effect, nats", [("", PURPLE, found.curve("intervention", "causal_nll_nats"))]))
     caption = (
-        "The strongest heads are chosen on one half of the needles and judged on the other, by "
-        f"{judged(found.run, 'intervention')}. Causal effect: NLL with them masked less NLL with as many random heads "
-        "of the same layers masked; above 0 the answer needs them more than others. In a small model the strongest are "
-        "a large share of all."
+        "The strongest heads are selected on one half of the needles and measured on the other, on "
+        f"{judged(found.run, 'intervention')}. Causal effect: NLL with these heads masked minus NLL with as many "
+        "random heads of the same layers masked; above 0 the answer depends on them more than on other heads. In a "
+        "small model the strongest heads are a large share of all heads."
     )
     alt = "Needle hit and NLL with heads masked or boosted, and the causal effect, against training tokens"
-    return _figure("intervention", "Interventions on heads", alt, caption, drawn)
+    return _figure(found, "intervention", "Interventions on heads", alt, caption, drawn)
 
 
 def induction_figure(found: Findings) -> Drawing | None:
-    """What copying costs without a question: NLL of both copies, hits of the second, the strongest induction head."""
+    """Draw copying without a question: NLL of both copies, hits of the second, the strongest induction head."""
     copies: list[Line] = [
         ("first copy", GREY, found.curve("induction", "first_copy_nll_nats")),
         ("second copy", BLUE, found.curve("induction", "second_copy_nll_nats")),
     ]
     right = found.curve("induction", "second_copy_hit_frac")
     drawn = [("NLL, nats per token, log scale", copies)]
-    drawn.append(("tokens of the second copy that are right", [("", BLUE, right)]))
+    drawn.append(("second copy, fraction of tokens right", [("", BLUE, right)]))
     drawn.append(("strongest induction head", [("", PURPLE, found.curve("heads", "induction_frac"))]))
-    caption = "A span of random tokens that stands twice in held-out text, without a question and without a template."
-    return _figure("induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn)
+    caption = "A span of random tokens that occurs twice in held-out text, without a question and without a template."
+    return _figure(
+        found, "induction", "Copying without a question", "Copying of random spans against tokens", caption, drawn
+    )
 
 
-def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]) -> Drawing | None:
-    """The panels that have a curve of at least two windows, side by side; None where none has."""
+def _figure(
+    found: Findings, name: str, title: str, alt: str, caption: str, drawn: list[tuple[str, list[Line]]]
+) -> Drawing | None:
+    """Draw the panels that have a curve of at least two windows, side by side; None if none has."""
     kept = []
     for unit, several in drawn:
         curves = [(label, colour, curve) for label, colour, curve in several if curve is not None]
@@ -252,8 +265,9 @@ def _figure(name: str, title: str, alt: str, caption: str, drawn: list[tuple[str
     figure, axes = panels(len(kept), height=3.1)
     for ax, (unit, curves) in zip(axes[0], kept, strict=True):
         _panel(ax, unit, curves, grid_W)
+        switches(ax, [found.run.dense_from], grid_W)
     named = {tuple(label for label, _, _ in curves) for _, curves in kept}
-    if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, where no line is
+    if len(named) == 1 and len(kept) > 1:  # the same lines everywhere: one legend, outside the panels
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8)
     else:
         for ax in axes[0]:

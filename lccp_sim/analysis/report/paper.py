@@ -1,8 +1,8 @@
-"""What arXiv 2604.02650 states, and what this run shows, side by side.
+"""The statements of arXiv 2604.02650 and the results of this run, side by side.
 
-Only numbers that the paper prints in its text or tables stand here; its curves are not read off its figures. What a
-reader would question: a stage of the paper has its counterpart at the same share of the run's tokens (10 % is 20 B of
-200 B), because token counts of models so different are not to be compared.
+Only numbers that the paper prints in its text or tables are used; its curves are not read off. Design note: a stage of
+the paper is compared with the same share of the run's tokens (10 % is 20 B of 200 B), because token counts of such
+different models are not comparable.
 """
 
 import numpy as np
@@ -12,9 +12,10 @@ from lccp_sim.analysis.format import interval, judged, number, percent, tokens
 from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.dynamics import like_the_paper
+from lccp_sim.analysis.stats.rule import SHOWN
 
 PAPER = "arXiv 2604.02650"
-TOTAL = 200  # billions of tokens of the paper's run
+TOTAL = 200  # billions of tokens in the paper's run
 STAGES = (
     (0, 20, 24, 0.7316),
     (20, 50, 29, 0.9238),
@@ -23,7 +24,7 @@ STAGES = (
     (150, 200, 28, 0.8921),
 )
 TOP = 30  # of 1024 heads
-CORRELATIONS = {  # table 3 and 4 (p values: 6 and 7): RULER, MRCR, LongBio, mean
+CORRELATIONS = {  # tables 3 and 4 (p values: 6 and 7): RULER, MRCR, LongBio, mean
     "needle/hit_frac": (0.8552, 0.8927, 0.4977, 0.7486),
     "needle/answer_ppl": (-0.9115, -0.9231, -0.6283, -0.8210),
     "heads/retrieval_heads_count": (0.8243, 0.8326, 0.5715, 0.7428),
@@ -32,7 +33,7 @@ CORRELATIONS = {  # table 3 and 4 (p values: 6 and 7): RULER, MRCR, LongBio, mea
 
 
 def stages_table(found: Findings) -> Table:
-    """Table 5: heads shared between stages, and rank correlations; the paper's beside ours, on needles and LongBio."""
+    """Tabulate heads shared between stages and rank correlations: the paper's Table 5 and this run's values."""
     fractions = (0.0, *(after / TOTAL for _, after, _, _ in STAGES))
     made = {texts: like_the_paper(found.run, fractions, texts) for texts in found.heads}
     rows = []
@@ -51,14 +52,14 @@ def stages_table(found: Findings) -> Table:
     head += [word for texts in kept for word in (f"this run, {texts}", "shared", "Spearman")]
     chance = "; ".join(f"{texts}: {percent(found.heads[texts].chance)}" for texts in kept)
     note = (
-        f"Stages at the same shares of the run's tokens, at the nearest windows. By chance the paper's stages share "
-        f"{percent(TOP / 1024, 1)}, ours {chance}: with few heads an overlap says less."
+        f"Stages are at the windows nearest to the same shares of the run's tokens. By chance the paper's stages share "
+        f"{percent(TOP / 1024, 1)}, ours {chance}; with few heads an overlap says less."
     )
-    return Table("Stability of heads, paper and ours", head, rows if kept else [], note)
+    return Table("Stability of heads, the paper and this run", head, rows if kept else [], note)
 
 
 def correlations_table(found: Findings) -> Table:
-    """Tables 3 and 4: Pearson's r of each monitor with the probe, the paper's beside ours and ours less the trend."""
+    """Tabulate Pearson's r of each monitor with the probe: the paper's Tables 3 and 4, ours, and ours without trend."""
     rows = []
     for name, (ruler, mrcr, longbio, mean) in CORRELATIONS.items():
         ours = []
@@ -79,22 +80,22 @@ def correlations_table(found: Findings) -> Table:
     head = ["monitor", f"{PAPER}: RULER", "MRCR", "LongBio", "mean", "this run: with the probe", "given log tokens"]
     head.append("after the hit's t95")
     note = (
-        "Pearson's r with the fine-tuned probe (exact match), windows as points; in brackets 95 % intervals "
-        "of Fisher's z, which takes windows as independent. Two series that both improve go together "
-        "whatever else they share, so read the partial correlation. The paper has six points, and needles "
-        f"of the whole answer sentence; ours are of {judged(found.run)}."
+        "Pearson's r with the fine-tuned probe (exact match), over windows; in parentheses 95 % intervals of Fisher's "
+        "z, which assumes independent windows. Two series that both improve correlate whatever else they share, so "
+        "the partial correlation says more. The paper has six points, and its needle metrics refer to the full answer "
+        f"sentence; ours refer to {judged(found.run)}."
     )
-    return Table("Correlation with the probe, paper and ours", head, rows, note)
+    return Table("Correlation with the probe, the paper and this run", head, rows, note)
 
 
 def claims_table(found: Findings) -> Table:
-    """The paper's statements, one a row, with what this run shows for each; an empty list where it shows none."""
+    """Tabulate the paper's statements with what this run shows for each; empty if it shows none."""
     rows = [row for row in (_hit(found), _ppl(found), _index(found), _peak(found), _heads(found), _law(found),
                             _depth(found), _interference(found)) if row]  # fmt: skip
     note = (
-        "The paper extends an 80 B model from 32 K to 64 K over 200 B tokens and measures six checkpoints. Its own "
-        "figures are not read off; shares are of the run's tokens. The paper's needle score and perplexity are of the "
-        f"whole answer sentence; those of this run are of {judged(found.run)} unless said otherwise."
+        "The paper extends an 80 B model from 32 K to 64 K over 200 B tokens and measures six checkpoints. Its figures "
+        "are not read off. Percentages are shares of the run's tokens. The paper's needle score and perplexity refer "
+        f"to the full answer sentence, those of this run to {judged(found.run)} unless stated otherwise."
     )
     return Table("The paper's statements, and this run", ["where", "quantity", PAPER, "this run"], rows, note, True)
 
@@ -118,22 +119,22 @@ def _ppl(found: Findings) -> list[str] | None:
     if row is None or decision is None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
-    ours += f"; by the rule {decision.verdict}" + (f" (its NLL: {nll.verdict})" if nll else "")
+    ours += f"; by the rule {SHOWN[decision.verdict]}" + (f" (its NLL: {SHOWN[nll.verdict]})" if nll else "")
     ours += whole_sentence(found, "answer_ppl")
     return ["sec. 5", "needle perplexity", "falls until 150 B (75 %)", ours]
 
 
 def whole_sentence(found: Findings, metric: str) -> str:
-    """The whole sentence's, which the paper has, to be put behind the value's; "" where there is none beside it."""
+    """Describe the change on the full sentence, which the paper uses, to follow that on the value; "" if absent."""
     row = found.row("needle", metric, **found.run.sentence) if found.run.sentence else None
-    return f"; whole sentence {change(row)}" if row else ""
+    return f"; full sentence {change(row)}" if row else ""
 
 
 def _index(found: Findings) -> list[str] | None:
     gap = found.lag()
     if gap is None or gap.index is None:
         return None
-    return ["sec. 5", "tokens of perplexity over tokens of hit", "150 / 50 to 150 / 20: 3 to 7.5, not stated as such",
+    return ["sec. 5", "tokens of perplexity / tokens of hit", "150 / 50 to 150 / 20: 3 to 7.5, not stated as such",
             f"t95(NLL) / t95(hit) = {interval(gap.index)}"]  # fmt: skip
 
 
@@ -152,8 +153,8 @@ def _heads(found: Findings) -> list[str] | None:
     if count is None or mean is None or moved is None:
         return None
     ours = f"{number(count.first)} to {number(count.last)} of {moved.heads} heads; "
-    ours += f"mean score of the initial ones {change(mean)}"
-    return ["sec. 6, fig. 5", "heads above 0.1; mean score of the initial ones", "both grow (curves only)", ours]
+    ours += f"mean score of the initial heads {change(mean)}"
+    return ["sec. 6, fig. 5", "heads above 0.1; mean score of the initial heads", "both grow (curves only)", ours]
 
 
 def _law(found: Findings) -> list[str] | None:
@@ -162,7 +163,7 @@ def _law(found: Findings) -> list[str] | None:
         return None
     best = min(fits.values(), key=lambda fit: fit.aicc)
     slope = fits["log"].parameters["A"] * np.log(2)
-    ours = f"log law: {number(slope)} a doubling at late tokens; lowest AICc: {best.law.replace('_', ' ')}"
+    ours = f"log law: {number(slope)} per doubling at late tokens; lowest AICc: {best.law.replace('_', ' ')}"
     if best.law != "log":
         ours += f", by {number(fits['log'].aicc - best.aicc)} below the log law's"
     return ["sec. 7.1", "law of held-out perplexity", "PPL = A log N + B, A < 0 (no values)", ours]

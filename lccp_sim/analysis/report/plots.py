@@ -1,11 +1,11 @@
-"""What all figures share: colours, type, the axis of tokens, a line with its errors, a map, and a drawing as PNG bytes.
+"""Elements of all figures: colours, fonts, the token axis, a line with its errors, a map, and a drawing as PNG bytes.
 
-Colours are those of Okabe and Ito, told apart with any colour vision. Figures are made without pyplot, so no state is
-global. Step 0 has no place on a log axis: it is drawn left of a break, joined by a dotted line.
+The colours of Okabe and Ito can be distinguished with any colour vision. Figures are made without pyplot, so there is
+no global state. Step 0 has no place on a log axis: it is drawn left of a break, joined by a dotted line.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,32 +44,32 @@ class Drawing:
 
     @property
     def width(self) -> int:
-        """Its width on a page, in CSS pixels: an inch is 105 of them, a little more than as printed."""
-        return round(int.from_bytes(self.png[16:20], "big") / DPI * 105)  # the width stands in the PNG's header
+        """The width on a page in CSS pixels, 105 per inch, slightly larger than in print."""
+        return round(int.from_bytes(self.png[16:20], "big") / DPI * 105)  # the PNG header contains the width
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, at twice the resolution of a page, with no time or version in it."""
+    """Render the figure as PNG, at twice the resolution of a page, without time or version."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def panels(count: int, height: float = 2.7, width: float = 3.3, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of panels side by side and its axes [rows, count]."""
+    """Create a figure of panels side by side, and its axes [rows, count]."""
     figure = Figure(figsize=(max(4.4, width * count), height * rows), layout="constrained")
     return figure, figure.subplots(rows, count, squeeze=False, **options)
 
 
 def shades(count: int) -> list[Any]:
-    """So many colours from light to dark, for what has an order."""
+    """Return `count` colours from light to dark, for ordered quantities."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](position) for position in np.linspace(0.85, 0.05, count)]
 
 
 def line(ax: Axes, tokens_W: Array, value_W: Array, stderr_W: Array | None, grid_W: Array, **style: Any) -> None:
-    """A curve against tokens with one standard error around it, step 0 left of the break."""
+    """Draw a curve against tokens with one standard error around it, step 0 left of the break."""
     place = places(grid_W)
     x_W = np.array([place(t) for t in tokens_W])
     later = tokens_W > 0
@@ -88,7 +88,7 @@ def line(ax: Axes, tokens_W: Array, value_W: Array, stderr_W: Array | None, grid
 
 
 def places(grid_W: Array) -> Callable[[float], float]:
-    """Where a token count lies on the axis: itself from the first window on, before it linearly from step 0's place."""
+    """Return the map from tokens to axis positions: identity from the first window on, linear between step 0 and it."""
     first = float(grid_W[grid_W > 0][0]) if (grid_W > 0).any() else 1.0
     return lambda count: count if count >= first else first * (0.5 + 0.5 * count / first)
 
@@ -96,7 +96,7 @@ def places(grid_W: Array) -> Callable[[float], float]:
 def token_axis(
     ax: Axes, grid_W: Array, label: str = "training tokens of this run, log scale", few: bool = False
 ) -> None:
-    """A log axis of tokens with a 0 left of a break."""
+    """Set up a log axis of tokens with a 0 left of a break."""
     place = places(grid_W)
     later_W = grid_W[grid_W > 0]
     if not len(later_W):
@@ -117,8 +117,22 @@ def token_axis(
         ax.text(gap, 0, "//", transform=ax.get_xaxis_transform(), ha="center", va="center", color="#444444", fontsize=9)
 
 
+def switches(ax: Axes, found: Iterable[float | None], grid_W: Array) -> None:
+    """Draw a dashed line where each run switched to dense training attention (None: it did not)."""
+    place = places(grid_W)
+    for count in {count for count in found if count is not None}:
+        ax.axvline(place(count), color=BLACK, linewidth=0.9, linestyle=(0, (5, 3)), zorder=0)
+
+
+def switch_note(found: Iterable[float | None]) -> str:
+    """Write the caption of these lines; "" if no run has one."""
+    named = ", ".join(tokens(count) for count in sorted({count for count in found if count is not None}))
+    line = f" Training switched to dense attention at {named} tokens: dashed vertical line on axes of tokens."
+    return line if named else ""
+
+
 def log_values(ax: Axes) -> None:
-    """A log axis of values with plain numbers."""
+    """Set up a log axis of values with plain numbers."""
     low, high = ax.get_ylim()
     ax.set_yscale("log")
     data = np.concatenate([np.asarray(drawn.get_ydata(), float) for drawn in ax.lines] or [np.array([low, high])])
@@ -129,7 +143,7 @@ def log_values(ax: Axes) -> None:
 
 
 def draw_map(ax: Axes, grid: pd.DataFrame, colours: str, limits: tuple[float, float]) -> AxesImage:
-    """The image of a table, with its numbers in the cells where they fit."""
+    """Draw a table as an image, with its numbers in the cells if they fit."""
     image = ax.imshow(
         grid.to_numpy(float), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
     )

@@ -1,6 +1,6 @@
-"""Whether the study is sound: the base retrieves and copies, and the new context has something to recover.
+"""The precondition of a sound study: the base retrieves and copies, and the new context has something to recover.
 
-Without it, training would measure how retrieval heads form, not how a long context is learned.
+Without it, training would show how retrieval heads form, not how a long context is learned.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from lccp_sim.analysis.overall import VARIANT
 from lccp_sim.analysis.run import RunData
 from lccp_sim.records import SENTENCE, Tag
 
-BASE_HIT, COPY_RATIO, SHORT_HIT = 0.8, 0.25, 0.5  # asked of the base, and of step 0
+BASE_HIT, COPY_RATIO, SHORT_HIT = 0.8, 0.25, 0.5  # required of the base, and of step 0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the study at step 0. `met` is None where the run did not record what would decide it."""
+    """One condition at step 0. `met` is None if the run did not record what decides it."""
 
     question: str
     answer: str
@@ -27,19 +27,19 @@ class Check:
 
 
 def unmet(checks: Sequence[Check]) -> str:
-    """The conditions that are not met, with what was measured; "" where none is."""
+    """Describe the conditions that are not met, with the measurements; "" if all are met."""
     return "; ".join(f"{check.question}: {check.answer}" for check in checks if check.met is False)
 
 
 def precondition(run: RunData) -> list[Check]:
-    """The conditions, with what the run measured at step 0; none where the run does not lengthen the context.
+    """Check the conditions at step 0; none if the run does not extend the context.
 
-    Hits are of the headline span, with the whole sentence's beside them. Lengths up to data.old_context_tokens are the
-    base's own; longer ones are what the run has to learn. The monitor `precondition` is the run's own look at the base
-    before the RoPE change.
+    Hits refer to the headline span, with those of the full sentence in parentheses. Lengths up to
+    data.old_context_tokens belong to the base; longer ones are what the run has to learn. The monitor `precondition`
+    measures the base before the RoPE change.
     """
     old = run.setting("data.old_context_tokens", 0)
-    of_base, of_run = (f"hit of {judged(run, monitor)}" for monitor in ("precondition", "needle"))
+    of_base, of_run = (f"hit on {judged(run, monitor)}" for monitor in ("precondition", "needle"))
     if run.setting("run.context_tokens", 0) <= old:
         return []
     hit, ratio = (_first(run, "precondition", metric) for metric in ("hit_frac", "copy_nll_ratio"))
@@ -67,7 +67,7 @@ def precondition(run: RunData) -> list[Check]:
             _holds(short, SHORT_HIT),
         ),
         Check(
-            "Long retrieval is degraded at step 0 (2 standard errors below the short hit)",
+            "Long retrieval is degraded at step 0 (at least 2 standard errors below the short hit)",
             _said(long, sentences),
             worse,
         ),
@@ -75,21 +75,21 @@ def precondition(run: RunData) -> list[Check]:
 
 
 def _first(run: RunData, monitor: str, metric: str, **tags: Tag) -> pd.DataFrame:
-    """A metric's records by length at step 0."""
+    """Return a metric's records by length at step 0."""
     rows = run.select(monitor, metric, "length", **tags)
     return rows[rows.step == 0]
 
 
 def _said(rows: pd.DataFrame, sentences: pd.DataFrame | None = None) -> str:
-    """The first row in words, with that of `sentences` of its length, the hit of the whole sentence, beside it."""
+    """Describe the first row, with the hit on the full sentence, from `sentences`, at the same length."""
     if rows.empty:
         return "not recorded"
     row = rows.iloc[0]
     text = f"{measured(row.value, row.stderr)} at {row.length:.0f} tokens"
     beside = [] if sentences is None else sentences.value[sentences.length == row.length].tolist()
-    return f"{text} (whole sentence {number(beside[0])})" if beside else text
+    return f"{text} (full sentence {number(beside[0])})" if beside else text
 
 
 def _holds(rows: pd.DataFrame, bound: float) -> bool | None:
-    """Whether the first row reaches `bound`; None where there is no row."""
+    """Whether the first row reaches `bound`; None if there is no row."""
     return None if rows.empty else bool(rows.value.iloc[0] >= bound)

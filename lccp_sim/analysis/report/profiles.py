@@ -1,7 +1,7 @@
-"""Figures of what a window looks like inside: by depth, length, position, task and head, early windows beside the last.
+"""Figures of single windows, by depth, length, position, task and head: early windows compared with the last.
 
-Early is grey and dashed, the last window blue, everywhere; what lies between is drawn where there is room. The maps of
-a row share one colour scale, or a reader would compare colours that mean different numbers.
+Early windows are grey and dashed and the last window is blue everywhere; windows between them are drawn if there is
+room. The maps of a row share one colour scale, so that equal colours mean equal numbers.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ ANSWER_METRICS = tuple(metric_of("needle", name) for name in ("hit_frac", "answe
 
 
 def depths_figure(found: Findings) -> Drawing | None:
-    """The profile over depths, mean over all lengths, at the first, a middle and the last window."""
+    """Draw the profile over depths, averaged over all lengths, at the first, a middle and the last window."""
     tables = [(each, table) for each in ANSWER_METRICS if len(table := found.run.select("needle", each.name, "depth"))]
     if not tables:
         return None
@@ -42,15 +42,15 @@ def depths_figure(found: Findings) -> Drawing | None:
             log_values(ax)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     caption = (
-        f"Single needles, mean over all lengths; of {judged(found.run)} (arXiv 2604.02650 sec. 7.2: depths of 30 to "
-        "80 % start worst, and training flattens the profile). Short lengths are in the mean, too, and have no depth "
-        "to speak of."
+        f"Single needles, mean over all lengths, on {judged(found.run)} (arXiv 2604.02650 sec. 7.2: depths of 30 to "
+        "80 % are worst at first, and training flattens the profile). The mean includes short lengths, at which depth "
+        "matters little."
     )
     return Drawing("depths", "Needle by depth", "Needle hit and perplexity by depth", caption, png(figure))
 
 
 def variants_figure(found: Findings) -> Drawing | None:
-    """Hit and perplexity by context length for each kind of surroundings, first and last window."""
+    """Draw hit and perplexity by context length for each variant, at the first and the last window."""
 
     def of(metric: str) -> pd.DataFrame:
         return found.run.select("needle", metric, "length", "variant", span=found.run.span())
@@ -74,16 +74,16 @@ def variants_figure(found: Findings) -> Drawing | None:
     log_values(axes[1, 0])
     axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
     caption = (
-        f"Of {judged(found.run)}. Shaded: one standard error. With a fixed distance between needle and question only "
-        "the text before the needle grows (arXiv 2604.02650 sec. 7.3: perplexity grows with it at first, and training "
-        "flattens that). Levels of different surroundings are not to be compared in perplexity."
+        f"On {judged(found.run)}. Shaded: one standard error. With a fixed distance between needle and question, only "
+        "the text before the needle grows (arXiv 2604.02650 sec. 7.3: at first perplexity grows with it, and training "
+        "removes this). Do not compare perplexities between variants."
     )
     alt = f"Needle hit and perplexity by length for {', '.join(PANELS[name] for name in names)}"
-    return Drawing("variants", "Needle by what stands around it", alt, caption, png(figure))
+    return Drawing("variants", "Needle by variant", alt, caption, png(figure))
 
 
 def positions_figure(found: Findings) -> Drawing | None:
-    """Held-out NLL, and the gain of the long context, by position; first and last window, one column a source."""
+    """Draw held-out NLL and the gain of the long context by position, at the first and last window, by source."""
     kinds = [metric_of("perplexity", name) for name in ("nll_nats", "long_short_gain_nats")]
     tables = [(each, found.run.select("perplexity", each.name, "position", "source")) for each in kinds]
     tables = [(each, table) for each, table in tables if len(table)]
@@ -110,14 +110,14 @@ def positions_figure(found: Findings) -> Drawing | None:
     axes[0, 0].legend(title="after", title_fontsize=8, fontsize=7.5)
     caption = (
         "Positions are grouped by powers of two. Dotted: the old context length. Shaded: one standard error. The gain "
-        "is NLL in short windows less NLL with everything before, so it is 0 by definition inside the first window."
+        "is NLL in short windows minus NLL with the full context, so it is 0 by definition within the first window."
     )
     alt = f"NLL and long-context gain by position for {', '.join(map(str, sources))} at the first and the last window"
     return Drawing("positions", "Held-out text by position", alt, caption, png(figure))
 
 
 def probe_figure(found: Findings) -> Drawing | None:
-    """The fine-tuned probe by task: exact match at the first and the last window, with the spread over seeds."""
+    """Draw exact match of the fine-tuned probe by task, at the first and the last window, with each probe seed."""
     if not found.steps_sft:
         return None
     last = {"sft_step": found.steps_sft[-1]}
@@ -147,15 +147,15 @@ def probe_figure(found: Findings) -> Drawing | None:
         ax.grid(axis="y", color="#e5e5e0", linewidth=0.6)
     asked = " to ".join(sorted({str(table.n.min()), str(table.n.max())}, key=int))
     caption = (
-        f"After {last['sft_step']} fine-tuning steps. Bars: one standard error over questions, of which a task has "
-        f"{asked}. The seed orders the fine-tuning batches; it is no seed of training."
+        f"After {last['sft_step']} fine-tuning steps. Bars: one standard error over the questions of a task ({asked}). "
+        "The probe seed orders the fine-tuning batches; it is not a training seed."
     )
     alt = f"Exact match of {len(tasks)} tasks at the first and the last window, mean and by probe seed"
     return Drawing("probe", "Fine-tuned probe by task", alt, caption, png(figure))
 
 
 def _windows(ax: Axes, table: pd.DataFrame, name: str, middle: bool = True) -> None:
-    """The curve over `name` at the first, a middle and the last window, with standard errors."""
+    """Draw the curve over `name` at the first, a middle and the last window, with standard errors."""
     steps = sorted(set(table.step))
     if not steps:
         return
@@ -177,7 +177,7 @@ def _windows(ax: Axes, table: pd.DataFrame, name: str, middle: bool = True) -> N
 def _first_last(
     table: pd.DataFrame, colours: tuple[str, str], shifts: tuple[float, float]
 ) -> list[tuple[Any, str, float]]:
-    """The first and the last step with their colours and shifts; one of them where they are the same."""
+    """Return the first and the last step with their colours and shifts; only one if they are the same."""
     first, last = table.step.min(), table.step.max()
     if first == last:
         return [(last, colours[1], 0.0)]
@@ -185,7 +185,7 @@ def _first_last(
 
 
 def needle_maps_figure(found: Findings) -> Drawing | None:
-    """Hit and answer NLL over length and depth, at the first, the middle and the last window."""
+    """Draw maps of hit and answer NLL over length and depth, at the first, the middle and the last window."""
     names, tags = ("depth", "length"), {"span": found.run.span(), "variant": "single"}
     metrics = [metric_of("needle", name) for name in ("hit_frac", "answer_nll_nats")]
     tables = [found.run.select("needle", each.name, *names, **tags) for each in metrics]
@@ -207,8 +207,8 @@ def needle_maps_figure(found: Findings) -> Drawing | None:
     for ax in axes[-1]:
         ax.set_xlabel("context length in tokens")
     caption = (
-        f"Single needles of trained templates; of {judged(found.run)}. Depth 0 is the start of the context. Each "
-        "row has one colour scale."
+        f"Single needles of trained templates, on {judged(found.run)}. Depth 0 is the start of the context. Each row "
+        "has one colour scale."
     )
     alt = "Maps of needle hit and answer NLL by context length and needle depth at " + ", ".join(
         f"step {s}" for s in chosen
@@ -217,12 +217,12 @@ def needle_maps_figure(found: Findings) -> Drawing | None:
 
 
 def head_map_figure(found: Findings) -> Drawing | None:
-    """Hard copy score of every head at the first and the last window, on needles and, below, on LongBio."""
+    """Draw the hard copy score of every head at the first and the last window, on needles and on LongBio (below)."""
     table = found.run.select("heads", "copy_hard_frac", "layer", "head")
     other = found.run.select("heads", "copy_hard_frac", "layer", "head", "samples")
     caption = (
-        "Fraction of answer tokens that a head copies: its largest attention weight lies on that token in the needle."
-        + (" Below: on sentences about people, as in LongBio." if len(other) else "")
+        "Fraction of answer tokens that a head copies: its largest attention weight is on that token in the needle."
+        + (" Below: on the biographies of LongBio." if len(other) else "")
     )
     unit = "hard copy score, fraction"
     named = {"needles": table, "LongBio": other} if len(other) else {"": table}
@@ -230,7 +230,7 @@ def head_map_figure(found: Findings) -> Drawing | None:
 
 
 def load_map_figure(found: Findings) -> Drawing | None:
-    """Load of every expert relative to an even share, at the first and the last window."""
+    """Draw the load of every expert relative to an even share, at the first and the last window."""
     table = found.run.select("routing", "load_frac", "layer", "expert")
     if table.empty:
         return None
@@ -250,7 +250,7 @@ def _maps_figure(
     limits: tuple[float, float],
     caption: str,
 ) -> Drawing | None:
-    """A row of maps for each table, its first window beside its last."""
+    """Draw a row of maps for each table: its first window and its last."""
     if any(table.empty for table in tables.values()):
         return None
     row, column = names

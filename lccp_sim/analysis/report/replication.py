@@ -1,8 +1,8 @@
-"""What the page of the paper's study shows beside the answers: needles, the probe, and what stopping would have cost.
+"""Tables on the page of the paper's study in addition to the answers: needles, the probe, and the cost of stopping.
 
-All over seeds; a seed's value is the mean over its orders of the data. The paper (arXiv 2604.02650, section 5) warns
-that training which stops once the needle score is at its ceiling stops too soon. For each signal the probe is read at
-its first window at or after the signal, so the cost is never overstated, and compared with the end of the same run.
+All are over seeds; a seed's value is the mean over its data orders. The paper (arXiv 2604.02650, section 5) warns that
+training that stops when the needle score reaches its ceiling stops too early. For each signal the probe is read at its
+first window at or after the signal, so the cost is never overstated, and compared with the end of the same run.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from lccp_sim.records import Tag
 
 @dataclass(frozen=True)
 class StoppingCost:
-    """One signal: the tokens of each seed at which it says stop, the probe then read at, and what the rest adds.
+    """The cost of stopping at one signal. `at`: the tokens at which it says stop, by seed.
 
-    `cost`: exact match at the end less that at `read_at`, over items and those seeds that have such a window; None if
-    none has. The others are infinite in `read_at`.
+    `read_at`: the tokens of the probe window used; infinite if a seed has none. `exact_match`: the probe there. `cost`:
+    exact match at the end minus that at `read_at`, over items and the seeds that have such a window; None if none has.
     """
 
     signal: str
@@ -34,22 +34,22 @@ class StoppingCost:
 
 
 def stopping_costs(seeds: Sequence[Orders]) -> list[StoppingCost]:
-    """A row for each signal, the earliest rule first; [] where the runs have no probe or no single needles."""
+    """Compute the cost of each signal, the earliest rule first; [] if the runs have no probe or no single needles."""
     needles, match = longest_needles(seeds), curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if needles is None or match is None:
         return []
     length, hits, nlls = needles
     signals: list[tuple[str, list[Curve], Callable[[Curve], float]]] = [
-        (f"hit at {length} tokens first at 0.95", hits, ceiling),
-        (f"hit at {length} tokens has made 95 % of its way", hits, _t95),
-        (f"answer NLL at {length} tokens has made 95 % of its fall", nlls, _t95),
-        ("logarithm of this NLL has made 95 % of its fall", nlls, _t95_log),
+        (f"hit at {length} tokens first reaches 0.95", hits, ceiling),
+        (f"hit at {length} tokens has made 95 % of its improvement", hits, _t95),
+        (f"answer NLL at {length} tokens has made 95 % of its improvement", nlls, _t95),
+        ("the logarithm of this NLL has made 95 % of its improvement", nlls, _t95_log),
     ]
     return [_cost(name, [at(curve) for curve in curves], match) for name, curves, at in signals]
 
 
 def needle_table(seeds: Sequence[Orders]) -> Table:
-    """One row a variant and length of needle: hit and answer NLL at the first window, a quarter of the run, the end."""
+    """Tabulate needles by variant and length: hit and answer NLL at the first window, a quarter of the run, the end."""
     cells = sorted(
         {
             (str(tags["variant"]), int(tags["length"]))
@@ -70,12 +70,12 @@ def needle_table(seeds: Sequence[Orders]) -> Table:
         "tokens",
         *(f"{what}, {when}" for what in ("hit", "NLL") for when in ("first", "quarter", "last")),
     ]
-    note = "Means over seeds of the value's tokens; the quarter is the window nearest to a quarter of the run's tokens."
+    note = "Means over seeds, on the value's tokens. Quarter: the window nearest to a quarter of the run's tokens."
     return Table("Needles by variant and length", head, rows, note)
 
 
 def probe_over_seeds_table(seeds: Sequence[Orders]) -> Table:
-    """One row a window of the probe: exact match over seeds, and of each task."""
+    """Tabulate exact match over seeds, overall and by task, one window of the probe per row."""
     match = curves_of_seeds(seeds, "probe", "exact_match_frac", {})
     if match is None:
         return Table("The probe", [], [], "")
@@ -92,19 +92,19 @@ def probe_over_seeds_table(seeds: Sequence[Orders]) -> Table:
     moved = over([float(c.value_W[-1] - c.value_W[0]) for c in match], gains_SR)
     errors = [g_R.mean() / g_R.std() for g_R, c in zip(gains_SR, match, strict=True) if c.draws_RW is not None]
     note = f"Exact match after fine-tuning, 95 % intervals over seeds and items. First to last: {interval(moved)}; "
-    note += f"in standard errors over items, seed by seed: {', '.join(number(error) for error in errors)}."
+    note += f"in standard errors over items, by seed: {', '.join(number(error) for error in errors)}."
     return Table("The probe", ["tokens", "exact match", *(task for task, own in by_task.items() if own)], rows, note)
 
 
 def _at_quarters(curves: Sequence[Curve]) -> list[float]:
-    """The mean over seeds at the first window, the one nearest to a quarter of the tokens, and the last."""
+    """Average over seeds at the first window, the window nearest to a quarter of the tokens, and the last."""
     tokens_W = curves[0].tokens_W
     places = [0, int(np.argmin(np.abs(tokens_W - tokens_W[-1] / 4))), -1]
     return [float(np.mean([curve.value_W[place] for curve in curves])) for place in places]
 
 
 def cost_table(costs: Sequence[StoppingCost]) -> Table:
-    """One row a signal."""
+    """Tabulate the cost of stopping, one signal per row."""
     rows = []
     for each in costs:
         at, read = (", ".join(map(tokens, places)) for places in (each.at, each.read_at))
@@ -112,15 +112,15 @@ def cost_table(costs: Sequence[StoppingCost]) -> Table:
             [each.signal, at, read, *(interval(e) if e else "not defined" for e in (each.exact_match, each.cost))]
         )
     note = (
-        "Tokens are by seed. The probe is read at its first window that is not before the signal's; in brackets 95 % "
+        "Tokens are listed by seed. The probe is read at its first window at or after the signal. In parentheses: 95 % "
     )
-    note += "intervals over items and those seeds that have such a window. `never`: not within the run."
-    head = ["signal", "says stop at", "probe read at", "exact match there", "what the rest of the run adds"]
-    return Table("What stopping would have cost", head, rows, note)
+    note += "intervals over items and the seeds that have such a window. Never: not within the run."
+    head = ["signal", "says stop at", "probe read at", "exact match there", "gain over the rest of the run"]
+    return Table("The cost of stopping", head, rows, note)
 
 
 def _cost(signal: str, at: list[float], match: Sequence[Curve]) -> StoppingCost:
-    """What the probe gains after a signal, over those seeds that have a window of it there."""
+    """Compute what the probe gains after a signal, over the seeds that have a probe window there."""
     places = [int(np.searchsorted(curve.tokens_W, tokens_)) for curve, tokens_ in zip(match, at, strict=True)]
     pairs = [(c, p) for c, p in zip(match, places, strict=True) if p < len(c.tokens_W)]
     read = tuple(float([*curve.tokens_W, np.inf][place]) for curve, place in zip(match, places, strict=True))

@@ -1,7 +1,7 @@
-"""The report of a run: one page that needs nothing else, the same in Markdown, the figures, and every number as JSON.
+"""The report of a run: a self-contained page, the same in Markdown, the figures, and every number as JSON.
 
-It reads records and samples only, so it also works on a live run and on another machine, and it holds no clock time:
-the same records give the same bytes. Several runs have a page of their own, see `compare_page`.
+It reads records and samples only, so it also works on a live run and on another machine. It contains no clock time: the
+same records give the same bytes. For the page of several runs see `compare_page`.
 """
 
 import base64
@@ -25,6 +25,7 @@ from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.tables import (
     Table,
+    attention_table,
     by_task_table,
     coefficients_table,
     comparisons_table,
@@ -51,10 +52,10 @@ from lccp_sim.files import write_atomic
 def write_report(
     run_dir: str | Path, out: str | Path | None = None, tell: Callable[[str], object] = lambda text: None
 ) -> Path:
-    """The path of `index.html`, once it, report.md, report.json, records.parquet and the figures are in `out`.
+    """Write index.html, report.md, report.json, records.parquet and the figures to `out`.
 
-    `out` is RUN/report unless given. `tell` is handed the first screen as text. The page comes last, so
-    that it never names a figure that is not there. Raises ConfigError where `run_dir` is no run.
+    Returns the path of index.html. `out` defaults to RUN/report. `tell` receives the first screen as text. The page is
+    written last, so that it never names a figure that does not exist. Raises ConfigError if `run_dir` is not a run.
     """
     run = load_run(run_dir)
     folder = Path(out) if out is not None else run.path / "report"
@@ -90,14 +91,14 @@ def write_report(
 
 
 def brief_report(run_dir: str | Path) -> str:
-    """The first screen of a run as text; nothing is written."""
+    """Return the first screen of a run as text, without writing anything."""
     return verdict_text(first_screen(load_run(run_dir)))
 
 
 def write_page(
     folder: Path, page: dict[str, Any], drawings: list[Drawing], data: dict[str, Any], records: pd.DataFrame
 ) -> Path:
-    """The path of `index.html`, once the files of a report are in `folder`."""
+    """Write the files of a report to `folder`; return the path of `index.html`."""
     for drawing in drawings:
         write_atomic(folder / f"{drawing.name}.png", drawing.png)
     buffer = io.BytesIO()
@@ -110,7 +111,7 @@ def write_page(
 
 
 def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
-    """Everything in the report as JSON values: `saturation` has one row a metric, `after_hit` one a set of needles."""
+    """Return the report as JSON values: `saturation` has one row per metric, `after_hit` one per set of needles."""
     lags = [
         {"tags": dict(tags)} | {name: _estimate(value) for name, value in vars(gap).items()}
         for (_, _, tags), gap in found.lags.items()
@@ -141,7 +142,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
 
 
 def saturation(found: Findings) -> list[dict[str, Any]]:
-    """One row a metric and tags as JSON values, as docs/analysis.md lists them."""
+    """Return one row per metric and tags as JSON values, as listed in docs/analysis.md."""
     return [_saturation(found, name, row) for name, row in found.rows.items()]
 
 
@@ -181,7 +182,7 @@ def _estimate(estimate: Estimate | None, value: str = "value") -> dict[str, floa
 
 
 def _finite(node: Any) -> Any:
-    """The tree as JSON has it: what is not finite (a forecast of "never") is null."""
+    """Prepare a tree for JSON: numbers that are not finite (a forecast of "never") become null."""
     if isinstance(node, dict):
         return {str(name): _finite(value) for name, value in node.items()}
     if isinstance(node, list | tuple):
@@ -205,7 +206,7 @@ def _template(name: str, autoescape: bool) -> jinja2.Template:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its figures and tables; `folded`: closed until a reader opens it."""
+    """A heading with its figures and tables. `folded`: collapsed at first."""
 
     title: str
     drawings: list[Drawing] = field(default_factory=list)
@@ -214,12 +215,12 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What the page calls it in links to itself."""
+        """The section's anchor in the page."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
-    """All sections that have something in them."""
+    """Return all sections that are not empty."""
 
     def these(*names: str) -> list[Drawing]:
         return [drawings[name] for name in names if name in drawings]
@@ -236,7 +237,7 @@ def sections(found: Findings, drawings: dict[str, Drawing]) -> list[Section]:
         ),
         Section("The paper and this run", [], [paper.claims_table(found)]),
         Section("Forecasts", [], [tables.forecasts_table(found)]),
-        Section("Training", these("load_map"), [costs_table(found), corpus_table(found)]),
+        Section("Training", these("load_map"), [attention_table(found), costs_table(found), corpus_table(found)]),
         Section("Every window", [], [tables.windows_table(found), tables.heads_table(found)]),
         Section("Every part", [], [tables.by_length_table(found), tables.parts_table(found)]),
         Section(

@@ -1,18 +1,18 @@
-"""What a run shows beside its first screen, in words, and what a reader might expect and does not find.
+"""The findings of a run in words, and what a reader might expect but the run does not show.
 
-One statement a topic, with its numbers; a topic whose metrics are absent has none. What is not shown is what
-arXiv 2604.02650 would lead one to expect, with the number that says so.
+There is one statement per topic, with its numbers; a topic whose metrics are absent has none. What is not shown is what
+arXiv 2604.02650 leads a reader to expect, with the number behind it.
 """
 
 from lccp_sim.analysis.areas import rate_of
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import interval, number, percent, tokens
-from lccp_sim.analysis.stats.rule import decided
+from lccp_sim.analysis.stats.rule import SHOWN, decided
 from lccp_sim.analysis.stats.saturation import FRAC, Lag, Progress
 
 
 def statements(found: Findings) -> list[tuple[str, str]]:
-    """Pairs of topic and sentence, in the order of the report."""
+    """Return pairs of topic and sentence, in the order of the report."""
     hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
     gap = found.lag()
     made = (
@@ -36,11 +36,11 @@ def statements(found: Findings) -> list[tuple[str, str]]:
 
 
 def beyond(row: Progress) -> str:
-    """What to add where a change is no improvement beyond noise: " (within noise)"; "" where it is."""
+    """Return a qualifier for a change that is not an improvement beyond noise, such as " (within noise)", else ""."""
     if row.improvement.above(0):
         return ""
     if row.improvement.below(0):
-        return " (worse, beyond noise)"
+        return " (a deterioration beyond noise)"
     return " (within noise)" if row.improvement.low is not None else ""
 
 
@@ -50,44 +50,44 @@ def _after(found: Findings, hit: Progress | None, gap: Lag | None) -> str:
     if gap is None:
         return f"Not defined, because the hit {reached(hit)}."
     text = (
-        f"The answer NLL then falls by a factor of {interval(gap.factor)}, {interval(gap.nats)} nats; a curve of the "
-        f"hit's own shape would show a factor of {number(gap.same_shape.value)}"
+        f"After that the answer NLL falls by a factor of {interval(gap.factor)}, or {interval(gap.nats)} nats. If it "
+        f"had the same shape as the hit, the factor would be {number(gap.same_shape.value)}"
     )
     if gap.index is None:
-        return f"{text}; t95(NLL) is not defined, so neither is the deceptive index."
+        return f"{text}. The deceptive index is not defined, because the NLL has no t95."
     told = (
         "the NLL makes 95 % of its improvement before the hit does"
         if gap.index.below(1)
         else "the hit makes 95 % of its improvement first"
         if gap.index.above(1)
-        else "the two are not told apart"
+        else "the order of the two is undecided"
     )
-    return f"{text}, and the deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: {told}.{_threshold(found)}"
+    return f"{text}. The deceptive index t95(NLL) / t95(hit) is {interval(gap.index)}: {told}.{_threshold(found)}"
 
 
 def _threshold(found: Findings) -> str:
-    """What the index would be with hits that are made from the NLL alone."""
+    """Describe the index of hits that are derived from the NLL alone."""
     index = found.deceptive.runs[0].indices[0] if found.deceptive else None
     if index is None or index.null is None:
         return ""
-    word = "more than" if index.exceeds else "not told apart from"
-    return f" Hits made from the NLL by a threshold alone would show {interval(index.null)}: it is {word} that."
+    word = "exceeds" if index.exceeds else "is not distinguishable from"
+    return f" Hits derived from the NLL by a threshold alone give {interval(index.null)}; the index {word} that."
 
 
 def _scale(found: Findings, gap: Lag | None) -> str:
     parts = []
     if gap is not None and gap.index_log is not None:
-        parts.append(f"with the NLL in nats the index is {interval(gap.index)}, with its log {interval(gap.index_log)}")
+        parts.append(f"the index is {interval(gap.index)} with the NLL, {interval(gap.index_log)} with its logarithm")
     ppl = found.decision("needle", "answer_ppl")
     if ppl is not None and ppl.verdict != "not enough points":
-        parts.append(f"the rule finds the needle's perplexity, the same NLL as exp, {ppl.verdict}")
+        parts.append(f"by the rule the needle's perplexity, which is exp(NLL), is {SHOWN[ppl.verdict]}")
     if not parts:
         return ""
     text = "; ".join(parts)
     return (
-        f"t95 and the rule depend on the scale: {text}. t95 is {percent(FRAC)} of this run's own improvement, not a "
-        f"point of saturation: a curve that goes on improving has a later t95 in a run longer than "
-        f"{tokens(found.run.tokens)} tokens."
+        f"t95 and the rule depend on the scale: {text}. t95 marks {percent(FRAC)} of this run's own improvement, not "
+        f"saturation: a curve that keeps improving has a later t95 in a run longer than {tokens(found.run.tokens)} "
+        "tokens."
     )
 
 
@@ -98,8 +98,8 @@ def _knee(found: Findings) -> str:
     if not said:
         return ""
     return (
-        f"A knee finder (Kneedle) would put the knee {' and '.join(said)}. It finds one on a curve without end, too, "
-        "and a later one the longer the run: a warning, not a result."
+        f"A knee finder (Kneedle) puts the knee {' and '.join(said)}. This is a warning, not a result: Kneedle also "
+        "finds a knee on a curve that never levels, and places it later in a longer run."
     )
 
 
@@ -109,28 +109,30 @@ def _lengths(found: Findings) -> str:
         gap, decision = found.lag(**row.tags), found.decision("needle", "hit_frac", **row.tags)
         nll = found.decision("needle", "answer_nll_nats", **row.tags)
         length = row.tags["length"]
-        verdicts = f", by the rule {decision.verdict} (NLL: {nll.verdict})" if decision and nll else ""
+        verdicts = ""
+        if decision and nll:
+            verdicts = f"; by the rule it is {SHOWN[decision.verdict]} (NLL: {SHOWN[nll.verdict]})"
         if gap and row.t95:
             index = "" if gap.index is None else f", index {interval(gap.index)}"
             parts.append(f"at {length} tokens the hit has t95 = {interval(row.t95, tokens)}{index}{verdicts}")
         else:
             parts.append(f"at {length} tokens the hit goes {change(row)} and {reached(row)}{verdicts}")
-    return _sentence(parts)
+    return _sentences(parts)
 
 
-def _sentence(parts: list[str]) -> str:
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+def _sentences(parts: list[str]) -> str:
+    return " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts)
 
 
 def _control(found: Findings) -> str:
     control, gain = found.row("needle", "control_nll_nats"), found.row("needle", "gain_nats")
     if not control or not gain:
         return ""
-    without = f"With the needle replaced by haystack the answer's NLL goes {change(control, ' nats')}"
+    without = f"With the needle replaced by haystack, the answer's NLL goes {change(control, ' nats')}"
     return (
-        f"{without}, by {interval(control.improvement)}: that part is not retrieval. The needle is worth "
-        f"{number(gain.first)} nats at first and {number(gain.last)} at last, a change of {interval(gain.improvement)}."
+        f"{without}. This improvement of {interval(control.improvement)} is not retrieval. The needle lowers the NLL "
+        f"by {number(gain.first)} nats at the first window and by {number(gain.last)} at the last, a change of "
+        f"{interval(gain.improvement)}."
     )
 
 
@@ -138,9 +140,9 @@ def _end(hit: Progress | None, nll: Progress | None) -> str:
     parts = []
     for name, row in (("hit", hit), ("answer NLL", nll)):
         if row is not None and row.last_doubling is not None:
-            still = "improves" if row.last_doubling.above(0) else "does not improve beyond noise"
-            parts.append(f"the {name} {still} over the last doubling of tokens, by {interval(row.last_doubling)}")
-    return ("At its end " + "; ".join(parts) + ".") if parts else ""
+            noise = "" if row.last_doubling.above(0) else ", which is not beyond noise"
+            parts.append(f"the {name} improves by {interval(row.last_doubling)}{noise}")
+    return ("Over the last doubling of tokens " + "; ".join(parts) + ".") if parts else ""
 
 
 def _heads(found: Findings) -> str:
@@ -153,8 +155,8 @@ def _heads(found: Findings) -> str:
     if moved is None:
         return text
     return (
-        f"{text} Of the {len(moved.initial)} initial heads {percent(moved.surviving_W[-1])} are above 0.1 at the end; "
-        f"the last window's {moved.k} strongest were all there from {tokens(moved.fixed_at)} tokens on."
+        f"{text} At the end {percent(moved.surviving_W[-1])} of the {len(moved.initial)} initial heads are above 0.1. "
+        f"The {moved.k} strongest heads are the same at every window from {tokens(moved.fixed_at)} tokens on."
     )
 
 
@@ -164,8 +166,8 @@ def _intervention(found: Findings) -> str:
         return ""
     at = [f"{number(effect.value_W[i])} ± {number(effect.stderr_W[i])} nats" for i in (0, -1)]
     return (
-        f"Masking the strongest heads costs {at[0]} more than masking random ones at first, and {at[1]} at the end: "
-        "above 0 the answer needs them more than others."
+        f"Masking the strongest heads costs {at[0]} more than masking random heads at the first window, and {at[1]} "
+        "at the last. Above 0 the answer depends on them more than on other heads."
     )
 
 
@@ -173,7 +175,7 @@ def _copying(found: Findings) -> str:
     second = found.row("induction", "second_copy_nll_nats")
     if second is None:
         return ""
-    text = f"The NLL of a random span's second copy, without any question, goes {change(second, ' nats')}"
+    text = f"The NLL of the second copy of a random span, without any question, goes {change(second, ' nats')}"
     return f"{text} and {reached(second)}."
 
 
@@ -187,7 +189,7 @@ def _probe(found: Findings) -> str:
                 parts.append(f"{when}, {name} goes {change(row)}{beyond(row)} over {row.windows} windows")
     if found.stays is not None:
         parts.append(found.stays.said())
-    return _sentence(parts)
+    return _sentences(parts)
 
 
 def _forgetting(found: Findings) -> str:
@@ -199,7 +201,7 @@ def _forgetting(found: Findings) -> str:
         if short.improvement.above(0)
         else "gets worse"
         if short.improvement.below(0)
-        else "does not move beyond noise"
+        else "does not change beyond noise"
     )
     return f"The NLL at the old context length goes {change(short, ' nats')}; it {word}."
 
@@ -212,13 +214,14 @@ def _turning(found: Findings) -> str:
     law = "the CPT law (arXiv 2505.07796) fitted to the NLL at the old and at the new context length together"
     if when.value == when.high == 0:
         return (
-            f"By {law}, the NLL at the old context length is never above that of step 0: there is nothing to recover."
+            f"By {law}, the NLL at the old context length never exceeds its value at step 0, so there is nothing to "
+            "recover."
         )
     if when.low == float("inf"):
-        return f"By {law}, the NLL at the old context length is not back at that of step 0 within ten such runs."
+        return f"By {law}, the NLL at the old context length is not back at its value of step 0 within ten such runs."
     return (
-        f"By {law}, the NLL at the old context length rises by {interval(turned.rise)} nats at most and is back at "
-        f"that of step 0 after {interval(when, tokens)} tokens; 0: it was never above, never: not within ten such runs."
+        f"By {law}, the NLL at the old context length rises by at most {interval(turned.rise)} nats and is back at its "
+        f"value of step 0 after {interval(when, tokens)} tokens (0: it never rose; never: not within ten such runs)."
     )
 
 
@@ -233,28 +236,29 @@ def _sources(found: Findings) -> str:
         said = []
         for source, row in of_source.items():
             decision = found.decision("perplexity", metric, source=source)
-            said.append(f"{source} goes {change(row)}{beyond(row)}, {decision.verdict if decision else ''}")
-        parts.append(f"by the rule the mean {name} is {mean.verdict}; {'; '.join(said)}")
-    return _sentence(parts)
+            status = f", {SHOWN[decision.verdict]}" if decision else ""
+            said.append(f"{source} goes {change(row)}{beyond(row)}{status}")
+        parts.append(f"by the rule the mean {name} is {SHOWN[mean.verdict]}; {'; '.join(said)}")
+    return _sentences(parts)
 
 
 def _laws(found: Findings) -> str:
-    """In what the laws are, and why, with the law that fits the answer NLL best."""
+    """Name the variable of the laws, with the reason, and the law that fits the answer NLL best."""
     run, nll = found.run, found.curve("needle", "answer_nll_nats")
     rate = rate_of(run)
     best = found.decision("needle", "answer_nll_nats")
     law = f" The law that fits the answer NLL best is {best.law.replace('_', ' ')}." if best and best.law else ""
     if run.select("train", "lr").empty:
-        return f"Laws are in tokens, which holds under a constant learning rate; this one was not recorded.{law}"
+        return f"Laws are in tokens, which assumes a constant learning rate; the rate was not recorded.{law}"
     if rate is None or nll is None:
         return f"Laws are in tokens, because the learning rate is constant after its warm-up.{law}"
     said = rate.said()
     if not nll.areas.annealed:
-        return f"Laws are in the forward area, the sum of learning rates: {said}, which no window has seen yet.{law}"
+        return f"Laws are in the forward area, the sum of learning rates: {said}, but not before the last window.{law}"
     return (
-        f"Laws are in the forward area, the sum of learning rates, with an annealing term (arXiv 2505.07796 eq. 4), "
-        f"because {said}; a law in tokens does not hold then. The next doubling is that of a run twice as long under "
-        f"the same kind of schedule.{law}"
+        f"Laws are in the forward area, the sum of learning rates, with an annealing term (arXiv 2505.07796 eq. 4): "
+        f"{said}, so a law in tokens does not hold. The next doubling refers to a run twice as long under the same "
+        f"kind of schedule.{law}"
     )
 
 
@@ -265,21 +269,22 @@ def _forecasts(found: Findings) -> str:
     held = sum(bool(forecast.held) for forecast in over)
     nearer = sum(abs(f.final.value - f.came) < abs(f.last_seen - f.came) for f in over if f.came is not None)
     return (
-        f"Of {len(over)} forecasts of the run's last values from its first half or two thirds of windows, {held} held "
-        f"within their 95 % interval, and {nearer} came nearer than the value last seen."
+        f"The run's last values were predicted from its first windows (a third, a half or two thirds of them). Of "
+        f"{len(over)} forecasts, {held} hold within their 95 % interval, and {nearer} are closer than the naive "
+        "forecast of no change."
     )
 
 
 MISSING = {
-    "needle": "needle records: no hit and no answer NLL",
-    "heads": "heads records: nothing about retrieval heads",
-    "perplexity": "perplexity records: nothing about held-out text or forgetting",
-    "probe": "probe records: nothing about fine-tuned behaviour",
+    "needle": "needle records, so no hit and no answer NLL",
+    "heads": "heads records, so nothing about retrieval heads",
+    "perplexity": "perplexity records, so nothing about held-out text or forgetting",
+    "probe": "probe records, so nothing about fine-tuned behaviour",
 }
 
 
 def not_shown(found: Findings) -> list[str]:
-    """The sentences: what was not recorded, what moved within noise, what has not levelled, what does not keep pace."""
+    """Return sentences on what was not recorded, changed within noise, has not levelled, or does not keep pace."""
     present = set(found.run.records.monitor)
     lines = [f"No {text}." for monitor, text in MISSING.items() if monitor not in present]
     return lines + _needle_not_shown(found) + _heads_not_shown(found) + _probe_not_shown(found)
@@ -293,7 +298,7 @@ def _needle_not_shown(found: Findings) -> list[str]:
             lines.append(f"No t95 of the {name}: {row.reason}.")
     if hit and hit.last < 0.95:
         lines.append(
-            f"A hit at its ceiling: it ends at {number(hit.last)}, so its t95 may be that of an unfinished rise."
+            f"A hit at its ceiling: it ends at {number(hit.last)}, so its t95 may belong to an unfinished rise."
         )
     decision = found.decision("needle", "hit_frac")
     if decision and decision.verdict in ("improving", "not told apart"):
@@ -304,7 +309,7 @@ def _needle_not_shown(found: Findings) -> list[str]:
         lines.append(f"A fall of the answer NLL after the hit's t95: the factor is {interval(gap.factor)}.")
     decision = found.decision("needle", "answer_nll_nats")
     if decision and decision.verdict in ("improving", "not told apart"):
-        lines.append(f"Intrinsic saturation: by the rule the answer NLL is {decided(decision, found.eps)} nats.")
+        lines.append(f"Intrinsic saturation: by the rule the answer NLL is {decided(decision, found.eps)}, in nats.")
     gain = found.row("needle", "gain_nats")
     if gain and not gain.improvement.above(0):
         moved = f"{change(gain, ' nats')}, a change of {interval(gain.improvement)}"
@@ -321,8 +326,8 @@ def _heads_not_shown(found: Findings) -> list[str]:
     lines = []
     if mean and mean.t95 and nll and nll.t95 and nll.t95.low is not None and mean.t95.value < nll.t95.low:
         lines.append(
-            f"Heads that keep pace with the NLL: the initial heads' mean has t95 = {tokens(mean.t95.value)}, "
-            f"the answer NLL {interval(nll.t95, tokens)}."
+            f"Heads that keep pace with the NLL: the t95 of the initial heads' mean is {tokens(mean.t95.value)}, that "
+            f"of the answer NLL {interval(nll.t95, tokens)}."
         )
     effect = found.curve("intervention", "causal_nll_nats")
     if effect is not None and not effect.value_W[-1] > 2 * effect.stderr_W[-1]:
@@ -343,12 +348,12 @@ def _probe_not_shown(found: Findings) -> list[str]:
 
 
 def change(row: Progress, unit: str = "") -> str:
-    """First and last value: "from 0.1 to 0.9"."""
+    """Format the first and last value: "from 0.1 to 0.9"."""
     return f"from {number(row.first)} to {number(row.last)}{unit}"
 
 
 def reached(row: Progress) -> str:
-    """The t95 in words, with the run length beside it, or why there is none."""
+    """Describe the t95 with the run length, or why there is none."""
     if row.t95 is None:
         return f"has no t95 ({row.reason})"
-    return f"has t95 = {interval(row.t95, tokens)} of the run's {tokens(row.run_tokens)} tokens"
+    return f"has t95 = {interval(row.t95, tokens)}, of the run's {tokens(row.run_tokens)} tokens"

@@ -1,7 +1,7 @@
-"""The page of a study: results by arm with their differences to the reference, curves with bands, who ranks arms alike.
+"""The page of a study: results by arm with differences from the reference, curves with bands, agreement of rankings.
 
-It is made of finished runs alone and needs no config but theirs. What a reader would question: a run of each arm and
-seed is one point; intervals over items, which the reports of runs have, say nothing about another seed.
+It is built from finished runs only and needs no config but theirs. Design note: a run of each arm and seed is one
+point; intervals over items, as in the reports of runs, say nothing about another seed.
 """
 
 import json
@@ -16,11 +16,22 @@ from matplotlib.lines import Line2D
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.forks import foretold, forks, least_error, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
-from lccp_sim.analysis.metrics import LOG, metric_of
+from lccp_sim.analysis.metrics import LOG, labelled, metric_of
 from lccp_sim.analysis.report.after import foretold_table, scores_table, spreads_table, windows_table
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
-from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, line, log_values, panels, png, token_axis
+from lccp_sim.analysis.report.plots import (
+    COLOURS,
+    STYLE,
+    Drawing,
+    line,
+    log_values,
+    panels,
+    png,
+    switch_note,
+    switches,
+    token_axis,
+)
 from lccp_sim.analysis.report.precondition import precondition, unmet
 from lccp_sim.analysis.report.replication import cost_table, needle_table, probe_over_seeds_table, stopping_costs
 from lccp_sim.analysis.report.run_page import Section, write_page
@@ -41,7 +52,7 @@ from lccp_sim.analysis.stats.arms import (
 )
 from lccp_sim.analysis.stats.cpt_law import replay
 from lccp_sim.analysis.stats.curve import to_json
-from lccp_sim.analysis.stats.rule import decide
+from lccp_sim.analysis.stats.rule import SHOWN, decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.files import write_atomic
 
@@ -59,7 +70,7 @@ def write_study(
     trained: Sequence[str] = (),
     controls: Mapping[str, str] | None = None,
 ) -> Path:
-    """The path of `index.html`, once it, its Markdown, report.json, results.csv and results.parquet are in `folder`.
+    """Write index.html, its Markdown, report.json, results.csv and records.parquet to `folder`; return the page's path.
 
     `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
     each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
@@ -84,17 +95,17 @@ def write_study(
     ahead, least, apart = (foretold(left), least_error(left), spreads(left)) if left else ([], None, [])
     after = [windows_table(left), foretold_table(ahead, least), spreads_table(apart)] if left else []
     with matplotlib.rc_context(STYLE):
-        figure = arms_figure(curves, list(runs))
+        figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
-        Section("What stopping would have cost", [], [cost_table(costs)]),
+        Section("The cost of stopping", [], [cost_table(costs)]),
         Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
         Section("After the window", [], after),
         Section("What training for heads moves", [], [scores_table(judged, trained)]),
-        Section("What the order of the data does", [], [_order(still, len(repeats) + 1)]),
+        Section("The effect of data order", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
-        Section("What replay does", [], [_replay(runs)]),
+        Section("The effect of replay", [], [_replay(runs)]),
         Section("Do monitors rank the arms as the probe does?", [], [_agreements(agreed)] if len(runs) > 2 else []),
         Section("Runs", [], [_runs(runs), _shared(runs)]),
     ]
@@ -111,7 +122,7 @@ def write_study(
             f"{len(runs)} arm{'s' * (len(runs) > 1)}",
             f"seeds {', '.join(map(str, seeds))}",
             f"reference {reference}" if len(runs) > 1 else "",
-            f"{len(repeats) + 1} orders of the data" if repeats else "",
+            f"{len(repeats) + 1} data orders" if repeats else "",
         ],
         "summary": [texts[0], *(_says(rows, reference) if len(runs) > 1 else []), *_stays(still)],
         "caution": " ".join([*failed, *weak]),
@@ -136,17 +147,20 @@ def write_study(
 
 
 def _names(runs: Runs) -> dict[str, dict[str, str]]:
-    """The names of runs by arm and seed."""
+    """Return the names of runs by arm and seed."""
     return {arm: {str(seed): run.name for seed, run in each.items()} for arm, each in runs.items()}
 
 
 def _by_seed(first: Mapping[int, RunData], repeats: Sequence[Mapping[int, RunData]]) -> list[list[Findings]]:
-    """The findings of one arm's runs, by seed and order of the data."""
+    """Compute the findings of one arm's runs, by seed and data order."""
     return [[examine(run), *(examine(each[seed]) for each in repeats if seed in each)] for seed, run in first.items()]
 
 
-def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
-    """Each metric in a panel, a line an arm: the mean over seeds with one standard error; None without a curve."""
+def arms_figure(found: Curves, names: Sequence[str], turned: Sequence[int | None] = ()) -> Drawing | None:
+    """Draw each metric in a panel, one line per arm: the mean over seeds with one standard error; None if no curve.
+
+    `turned`: the tokens at which each run switched to dense attention, None if it did not.
+    """
     shown = [
         metric for metric, arms in found.items() if any(len(c.tokens_W) > 1 for s in arms.values() for c in s.values())
     ]
@@ -167,49 +181,54 @@ def arms_figure(found: Curves, names: Sequence[str]) -> Drawing | None:
             line(ax, tokens_W, value_SW.mean(0), stderr_W, grid_W, color=COLOURS[place % len(COLOURS)])
         of = metric_of(*metric.split("/"))
         ax.set_title(of.title, fontsize=8.5, fontweight="normal")
+        switches(ax, turned, grid_W)
         token_axis(ax, grid_W, "training tokens, log scale", few=True)
         if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
             log_values(ax)
     handles = [Line2D([], [], color=COLOURS[place % len(COLOURS)]) for place in range(len(names))]
     figure.legend(handles, list(names), loc="outside upper left", ncols=min(4, len(names)))
-    caption = "Means over seeds; shaded: one standard error over seeds, where there are several."
+    caption = "Means over seeds; shaded: one standard error over seeds, if there are several." + switch_note(turned)
     return Drawing("arms", "Curves by arm", f"{len(shown)} metrics for arms {', '.join(names)}", caption, png(figure))
 
 
 def _says(rows: Sequence[Result], reference: str) -> list[str]:
-    """A sentence on what differs from the reference beyond seeds, and one on how many comparisons there were."""
+    """Write a sentence on differences from the reference beyond seeds, and one on the number of comparisons."""
     tested = [row for row in rows if row.p_holm is not None]
     clear = [row for row in tested if row.p_holm is not None and row.p_holm < 0.05 and not row.inside]
-    said = [f"{row.arm} in {row.metric}, by {interval(row.difference)}" for row in clear]
+    said = [f"{row.arm} in {_label(row.metric)}, by {interval(row.difference)}" for row in clear]
     if not tested:
-        return ["No arm has two seeds in common with the reference, so no difference can be told from that of seeds."]
+        return ["No arm shares two seeds with the reference, so differences cannot be compared with those of seeds."]
     found = "; ".join(said) if said else "none"
-    order = " and beyond what the order of the data does" if any(row.floor is not None for row in tested) else ""
+    order = " and beyond the effect of data order" if any(row.floor is not None for row in tested) else ""
     return [
-        f"Different from {reference} beyond what seeds differ in (p < 0.05, Holm over arms){order}: {found}.",
-        f"There were {len(tested)} comparisons, of metrics that go together; what is not told apart may differ.",
+        f"Differences from {reference} beyond the variation over seeds (p < 0.05, Holm over arms){order}: {found}.",
+        f"There were {len(tested)} comparisons, of correlated metrics. A difference that was not found may exist.",
     ]
 
 
 def _stays(still: Sequence[Moved]) -> list[str]:
-    """A sentence on what does not move more than another order of the data moves it; none without repeats."""
+    """Write a sentence on the metrics that change no more than by data order; none without repeats."""
     if not still:
         return []
-    quiet = ", ".join(f"{row.metric} of {row.arm}" for row in still if not row.told)
-    return [f"Moved over the run by no more than another order of the data moves it: {quiet or 'nothing'}."]
+    quiet = ", ".join(f"{_label(row.metric)} of {row.arm}" for row in still if not row.told)
+    return [f"Metrics that changed over the run by no more than the effect of data order: {quiet or 'none'}."]
+
+
+def _label(key: str) -> str:
+    return metric_of(*key.split("/")).label
 
 
 def _order(still: Sequence[Moved], orders: int) -> Table:
     cells = []
     for row in still:
-        told = "yes" if row.told else "no: inside the spread of repeats"
-        cells.append([row.metric, row.arm, number(row.change), number(row.spread), number(row.floor), told])
+        told = "yes" if row.told else "no: within the spread of repeats"
+        cells.append([labelled(row.metric), row.arm, number(row.change), number(row.spread), number(row.floor), told])
     note = (
-        f"Runs of one seed that differ in the order of their data alone, {orders} orders. Spread: their standard "
-        "deviation at the end, pooled over seeds and arms. Change: from first to last window, mean over seeds. Noise "
-        "reaches: what such a change may be by order alone (95 %). A change or difference inside it is not called one."
+        f"Runs of one seed that differ only in the order of their data, {orders} orders. Change: from first to last "
+        "window, mean over seeds. Spread: standard deviation of repeats at the end, pooled over seeds and arms. Noise "
+        "limit: the largest such change from data order alone (95 %). A change within it does not count."
     )
-    head = ["metric", "arm", "change", "spread of repeats", "noise reaches", "moved"]
+    head = ["metric", "arm", "change", "spread of repeats", "noise limit", "changed"]
     return Table("Repeated runs", head, cells, note)
 
 
@@ -219,23 +238,26 @@ def _results(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
         spread = "" if row.spread is None else f" ± {row.spread:.2g}"
         apart = interval(row.difference) if row.difference else ""
         if row.floor is not None:
-            apart += f"; order alone {number(row.floor)}{', so none' if row.inside else ''}"
+            apart += f"; data order alone {number(row.floor)}{', so none' if row.inside else ''}"
         p = "" if row.p_holm is None else number(row.p_holm)
-        cells.append([row.metric, row.arm, f"{number(row.mean)}{spread}", str(len(row.values)), apart, p])
+        cells.append([labelled(row.metric), row.arm, f"{number(row.mean)}{spread}", str(len(row.values)), apart, p])
     note = (
-        "Values at a run's end: mean ± standard deviation over seeds. Difference: to the reference at the same seed, "
-        "with its 95 % interval of a paired t test; p adjusted by Holm over the arms. Three seeds leave two degrees of "
-        "freedom."
+        "Values at the end of the run: mean ± standard deviation over seeds. Difference: from the reference at the "
+        "same seed, with the 95 % interval of a paired t test; p is adjusted by Holm over the arms. Three seeds leave "
+        "two degrees of freedom."
     )
-    head = ["metric", "arm", "end", "seeds", "difference to the reference", "p (Holm)"]
-    return Table("Where each arm ends", head, cells, note)
+    head = ["metric", "arm", "end", "seeds", "difference from the reference", "p (Holm)"]
+    return Table("Final values by arm", head, cells, note)
 
 
 def _leverages(rows: Sequence[Result], metrics: Sequence[str]) -> Table:
     found = [(metric, leverage(rows, metric)) for metric in metrics]
-    cells = [[metric, number(value)] for metric, value in found if value is not None]
-    note = "Standard deviation of arm means over that of seeds inside arms: above 1 the axis moves it more than a seed."
-    return Table("What the axis moves", ["metric", "arms over seeds"], cells, note)
+    cells = [[labelled(metric), number(value)] for metric, value in found if value is not None]
+    note = (
+        "Standard deviation of arm means divided by that of seeds within arms. Above 1 the axis changes the metric "
+        "more than a seed does."
+    )
+    return Table("The effect of the axis", ["metric", "arms / seeds"], cells, note)
 
 
 def _saturation(found: Curves) -> Table:
@@ -252,16 +274,16 @@ def _saturation(found: Curves) -> Table:
                 f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {moved.reason.code if moved.reason else ''}"
             )
             way = f"{number(moved.first)} to {number(moved.last)}"
-            cells.append([metric, arm, decision.verdict, way, gain, t95])
+            cells.append([labelled(metric), arm, SHOWN[decision.verdict], way, gain, t95])
     note = (
         "Means over seeds. t95: tokens to 95 % of the arm's own improvement in its run, not a point of saturation. "
-        "Next doubling and rule: docs/analysis.md. In brackets: 95 % intervals over seeds and items."
+        "For the rule and the next doubling see docs/analysis.md. In parentheses: 95 % intervals over seeds and items."
     )
     return Table("By arm", ["metric", "arm", "rule", "first to last", "next doubling", "t95"], cells, note)
 
 
 def _replay(runs: Runs) -> Table:
-    """The replay term of the CPT law, where arms differ in their share of short text and in nothing else."""
+    """Tabulate the replay term of the CPT law, if arms differ only in their share of short text."""
     keys = differing([run for seeds in runs.values() for run in seeds.values()]).drop(columns="seed", errors="ignore")
     if set(keys) != {"data.long_frac"}:
         return Table("The replay term", [], [])
@@ -277,10 +299,11 @@ def _replay(runs: Runs) -> Table:
         return Table("The replay term", [], [])
     rows = [[percent(share), interval(when, tokens)] for share, when in zip(fitted.shares, fitted.tokens, strict=True)]
     note = (
-        "The short-context NLL of all arms under one CPT law (arXiv 2505.07796 eq. 4) whose shift is B exp(-kappa r), "
-        f"r being the share of short text: kappa {interval(fitted.kappa)}, B {interval(fitted.shift)} nats. Turning "
-        "length: tokens after which the NLL is back at that of step 0; 0: never above; never: not in ten such runs. "
-        "Short text may come from other sources than long text, so this is the share of a mixture."
+        "One CPT law (arXiv 2505.07796 eq. 4) is fitted to the short-context NLL of all arms. Its shift is "
+        f"B exp(-kappa r), where r is the share of short text: kappa {interval(fitted.kappa)}, B "
+        f"{interval(fitted.shift)} nats. Turning length: tokens until the NLL is back at its value of step 0 (0: it "
+        "never rose; never: not within ten such runs). Short text may come from other sources than long text, so this "
+        "is the share of a mixture."
     )
     return Table("The replay term", ["short text", "turning length"], rows, note)
 
@@ -289,10 +312,18 @@ def _agreements(found: Sequence[Agreement]) -> Table:
     cells = []
     for each in found:
         tau = f"none: {each.reason}" if each.tau is None else f"{each.tau:.2f}"
-        cells.append([each.monitor, each.probe, tau, "" if each.p is None else number(each.p), str(each.arms)])
+        cells.append(
+            [
+                labelled(each.monitor),
+                labelled(each.probe),
+                tau,
+                "" if each.p is None else number(each.p),
+                str(each.arms),
+            ]
+        )
     note = (
-        "Kendall's tau of the arms' means, better first: 1 where the monitor puts them in the probe's order. Few arms "
-        "carry little: of four arms only the same order throughout has p below 0.1."
+        "Kendall's tau of the arm means, better first: 1 if the monitor ranks the arms as the probe does. Few arms say "
+        "little: with four arms only identical rankings have p below 0.1."
     )
     return Table("Rank agreement", ["monitor", "probe", "tau", "p", "arms"], cells, note)
 
@@ -305,11 +336,11 @@ def _runs(runs: Runs) -> Table:
     for (arm, seed, run), (_, settings) in zip(drawn, keys.iterrows(), strict=True):
         cells.append([arm, str(seed), run.name, tokens(run.tokens), *map(setting, settings)])
     head = ["arm", "seed", "run", "tokens", *map(str, keys.columns)]
-    return Table("Runs", head, cells, "Beside them the config keys in which they differ.")
+    return Table("Runs", head, cells, "The last columns are the config keys in which the runs differ.")
 
 
 def _shared(runs: Runs) -> Table:
-    """Whether the arms of a seed read the same batches: the same corpus, batch and context."""
+    """Tabulate whether the arms of a seed read the same batches: the same corpus, batch and context."""
     cells = []
     for seed in sorted({seed for seeds in runs.values() for seed in seeds}):
         kinds = {arm: _batches(seeds[seed]) for arm, seeds in runs.items() if seed in seeds}
@@ -321,7 +352,7 @@ def _shared(runs: Runs) -> Table:
 
 
 def _batches(run: RunData) -> tuple[str, ...]:
-    """What decides a run's batches: its corpus (pools and shares), context, batch and order."""
+    """Return what determines a run's batches: its corpus (pools and shares), context, batch and order."""
     corpus = json.loads((run.path / "corpus.json").read_text())["hash"]
     keys = ("run.context_tokens", "run.batch_tokens", "data.order_seed")
     return corpus, *(str(run.setting(key)) for key in keys)

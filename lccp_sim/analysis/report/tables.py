@@ -1,8 +1,8 @@
-"""The tables of a report, each as strings, so that the page and the Markdown show the same.
+"""The tables of a report, as strings, so that the page and the Markdown show the same.
 
-Parts of a metric (a length, a source, an arm) stand in a table of their own at the end, because a screen of intervals
-hides the six that matter. Of correlations the paper's kind stands first, so that the others, which take less of the
-shared trend along, are read against it.
+Parts of a metric (a length, a source, an arm) have a separate table at the end, because a screen full of intervals
+hides the few that matter. The paper's kind of correlation comes first, as the baseline for the kinds that depend less
+on the shared trend.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +19,13 @@ from lccp_sim.analysis.stats.forecast import GAIN
 from lccp_sim.analysis.stats.laws import LAWS
 from lccp_sim.analysis.stats.pairs import KINDS
 from lccp_sim.analysis.stats.prediction import Prediction
+from lccp_sim.analysis.stats.rule import SHOWN
 from lccp_sim.analysis.stats.saturation import Progress
 from lccp_sim.records import SENTENCE, Tag
 
-MORE: dict[str, tuple[str, dict[str, Tag]]] = {  # beside a metric's own column of windows: what it is of, and tags
-    "needle/hit_frac": ("whole sentence", {"span": SENTENCE}),
-    "needle/answer_nll_nats": ("whole sentence", {"span": SENTENCE}),
+MORE: dict[str, tuple[str, dict[str, Tag]]] = {  # second column of a metric in the table of windows: label and tags
+    "needle/hit_frac": ("full sentence", {"span": SENTENCE}),
+    "needle/answer_nll_nats": ("full sentence", {"span": SENTENCE}),
     "heads/initial_heads_mean_frac": ("LongBio", {"samples": "longbio"}),
 }
 MONITORS = tuple(dict.fromkeys(each.monitor for each in METRICS))
@@ -32,7 +33,7 @@ MONITORS = tuple(dict.fromkeys(each.monitor for each in METRICS))
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings; `note` says what a reader must know to read it. `words`: of words, not of numbers."""
+    """A table of strings. `note`: how to read it. `words`: whether it holds words rather than numbers."""
 
     title: str
     head: list[str]
@@ -42,30 +43,31 @@ class Table:
 
 
 def overall_table(found: Findings) -> Table:
-    """One row a metric of a whole monitor: how it moved, what the next doubling would bring, what the rule says."""
+    """Tabulate overall metrics, one per row: change, predicted gain of the next doubling, and the rule."""
     note = (
         "t50, t90, t95: tokens to that share of the metric's own improvement in this run of "
-        f"{tokens(found.run.tokens)} tokens, from an isotonic fit; not a point of saturation. Law: that of the lowest "
-        "AICc. Next doubling: the improvement that the laws, averaged by their Akaike weights, predict from the run's "
-        f"end to twice its tokens. Saturated: its upper limit is below {percent(found.eps)} of the gain so far at two "
-        "windows in a row. Kneedle: the knee that a knee finder sees; a warning, because it finds one on a curve "
-        "without end, too. In brackets: 95 % intervals over items and over what windows scatter; they do not cover "
-        "another seed of training. *: from standard errors, windows taken as independent, so too wide. Needles: of "
-        f"{judged(found.run)}; with span=full, of the whole answer sentence, as arXiv 2604.02650 has them."
+        f"{tokens(found.run.tokens)} tokens, from an isotonic fit; not a point of saturation. Law: the law with the "
+        "lowest AICc. Next doubling: the predicted improvement from the run's end to twice its tokens, averaged over "
+        f"the laws by their Akaike weights. Saturated: its upper limit is below {percent(found.eps)} of the gain so "
+        "far at two consecutive windows. Kneedle: the knee according to a knee finder; a warning, because it finds "
+        "one even on a curve that never levels. In parentheses: 95 % intervals over items and the scatter of windows; "
+        "they do not cover another training seed. *: from standard errors with independent windows, so too wide. "
+        f"Needle metrics refer to {judged(found.run)}; with span=full, to the full answer sentence, as in "
+        "arXiv 2604.02650."
     )
     rows = [_moved(found, row) for row in _ordered(found.whole())]
     return Table("Metric by metric", [*_MOVED, "Kneedle"], rows, note)
 
 
 def parts_table(found: Findings) -> Table:
-    """The same for parts: lengths, sources, arms, tasks, texts."""
+    """Tabulate the same for parts: lengths, sources, arms, tasks, texts."""
     rows = [_moved(found, row) for row in _ordered(found.parts())]
-    note = "As above, for parts of metrics; laws and verdicts rest on fewer resamples."
+    note = "As above, for parts of metrics; laws and verdicts use fewer resamples."
     return Table("Part by part", [*_MOVED, "Kneedle"], rows, note)
 
 
 def probe_table(found: Findings) -> Table:
-    """One row a task and one over all, one column a length and one over all: exact match, first to last window."""
+    """Tabulate exact match at the first and last window, by task (rows) and length (columns), and overall."""
     last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]} if found.steps_sft else {}
     run, metric = found.run, "exact_match_frac"
     lengths = sorted({int(length) for (length,) in values(run, "probe", metric, "length", **last)})
@@ -84,13 +86,14 @@ def probe_table(found: Findings) -> Table:
         rows.append([str(own.get("task", "all")), *map(cell, by_length), cell(last | own)])
     note = (
         "Exact match after fine-tuning, at the first and the last window, ± one standard error over questions; in "
-        "brackets the questions. A column holds the questions of at most so many tokens, and of more than half as many."
+        "parentheses the number of questions. A column holds questions of at most so many tokens and more than half "
+        "as many."
     )
     return Table("Probe by task and length", ["task", *(f"{length} tokens" for length in lengths), "all"], rows, note)
 
 
 def laws_table(found: Findings) -> Table:
-    """One row a headline metric, one column a law: AICc above the best one, and the error on the last windows."""
+    """Tabulate headline metrics (rows) by law (columns): AICc above the best law, and the error on the last windows."""
     rows = []
     for each in shown("forecast"):
         fits = {fit.law: fit for fit in found.fits.get((each.monitor, each.name, ()), [])}
@@ -105,15 +108,15 @@ def laws_table(found: Findings) -> Table:
         rows.append([tagged(each.monitor, each.name, {}), *cells])
     head = ["metric", *(law.replace("_", " ") for law in LAWS)]
     note = (
-        "AICc less that of the best law: 0 is the best, and 2 is hardly worse. In brackets: root mean square error on "
-        "the last quarter of the windows, foretold by the law fitted without them; for shares of items in logits. "
-        "Where the learning rate is not constant, laws are in its forward area and have an annealing term."
+        "AICc minus that of the best law: 0 is the best, and 2 is hardly worse. In parentheses: root mean square "
+        "error of the predictions for the last quarter of the windows, by the law fitted without them; in logits for "
+        "shares of items. If the learning rate is not constant, laws use its forward area and an annealing term."
     )
     return Table("Laws", head, rows, note)
 
 
 def deceptive_table(found: Findings) -> Table:
-    """One row a late metric: its index, what thresholding does by itself, and whether the index exceeds it."""
+    """Tabulate late metrics: the index, the effect of thresholding alone, and whether the index exceeds it."""
     rows = []
     for index in found.deceptive.runs[0].indices if found.deceptive else ():
         told = "" if index.exceeds is None else "yes" if index.exceeds else "no"
@@ -121,29 +124,33 @@ def deceptive_table(found: Findings) -> Table:
         known = [interval(each) if each else "" for each in (index.index, index.null, index.null_own, index.excess)]
         known[1 if index.index else 0] = f"none: {index.reason}" if index.reason else known[1 if index.index else 0]
         rows.append([index.late, *known[:3], *p_values, told, known[3]])
-    head = ["late metric", "t95 over t95(hit)", "with hits made from the NLL", "the same, by item", "p", "p, by item"]
+    head = ["late metric", "t95 / t95(hit)", "with hits derived from the NLL", "the same, by item", "p", "p, by item"]
     head += ["exceeds both", "excess"]
     note = (
-        "An index above 1 is what any high threshold on a falling NLL gives. So hits are derived from the items' own "
-        "NLL, by one falling function for all items, and by item; p is the share of these that reach the index."
+        "Any high threshold on a falling NLL gives an index above 1. So the index is compared with that of hits "
+        "derived from the items' own NLL, by one decreasing function for all items, and by item. p: the share of the "
+        "derived indices that reach the observed one."
     )
-    return Table("Deceptive index, against what a threshold gives by itself", head, rows, note)
+    return Table("Deceptive index, compared with the effect of a threshold alone", head, rows, note)
 
 
 def ceilings_table(found: Findings) -> Table:
-    """One row a rule for "the hit is complete": where, and by what factor the NLL still falls after it."""
+    """Tabulate the rules for "the hit is complete": where, and the factor of the NLL's fall after it."""
     rows = []
     for each in found.deceptive.runs[0].ceilings if found.deceptive else ():
         where = "none" if each.tokens is None else tokens(each.tokens)
         where += f": {each.reason}" if each.reason else ""
         rows.append([each.rule, where, *(interval(e) if e else "" for e in (each.fold, each.nats))])
-    note = "Complete: the mean hit, or the lower bound of its Wilson interval, is at least 0.95; the window as given."
-    head = ["hit complete by", "at tokens", "NLL there over NLL at the end", "nats between"]
+    note = (
+        "Complete: the mean hit, or the lower bound of its Wilson interval, is at least 0.95. Intervals treat this "
+        "window as given."
+    )
+    head = ["hit complete by", "at tokens", "NLL there / NLL at the end", "difference in nats"]
     return Table("After the hit is complete", head, rows, note)
 
 
 def forecasts_table(found: Findings) -> Table:
-    """One row a metric and share of windows: what was foretold, and what came."""
+    """Tabulate predicted and measured values by metric and share of windows."""
     rows = []
     for f in found.forecasts:
         came = "" if f.came is None else number(f.came)
@@ -151,18 +158,18 @@ def forecasts_table(found: Findings) -> Table:
         cells = [tagged(f.monitor, f.metric, f.tags), f"{f.windows}, to {tokens(f.tokens)}", tokens(f.end)]
         cells += [interval(f.final), came, held, number(f.last_seen)]
         rows.append([*cells, interval(f.reach, tokens) if f.reach else "", tokens(f.reached) if f.reached else ""])
-    head = ["metric", "from windows", "for tokens", "foretold", "came", "held", "last seen"]
-    head += [f"tokens to {percent(GAIN)} of the gain, foretold", "took"]
+    head = ["metric", "from windows", "for tokens", "predicted", "measured", "interval held", "last seen"]
+    head += [f"tokens to {percent(GAIN)} of the gain, predicted", "the same, measured"]
     note = (
-        "From the first half and two thirds of the windows, and the first third where it holds six; on a log grid half "
-        "of the windows is a small part of the tokens. Last seen: the forecast of who expects nothing more. Never: not "
-        "within ten times the run. The gain is the one that this run made in the end."
+        "Predictions from the first half and the first two thirds of the windows, and from the first third if it has "
+        "six. On a log grid half of the windows is a small part of the tokens. Last seen: the naive forecast of no "
+        "further change. Never: not within ten times the run. The gain is the improvement over the entire run."
     )
-    return Table("Forecasts, and what came", head, rows, note)
+    return Table("Forecasts and measurements", head, rows, note)
 
 
 def heads_table(found: Findings) -> Table:
-    """One row a window and set of texts: heads above 0.1, those by chance, and what is left of the initial set."""
+    """Tabulate windows and sets of texts: heads above 0.1, also by chance, and the survival of the initial heads."""
     rows = []
     for texts, moved in found.heads.items():
         for i, count in enumerate(moved.tokens_W):
@@ -174,22 +181,20 @@ def heads_table(found: Findings) -> Table:
                 pair = [f"{stage.shared} of {moved.k}", rank]
             left = [percent(share[i]) for share in (moved.surviving_W, moved.kept_W, moved.final_W)]
             rows.append([texts, tokens(count), number(moved.count_W[i]), null, *left, *pair])
-    head = ["texts", "tokens", "heads > 0.1", "null", "initial heads > 0.1", "initial among the strongest"]
-    head += ["last strongest, already", "shared with the window before", "Spearman"]
+    head = ["texts", "tokens", "heads > 0.1", "by chance", "initial heads > 0.1", "initial heads among the strongest"]
+    head += ["final strongest heads, already strongest", "shared with the previous window", "Spearman"]
     notes = []
     for texts, moved in found.heads.items():
-        halves = (
-            "" if moved.halves is None else f"; two halves of the last window's items share {percent(moved.halves)}"
-        )
+        halves = "" if moved.halves is None else f", two halves of the last window's items {percent(moved.halves)}"
         notes.append(
-            f"{texts}: top {moved.k} of {moved.heads} heads, of which chance shares {percent(moved.chance)}{halves}; "
-            f"the last window's set is there from {tokens(moved.fixed_at)} tokens on"
+            f"{texts}: top {moved.k} of {moved.heads} heads; unrelated rankings share {percent(moved.chance)}{halves}; "
+            f"the last window's set is complete from {tokens(moved.fixed_at)} tokens on"
         )
     return Table("Heads, window by window", head, rows, ". ".join(notes) + "." if notes else "")
 
 
 def windows_table(found: Findings) -> Table:
-    """One row a window: every monitor's main metrics with their standard errors."""
+    """Tabulate every monitor's main metrics with their standard errors, one window per row."""
     columns, head = [], ["tokens"]
     wanted = [(each, *more) for each in shown("windows") for more in (("", {}), MORE.get(each.key, ("", None)))]
     for each, of, tags in wanted:
@@ -201,13 +206,34 @@ def windows_table(found: Findings) -> Table:
             head.append(f"{each.title} ({of})" if of else each.title)
     grid = sorted(set().union(*columns))
     rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
-    note = "± one standard error over items. An empty cell: not measured at that window. "
-    note += f"Needles: of {judged(found.run)} unless said otherwise."
+    note = "± one standard error over items. Empty cells: not measured at that window. "
+    note += f"Needle metrics refer to {judged(found.run)} unless the column says otherwise."
     return Table("Windows", head, rows, note)
 
 
+def attention_table(found: Findings) -> Table:
+    """Tabulate windows that were also measured with the training attention: each metric's value with both kinds."""
+    columns, head = [], ["tokens"]
+    for each in shown("beside"):
+        span = {} if each.monitor != "needle" else {"span": found.run.span()}
+        dense = found.run.select(each.monitor, each.name)
+        trained = found.run.select(each.monitor, each.name, attention="training", **span)
+        values_of_dense = dict(zip(dense.tokens, dense.value, strict=True))
+        pairs = zip(trained.tokens, trained.value, strict=True)
+        column = {t: f"{number(values_of_dense[t])} / {number(v)}" for t, v in pairs if t in values_of_dense}
+        columns += [column] if column else []
+        head += [each.title] if column else []
+    grid = sorted(set().union(*columns))
+    rows = [[tokens(t), *(column.get(t, "") for column in columns)] for t in grid]
+    note = (
+        "Values with dense attention / with the training attention. The training attention also uses later tokens to "
+        "choose what it attends to. The switch to dense attention has to close the gap between the two."
+    )
+    return Table("Dense attention and training attention", head, rows, note)
+
+
 def by_length_table(found: Findings) -> Table:
-    """One row a variant, span and length of needle: hit, perplexity and answer NLL, first and last, t95, verdicts."""
+    """Tabulate needles by variant, span and length: hit, perplexity and answer NLL, first and last, t95, verdicts."""
     rows = []
     for row in found.rows.values():
         if row.monitor != "needle" or row.metric != "hit_frac" or "length" not in row.tags:
@@ -219,13 +245,13 @@ def by_length_table(found: Findings) -> Table:
             if moved and metric != "answer_ppl":
                 decision = found.decision("needle", metric, **row.tags)
                 cells.append(interval(moved.t95, tokens) if moved.t95 else "none")
-                cells.append(decision.verdict if decision else "")
+                cells.append(SHOWN[decision.verdict] if decision else "")
             elif metric != "answer_ppl":
                 cells += ["", ""]
         gap = found.lag(**row.tags)
         rows.append([*cells, interval(gap.index) if gap and gap.index else ""])
     head = ["needle", "span", "length", "hit", "t95", "rule", "perplexity", "NLL", "t95", "rule", "t95(NLL) / t95(hit)"]
-    note = "Hit in fractions, NLL in nats per token, t95 in tokens of this run, first to last window."
+    note = "First to last window. Hit in fractions, NLL in nats per token, t95 in tokens of this run."
     return Table("Needles by length", head, rows, note)
 
 
@@ -237,18 +263,18 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     knee = found.knees.get((row.monitor, row.metric, tuple(sorted(row.tags.items()))))
     source = " *" if row.interval == "standard errors" else ""
     gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
-    cells = [tagged(row.monitor, row.metric, row.tags) + source, decision.verdict if decision else ""]
+    cells = [tagged(row.monitor, row.metric, row.tags) + source, SHOWN[decision.verdict] if decision else ""]
     cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
     cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
     why = row.reason.code if row.reason else ""
-    none = "none" if why == cells[1] else f"none: {why}"
+    none = "none" if decision and why == decision.verdict else f"none: {why}"
     cells.append(interval(row.t95, tokens) if row.t95 else none)
     cells.append((decision.law or "").replace("_", " ") if decision else "")
     return [*cells, tokens(knee) if knee is not None else ""]
 
 
 def _ordered(rows: Iterable[Progress]) -> list[Progress]:
-    """The rows by monitor, as a report has them; within one as they were entered."""
+    """Sort rows by monitor in the order of the report, and within a monitor in order of entry."""
     return sorted(rows, key=lambda row: MONITORS.index(row.monitor))
 
 
@@ -256,7 +282,7 @@ NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held o
 
 
 def corpus_table(found: Findings) -> Table:
-    """The corpus table of the run."""
+    """Tabulate the corpus of the run."""
     frame = found.run.corpus
     frame = frame[[name for name in frame if not frame[name].map(lambda value: isinstance(value, dict | list)).any()]]
     head = [NAMES.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
@@ -266,9 +292,9 @@ def corpus_table(found: Findings) -> Table:
 
 
 def costs_table(found: Findings) -> Table:
-    """Time and tokens of every monitor, as shares of those of training; the probe, which trains, apart from the others.
+    """Tabulate time and tokens of every monitor, as shares of training; the sum leaves out the probe, which trains.
 
-    A token of the probe's fine-tuning counts as three, one of training as one.
+    A token of the probe's fine-tuning counts as three, a training token as one.
     """
     timing = found.run.timing
     seconds = timing.groupby("what").seconds.sum() if len(timing) else pd.Series(dtype=float)
@@ -285,8 +311,8 @@ def costs_table(found: Findings) -> Table:
     rows = [["training", f"{train:.0f}", "", tokens(forward["train"]), ""]]
     rows += [row(str(what).removeprefix("monitor:"), value, forward[what]) for what, value in monitors.items()]
     rest = monitors.drop("monitor:probe", errors="ignore")
-    rows.append(row("all monitors but the probe", rest.sum(), forward[rest.index].sum()))
-    columns = ["what", "seconds", "share of training time", "forward tokens", "share of training tokens"]
+    rows.append(row("all monitors except the probe", rest.sum(), forward[rest.index].sum()))
+    columns = ["part", "seconds", "share of training time", "forward tokens", "share of training tokens"]
     return Table("Cost", columns, rows)
 
 
@@ -298,28 +324,28 @@ def _cell(name: str, value: object) -> str:
     return str(value)
 
 
-SAID = {"level": "values", "differences": "slopes between windows", "partial": "values, given log tokens",
+SAID = {"level": "values", "differences": "slopes between windows", "partial": "values given log tokens",
         "after_hit": "values after the hit"}  # fmt: skip
 
 
 def coefficients_table(found: Sequence[Correlation]) -> Table:
-    """One row a metric of the probe and monitor, one column a kind: Pearson's r, its bootstrap interval, the points."""
+    """Tabulate probe metrics and monitors by kind: Pearson's r, its bootstrap interval, and the number of points."""
     rows = []
     for target, monitor in dict.fromkeys((each.target, each.monitor) for each in found):
         by_kind = {e.kind: e for e in found if (e.target, e.monitor, e.task) == (target, monitor, None)}
         rows.append([target, monitor, *(_pearson(by_kind[kind]) if kind in by_kind else "" for kind in KINDS)])
     resampled = sorted({each.interval for each in found if each.pearson and each.task is None})
     note = (
-        "Pearson's r inside runs, with its 95 % bootstrap interval and the number of points. Two series that both "
-        "improve go together whatever else they share, so a large r of values alone says little; slopes and what is "
-        f"left given log tokens say more. Resampled: {'; '.join(resampled) or 'nothing'}. One run's intervals are too "
-        "narrow where its windows go together. Spearman's r, p values and Fisher's intervals are in report.json."
+        "Pearson's r within runs, with its 95 % bootstrap interval and the number of points. Two series that both "
+        "improve correlate whatever else they share, so a large r of values says little; slopes and values given log "
+        f"tokens say more. Resampled: {'; '.join(resampled) or 'nothing'}. Intervals from one run are too narrow if "
+        "its windows are dependent. Spearman's r, p values and Fisher's intervals are in report.json."
     )
-    return Table("Monitors with the probe", ["probe", "monitor", *SAID.values()], rows, note)
+    return Table("Correlation of monitors with the probe", ["probe", "monitor", *SAID.values()], rows, note)
 
 
 def by_task_table(found: Sequence[Correlation]) -> Table:
-    """One row a metric of the probe, task and monitor: r of values and of slopes, with p adjusted over the tasks."""
+    """Tabulate probe metrics by task and monitor: r of values and of slopes, with p adjusted over the tasks."""
     rows = []
     for target, task, monitor in dict.fromkeys((e.target, e.task, e.monitor) for e in found if e.task is not None):
         kinds = {e.kind: e for e in found if (e.target, e.task, e.monitor) == (target, task, monitor)}
@@ -327,30 +353,31 @@ def by_task_table(found: Sequence[Correlation]) -> Table:
         if any(cells):
             rows.append([target, str(task), monitor, *cells])
     note = (
-        "In brackets: p of the t-test, adjusted by Holm over the tasks. It takes windows for independent points, and "
-        "for values it means nothing where both series have a trend."
+        "In parentheses: p of the t-test, adjusted by Holm over the tasks. It assumes independent windows, and for "
+        "values it is meaningless if both series have a trend."
     )
     head = ["probe", "task", "monitor", "values", "slopes between windows"]
-    return Table("Monitors with each task", head, rows, note)
+    return Table("Correlation of monitors with each task", head, rows, note)
 
 
 def comparisons_table(found: Sequence[Comparison]) -> Table:
-    """One row a metric of the probe, monitor and kind: Williams's test against the hit."""
+    """Tabulate Williams's test against the hit, by probe metric, monitor and kind."""
     rows = []
     for c in found:
         if c.task is None and c.p is not None:
             r = [f"{value:.2f}" for value in (c.r, c.r_against, c.r_between) if value is not None]
             rows.append([c.target, c.monitor, SAID[c.kind], *r, str(c.n), number(c.p)])
     note = (
-        "Williams's test of two correlations that share the probe; all series turned so that up is better. n: what it "
-        "takes for independent points. A p value above 0.05 is no evidence that the two go equally well with the probe."
+        "Williams's test of two correlations that share the probe; signs are chosen so that up is better. n: the "
+        "number of independent points that it assumes. A p value above 0.05 is not evidence that the two correlate "
+        "equally well with the probe."
     )
-    head = ["probe", "monitor", "of", "r", "r of the hit", "monitor with hit", "n", "p"]
-    return Table("Closer to the probe than the hit is?", head, rows, note)
+    head = ["probe", "monitor", "kind", "r", "r of the hit", "r of monitor and hit", "n", "p"]
+    return Table("Does the monitor correlate better with the probe than the hit does?", head, rows, note)
 
 
 def predictions_table(found: Sequence[Prediction]) -> Table:
-    """One row a metric of the probe and monitor: the error in runs left out, with the monitor and with tokens alone."""
+    """Tabulate the error in left-out runs by probe metric and monitor, with the monitor and with tokens alone."""
     rows = []
     for p in found:
         if p.task is None and p.mae is not None and p.mae_tokens is not None:
@@ -358,12 +385,12 @@ def predictions_table(found: Sequence[Prediction]) -> Table:
             cells = [number(p.mae), number(p.mae_tokens), ratio, f"{p.wins} of {p.runs}", str(p.windows)]
             rows.append([p.target, p.monitor, "after the hit" if p.after_hit else "all", *cells])
     note = (
-        "A line from monitor to probe, fitted on the other runs, judged by its mean absolute error in the run left "
-        "out. A ratio below 1 that most runs agree on says that the monitor knows more of the probe than the token "
-        "count does; there is no interval on it, because few runs carry none."
+        "A line from monitor to probe, fitted on the other runs and judged by its mean absolute error in the left-out "
+        "run. A ratio below 1 in most runs means that the monitor predicts the probe better than the token count "
+        "does. No interval: too few runs to support one."
     )
     head = ["probe", "monitor", "windows", "error", "with log tokens alone", "ratio", "runs in which it wins", "points"]
-    return Table("The probe foretold in runs left out", head, rows, note)
+    return Table("Prediction of the probe in left-out runs", head, rows, note)
 
 
 def _pearson(row: Correlation) -> str:

@@ -1,8 +1,8 @@
-"""The first screen: one sentence (train on, or stop?), a row a signal, and what a run shows in words.
+"""The first screen: one sentence (train on, or stop?), a row per signal, and the findings in words.
 
-A claim is made only where a whole 95 % interval is on one side. Deceptive saturation is claimed where the rule calls
-the hit saturated and the answer NLL improving: the rule rests on what the next doubling of tokens is predicted to
-bring, not on t95, which every curve has, one that goes on improving, too.
+A claim is made only if the entire 95 % interval is on one side. Deceptive saturation is claimed if the rule calls the
+hit saturated and the answer NLL improving. The rule uses the predicted gain of the next doubling of tokens, not t95,
+which exists even for a curve that keeps improving.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ NAMED = {
     "perplexity/short_nll_nats": "forgetting (short-context NLL)",
     "heads/initial_heads_mean_frac": "heads (initial)",
 }
-LEAST = 0.001  # a smaller improvement is shown as 0
+LEAST = 0.001  # smaller improvements are shown as 0
 COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below", "levelled at")
 
 
@@ -39,10 +39,10 @@ COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below",
 class Signal:
     """A row of the first screen. `first`, `last`: the metric's values at its first and last window, in `unit`.
 
-    `status`: LEVELLED, IMPROVING, UNDECIDED or FEW by the rule (the probe also by the test that it stays), or WORSE
-    where the metric got worse beyond noise. `next_doubling`: the predicted improvement of as many tokens again,
-    positive where better; `threshold`: what its upper limit must lie below. `since_tokens`: where it levelled.
-    `by_source`: the status of each source of text, where there are several, beside that of their mean.
+    `status`: LEVELLED, IMPROVING, UNDECIDED or FEW by the rule (for the probe also by its stability test), or WORSE if
+    the metric got worse beyond noise. `next_doubling`: the predicted improvement by as many tokens again, positive for
+    better. `threshold`: the value that its upper limit must be below. `since_tokens`: where it levelled. `by_source`:
+    the status of each source of text, if there are several.
     """
 
     metric: str
@@ -58,7 +58,7 @@ class Signal:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row as COLUMNS has it, each number with three digits at most."""
+        """The cells of COLUMNS, with at most three digits per number."""
         gain, buys = self.next_doubling, ""
         ends = [] if gain is None or gain.low is None or gain.high is None else [gain.low, gain.high]
         value = [] if gain is None else [gain.value]
@@ -76,11 +76,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headline`: train on, or stop? `signals`: the table under it. `summary`: three sentences with the numbers.
+    """The verdict on a run. `headline`: train on, or stop? `signals`: the table under it.
 
-    `caution`: what in the precondition fails, or "". `rate`: what a learning rate that is not constant does, or "".
-    `statements`: (topic, sentence). `not_shown`: what a reader may
-    look for and this run does not show.
+    `summary`: three paragraphs with the numbers. `caution`: the conditions that are not met, or "". `rate`: the
+    schedule of a learning rate that is not constant, or "". `statements`: (topic, sentence). `not_shown`: what a reader
+    may expect but this run does not show.
     """
 
     summary: tuple[str, str, str]
@@ -94,12 +94,12 @@ class Verdict:
 
 
 def verdict(found: Findings) -> Verdict:
-    """The verdict on a run; parts whose metrics are absent say so."""
+    """Compute the verdict on a run; parts whose metrics are absent say so."""
     hit, nll = found.row("needle", "hit_frac"), found.row("needle", "answer_nll_nats")
     summary = (_moved(found, hit, nll), _rule(found), _others(found))
     checks = precondition(found.run)
     failed = unmet(checks)
-    caution = f"The precondition is not met, so read the rest with care. {failed}." if failed else ""
+    caution = f"The precondition is not met, so interpret the rest with care. {failed}." if failed else ""
     rows = signals(found)
     said = statements(found)
     rate = rate_of(found.run)
@@ -108,13 +108,13 @@ def verdict(found: Findings) -> Verdict:
 
 
 def first_screen(run: RunData) -> Verdict:
-    """The sentence, the table under it and the precondition alone, without the words that take tens of seconds."""
+    """Compute only the headline, the table and the precondition, without the parts that take tens of seconds."""
     rows = signals(found := examine_signals(run))
     return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows)
 
 
 def signals(found: Findings) -> list[Signal]:
-    """One row for each signal of the catalogue that the run recorded."""
+    """Return one row for each signal of the catalogue that the run recorded."""
     return [row for each in shown("signal") if (row := _signal(found, each)) is not None]
 
 
@@ -138,7 +138,7 @@ def _worse(row: Progress, status: str) -> str:
 
 
 def _by_source(found: Findings, of: Metric) -> dict[str, str]:
-    """The status of each source of a metric that has several: a mean may fall while one of them rises."""
+    """Return the status of each source of a metric with several sources: one may rise while their mean falls."""
     rows = [row for row in found.parts() if (row.monitor, row.metric) == (of.monitor, of.name)]
     said = {}
     for row in rows:
@@ -149,14 +149,14 @@ def _by_source(found: Findings, of: Metric) -> dict[str, str]:
 
 
 def headline(found: Findings, rows: Sequence[Signal]) -> str:
-    """One sentence: train on, stop, or undecided, and by which signals.
+    """Write one sentence: train on, stop, or undecided, and the signals that decide.
 
-    Needles, probe and heads decide. Held-out text, which improves in almost every run, is said beside them.
+    Needles, probe and heads decide. Held-out text improves in almost every run and is only mentioned.
     """
     status = {row.metric: row.status for row in rows}
     hit, nll = status.get(HIT), status.get(NLL)
     if hit is None or nll is None:
-        return "Undecided: no needle records, so there is no hit and no answer NLL to judge by."
+        return "Undecided: there are no needle records, so no hit and no answer NLL to judge by."
     judged_by = [row for row in rows if not row.metric.startswith("perplexity/")]
     named = {word: [_short(row) for row in judged_by if row.status == word] for word in STATUS.values()}
     rising, levelled, worse = named[IMPROVING], named[LEVELLED], _got_worse(rows)
@@ -172,7 +172,7 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
         if found.stays is None or found.stays.holds:
             beside = f"; {_listed(aside)} still improve{'s' * (len(aside) == 1)}" if aside else ""
             return f"Stop: {_listed(levelled)} have levelled{beside}{forgets}."
-        return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to stay{forgets}."
+        return f"Undecided: {_listed(levelled)} have levelled, but the probe is not shown to be stable{forgets}."
     if hit == nll == FEW:
         return f"Too early to tell: the rule needs at least {LAW_WINDOWS} windows{forgets}."
     unsure = named[UNDECIDED] + named[FEW]
@@ -182,7 +182,7 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
 
 
 def _got_worse(rows: Sequence[Signal]) -> list[str]:
-    """What got worse beyond noise: a signal, or sources of one whose mean did not."""
+    """List what got worse beyond noise: signals, or sources of a signal whose mean did not."""
     worse = []
     for row in rows:
         sources = [name for name, status in row.by_source.items() if status == WORSE]
@@ -198,12 +198,12 @@ def _short(row: Signal) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: "hit, probe and heads"."""
+    """Join names for a sentence: "hit, probe and heads"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else "nothing"
 
 
 def verdict_text(said: Verdict) -> str:
-    """The first screen for a terminal: the sentence, and the table in columns."""
+    """Format the first screen for a terminal: the headline, and the table in columns."""
     table = [COLUMNS, *(row.cells for row in said.signals)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -211,15 +211,15 @@ def verdict_text(said: Verdict) -> str:
 
 
 def verdict_markdown(said: Verdict) -> str:
-    """The same in Markdown, for TensorBoard's text tab and report.md."""
+    """Format the first screen in Markdown, for TensorBoard's text tab and report.md."""
     table = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells for row in said.signals)]
     lines = [f"| {' | '.join(row)} |" for row in table] if said.signals else []
     return "\n".join([f"**{said.headline}**", "", *lines, "", *notes(said)])
 
 
 def notes(said: Verdict) -> list[str]:
-    """A line for a learning rate that is not constant, and for the precondition, where there is one."""
-    of_rate = f"{said.rate[:1].upper()}{said.rate[1:]}: the next doubling is a run twice as long, scheduled alike."
+    """Return a line each for a learning rate that is not constant, and for the precondition, if any."""
+    of_rate = f"{said.rate[:1].upper()}{said.rate[1:]}. The next doubling is a run twice as long, scheduled alike."
     lines = [of_rate] if said.rate else []
     if not said.precondition:
         return lines
@@ -230,23 +230,23 @@ def notes(said: Verdict) -> list[str]:
 
 
 def deceptive_here(hit: Decision | None, nll: Decision | None, stays: Equivalence | None) -> str:
-    """What two verdicts and the probe say together: the words of the claim, or why there is none."""
+    """Combine two verdicts and the probe into a claim, or say why there is none."""
     if hit is None or nll is None:
-        return "Deceptive saturation cannot be judged: hit or answer NLL was not recorded"
+        return "Deceptive saturation cannot be judged, because hit or answer NLL was not recorded"
     if "not enough points" in (hit.verdict, nll.verdict):
-        return "Deceptive saturation cannot be judged: not enough points"
+        return "Deceptive saturation cannot be judged: too few points"
     if hit.verdict == "saturated":
         both = {
-            "improving": "the hit levels while the answer NLL goes on improving (deceptive saturation, in this run)"
+            "improving": "the hit has levelled while the answer NLL still improves (deceptive saturation, in this run)"
         }
         levelled = "the hit and the answer NLL have both levelled"
         both["saturated"] = f"{levelled} (intrinsic saturation, in this run)"
         if stays is not None and not stays.holds:
-            both["saturated"] = f"{levelled}, but intrinsic saturation asks for the probe, too: {stays.said()}"
-        return both.get(nll.verdict, "the hit levels, and whether the answer NLL goes on improving is not told apart")
+            both["saturated"] = f"{levelled}, but intrinsic saturation also requires a stable probe: {stays.said()}"
+        return both.get(nll.verdict, "the hit has levelled, and whether the answer NLL still improves is undecided")
     if hit.verdict == "improving":
-        return "the hit has not levelled, so there is no saturation of it that could deceive"
-    return "whether the hit has levelled is not told apart, so neither is deceptive saturation"
+        return "the hit has not levelled, so there is no deceptive saturation"
+    return "whether the hit has levelled is undecided, and so is deceptive saturation"
 
 
 def _moved(found: Findings, hit: Progress | None, nll: Progress | None) -> str:
@@ -254,42 +254,43 @@ def _moved(found: Findings, hit: Progress | None, nll: Progress | None) -> str:
     planned = run.setting("run.tokens", run.tokens)
     state = "" if run.finished else f"The run is unfinished ({tokens(run.tokens)} of {tokens(planned)} tokens). "
     if hit is None or nll is None:
-        return f"{state}There are no needle records, so there is nothing to say about hit and answer NLL."
-    text = f"The needle hit goes {change(hit)} and {reached(hit)}; "
-    return f"{state}{text}the answer NLL goes {change(nll, ' nats')} and {reached(nll)}. {_span(found)}"
+        return f"{state}There are no needle records, so nothing can be said about hit and answer NLL."
+    text = f"The needle hit goes {change(hit)} and {reached(hit)}. "
+    return f"{state}{text}The answer NLL goes {change(nll, ' nats')} and {reached(nll)}. {_span(found)}"
 
 
 def _span(found: Findings) -> str:
-    """Of which tokens these are, with the whole sentence's beside those of the value."""
+    """Name the tokens of the headline, with the numbers for the full sentence."""
     run = found.run
     whole = [found.row("needle", metric, **run.sentence) for metric in ("hit_frac", "answer_nll_nats")]
     if not run.sentence:
-        return f"Both are of {judged(run)} (records of an earlier version)."
+        return f"Both refer to {judged(run)} (records of an earlier version)."
     if whole[0] is None or whole[1] is None:
-        return f"Both are of {judged(run)}."
+        return f"Both refer to {judged(run)}."
     beside = f"the hit goes {change(whole[0])} and the NLL {change(whole[1], ' nats')}"
-    return f"Both are of {judged(run)}; of {SPANS[SENTENCE]} {beside}."
+    return f"Both refer to {judged(run)}. On {SPANS[SENTENCE]} {beside}."
 
 
 def _rule(found: Findings) -> str:
-    """The second sentence: both verdicts of the rule, and what they say together."""
+    """Write the second paragraph: both verdicts of the rule, and their combination."""
     hit, nll = found.decision("needle", "hit_frac"), found.decision("needle", "answer_nll_nats")
     said = deceptive_here(hit, nll, found.stays)
     if hit is None or nll is None or "not enough points" in (hit.verdict, nll.verdict):
         return f"{said}."
     text = (
-        "By the rule, which sets the gain that the next doubling of tokens should bring against "
-        f"{percent(found.eps)} of the gain so far, the hit is {decided(hit, found.eps)}, and the answer NLL is "
-        f"{decided(nll, found.eps)} nats: "
+        "The rule compares the predicted gain of the next doubling of tokens with a threshold, "
+        f"{percent(found.eps)} of the gain so far. The hit is {decided(hit, found.eps)}. The answer NLL is "
+        f"{decided(nll, found.eps)}, in nats. "
     )
-    return f"{text}{said}."
+    return f"{text}{said[:1].upper()}{said[1:]}."
 
 
 def _others(found: Findings) -> str:
     parts = []
     count, mean = found.row("heads", "retrieval_heads_count"), found.row("heads", "initial_heads_mean_frac")
     if count and mean:
-        parts.append(f"retrieval heads go {change(count)}, the mean score of the initial ones {change(mean)}")
+        parts.append(f"the number of retrieval heads goes {change(count)}")
+        parts.append(f"the mean score of the initial heads goes {change(mean)}")
     exact = found.row("probe", "exact_match_frac")
     if exact:
         parts.append(f"exact match of the fine-tuned probe goes {change(exact)}{beyond(exact)}")
@@ -297,5 +298,6 @@ def _others(found: Findings) -> str:
     if short:
         parts.append(f"the short-context NLL goes {change(short, ' nats')}{beyond(short)}")
     if not parts:
-        return "No heads, probe or short-context records."
-    return "Beside them: " + "; ".join(parts) + "."
+        return "There are no heads, probe or short-context records."
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."

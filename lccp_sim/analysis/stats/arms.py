@@ -1,12 +1,12 @@
-"""Arms of a study compared: what each metric ends at, seed by seed against the reference arm, and who ranks them alike.
+"""Comparison of a study's arms: final values, seed by seed against the reference arm, and agreement of rankings.
 
-Seeds are pairs: the same seed has the same base and, where the axis allows it, the same batches in every arm, so that a
-difference to the reference is taken within a seed. What a reader would question: two or three seeds carry a t interval
-of 1 or 2 degrees of freedom; it is printed as wide as it is.
+Seeds are pairs: the same seed has the same base and, where the axis allows it, the same batches in every arm. So the
+difference from the reference is taken within a seed. Design note: two or three seeds give a t interval with 1 or 2
+degrees of freedom, which is reported at its full width.
 
-Repeats of a run have its seed, base and text, and read the rows in another order: their spread is what the order does
-by itself. One standard deviation a metric is pooled over arms and seeds, which takes all of them to scatter alike,
-because two or three repeats tell little of one arm's own.
+Repeats of a run have the same seed, base and text, but read the rows in another order. Their spread is the effect of
+the order alone. One standard deviation per metric is pooled over arms and seeds, assuming equal scatter, because two or
+three repeats say little about one arm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.correlation import holm
 from lccp_sim.analysis.stats.curve import LEVEL, Absent, Curve, Estimate, whole_curve
 
-Repeats = Mapping[int, Sequence[float]]  # a number of each repeat, by seed
+Repeats = Mapping[int, Sequence[float]]  # one number per repeat, by seed
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Noise:
     degrees: int
 
     def floor(self, *sides: Repeats) -> float:
-        """What a mean over seeds (or a difference of two such means) may reach by order alone, at the 95 % level.
+        """Bound what a mean over seeds (or a difference of two such means) reaches by order alone, at the 95 % level.
 
-        Each side has its seeds' repeats; a seed counts by the mean of its own.
+        Each side holds the repeats of its seeds; a seed's value is the mean of its repeats.
         """
         of_side = (sum(1 / len(own) for own in side.values()) / len(side) ** 2 for side in sides)
         return float(student.ppf((1 + LEVEL) / 2, self.degrees)) * self.spread * sqrt(sum(of_side))
 
 
 def noise(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """The pooled standard deviation inside groups of repeats; None where no group has two."""
+    """Compute the pooled standard deviation within groups of repeats; None if no group has two."""
     several = [np.array(group) for group in groups if len(group) > 1]
     degrees = sum(len(group) - 1 for group in several)
     if not degrees:
@@ -53,7 +53,7 @@ def noise(groups: Iterable[Sequence[float]]) -> Noise | None:
 def gathered(
     first: Mapping[str, Mapping[int, Curve]], again: Sequence[Mapping[str, Mapping[int, Curve]]], change: bool = False
 ) -> dict[str, dict[int, list[float]]]:
-    """Where the curves of one metric end, by arm and seed, the first run's before its repeats'; or their `change`."""
+    """Collect the final values of one metric (or with `change` their change) by arm and seed, the first run first."""
 
     def of(curve: Curve) -> float:
         return float(curve.value_W[-1] - (curve.value_W[0] if change else 0.0))
@@ -70,9 +70,10 @@ def gathered(
 
 @dataclass(frozen=True)
 class Moved:
-    """How far a metric of an arm moves from first to last window, and what the order of the data moves it by.
+    """The change of an arm's metric from first to last window, and the change that data order alone can cause.
 
-    `spread`: of repeats at the end. `floor`: what a change may reach by order alone; `told`: this one exceeds it.
+    `spread`: of repeats at the end. `floor`: the largest change from order alone. `told`: whether this change exceeds
+    it.
     """
 
     metric: str
@@ -85,7 +86,7 @@ class Moved:
 
 
 def moved(curves: Mapping[str, Mapping[str, Mapping[int, Curve]]], again: Sequence[Mapping]) -> list[Moved]:
-    """One row a metric and arm, of the metrics that some run has repeats of."""
+    """Return one row per metric and arm, for metrics that have repeats."""
     rows = []
     for metric, first in curves.items():
         more = [each.get(metric, {}) for each in again]
@@ -108,12 +109,13 @@ PROBE_METRICS = ("probe/exact_match_frac", "probe/answer_nll_nats")
 
 @dataclass(frozen=True)
 class Result:
-    """Where a metric (`monitor/metric`) of one arm ends: `values` by seed, their mean, `spread` (std over seeds).
+    """The final value of a metric (`monitor/metric`) in one arm.
 
-    `difference`: mean of value less the reference's at the same seed, with its 95 % t interval over `pairs` seeds; `p`
-    of the paired t test, `p_holm` adjusted over the arms. None for the reference, or with fewer than two pairs.
-    `rising`: whether more is better. `floor`: what the difference may reach by the order of the data alone; None
-    without repeats. A seed's value is the mean over its repeats.
+    `values`: by seed; `mean` and `spread` (standard deviation) are over seeds. `difference`: mean of the value minus
+    the reference's at the same seed, with its 95 % t interval over `pairs` seeds. `p`: of the paired t test; `p_holm`:
+    adjusted over the arms. These are None for the reference, and with fewer than two pairs. `rising`: whether more is
+    better. `floor`: the largest difference that data order alone can cause; None without repeats. A seed's value is the
+    mean over its repeats.
     """
 
     metric: str
@@ -130,16 +132,16 @@ class Result:
 
     @property
     def inside(self) -> bool:
-        """Whether repeats differ as much as the arms do: then it is no difference, whatever its p."""
+        """Whether repeats differ as much as the arms do; then the difference does not count, whatever its p value."""
         return self.floor is not None and self.difference is not None and abs(self.difference.value) <= self.floor
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether a monitor ranks the arms as a metric of the probe does: Kendall's tau-b of arm means, better first.
+    """Agreement of a monitor's ranking of the arms with that of a probe metric: Kendall's tau-b of arm means.
 
-    `p`: exact where there are no ties (scipy). None where `reason` says why. Arms are few: of four, no tau has p < .05
-    but 1.
+    Better arms come first. `p`: exact if there are no ties (scipy). Numbers are None if `reason` is given. With four
+    arms, only tau = 1 has p < .05.
     """
 
     monitor: str
@@ -151,7 +153,7 @@ class Agreement:
 
 
 def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
-    """The curves by metric, arm and seed; what a run has not measured is left out."""
+    """Collect the curves by metric, arm and seed; what a run did not measure is left out."""
     return {
         metric: {
             arm: {seed: curve for seed, run in seeds.items() if (curve := whole_curve(run, metric)) is not None}
@@ -162,7 +164,7 @@ def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
 
 
 def results(curves: Curves, reference: str, again: Sequence[Curves] = ()) -> list[Result]:
-    """One row for each metric and arm that has it, the reference first. `again`: the curves of each repeat."""
+    """Return one row for each metric and arm that has it, the reference first. `again`: the curves of each repeat."""
     rows = []
     for metric, found in curves.items():
         rising = next((c.rising for seeds in found.values() for c in seeds.values()), True)
@@ -192,7 +194,7 @@ def _result(metric: str, arm: str, ends: Mapping[int, float], base: Mapping[int,
         return row
     mine_S, theirs_S = np.array([ends[s] for s in shared]), np.array([base[s] for s in shared])
     mean = float((mine_S - theirs_S).mean())
-    if np.ptp(mine_S - theirs_S) <= 1e-9 * abs(mean):  # no spread but rounding, no test
+    if np.ptp(mine_S - theirs_S) <= 1e-9 * abs(mean):  # nothing but rounding varies: no test
         return replace(row, difference=Estimate(mean))
     test = ttest_rel(mine_S, theirs_S)
     low, high = test.confidence_interval(LEVEL)
@@ -200,9 +202,9 @@ def _result(metric: str, arm: str, ends: Mapping[int, float], base: Mapping[int,
 
 
 def leverage(rows: Sequence[Result], metric: str) -> float | None:
-    """The spread of arm means over the spread of seeds inside arms (root mean square); None without two of each.
+    """Divide the spread of arm means by the spread of seeds within arms (root mean square); None without two of each.
 
-    Above 1 the axis moves the metric more than a seed does.
+    Above 1 the axis changes the metric more than a seed does.
     """
     mine = [row for row in rows if row.metric == metric]
     inside = [row.spread**2 for row in mine if row.spread is not None]
@@ -212,7 +214,7 @@ def leverage(rows: Sequence[Result], metric: str) -> float | None:
 
 
 def agreements(rows: Sequence[Result]) -> list[Agreement]:
-    """Each monitor of the results against each metric of the probe, over the arms that have both."""
+    """Compare each monitor with each probe metric, over the arms that have both."""
     means: dict[str, dict[str, float]] = {}
     for row in rows:
         means.setdefault(row.metric, {})[row.arm] = row.mean if row.rising else -row.mean

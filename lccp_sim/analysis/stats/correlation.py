@@ -1,16 +1,16 @@
-"""How the monitors go with the fine-tuned probe, over the windows of one or several runs.
+"""Correlations of the monitors with the fine-tuned probe, over the windows of one or several runs.
 
-As arXiv 2604.02650 correlates them (`level`), and in three ways that take less of a shared trend along. Questionable:
-the p values are those of the t-test, which takes windows for independent points. They stand here because the paper
-prints them; between two series that both improve they are small whatever else the two have in common (docs/paper.md).
+They are computed as in arXiv 2604.02650 (`level`), and in three ways that depend less on a shared trend. Design note:
+the p values are those of the t-test, which treats windows as independent points. They are here because the paper prints
+them. Between two series that both improve they are small whatever else the two share (docs/paper.md).
 
-The tests on coefficients take coefficients, not data, so that printed tables can be checked as well as runs. They
-presume independent points, which windows of one training run are not; where that decides something, see the trend-free
-coefficients and the bootstrap.
+The tests take coefficients, not data, so that printed tables can be checked as well as runs. They assume independent
+points, which the windows of one training run are not. Where this matters, use the trend-free coefficients and the
+bootstrap.
 
-Which of two monitors goes better with the probe is tested as two correlations that share the probe: the paper orders
-its monitors by |r| (Table 4) without a test. Every monitor is compared with the hit alone, since that is the claim at
-stake; all pairs would be many tests of little power.
+Whether one of two monitors correlates better with the probe is a test of two correlations that share the probe; the
+paper ranks its monitors by |r| (Table 4) without a test. Every monitor is compared only with the hit, because the claim
+is about the hit; testing all pairs would have little power.
 """
 
 import math
@@ -46,10 +46,10 @@ RANKS = 1.06  # variance of Fisher's z of a rank correlation, in units of that o
 
 
 def correlation_p(r: float, df: int) -> float:
-    """The two-sided p value of a correlation with `df` degrees of freedom; df is n - 2 less what was partialled out.
+    """Compute the two-sided p value of a correlation; `df` is n - 2 minus the number of variables partialled out.
 
-    0 where |r| is 1. Raises ValueError below one degree of freedom. Source: Student 1908 (Biometrika 6); the p values
-    of arXiv 2604.02650 Tables 6 and 7 are these with n = 6.
+    0 if |r| is 1. Raises ValueError below one degree of freedom. Source: Student 1908 (Biometrika 6); arXiv 2604.02650
+    Tables 6 and 7 have these p values with n = 6.
     """
     if df < 1:
         raise ValueError(f"correlation_p: df = {df}, at least 1 is needed; give more points")
@@ -59,16 +59,16 @@ def correlation_p(r: float, df: int) -> float:
 
 
 def critical_r(df: int, alpha: float = 1 - LEVEL) -> float:
-    """The |r| above which `correlation_p` is below `alpha`."""
+    """Return the |r| above which `correlation_p` is below `alpha`."""
     bound = t.isf(alpha / 2, df)
     return float(bound / math.sqrt(df + bound * bound))
 
 
 def fisher_interval(r: float, df: int, ranks: bool = False, level: float = LEVEL) -> tuple[float, float] | None:
-    """The interval of a correlation with `df` degrees of freedom (n - 2 for two variables); None for df < 2 or |r| = 1.
+    """Compute the interval of a correlation with `df` degrees of freedom (n - 2 for two variables).
 
-    `ranks`: r is Spearman's, whose z has a 1.06 times larger variance. Source: Fisher 1921 (Metron 1); Fieller,
-    Hartley and Pearson 1957 (Biometrika 44) for ranks.
+    None for df < 2 or |r| = 1. `ranks`: r is Spearman's, whose z has a 1.06 times larger variance. Source: Fisher 1921
+    (Metron 1); Fieller, Hartley and Pearson 1957 (Biometrika 44) for ranks.
     """
     if df < 2 or abs(r) >= 1:
         return None
@@ -78,11 +78,12 @@ def fisher_interval(r: float, df: int, ranks: bool = False, level: float = LEVEL
 
 
 def williams(r_a: float, r_b: float, r_ab: float, n: int) -> tuple[float, float] | None:
-    """Williams's t and its two-sided p (df = n - 3) for r_a = r_b, where a and b correlate with the same target.
+    """Test r_a = r_b for two series a and b that correlate with the same target.
 
-    `r_ab` is the correlation of a with b. Turn signs beforehand so that more of each means more of the target. None
-    where n < 4, where the three coefficients cannot belong together, or where a and b are the same series. Source:
-    Williams 1959 (J. R. Stat. Soc. B 21); recommended for small n by Steiger 1980 (Psychol. Bull. 87, eq. 7).
+    Returns Williams's t and its two-sided p (df = n - 3). `r_ab` is the correlation of a with b. Choose signs so that
+    more of each means more of the target. None if n < 4, if the three coefficients are inconsistent, or if a and b are
+    the same series. Source: Williams 1959 (J. R. Stat. Soc. B 21); recommended for small n by Steiger 1980 (Psychol.
+    Bull. 87, eq. 7).
     """
     determinant = 1 - r_a**2 - r_b**2 - r_ab**2 + 2 * r_a * r_b * r_ab
     if n < 4 or determinant < -1e-12 or 1 - abs(r_ab) < 1e-12:
@@ -96,10 +97,10 @@ def williams(r_a: float, r_b: float, r_ab: float, n: int) -> tuple[float, float]
 
 
 def holm(p_I: npt.ArrayLike) -> list[float]:
-    """The p values adjusted for their number, in their order; nan stays and does not count.
+    """Adjust p values for their number, in their order; nan stays nan and does not count.
 
-    Source: Holm 1979 (Scand. J. Stat. 6). Not by statsmodels, with which a test compares: its multipletests collects
-    garbage at each call, which took most of the time of `correlations`.
+    Source: Holm 1979 (Scand. J. Stat. 6). A test compares it with statsmodels, whose multipletests is not used because
+    it collects garbage at each call, which took most of the time of `correlations`.
     """
     p_I = np.asarray(p_I, float)
     order_I = np.argsort(p_I, kind="stable")[: np.isfinite(p_I).sum()]
@@ -111,8 +112,9 @@ def holm(p_I: npt.ArrayLike) -> list[float]:
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A correlation. `p`: t-test, independent windows; `p_holm`: over the tasks of the probe, None for the whole probe.
+    """A correlation coefficient with tests and intervals.
 
+    `p`: t-test with independent windows. `p_holm`: adjusted over the tasks of the probe, None for the overall probe.
     `fisher`: interval of Fisher's z (independent windows; None below 2 df). `low`, `high`: bootstrap, see
     Correlation.interval; None for single tasks.
     """
@@ -127,12 +129,13 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A monitor with the probe (`target`, whole or one `task`) inside runs, pooled over runs.
+    """The correlation of a monitor with the probe (`target`, overall or one `task`) within runs, pooled over runs.
 
-    `kind`: `level`, the values; `differences`, slopes in log tokens between windows; `partial`, given log tokens;
-    `after_hit`, the values from where `after_rule` says. `points` (windows, or slopes between them) of `runs` runs
-    leave `df`. Coefficients are None where `reason` says why; Spearman's alone where ranks do not vary (those of a
-    monotone series are those of its windows, so nothing is left given tokens). `interval`: what was resampled.
+    `kind`: `level`, values; `differences`, slopes in log tokens between windows; `partial`, values given log tokens;
+    `after_hit`, values from the point that `after_rule` names. `points` (windows, or slopes between them) of `runs`
+    runs leave `df` degrees of freedom. Coefficients are None if `reason` is given. Only Spearman's is None if ranks do
+    not vary: the ranks of a monotone series equal those of tokens, so nothing is left given tokens. `interval`: what
+    was resampled.
     """
 
     target: str
@@ -150,10 +153,10 @@ class Correlation:
 
 
 def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correlation]:
-    """Each monitor that some run has, with each target, whole and by task, in each of the four kinds; [] without probe.
+    """Correlate each monitor with each target, overall and by task, in each of the four kinds; [] without a probe.
 
-    Bootstrap intervals for the whole probe only. Source: arXiv 2604.02650 Tables 3, 4, 6, 7 for `level`; the other
-    kinds and the resampling are ours.
+    Bootstrap intervals are for the overall probe only. Source: arXiv 2604.02650 Tables 3, 4, 6, 7 for `level`; the
+    other kinds and the resampling are our own.
     """
     panels = gather(runs, seed)
     rows = [
@@ -174,7 +177,7 @@ def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correla
 
 
 def over_tasks(keys: Sequence[Hashable], p_values: Sequence[float | None]) -> list[float | None]:
-    """The p values adjusted by Holm among those of the same key; None where the key or the p value is None."""
+    """Adjust p values by Holm among those of the same key; None if the key or the p value is None."""
     families = defaultdict(list)
     for place, (key, p) in enumerate(zip(keys, p_values, strict=True)):
         if key is not None and p is not None:
@@ -189,9 +192,9 @@ def over_tasks(keys: Sequence[Hashable], p_values: Sequence[float | None]) -> li
 def points(
     panels: Sequence[Panel], kind: str, names: Sequence[Name], pairs: Sequence[tuple[int, int]], items: bool = False
 ) -> list[list[Points]]:
-    """For each pair of places in `names`, the points of each run that has two to spare, where all `names` exist.
+    """Return, for each pair of indices into `names`, the points of each run with two to spare, where all `names` exist.
 
-    `items`: with their resamples over items.
+    `items`: with resamples over items.
     """
     found = [each for panel in panels if (each := panel.aligned(kind, *names, items=items)) is not None]
     made = [
@@ -204,7 +207,7 @@ def points(
 def why_not(
     made: Sequence[Points], panels: Sequence[Panel], kind: str, names: Sequence[Name], x: int = 0, y: int = 1
 ) -> Absent | None:
-    """Why `made`, the points of names[x] against names[y], give no coefficient; None where they do."""
+    """Return why `made`, the points of names[x] against names[y], give no coefficient; None if they do."""
     if not any(panel.shared(*names) for panel in panels):
         return Absent("no window has all", ", ".join(names))
     if kind == "after_hit" and all(panel.after is None for panel in panels):
@@ -212,7 +215,7 @@ def why_not(
     count = sum(len(each.x_W) for each in made)
     if count < MIN_POINTS or degrees(made) < 1:
         most = max((len(each.values[0]) for panel in panels if (each := panel.aligned(kind, *names))), default=0)
-        return Absent("not enough points", f"{count or most}, at least {MIN_POINTS} needed")
+        return Absent("not enough points", f"{count or most}, at least {MIN_POINTS} are needed")
     return _constant(made, kind, (names[x], names[y]), False)
 
 
@@ -258,7 +261,7 @@ def _coefficient(made: list[Points], ranked: bool, bootstrap: bool, seed: int) -
 
 
 def _said(made: Sequence[Points], panels: Sequence[Panel], names: Sequence[Name]) -> str:
-    """What the bootstrap resampled, in words."""
+    """Describe what the bootstrap resampled."""
     runs = [f"runs ({len(made)})"] if len(made) > 1 else []
     blocks = "-".join(map(str, sorted({block(len(each.x_W)) for each in made})))
     curves = [panel.curves[name] for panel in panels if panel.shared(*names) for name in names]
@@ -268,11 +271,11 @@ def _said(made: Sequence[Points], panels: Sequence[Panel], names: Sequence[Name]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Williams's test: does `monitor` go with the probe more than `against`, the hit, does at the same points?
+    """Williams's test of whether `monitor` correlates more with the probe than `against` (the hit) at the same points.
 
-    Pearson's coefficients, each series turned so that up is better: `r`, `r_against`, and `r_between` the two. `n` is
-    what the test takes for independent points, df + 2 of the pooled correlation. `p_holm`: over tasks; None for the
-    whole probe. All are None where `reason` says why.
+    Pearson's coefficients, with signs so that up is better: `r`, `r_against`, and `r_between` the two. `n`: the number
+    of independent points that the test assumes, df + 2 of the pooled correlation. `p_holm`: adjusted over tasks; None
+    for the overall probe. All are None if `reason` is given.
     """
 
     target: str
@@ -293,9 +296,9 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparison]:
-    """Williams's test of each monitor against the hit, by target, task and kind; [] where no run has hits or a probe.
+    """Run Williams's test of each monitor against the hit, by target, task and kind; [] if no run has hits or a probe.
 
-    Source: Williams 1959; Steiger 1980 (see `dependent.williams`).
+    Source: Williams 1959; Steiger 1980 (see `williams`).
     """
     panels = gather(runs, seed)
     others = [name for name in monitors(panels) if name != HIT]

@@ -1,18 +1,18 @@
-"""The CPT law in full: when the old domain has recovered, and what the share of replay does to it.
+"""The full CPT law: when the old domain recovers, and how the share of replay affects it.
 
     L = c + A (S0 + S1)^-alpha + B exp(-kappa r) (1 - (1 + E S1)^-beta) - C S2
 
-(arXiv 2505.07796 eq. 4: its L0 and the annealing of pre-training are in c.) S1 and S2 are the forward and annealing
-areas of the run, S0 the forward area of pre-training, r the share of replay. Training on goes on lowering the loss (A),
-while the new distribution raises it on the old domain (B above 0) or lowers it on the new one. So the loss on the old
-domain may rise, and come back: the tokens to where it was at step 0 are the turning length.
+(arXiv 2505.07796 eq. 4, with its L0 and the annealing of pre-training contained in c.) S1 and S2 are the forward and
+annealing areas of the run, S0 the forward area of pre-training, r the share of replay. Further training lowers the loss
+(A), while the new distribution raises it on the old domain (B above 0) or lowers it on the new one. So the loss on the
+old domain may rise and return. The tokens until it is back at its value of step 0 are the turning length.
 
-Domains are fitted together: S0 belongs to the model, so they share it, as they share S1 and S2; E, beta and the linear
-parameters are each domain's own. Arms of a sweep start from one model and share all but B, which falls with r.
+Domains are fitted together. They share S0, which belongs to the model, and S1 and S2; E, beta and the linear parameters
+are separate. Arms of a sweep start from one model and share everything but B, which decreases with r.
 
-Design note: what a run that is short beside pre-training cannot tell is not searched. alpha is ALPHA, between the 0.50
-and 0.68 that the paper prints, and A and C are not below 0. The paper says that replay enters exponentially; B times
-exp(-kappa r) is our reading of it. The forms are fitted by variable projection, as in `laws.py`.
+Design note: parameters that a run much shorter than pre-training cannot determine are not searched. alpha is ALPHA,
+between the 0.50 and 0.68 that the paper prints, and A and C are not negative. The paper says that replay enters
+exponentially; B times exp(-kappa r) is our interpretation. The fit uses variable projection, as in `laws.py`.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ from lccp_sim.analysis.stats.forecast import first_at, open_estimate
 from lccp_sim.analysis.stats.laws import first_window, root_weights, scattered
 
 ALPHA = 0.5
-CPT_WINDOWS = 9  # of a curve: the law has up to eight parameters, and the scale of the noise
-HORIZON = 10  # times the run's tokens: a loss that has not come back by then is said to do so never
+CPT_WINDOWS = 9  # least windows of a curve: the law has up to eight parameters, and the scale of the noise
+HORIZON = 10  # times the run's tokens: a loss that has not returned by then is reported as "never"
 BEFORE = np.geomspace(0.1, 100, 8)  # S0, in forward areas of the run
 BETAS = np.geomspace(0.05, 5, 8)
 SPEEDS = 16  # values of E
@@ -40,7 +40,7 @@ SLOW, FALLEN = 1, 3  # columns whose parameters are not below 0
 
 @dataclass(frozen=True)
 class CptLaw:
-    """The law of one domain: `before` is S0, `speed` E, both of areas in tokens at the peak rate."""
+    """The law of one domain. `before` is S0 and `speed` is E, for areas in tokens at the peak rate."""
 
     c: float
     A: float
@@ -52,17 +52,17 @@ class CptLaw:
     kappa: float = 0.0
 
     def predict(self, at: Areas, replay: float | Array = 0.0) -> Array:
-        """The loss at these areas under a share of replay; A counts from S1 = 0, so that c is the loss at step 0."""
+        """Compute the loss at these areas under a share of replay; A counts from S1 = 0, so c is the loss at step 0."""
         shape_NP = _columns(at, np.asarray(replay, float), self.before, np.array([[self.speed, self.beta]]), self.kappa)
         return shape_NP[0] @ np.array([self.c, self.A, self.B, self.C])
 
 
 @dataclass(frozen=True)
 class Turning:
-    """When the loss of the old domain is back at its value of step 0, by the law.
+    """The turning length: when, by the law, the loss of the old domain is back at its value of step 0.
 
-    `tokens`: 0 where it never was above, inf where it does not come back within HORIZON times the run, at the peak
-    rate. `rise`: by how much it was above at most, within the run. `old`, `new`: the laws of the two domains.
+    `tokens`: 0 if it was never above, inf if it does not return within HORIZON times the run, at the peak rate. `rise`:
+    the largest excess within the run. `old`, `new`: the laws of the two domains.
     """
 
     tokens: Estimate
@@ -73,9 +73,10 @@ class Turning:
 
 @dataclass(frozen=True)
 class Replay:
-    """The law of the old domain over a sweep: `kappa`, with which replay lessens the shift, and B exp(-kappa r).
+    """The law of the old domain over a sweep, with the shift B exp(-kappa r).
 
-    `shift`: B of no replay at all. `shares` are the arms'. `tokens`: the turning length of each arm.
+    `kappa`: how strongly replay reduces the shift. `shift`: B without replay. `shares`: of replay, by arm. `tokens`:
+    the turning length of each arm.
     """
 
     kappa: Estimate
@@ -86,9 +87,9 @@ class Replay:
 
 
 def turning(old: Curve, new: Curve) -> Turning | None:
-    """The turning length of a run, from the short-context loss `old` and the long-context loss `new`, fitted together.
+    """Compute a run's turning length, from the short-context loss `old` and the long-context loss `new`.
 
-    Their windows must be the same. None with fewer than CPT_WINDOWS.
+    The two are fitted jointly and must have the same windows. None with fewer than CPT_WINDOWS.
     """
     if len(old.tokens_W) < CPT_WINDOWS or not np.array_equal(old.tokens_W, new.tokens_W):
         return None
@@ -105,9 +106,9 @@ def turning(old: Curve, new: Curve) -> Turning | None:
 
 
 def replay(arms: Sequence[tuple[float, Curve]]) -> Replay | None:
-    """The replay term, from the short-context loss of each arm of a sweep, with its share of replay from 0 to 1.
+    """Fit the replay term to the short-context loss of each arm of a sweep, given its share of replay from 0 to 1.
 
-    Arms start from one model. None with fewer than two shares, or CPT_WINDOWS in an arm.
+    Arms start from one model. None with fewer than two shares, or fewer than CPT_WINDOWS in an arm.
     """
     shares = tuple(share for share, _ in arms)
     if len(set(shares)) < 2 or min(len(curve.tokens_W) for _, curve in arms) < CPT_WINDOWS:
@@ -130,13 +131,13 @@ def replay(arms: Sequence[tuple[float, Curve]]) -> Replay | None:
 
 
 def law_turning(law: CptLaw, curve: Curve, share: float = 0.0) -> float:
-    """The turning length of a law over the run of a curve: 0 where it never rises, inf where it does not come back."""
+    """Compute the turning length of a law over the run of a curve: 0 if it never rises, inf if it does not return."""
     return float(_returns(_grid(curve), law.predict(_ahead(curve), share)[None])[0])
 
 
 @dataclass(frozen=True)
 class _Domain:
-    """What is fitted by one set of parameters: the areas, shares of replay and root weights of values [R, W]."""
+    """Data fitted by one set of parameters: the areas, shares of replay and root weights of values [R, W]."""
 
     seen: Areas
     replay_W: Array
@@ -145,12 +146,12 @@ class _Domain:
 
 
 def _values(curve: Curve) -> tuple[Array, Array]:
-    """The curve and its resamples [1 + R, W], with what windows scatter, and root weights [W]."""
+    """Return the curve and its resamples [1 + R, W], with the scatter of windows, and root weights [W]."""
     return np.vstack([curve.value_W, scattered(curve)[:DRAWS]]), root_weights(curve.stderr_W)
 
 
 def _columns(at: Areas, replay_N: Array, before: float, theta_GQ: Array, kappa: float) -> Array:
-    """The law's linear part [G, N, 4] at points (E, beta): a constant, the slow fall, the shift, the annealing."""
+    """Compute the law's linear part [G, N, 4] at points (E, beta): constant, slow decrease, shift, annealing."""
     speed_G1, beta_G1 = theta_GQ[:, :1], theta_GQ[:, 1:]
     shift_GN = np.exp(-kappa * replay_N) * -np.expm1(-beta_G1 * np.log1p(speed_G1 * at.forward))
     slow_N = (1 + at.forward / before) ** -ALPHA - 1
@@ -159,11 +160,10 @@ def _columns(at: Areas, replay_N: Array, before: float, theta_GQ: Array, kappa: 
 
 
 def _fit(domains: Sequence[_Domain], kappas: Array = KAPPAS[:1]) -> list[list[CptLaw]]:
-    """The law of each domain and resample, [D][R]: the best point of the grid, S0 the same in all domains.
+    """Fit the law to each domain and resample, [D][R]: the best point of the grid, with one S0 for all domains.
 
-    The likelihood decides on S0, each domain having noise of its own scale.
-    Parameters that may not be below 0 are left out where they would be: of the fits with and without them, the best
-    that keeps the signs is the constrained minimum.
+    S0 is chosen by likelihood, with a noise scale per domain. A parameter that must not be negative is dropped if it
+    would be: of the fits with and without it, the best that keeps the signs is the constrained minimum.
     """
     end = float(domains[0].seen.forward.max())
     found = [[_best(domain, before * end, kappas) for domain in domains] for before in BEFORE]  # by S0 and domain
@@ -180,14 +180,14 @@ def _fit(domains: Sequence[_Domain], kappas: Array = KAPPAS[:1]) -> list[list[Cp
 
 
 def _best(domain: _Domain, before: float, kappas: Array) -> tuple[Array, Array]:
-    """Residual sums of squares [R] and the fields of CptLaw [R, 8] at one S0."""
+    """Return residual sums of squares [R] and the fields of CptLaw [R, 8] at one S0."""
     first, last = first_window(domain.seen.forward), float(domain.seen.forward.max())
     speeds = 1 / np.geomspace(first / 4, 4 * last, SPEEDS)
     theta_GQ = np.stack(np.meshgrid(speeds, BETAS, indexing="ij"), -1).reshape(-1, 2)
     free = (SLOW, FALLEN) if domain.seen.annealed else (SLOW,)
     scaled_RW = domain.value_RW * domain.root_W
     square_R = (scaled_RW**2).sum(1)
-    least_R = 1e-14 * square_R  # what rounding leaves
+    least_R = 1e-14 * square_R  # rounding error
     rows = np.arange(len(scaled_RW))
     rss_R, fields_RF = np.full(len(rows), np.inf), np.zeros((len(rows), 8))
     for kappa in kappas:
@@ -212,12 +212,12 @@ def _best(domain: _Domain, before: float, kappas: Array) -> tuple[Array, Array]:
 
 
 def _grid(curve: Curve) -> Array:
-    """Tokens at which the path is looked at, from well before the first window to the horizon."""
+    """Return the tokens at which the path is evaluated, from well before the first window to the horizon."""
     return np.geomspace(curve.tokens_W[1] / 8, HORIZON * curve.tokens_W[-1], 200)
 
 
 def _ahead(curve: Curve) -> Areas:
-    """The areas at step 0 and at `_grid`; beyond the run's end those of the peak rate, without any annealing."""
+    """Return the areas at step 0 and at `_grid`; after the run's end at the peak rate, without annealing."""
     grid, end = _grid(curve), curve.tokens_W[-1]
     at = curve.areas_at(np.minimum(grid, end))
     beyond = Areas(at.forward + np.maximum(0, grid - end), np.where(grid > end, 0.0, at.annealing))
@@ -225,14 +225,14 @@ def _ahead(curve: Curve) -> Areas:
 
 
 def _end(ahead: Areas, curve: Curve) -> int:
-    """The place of the run's end among `ahead`."""
+    """Return the index of the run's end in `ahead`."""
     return int(np.searchsorted(np.append(0.0, _grid(curve)), curve.tokens_W[-1], side="right")) - 1
 
 
 def _returns(tokens_N: Array, path_RN: Array) -> Array:
-    """Tokens [R] at which each path is back at its first value, after it was above; 0 where it never is.
+    """Return the tokens [R] at which each path is back at its first value after being above it; 0 if it never is above.
 
-    The path has step 0 before the places of `tokens_N`.
+    The path has step 0 before the points of `tokens_N`.
     """
     above_RN = path_RN[:, 1:] - path_RN[:, :1]
     since_RN = np.logical_or.accumulate(above_RN > 1e-9, axis=1)

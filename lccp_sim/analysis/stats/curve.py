@@ -1,4 +1,4 @@
-"""A metric against tokens, with resamples of the whole curve, and estimates with the intervals that they give."""
+"""A metric against tokens with resamples of the entire curve, and estimates with intervals from these resamples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -18,10 +18,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric at W windows. `draws_RW` are resampled curves; None without samples and standard errors.
+    """One metric at W windows. `draws_RW`: resampled curves; None without samples and standard errors.
 
-    `source` says where the draws come from: "paired items", "standard errors" (a parametric bootstrap, windows
-    independent: too wide), or "none". `rate`: the learning rate where it is not constant; laws are then in its areas.
+    `source`: where the draws come from, "paired items", "standard errors" (a parametric bootstrap with independent
+    windows, which gives too wide intervals), or "none". `rate`: the learning rate if it is not constant; laws then use
+    its areas.
     """
 
     monitor: str
@@ -37,16 +38,16 @@ class Curve:
 
     @property
     def areas(self) -> Areas:
-        """The forward and annealing areas of its windows."""
+        """The forward and annealing areas at its windows."""
         return self.areas_at(self.tokens_W)
 
     def areas_at(self, tokens: Array) -> Areas:
-        """The areas at token counts of this run."""
+        """Compute the areas at token counts of this run."""
         return Areas.constant(tokens) if self.rate is None else self.rate.at(tokens)
 
     @property
     def rising(self) -> bool:
-        """Whether more is better (or neither is)."""
+        """Whether more is better (or neither)."""
         return self.row.better != DOWN
 
     @property
@@ -57,11 +58,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; no interval where the draws are missing.
+    """A value and its 95 % interval; no interval without draws.
 
-    Bias-corrected percentiles of the resamples: t95 of a noisy curve comes out late, and later still in a resample,
-    so that plain percentiles lie too late (simulated coverage 80-85 % instead of 85-98 %). Source: Efron 1981, Can.
-    J. Stat. 9.
+    Intervals are bias-corrected percentiles of the resamples. The t95 of a noisy curve is biased late, and more so in a
+    resample, so plain percentiles would lie too late (simulated coverage 80-85 % instead of 85-98 %). Source: Efron
+    1981, Can. J. Stat. 9.
     """
 
     value: float
@@ -71,7 +72,7 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, draws_R: Array | None = None) -> "Estimate":
-        """The estimate from its resamples; draws where the quantity does not exist (not finite) are left out."""
+        """Build the estimate from its resamples; draws for which the quantity is not finite are left out."""
         finite_R = np.array([]) if draws_R is None else draws_R[np.isfinite(draws_R)]
         if not finite_R.size:
             return cls(float(value))
@@ -82,19 +83,19 @@ class Estimate:
         return cls(float(value), float(low), float(high), draws_R)
 
     def above(self, bound: float) -> bool:
-        """Whether the whole interval is above `bound`; without one, never."""
+        """Whether the interval is entirely above `bound`; False without an interval."""
         return self.low is not None and self.low > bound
 
     def below(self, bound: float) -> bool:
-        """Whether the whole interval is below `bound`; without one, never."""
+        """Whether the interval is entirely below `bound`; False without an interval."""
         return self.high is not None and self.high < bound
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Why a quantity does not exist: a `code`, of few that programs may compare, and a `detail` with the numbers.
+    """The reason why a quantity does not exist: a `code` that programs may compare, and a `detail` with the numbers.
 
-    `of`: the metrics whose fault it is, where these are not all that the quantity is about.
+    `of`: the metrics that cause it, if they are not all metrics of the quantity.
     """
 
     code: str
@@ -105,12 +106,12 @@ class Absent:
         return ": ".join(filter(None, (" and ".join(self.of), self.code, self.detail)))
 
     def beside(self, name: str) -> "Absent":
-        """The same for a place that names `name` already."""
+        """Return the reason for a place that already names the metric `name`."""
         return replace(self, of=()) if self.of == (name,) else self
 
 
 def to_json(node: Any) -> Any:
-    """Results as JSON values: dataclasses as objects, estimates as value, low, high, reasons as sentences."""
+    """Convert results to JSON values: dataclasses to objects, estimates to value, low, high, reasons to sentences."""
     if isinstance(node, Absent):
         return str(node)
     if isinstance(node, Estimate):
@@ -130,11 +131,11 @@ def curves(
     seed: int = 0,
     of_items: Mapping[str, Tag] | None = None,
 ) -> dict[str, Curve]:
-    """The metrics that the run has with exactly these tags, by name, at the windows that all of them share.
+    """Return the curves of metrics with exactly these tags, by name, at the windows that all of them share.
 
     They are resampled together (the same items in each resample), so that a quantity of two metrics has a paired
-    interval: ask together only for metrics of the same items. `of_items`: the tags of their samples, where these are
-    others than the records'.
+    interval. Request only metrics of the same items together. `of_items`: the tags of their samples, if these differ
+    from the records' tags.
     """
     rows = {metric: run.select(monitor, metric, **dict(tags)).set_index("step") for metric in metrics}
     rows = {metric: frame[~frame.index.duplicated(keep="last")] for metric, frame in rows.items() if len(frame)}
@@ -155,7 +156,7 @@ def curves(
             source = "paired items"
             if not np.allclose(mean_W, value_W, rtol=1e-5, atol=1e-6):
                 name = " ".join([f"{monitor}/{metric}", *(f"{key}={value}" for key, value in tags.items())])
-                run.warnings.append(f"{name}: the mean of the samples is not the record's value")
+                run.warnings.append(f"{name}: the mean of the samples differs from the record's value")
         elif np.isfinite(stderr_W).all():
             noise_RW = np.random.default_rng([seed, number]).standard_normal((RESAMPLES, len(steps)))
             draws_RW, source = value_W + stderr_W * noise_RW, "standard errors"
@@ -165,7 +166,7 @@ def curves(
 
 
 class Named(NamedTuple):
-    """What a name means in a run: monitor, metric, the tags of its records, and those of its samples."""
+    """The meaning of a name in a run: monitor, metric, the tags of its records, and those of its samples."""
 
     monitor: str
     metric: str
@@ -174,16 +175,16 @@ class Named(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Monitor and metric, as records have them: a needle's `sentence_` is no part of the metric."""
+    """Split a name into the monitor and metric of records; a needle's prefix `sentence_` is removed."""
     monitor, _, metric = name.partition("/")
     return monitor, metric.removeprefix(OF_SENTENCE) if monitor == "needle" else metric
 
 
 def resolve_name(run: RunData, name: str, tags: Mapping[str, Tag] | None = None) -> Named:
-    """What `monitor/metric` with these tags means; without any, its overall value.
+    """Resolve `monitor/metric` with these tags; without tags, its overall value.
 
-    `needle/sentence_metric` is that of the whole sentence. Tags that a monitor is judged by where nothing is said
-    (needles: the value's tokens, single needles) may be left out. The probe is taken after its last fine-tuning step.
+    `needle/sentence_metric` refers to the full sentence. Default tags of a monitor (needles: the value's tokens, single
+    needles) may be omitted. The probe is taken after its last fine-tuning step.
     """
     monitor, metric = split_name(name)
     asked = {**(run.sentence if f"{monitor}/{metric}" != name else {}), **(tags or {})}
@@ -192,18 +193,18 @@ def resolve_name(run: RunData, name: str, tags: Mapping[str, Tag] | None = None)
     found = next((t for t in (asked, spans | asked, counted | asked) if len(run.select(monitor, metric, **t))), asked)
     if monitor != "probe" or not (last := probe_tags(run, metric, found)):
         return Named(monitor, metric, found, found)
-    # Samples of the probe are of each step of fine-tuning; a record without the step is of the last one.
+    # Probe samples exist for each fine-tuning step; a record without the tag refers to the last step.
     of_items = last | found
     return Named(monitor, metric, found if len(run.select(monitor, metric, **found)) else of_items, of_items)
 
 
 def probe_tags(run: RunData, metric: str, tags: Mapping[str, Tag] | None = None) -> dict[str, Tag]:
-    """The tag of the probe's last fine-tuning step; {} where the run has no records by step with these tags."""
+    """Return the tag of the probe's last fine-tuning step; {} if the run has no records by step with these tags."""
     rows = run.select("probe", metric, "sft_step", **(tags or {}))
     return {"sft_step": int(rows.sft_step.max())} if len(rows) else {}
 
 
 def whole_curve(run: RunData, name: str) -> Curve | None:
-    """The curve of `monitor/metric`: over the whole monitor, or after the probe's last fine-tuning step."""
+    """Return the overall curve of `monitor/metric`; for the probe, after its last fine-tuning step."""
     monitor, metric, tags, of_items = resolve_name(run, name)
     return curves(run, monitor, (metric,), tags, of_items=of_items).get(metric)

@@ -1,16 +1,16 @@
-"""Deceptive saturation, judged against what thresholding does by itself, and by whether it matters for the probe.
+"""Tests for deceptive saturation: is the gap larger than thresholding alone produces, and does it predict the probe?
 
 The index t95(late) / t95(hit) of arXiv 2604.02650 is above 1 for any thresholded statistic of a steep enough curve. So
-it stands beside the same index with hits that are derived from the items' NLL. Questionable: the p value asks
-whether the hit ends earlier than one function of NLL allows, not whether the NLL goes on falling; that is the fold
-change, and the test that counts is whether the NLL after the hit foretells the probe in another run.
+it is compared with the same index of hits that are derived from the items' NLL. Design note: the p value tests whether
+the hit levels off earlier than one function of NLL allows, not whether the NLL continues to fall. The fold change
+measures that, and the decisive test is whether the NLL after the hit predicts the probe in another run.
 
-A hit is a threshold on an item's NLL, so its mean ends early by construction. The null hypothesis is that the item's
-NLL says all: P(hit | NLL) is one falling function, the same for all items and at all windows, fitted by isotonic
-regression to all item-windows; a threshold and every monotone link are inside it. Where each item has a threshold of
-its own, in proportion to its own level, this null is rejected although every hit is a threshold; so the same null on
-`own_scale` stands beside it. It rejects little, because a hit that comes once and stays is always monotone in its
-item's own NLL.
+A hit is a threshold on an item's NLL, so its mean levels off early by construction. The null hypothesis is that the
+item's NLL determines the hit: P(hit | NLL) is one decreasing function, the same for all items and windows, fitted by
+isotonic regression to all item-windows. It contains a threshold and every monotone link. If each item has its own
+threshold, in proportion to its own level, this null is rejected although every hit is a threshold. So the same null is
+also tested on `own_scale`. That test rarely rejects, because a hit that appears once and stays is always monotone in
+its item's own NLL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ from lccp_sim.records import Tag
 
 
 def hit_given_nll(nll_IW: Array, hit_IW: Array) -> Array:
-    """P(hit | NLL) [I, W] at each item and window: the falling function of NLL nearest to the hits in least squares.
+    """Fit P(hit | NLL) [I, W] at each item and window, a decreasing function of NLL, to the hits by least squares.
 
-    Source: Barlow et al. 1972, isotonic regression, as scipy has it; its mean over all is that of the hits.
+    Source: Barlow et al. 1972, isotonic regression, in scipy; its overall mean equals that of the hits.
     """
     _, place, count = np.unique(nll_IW.ravel(), return_inverse=True, return_counts=True)
     mean = np.bincount(place, hit_IW.ravel()) / count
@@ -41,22 +41,22 @@ def hit_given_nll(nll_IW: Array, hit_IW: Array) -> Array:
 
 
 def own_scale(nll_IW: Array) -> Array:
-    """Log NLL [I, W] less its mean over the item's own windows; an NLL of 0 counts as the smallest positive float."""
+    """Subtract from log NLL [I, W] its mean over the item's windows; an NLL of 0 becomes the least positive float."""
     log_IW = np.log(np.maximum(nll_IW, np.finfo(float).tiny))
     return log_IW - log_IW.mean(1, keepdims=True)
 
 
 def null_hits(hit_given_IW: Array, weight_RI: Array, seed: int = 0) -> Array:
-    """Mean hits [R, W] under the null, each resample with new hits of its own resample of items.
+    """Draw mean hits [R, W] under the null, each resample with new hits of its own resample of items.
 
-    An item keeps one uniform number through the run and hits where that is below P(hit | NLL): its threshold stays.
+    An item keeps one uniform number throughout the run, and hits if it is below P(hit | NLL): its threshold is fixed.
     """
     uniform_RI = np.random.default_rng([seed, 1]).random(weight_RI.shape)
     return np.stack([(weight_RI * (uniform_RI < p_I)).sum(1) for p_I in hit_given_IW.T], axis=1)
 
 
 def t95_of(tokens_W: Array, value_RW: Array, rising: bool) -> Array:
-    """Tokens [R] to 95 % of the improvement of each resampled curve, nan where it has none."""
+    """Return the tokens [R] to 95 % of the improvement of each resampled curve, nan if it does not improve."""
     return np.array([tokens_to(tokens_W, isotonic(value_W, rising)) for value_W in value_RW])
 
 
@@ -67,12 +67,13 @@ LATE = (NLL, *(f"probe/{target}" for target in TARGETS))
 
 @dataclass(frozen=True)
 class Index:
-    """t95(`late`) / t95(hit). `null`: the same with hits derived from the NLL (median and 95 % range of its draws).
+    """The index t95(`late`) / t95(hit), with its null distributions.
 
-    `p`: share of these draws that reach the observed index, one-sided. `null_own` and `p_own`: with hits derived from
-    the NLL relative to the item's own level, so that thresholds may differ between items. `exceeds`: both p are below
-    0.05. `excess`: observed over `null` on the same resampled items, median and 95 % range. None where `reason` says
-    why; the index alone needs no samples.
+    `null`: the index of hits derived from the NLL (median and 95 % range of the draws). `p`: share of these draws that
+    reach the observed index, one-sided. `null_own` and `p_own`: with hits derived from the NLL relative to the item's
+    own level, so that thresholds may differ between items. `exceeds`: whether both p are below 0.05. `excess`: observed
+    over `null` on the same resampled items, median and 95 % range. These are None if `reason` is given. Only the index
+    needs no samples.
     """
 
     late: str
@@ -88,10 +89,11 @@ class Index:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """`fold`: the answer NLL at the first window where the hit passes 0.95 over that at the end; `nats`: less it.
+    """The answer NLL at the first window where the hit reaches 0.95, compared with that at the end.
 
-    `rule` "mean": the mean hit does; "wilson": the lower bound of its 95 % Wilson interval over items does. The window,
-    at `tokens`, is taken as given: intervals are over items. None where `reason` says why.
+    `fold`: their ratio; `nats`: their difference. `rule` "mean": the mean hit reaches 0.95; "wilson": the lower bound
+    of its 95 % Wilson interval over items does. The window, at `tokens`, is treated as given: intervals are over items.
+    Numbers are None if `reason` is given.
     """
 
     rule: str
@@ -103,7 +105,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class DeceptiveRun:
-    """One run's part: `items` (with samples at every window) and `windows` of the hit, indices, ceilings."""
+    """The results of one run: `items` (with samples at every window) and `windows` of the hit, indices, ceilings."""
 
     run: str
     items: int
@@ -114,7 +116,7 @@ class DeceptiveRun:
 
 @dataclass(frozen=True)
 class Deceptive:
-    """`runs`, one by one, and `predictions`: does the NLL after the hit foretell each target in runs left out?"""
+    """The results of each run, and `predictions`: does the NLL after the hit predict each target in left-out runs?"""
 
     tags: Mapping[str, Tag]
     runs: tuple[DeceptiveRun, ...]
@@ -122,10 +124,10 @@ class Deceptive:
 
 
 def deceptive(runs: RunData | Sequence[RunData], tags: Mapping[str, Tag] | None = None, seed: int = 0) -> Deceptive:
-    """Index, null and ceilings of each run, for needles with `tags` ({}: the whole monitor), and the predictions.
+    """Compute index, null and ceilings of each run, for needles with `tags` ({}: overall), and the predictions.
 
-    Predictions are of the whole monitor, whatever `tags`. Never raises for what a run lacks: each part has its reason.
-    Source: arXiv 2604.02650 sec. 5 for the claim; index, null and tests are ours.
+    Predictions are overall, whatever `tags`. Missing records do not raise: each part gives its reason. Source:
+    arXiv 2604.02650 sec. 5 for the claim; index, null and tests are our own.
     """
     tags = dict(tags or {})
     several = [runs] if isinstance(runs, RunData) else list(runs)
@@ -162,7 +164,7 @@ def _one(run: RunData, tags: Mapping[str, Tag], seed: int) -> DeceptiveRun:
 
 
 def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] | None) -> Index:
-    """`drawn`: t95 [R] of resampled hits, of hits derived from the NLL, and of those derived on the own scale."""
+    """Compute one index. `drawn`: t95 [R] of resampled hits, of derived hits, and of hits derived on the own scale."""
     if late is None:
         return _no_index(name, Absent("not recorded", of=(name,)))
     first, last = progress(hit), progress(late)
@@ -184,7 +186,7 @@ def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] |
     null_own, p_own = _against(index.value, late_R / own_R)
     if null is None or null_own is None or p is None or p_own is None:
         return replace(found, reason=Absent("hits derived from the NLL do not improve"))
-    excess = _spread(np.round(null_R / hit_R, 9))  # exactly 1 where derived hits are the observed ones
+    excess = _spread(np.round(null_R / hit_R, 9))  # exactly 1 if derived hits equal the observed ones
     return Index(
         late=name,
         index=found.index,
@@ -199,7 +201,7 @@ def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] |
 
 
 def _against(index: float, null_R: Array) -> tuple[Estimate | None, float | None]:
-    """The spread of an index under a null, and the one-sided p value of the observed one."""
+    """Return the spread of an index under a null, and the one-sided p value of the observed index."""
     null_R = null_R[np.isfinite(null_R)]
     if not null_R.size:
         return None, None
@@ -207,7 +209,7 @@ def _against(index: float, null_R: Array) -> tuple[Estimate | None, float | None
 
 
 def _spread(draws_R: Array) -> Estimate | None:
-    """Median and plain 95 % range of draws: there is no estimate whose bias could be corrected."""
+    """Return the median and plain 95 % range of draws: there is no estimate whose bias could be corrected."""
     draws_R = draws_R[np.isfinite(draws_R)]
     if not draws_R.size:
         return None
@@ -220,7 +222,7 @@ def _no_index(name: str, reason: Absent) -> Index:
 
 
 def wilson_low(share: float, items: int) -> float:
-    """The lower bound of the 95 % Wilson interval of a share of 0/1 items."""
+    """Compute the lower bound of the 95 % Wilson interval of a share of 0/1 items."""
     return float(binomtest(round(share * items), items).proportion_ci(LEVEL, method="wilson").low)
 
 

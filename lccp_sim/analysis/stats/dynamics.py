@@ -1,7 +1,7 @@
-"""Whether the heads that copy stay the same: between windows, from the first window on, and towards the last.
+"""Stability of the copying heads: between windows, from the first window on, and towards the last.
 
-Everything is read off one array of scores [windows, layers, heads], by the definitions of `heads`. What a reader would
-question: "fixed" is judged in hindsight, from the last window's set, because no window knows that its set will last.
+Everything is computed from one array of scores [windows, layers, heads], by the definitions of `heads`. Design note:
+"fixed" is judged in hindsight, from the last window's set, because no window can know that its set will last.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SETS = ("needle", "longbio")  # the texts on which heads are scored
 
 @dataclass(frozen=True)
 class Stage:
-    """Two windows: how many of the k strongest heads they share, and the rank correlation of all heads' scores."""
+    """Two windows compared: the number of k strongest heads that they share, and the rank correlation of all heads."""
 
     tokens: tuple[int, int]
     shared: int
@@ -29,14 +29,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How the heads of one set of texts moved over W windows.
+    """The change of the heads of one set of texts over W windows.
 
-    `stages`: consecutive windows. `initial`: the heads above 0.1 at the first window (or the strongest few);
-    `surviving_W`: the share of them that is above 0.1, `kept_W`: the share that is among the k strongest. `final_W`:
-    the share of the last window's k strongest that each window's k strongest hold; `fixed_at`: the tokens from which on
-    that is 1 at every window. `count_W`, `null_W`: heads above 0.1, and above 0.1 by the permuted needle (None where it
-    was not recorded). `halves`: share of the last window's k strongest that two halves of the items agree on, which no
-    two windows can be asked to exceed; None without samples.
+    `stages`: consecutive windows. `initial`: the heads above 0.1 at the first window (or the strongest few).
+    `surviving_W`: the share of them that is above 0.1; `kept_W`: the share that is among the k strongest. `final_W`:
+    the share of the last window's k strongest heads that are among each window's k strongest; `fixed_at`: the tokens
+    from which on it is 1 at every window. `count_W`, `null_W`: the number of heads above 0.1, with the needle and with
+    the permuted needle (None if not recorded). `halves`: the share of the last window's k strongest heads on which two
+    halves of the items agree, an upper limit to expect between two windows; None without samples.
     """
 
     texts: str
@@ -55,12 +55,12 @@ class Dynamics:
 
     @property
     def chance(self) -> float:
-        """The share of the k strongest that two unrelated rankings have in common, on average."""
+        """The share of the k strongest heads that two unrelated rankings have in common, on average."""
         return self.k / self.heads
 
 
 def dynamics(run: RunData, texts: str = "needle") -> Dynamics | None:
-    """The dynamics of the heads on needles or on LongBio; None below two windows of scores."""
+    """Compute the dynamics of the heads on needles or on LongBio; None with fewer than two windows of scores."""
     tags: dict[str, Tag] = {} if texts == "needle" else {"samples": texts}
     found = scores(run, "copy_hard_frac", tags)
     if found is None or len(found[0]) < 2:
@@ -90,7 +90,7 @@ def dynamics(run: RunData, texts: str = "needle") -> Dynamics | None:
 
 
 def stages(tokens_W: Array, score_WLN: Scores, windows: range | list[int], k: int) -> list[Stage]:
-    """One stage for each two neighbours of `windows`. Source: arXiv 2604.02650 table 5."""
+    """Return one stage for each pair of neighbours in `windows`. Source: arXiv 2604.02650 table 5."""
     found = []
     for before, after in zip(windows[:-1], windows[1:], strict=True):
         a, b = score_WLN[before], score_WLN[after]
@@ -100,7 +100,7 @@ def stages(tokens_W: Array, score_WLN: Scores, windows: range | list[int], k: in
 
 
 def like_the_paper(run: RunData, fractions: tuple[float, ...], texts: str = "needle") -> list[Stage]:
-    """Stages between the windows nearest to these fractions of the run's tokens; [] where two are one."""
+    """Return stages between the windows nearest to these fractions of the run's tokens; [] if two coincide."""
     found = scores(run, "copy_hard_frac", {} if texts == "needle" else {"samples": texts})
     if found is None:
         return []
@@ -112,9 +112,9 @@ def like_the_paper(run: RunData, fractions: tuple[float, ...], texts: str = "nee
 
 
 def scores(run: RunData, metric: str, tags: dict[str, Tag]) -> tuple[Array, Scores] | None:
-    """Tokens [W] and scores [W, L, N] of the windows at which every head has one; None where there are none.
+    """Return tokens [W] and scores [W, L, N] of the windows at which every head has a score; None if there are none.
 
-    Heads without a record anywhere (a layer of another kind) stand as 0, so that rows and columns are layers and heads.
+    Heads without any record (a layer of another kind) count as 0, so that rows and columns are layers and heads.
     """
     rows = run.select("heads", metric, "layer", "head", **tags)
     if rows.empty:
@@ -129,12 +129,12 @@ def scores(run: RunData, metric: str, tags: dict[str, Tag]) -> tuple[Array, Scor
 
 
 def _share(heads: npt.NDArray[np.intp], among: npt.NDArray[np.intp]) -> float:
-    """The share of `heads`, pairs [n, 2], that is in `among`."""
+    """Return the share of `heads`, pairs [n, 2], that is in `among`."""
     return len({tuple(head) for head in heads} & {tuple(head) for head in among}) / len(heads)
 
 
 def _halves(run: RunData, texts: str, k: int) -> float | None:
-    """The overlap of the k strongest by every other item with those by the rest, at the last window."""
+    """Return the overlap of the k strongest heads on even items with those on odd items, at the last window."""
     rows = run.items("heads", "copy_hard_frac")
     if rows.empty:
         return None

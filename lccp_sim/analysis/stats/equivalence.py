@@ -1,8 +1,8 @@
 """Whether the fine-tuned probe has stopped moving: the same questions, at its last window and at half its tokens.
 
-The probe looks at few windows and asks few questions, so the saturation rule mostly has too few points for it; what it
-can carry is a paired test that it did *not* change. What a reader would question: the margin is absolute, five points
-of exact match, and a probe of few questions cannot show so little whatever the model does; the result says so.
+The probe has few windows and few questions, so the saturation rule usually has too few points. They do support a paired
+test that it did *not* change. Design note: the margin is absolute, five points of exact match. A probe with few
+questions cannot show such a small change whatever the model does; the result says so.
 """
 
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ METRIC = "exact_match_frac"
 class Equivalence:
     """Two one-sided tests of the probe's exact match between two windows, at least a doubling of tokens apart.
 
-    `holds`: the change is shown to be inside +-`margin`. `change`: its mean over `items` questions with the 90 %
-    interval (not 95 %) of which both ends lie inside then; None where `reason` says why there is none.
+    `holds`: whether the change is shown to be within +-`margin`. `change`: its mean over `items` questions with the
+    90 % interval (not 95 %) that must lie within the margin; None if `reason` is given.
     """
 
     before_tokens: int | None
@@ -37,18 +37,18 @@ class Equivalence:
     reason: Absent | None
 
     def said(self) -> str:
-        """One clause for a reader."""
+        """The result as a clause."""
         if self.change is None:
-            return f"the probe is not shown to stay within {number(self.margin)}: {self.reason}"
-        word = "stays" if self.holds else "is not shown to stay"
+            return f"the probe cannot be shown to be stable to within {number(self.margin)}: {self.reason}"
+        word = "is stable" if self.holds else "is not shown to be stable"
         between = f"from {tokens(self.before_tokens or 0)} to {tokens(self.after_tokens or 0)} tokens"
         low, high = self.change.low or 0.0, self.change.high or 0.0
-        moved = f"{number(self.change.value)} (90 % interval {number(low)} to {number(high)}) by {self.items} questions"
-        return f"{between} the probe {word} within {number(self.margin)}: its exact match changes by {moved}"
+        moved = f"{number(self.change.value)} (90 % interval {number(low)} to {number(high)}, {self.items} questions)"
+        return f"{between} the probe {word} to within {number(self.margin)}: its exact match changes by {moved}"
 
 
 def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
-    """The test for a run, of the probe after its last fine-tuning step; None where the run has no probe."""
+    """Run the test on the probe of a run, after its last fine-tuning step; None if the run has no probe."""
     rows = run.select("probe", METRIC, "sft_step")
     if rows.empty:
         return None
@@ -67,18 +67,18 @@ def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
 
 
 def equivalent(before_I: Array, after_I: Array, margin: float) -> tuple[bool, Estimate]:
-    """Whether items changed by less than `margin`, and the mean change with its 90 % interval (not 95 %).
+    """Test whether items changed by less than `margin`; also return the mean change with its 90 % interval (not 95 %).
 
-    Two one-sided t tests at 5 % of paired differences: equivalent where the interval lies inside +-margin. Where 0/1
-    items show no change at all the t interval would be a point; then it is the share p of items that could have changed
-    unseen, (1 - p)^n = 5 %. Source: Schuirmann 1987 (J. Pharmacokinet. Biopharm. 15). ConfigError for fewer than two
-    pairs, numbers that are not finite, or a margin that is not positive.
+    Two one-sided t tests at 5 % on paired differences: equivalent if the interval lies within +-margin. If 0/1 items
+    show no change at all, the t interval would be a point; the interval is then the share p of items that could have
+    changed unseen, (1 - p)^n = 5 %. Source: Schuirmann 1987 (J. Pharmacokinet. Biopharm. 15). Raises ConfigError for
+    fewer than two pairs, numbers that are not finite, or a margin that is not positive.
     """
     before_I, after_I = np.asarray(before_I, float), np.asarray(after_I, float)
     if before_I.shape != after_I.shape or before_I.ndim != 1 or len(before_I) < 2:
-        raise ConfigError(f"equivalence needs pairs, at least two: got {before_I.shape} and {after_I.shape} values")
+        raise ConfigError(f"equivalence needs at least two pairs: got {before_I.shape} and {after_I.shape} values")
     if not (np.isfinite([before_I, after_I]).all() and margin > 0):
-        raise ConfigError(f"equivalence needs finite values and a positive margin, which is {margin}")
+        raise ConfigError(f"equivalence needs finite values and a positive margin (it is {margin})")
     change_I, n = after_I - before_I, len(before_I)
     half = student.ppf(0.95, n - 1) * change_I.std(ddof=1) / np.sqrt(n)
     if not change_I.any() and np.isin(before_I, (0, 1)).all():

@@ -1,8 +1,8 @@
-"""Resamples of whole curves from the per-item values of a run.
+"""Resamples of entire curves from the per-item values of a run.
 
-Items are the same at every window, so one resample draws items once and averages the same ones everywhere: what is
-common to all windows (a hard item) cancels in differences between them. Inside a cell of n items, n - 1 are drawn,
-because drawing n understates the variance by 1/n, which shows in cells of few items.
+Items are the same at every window, so one resample draws items once and averages the same items at all windows. What is
+common to all windows (a hard item) cancels in differences between them. Within a cell of n items, n - 1 are drawn,
+because drawing n understates the variance by 1/n, which matters in small cells.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ RESAMPLES = 1000
 
 
 def weights(stratum_I: npt.NDArray[Any], resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """Weights [R, I], summing to 1, that turn item values into means of resampled items, each stratum by itself.
+    """Draw weights [R, I], summing to 1, that turn item values into means of resampled items, within strata.
 
-    A stratum keeps its share of the items. Where one has a single item, all become one stratum: nothing inside it could
+    A stratum keeps its share of the items. If a stratum has a single item, all strata are merged, because it could not
     vary. Source: Efron and Tibshirani 1993 sec. 6; n - 1 draws: Rao and Wu 1988 (J. Am. Stat. Assoc. 83) sec. 2.
     """
     _, stratum_I, sizes = np.unique(stratum_I, return_inverse=True, return_counts=True)
@@ -40,11 +40,11 @@ def weights(stratum_I: npt.NDArray[Any], resamples: int = RESAMPLES, seed: int =
 
 
 def seed_weights(seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """Weights [R, S], summing to 1, that turn values of S seeds into resamples of their mean.
+    """Draw weights [R, S], summing to 1, that turn values of S seeds into resamples of their mean.
 
-    Drawing two or three seeds with replacement has the right variance and far too short tails. These resamples scatter
-    about the mean as Student's t with S - 1 degrees of freedom says: normal multipliers of the seeds' deviations over
-    the root of a chi-squared share (Rubin 1981, Ann. Stat. 9, has the idea of random weights). All 1 for one seed.
+    Drawing two or three seeds with replacement gives the right variance but far too short tails. These resamples
+    scatter about the mean like Student's t with S - 1 degrees of freedom: normal multipliers of the seeds' deviations,
+    divided by the root of a chi-squared share (random weights: Rubin 1981, Ann. Stat. 9). All 1 for one seed.
     """
     if seeds == 1:
         return np.ones((resamples, 1))
@@ -58,9 +58,9 @@ def seed_weights(seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> Array
 def item_values(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag]
 ) -> tuple[dict[str, Array], npt.NDArray[Any]] | None:
-    """Values [I, W] by metric, and the stratum of each item, of the items that every metric has at all steps.
+    """Return values [I, W] by metric, and each item's stratum, for the items that every metric has at all steps.
 
-    None where there is no such item. Probe seeds ask the same items, so an item's value is its mean over them.
+    None if there is no such item. Probe seeds ask the same items, so an item's value is its mean over them.
     """
     matrices = []
     for metric in metrics:
@@ -79,7 +79,7 @@ def item_values(
 def item_resamples(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
 ) -> Resamples | None:
-    """Means [W] and resampled means [R, W] by metric, or None where some window or metric has no samples."""
+    """Compute means [W] and resampled means [R, W] by metric; None if some window or metric has no samples."""
     found = item_values(run, monitor, metrics, steps, tags)
     if found is None:
         return None
@@ -91,16 +91,17 @@ def item_resamples(
 def head_resamples(
     run: RunData, monitor: str, metrics: list[str], steps: list[int], tags: Mapping[str, Tag], seed: int
 ) -> Resamples | None:
-    """The same for the summaries of all heads on needles or other `samples`: items are resampled, then heads averaged.
+    """Resample the summaries of all heads on needles or other `samples`: items are resampled, then heads averaged.
 
-    The initial heads stay those of the whole first window. None for other metrics, or without samples of every window.
+    The initial heads remain those of all items of the first window. None for other metrics, and without samples at
+    every window.
     """
     summaries: dict[str, Callable[[Array], Array]] = {
         "retrieval_heads_count": lambda score: (score > RETRIEVES).sum(-1).astype(float),
         "initial_heads_mean_frac": lambda score: score[..., initial].mean(-1),
     }
     rows = run.items(monitor, "copy_hard_frac")
-    if "samples" in rows:  # the tag of texts other than needles
+    if "samples" in rows:  # a tag of texts other than needles
         rows = rows[rows["samples"] == tags["samples"] if "samples" in tags else rows["samples"].isna()]
     if set(tags) - {"samples"} or not set(metrics) <= set(summaries) or set(rows.step) < set(steps) or rows.empty:
         return None

@@ -1,10 +1,10 @@
-"""What a run could have foretold from its first windows, and how that fared against what came.
+"""Forecasts from the first windows of a run, compared with what was measured later.
 
-The laws are fitted to the windows up to a cut and averaged by their Akaike weights, anew in each resample. What a
-reader would question: the same items are measured at every window, so what a resample shifts at all windows alike is
-taken off again; the interval is about what these items will show, not about what others would. Where the rate is not
-constant, the forecast follows the schedule, which is known beforehand; from windows before the rate falls there is none
-for a time after it, because nothing tells yet what annealing does.
+The laws are fitted to the windows up to a cutoff and averaged by their Akaike weights, separately in each resample.
+Design note: the same items are measured at every window, so a shift that a resample applies to all windows alike is
+removed. The interval is about what these items will show, not what other items would. If the learning rate is not
+constant, the forecast follows the schedule, which is known in advance. Windows before the rate falls give no forecast
+for a time after it, because they say nothing about the effect of annealing.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
 from lccp_sim.records import Tag
 
 SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows
-GAIN = 0.9  # of the run's own improvement: the gain whose tokens are foretold
-HORIZON = 10  # times the run's tokens: beyond it a forecast says "not within"
+GAIN = 0.9  # of the run's own improvement: the gain whose tokens are predicted
+HORIZON = 10  # times the run's tokens: a later time is reported as "never"
 DRAWS = 300
 
 
@@ -28,11 +28,11 @@ DRAWS = 300
 class Forecast:
     """A forecast from the first `windows` windows, which end at `tokens`, for the run's end at `end` tokens.
 
-    `final`: the value foretold for the end, with the interval in which a measurement should lie; `came`: the value that
-    the run then had (None while it has not got there); `last_seen`: the value at the cut, the forecast of who expects
-    nothing more. `reach`: tokens foretold to GAIN of the run's own improvement, inf beyond the horizon (under a
-    schedule: beyond its end); `reached`: the tokens that it took. Both None where the run did not improve, or is not
-    over.
+    `final`: the value predicted for the end, with the interval in which a measurement should lie. `came`: the measured
+    value (None until the run gets there). `last_seen`: the value at the cutoff, the naive forecast of no further
+    change. `reach`: the tokens predicted to GAIN of the run's own improvement, inf beyond the horizon (under a
+    schedule: beyond its end). `reached`: the tokens that it took. Both are None if the run did not improve or has not
+    ended.
     """
 
     monitor: str
@@ -50,16 +50,16 @@ class Forecast:
 
     @property
     def held(self) -> bool | None:
-        """Whether what came lies in the interval; None where nothing came yet, or there is no interval."""
+        """Whether the measured value lies in the interval; None if there is no measurement yet, or no interval."""
         if self.came is None or self.final.low is None or self.final.high is None:
             return None
         return self.final.low <= self.came <= self.final.high
 
 
 def forecasts(curve: Curve, planned: int) -> list[Forecast]:
-    """One forecast for each share of the windows; while `planned` tokens lie ahead, one from all windows.
+    """Make one forecast for each share of the windows; before `planned` tokens, also one from all windows.
 
-    With fewer than MIN_WINDOWS windows up to a cut there is none for it.
+    A cutoff with fewer than MIN_WINDOWS windows has no forecast.
     """
     windows = len(curve.tokens_W)
     if planned > 1.01 * curve.tokens_W[-1]:
@@ -70,22 +70,22 @@ def forecasts(curve: Curve, planned: int) -> list[Forecast]:
 
 
 def _able(curve: Curve, windows: int, end: float) -> bool:
-    """Whether the first windows can foretell the end: they are enough, and hold annealing where the end does."""
+    """Whether the first windows can predict the end: they are enough, and include annealing if the end does."""
     seen = replace(curve, tokens_W=curve.tokens_W[:windows])
     knows = seen.areas.annealed or not curve.areas_at(np.array([end])).annealed
     return knows and windows >= max(LAW_WINDOWS, windows_needed(seen))
 
 
 def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
-    """What the laws foretell at the tokens `ahead`: a row for the curve and one for each resample, [1 + R, ahead].
+    """Predict the values at the tokens `ahead` by the laws: a row for the curve and one per resample, [1 + R, ahead].
 
-    And the same with the scatter of single windows, as a measurement there would have it.
+    Also return the same with the scatter of single windows, as a measurement would have it.
     """
     noisy_RW = scattered(curve)
     path_RN = law_predictions(curve, curve.areas_at(ahead))
-    path_RN[1:] -= (noisy_RW - curve.value_W).mean(1, keepdims=True)  # what a resample shifts at all windows alike
+    path_RN[1:] -= (noisy_RW - curve.value_W).mean(1, keepdims=True)  # the shift that a resample applies to all windows
     noise_R = noisy_RW[:, -1] - (curve.value_W[-1] if curve.draws_RW is None else curve.draws_RW[:, -1])
-    noise_R = np.random.default_rng(1).permutation(noise_R)  # of another window than that of the same resample
+    noise_R = np.random.default_rng(1).permutation(noise_R)  # from another window than the resample's own
     return path_RN, np.vstack([path_RN[:1], path_RN[1:] + noise_R[:, None]])
 
 
@@ -126,7 +126,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
 
 
 def first_at(grid_N: Array, above_RN: Array) -> Array:
-    """Tokens [R] at which paths are first at 0 or above, log-linear between points of the grid; inf where never."""
+    """Return the tokens [R] at which paths first reach 0, log-linear between grid points; inf if never."""
     right_R = (above_RN >= 0).argmax(1)
     left_R = np.maximum(right_R - 1, 0)
     rows = np.arange(len(above_RN))
@@ -137,11 +137,11 @@ def first_at(grid_N: Array, above_RN: Array) -> Array:
 
 
 def open_estimate(tokens_R: Array) -> Estimate:
-    """The estimate of tokens of which some resamples have none within the horizon: these count as later than all."""
+    """Estimate tokens when some resamples lie beyond the horizon: these count as later than all others."""
     low, high = np.quantile(tokens_R[1:], [0.025, 0.975], method="nearest")
     return Estimate(float(tokens_R[0]), float(low), float(high))
 
 
 def _bounded(curve: Curve, value_R: Array) -> Array:
-    """Values inside the metric's bounds: a law knows no ceiling."""
+    """Clip values to the metric's bounds, which laws do not know."""
     return np.clip(value_R, *curve.row.bounds)

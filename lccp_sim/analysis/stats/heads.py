@@ -1,8 +1,8 @@
-"""What per-head copy scores say about retrieval heads: who they are, and whether they stay the same.
+"""Retrieval heads from per-head copy scores: which heads they are, and whether they stay the same.
 
-Pure functions of score arrays [L, N] (layer, query head), so that the callback compares a window with the previous
-and the first one, and a report with the last one, by the same code. Where nothing copies yet, "the initial heads" are
-simply the strongest few.
+Pure functions of score arrays [L, N] (layer, query head). So the callback compares a window with the previous and the
+first window, and a report with the last one, with the same code. If nothing copies yet, "the initial heads" are simply
+the strongest few.
 """
 
 import numpy as np
@@ -15,35 +15,36 @@ Scores = npt.NDArray[np.floating]
 
 
 def retrieval_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
-    """Pairs [n, 2] of (layer, head) whose score is above `threshold`, the strongest first; ties by layer, then head.
+    """Find the heads with scores above `threshold`, as pairs [n, 2] of (layer, head), strongest first.
 
-    Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574 sec. 2 for the score.
+    Ties by layer, then head. Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574
+    sec. 2 for the score.
     """
     return strongest(score_LN, int((score_LN > threshold).sum()))
 
 
 def initial_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
-    """Pairs [n, 2] of the heads to follow, from the first window's scores: the retrieval heads, or else the top 3 %.
+    """Choose the heads to follow, pairs [n, 2], from the first window's scores: the retrieval heads, or the top 3 %.
 
     Source: arXiv 2604.02650 sec. 6 fixes the set at the checkpoint before training; the fallback (at least one head)
-    is ours.
+    is our own.
     """
     heads = retrieval_heads(score_LN, threshold)
     return heads if len(heads) else strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
 
 
 def mean_score(score_LN: Scores, heads: npt.NDArray[np.intp]) -> float:
-    """The mean score over `heads`, pairs [n, 2] of (layer, head) with n > 0."""
+    """Average the score over `heads`, pairs [n, 2] of (layer, head) with n > 0."""
     if not len(heads):
         raise ValueError("mean_score: no heads given; initial_heads() always names at least one")
     return float(score_LN[heads[:, 0], heads[:, 1]].mean())
 
 
 def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
-    """The fraction of the k strongest heads of one window that are among the k strongest of the other.
+    """Return the fraction of the k strongest heads of one window that are among the k strongest of the other.
 
-    Two unrelated rankings share k / (L N) on average. Ties fall by layer, then head, so windows full of zeros agree:
-    read it beside the count of heads above the threshold. Source: arXiv 2604.02650 Table 5.
+    Two unrelated rankings share k / (L N) on average. Ties are ordered by layer, then head, so windows full of zeros
+    agree: read it together with the count of heads above the threshold. Source: arXiv 2604.02650 Table 5.
     """
     _check_shapes(a_LN, b_LN)
     k = top_k(a_LN.size) if k is None else k
@@ -52,7 +53,7 @@ def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
 
 
 def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
-    """Spearman's rank correlation over all heads; None where one window's scores are all equal (it is undefined there).
+    """Compute Spearman's rank correlation over all heads; None if one window's scores are all equal (undefined).
 
     Source: arXiv 2604.02650 Table 5.
     """
@@ -63,7 +64,7 @@ def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
 
 
 def strongest(score_LN: Scores, k: int) -> npt.NDArray[np.intp]:
-    """Pairs [k, 2] of (layer, head) of the highest scores, the strongest first; ties by layer, then head."""
+    """Return the pairs [k, 2] of (layer, head) with the highest scores, strongest first; ties by layer, then head."""
     flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
     return np.stack(np.unravel_index(flat, score_LN.shape), axis=-1)
 

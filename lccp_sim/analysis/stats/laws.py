@@ -1,22 +1,22 @@
-"""Laws that a curve may follow in training tokens, fitted beside each other, and what they foretell for a doubling.
+"""Laws that a curve may follow in training tokens, and the gain that they predict for the next doubling.
 
-AICc says which law the windows can carry; the next doubling's gain is averaged over the laws. What a reader would
-question: with a free offset the power law *is* the reduced CPT law, letter for letter, so that `power` has its offset
-fixed at the first window after step 0, and `cpt` is the same family with the offset free. The log law is its limit
-beta -> 0, an exponential approach that of beta -> oo.
+AICc says which law the windows support; the gain of the next doubling is averaged over the laws. Design note: with a
+free offset the power law *is* the reduced CPT law. So `power` has its offset fixed at the first window after step 0,
+and `cpt` is the same family with a free offset. The log law is its limit beta -> 0, an exponential approach its limit
+beta -> oo.
 
-Laws are in the areas of the learning rate (`areas.py`): the forward area, and where the rate has fallen an annealing
-term beside every law, as arXiv 2505.07796 eq. 4 has it. Under a constant rate these are the tokens, and no such term.
+Laws use the areas of the learning rate (`areas.py`): the forward area and, if the rate has fallen, an annealing term in
+every law, as in arXiv 2505.07796 eq. 4. Under a constant rate the area equals the tokens, and there is no such term.
 
-Fits are least squares for laws that are linear in all but one or two parameters, for many curves at once. For each
-point of a grid over the searched parameters the linear ones are a projection, so that a thousand resampled curves cost
-one matrix product (variable projection: Golub and Pereyra 1973, SIAM J. Numer. Anal. 10). Resamples take the best point
-of the grid without refining it; its steps are far below their scatter.
+Fits are least squares for laws that are linear in all but one or two parameters, for many curves at once. At each point
+of a grid over the searched parameters, the linear ones are a projection, so that a thousand resampled curves cost one
+matrix product (variable projection: Golub and Pereyra 1973, SIAM J. Numer. Anal. 10). Resamples use the best point of
+the grid without refinement; its steps are far below their scatter.
 
-`scattered` adds what the windows scatter about any smooth law to the resamples of a curve. Items are the same at every
-window, so resampling them leaves out what moves all of them together from one checkpoint to the next; an interval
-without it is too narrow wherever training wobbles. What the best law does not fit counts as scatter, so that a curve
-that follows no law gets wider intervals, not a warning.
+`scattered` adds the scatter of the windows about a smooth law to the resamples of a curve. Items are the same at every
+window, so resampling them omits what changes all of them together from one checkpoint to the next. Without it an
+interval is too narrow wherever training fluctuates. What the best law does not fit counts as scatter, so a curve that
+follows no law gets wider intervals, not a warning.
 """
 
 from dataclasses import dataclass, replace
@@ -32,18 +32,18 @@ from lccp_sim.analysis.stats.curve import LEVEL, Curve, Estimate
 from lccp_sim.analysis.stats.estimate import RESAMPLES, Array
 from lccp_sim.errors import ConfigError
 
-# Parameters, without the noise's scale. A break counts twice: where there is none it still finds a place that fits
-# (Davies 1987, Biometrika 74), so that one parameter's penalty lets it in too often.
+# Number of parameters, without the noise scale. A break counts twice: without a true break it still finds a place that
+# fits (Davies 1987, Biometrika 74), so the penalty of one parameter would select it too often.
 FREE_PARAMETERS = {"constant": 1, "log": 3, "power": 3, "cpt": 4, "broken_stick": 5}
-OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # points of the grid
+OFFSETS, EXPONENTS, BREAKS = 40, 24, 40  # grid points
 LEAST, MOST = 0.05, 10.0  # exponents: from nearly a log law to nearly an exponential
-UNDER_ANNEALING = ("constant", "log", "power", "cpt")  # a break is not told from the beginning of a decay
-FLOOR = 0.1  # of the largest standard error: the smallest that a window can have
+UNDER_ANNEALING = ("constant", "log", "power", "cpt")  # a break cannot be distinguished from the start of a decay
+FLOOR = 0.1  # least standard error of a window, as a share of the largest
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A law's searched parameters, as logarithms [Q], its linear ones [P], and the weighted residual sum of squares."""
+    """A fitted law: logarithms of searched parameters [Q], linear ones [P], and the weighted sum of squares left."""
 
     theta_Q: Array
     linear_P: Array
@@ -51,11 +51,11 @@ class Solution:
 
 
 def columns(law: str, seen: Areas, at: Areas, theta_GQ: Array) -> Array:
-    """The law's linear part [G, places, P] at logarithms of its searched parameters: a constant, then its shapes.
+    """Compute the law's linear part [G, places, P] at logarithms of its searched parameters.
 
-    The shapes are ln(1 + N / N0), 1 - (1 + N / N0)^-a, and for the broken stick ln(1 + N / N0) and its part after the
-    break; N0 is the first window after step 0 where the law does not search it. Where the windows `seen` hold
-    annealing, the annealing area, its sign turned, is the last column.
+    Its columns are a constant and the shapes. The shapes are ln(1 + N / N0), 1 - (1 + N / N0)^-a, and for the broken
+    stick ln(1 + N / N0) and its part after the break. N0 is the first window after step 0 unless the law searches it.
+    If the windows `seen` include annealing, the last column is the negative annealing area.
     """
     shape_GNP = _shapes(law, seen.forward, at.forward, theta_GQ)
     if not seen.annealed:
@@ -80,12 +80,12 @@ def _shapes(law: str, tokens_W: Array, tokens: Array, theta_GQ: Array) -> Array:
 
 
 def first_window(tokens_W: Array) -> float:
-    """Tokens at the first window after step 0."""
+    """Return the tokens at the first window after step 0."""
     return float(tokens_W[tokens_W > 0][0])
 
 
 def grid(law: str, tokens_W: Array) -> Array:
-    """Points [G, Q] over the logarithms of the searched parameters: offset, exponent, both, or the break."""
+    """Return grid points [G, Q] over logarithms of the searched parameters: offset, exponent, both, or the break."""
     offsets = np.linspace(np.log(first_window(tokens_W) / 16), np.log(10 * tokens_W[-1]), OFFSETS)
     exponents = np.linspace(np.log(LEAST), np.log(MOST), EXPONENTS)
     if law == "constant":
@@ -97,32 +97,35 @@ def grid(law: str, tokens_W: Array) -> Array:
 
 
 def free_parameters(law: str, seen: Areas) -> int:
-    """Parameters of the law for these windows, without the noise's scale; an annealing term is one more."""
+    """Count the law's parameters for these windows, without the noise scale; an annealing term adds one."""
     return FREE_PARAMETERS[law] + seen.annealed
 
 
 def carried(seen: Areas) -> list[str]:
-    """The laws that these windows can carry: with k parameters, the noise's scale among them, k + 2 windows."""
+    """Return the laws that these windows support: k parameters, including the noise scale, need k + 2 windows."""
     laws = UNDER_ANNEALING if seen.annealed else tuple(FREE_PARAMETERS)
     return [law for law in laws if len(seen.forward) >= free_parameters(law, seen) + 3]
 
 
 def moving(seen: Areas) -> list[str]:
-    """Those of them that move: a constant foretells no gain without any uncertainty, so it has no part in forecasts."""
+    """Return these laws without the constant, which predicts no gain with no uncertainty, so forecasts leave it out."""
     return [law for law in carried(seen) if law != "constant"]
 
 
 def aicc(rss: float | Array, root_W: Array, free: int) -> Array:
-    """-2 log likelihood + 2 k + 2 k (k + 1) / (W - k - 1) of a weighted residual sum of squares, k = free + 1."""
+    """Compute AICc from a weighted residual sum of squares.
+
+    It is -2 log likelihood + 2 k + 2 k (k + 1) / (W - k - 1), with k = free + 1.
+    """
     n, k = len(root_W), free + 1
     twice = n * (np.log(2 * np.pi * np.asarray(rss) / n) + 1) - 2 * np.log(root_W).sum()
     return twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
 def root_weights(stderr_W: Array) -> Array:
-    """Square roots [W] of the weights, of mean square 1; all 1 without usable standard errors.
+    """Compute square roots [W] of the weights, with mean square 1; all 1 without usable standard errors.
 
-    A standard error counts as at least FLOOR of the largest: a hit that is 0 for all items has none, and is not exact.
+    A standard error counts as at least FLOOR of the largest: a hit of 0 for all items has none, but is not exact.
     """
     if not np.isfinite(stderr_W).all() or np.max(stderr_W) <= 0:
         return np.ones(len(stderr_W))
@@ -131,8 +134,8 @@ def root_weights(stderr_W: Array) -> Array:
 
 
 def search(law: str, seen: Areas, value_RW: Array, root_W: Array, ahead: Areas) -> tuple[Array, Array]:
-    """The law's values [R, ahead] at the areas `ahead` and residual sums of squares [R], best point of the grid."""
-    theta_GQ, centre = grid(law, seen.forward), float((value_RW[0] * root_W**2).mean())  # the constant takes it up
+    """Return the law's values [R, ahead] at the areas `ahead` and residual sums of squares [R], at the best point."""
+    theta_GQ, centre = grid(law, seen.forward), float((value_RW[0] * root_W**2).mean())  # absorbed by the constant
     scaled_RW = (value_RW - centre) * root_W
     upper_GPP, along_RGP, rss_RG = _projected(law, seen, theta_GQ, scaled_RW, root_W)
     rows, best_R = np.arange(len(value_RW)), rss_RG.argmin(1)
@@ -142,9 +145,9 @@ def search(law: str, seen: Areas, value_RW: Array, root_W: Array, ahead: Areas) 
 
 
 def solve(law: str, seen: Areas, value_W: Array, root_W: Array) -> Solution:
-    """The best fit of one curve, refined from the best point of the grid within the grid's bounds.
+    """Fit one curve, refined from the best grid point within the grid's bounds.
 
-    The last few are remembered, because the rule, the laws and the scatter of one curve all ask for the same.
+    The last few fits are cached, because the rule, the laws and the scatter of one curve all need the same fit.
     """
     data = (seen.forward, seen.annealing, value_W, root_W)
     return _solved(law, *(np.asarray(each, float).tobytes() for each in data))
@@ -172,7 +175,7 @@ def _solved(law: str, *data: bytes) -> Solution:
 
 
 def tangent(law: str, seen: Areas, solution: Solution) -> Array:
-    """Derivatives [W, free parameters] of the law's values; the searched ones by central differences."""
+    """Compute derivatives [W, free parameters] of the law's values; for searched parameters by central differences."""
     columns_WP = columns(law, seen, seen, solution.theta_Q[None])[0]
     step = 1e-4
     slopes = []
@@ -183,7 +186,7 @@ def tangent(law: str, seen: Areas, solution: Solution) -> Array:
 
 
 def _projected(law: str, seen: Areas, theta_GQ: Array, scaled_RW: Array, root_W: Array) -> tuple[Array, Array, Array]:
-    """R of QR [G, P, P], the curves along Q [R, G, P], and what is left of them, squared [R, G]."""
+    """Return R of QR [G, P, P], the curves along Q [R, G, P], and their squared residuals [R, G]."""
     basis_GWP, upper_GPP = np.linalg.qr(columns(law, seen, seen, theta_GQ) * root_W[:, None])
     flat = basis_GWP.swapaxes(0, 1).reshape(len(root_W), -1)
     along_RGP = (scaled_RW @ flat).reshape(len(scaled_RW), len(theta_GQ), -1)
@@ -191,35 +194,35 @@ def _projected(law: str, seen: Areas, theta_GQ: Array, scaled_RW: Array, root_W:
 
 
 def _rounding(scaled_RW: Array) -> Array:
-    """What rounding leaves of a residual sum of squares [R]: below it, laws are not told apart."""
+    """Return the rounding error of a residual sum of squares [R], below which laws cannot be distinguished."""
     return 1e-18 + 1e-14 * (scaled_RW**2).sum(-1)
 
 
 LAW_WINDOWS = 6
-ITEMS = 100  # where a curve does not say how many it has
+ITEMS = 100  # assumed number of items of a curve that does not say
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale on which laws are fitted, by name; shares count as `least` at least and as 1 - `least` at most."""
+    """A scale on which laws are fitted, by name; shares are clipped to `least` and 1 - `least`."""
 
     name: str = "identity"
     least: float = 0.0
 
     def of(self, value: Array) -> Array:
-        """Values on this scale."""
+        """Convert values to this scale."""
         return value if self.name == "identity" else logit(np.clip(value, self.least, 1 - self.least))
 
     def back(self, value: Array) -> Array:
-        """Values in the metric's unit."""
+        """Convert values back to the metric's unit."""
         return value if self.name == "identity" else expit(value)
 
 
 def onto_scale(curve: Curve) -> tuple[Curve, Scale]:
-    """The curve, without its resamples, on the scale for laws: logits for shares of items, else unchanged.
+    """Put the curve, without its resamples, on the scale for laws: logits for shares of items, else unchanged.
 
-    A share counts as half an item of n + 1 at least, and as much less than 1 at most (Haldane 1956, Ann. Hum. Genet.
-    20, has the half item), and so does its standard error. Without standard errors those of the resamples are taken.
+    A share is clipped to at least half an item of n + 1, and to as much below 1 (half items: Haldane 1956, Ann. Hum.
+    Genet. 20), and so is its standard error. Without standard errors those of the resamples are used.
     """
     if curve.draws_RW is not None and not (np.isfinite(curve.stderr_W).all() and curve.stderr_W.any()):
         curve = replace(curve, stderr_W=curve.draws_RW.std(0))
@@ -232,12 +235,12 @@ def onto_scale(curve: Curve) -> tuple[Curve, Scale]:
 
 
 def scattered(curve: Curve) -> Array:
-    """The curve's resamples [R, W], with noise added for the scatter about its best law that items do not explain.
+    """Add noise to the curve's resamples [R, W] for the scatter about its best law that items do not explain.
 
-    Both are measured orthogonally to the law's tangent space: the curve's residual variance, less what resampling items
-    gives there. The first is known to its degrees of freedom only, so each resample draws it anew (chi-squared). The
-    noise of NLLs and perplexities, which stay above 0, is log-normal, that of others normal.
-    Without resamples the noise is all there is; with fewer than LAW_WINDOWS they come back as they are.
+    Its variance is the curve's residual variance minus that of resampled items, both orthogonal to the law's tangent
+    space. The first is uncertain given its degrees of freedom, so each resample draws it (chi-squared). The noise is
+    log-normal for NLLs and perplexities, which stay above 0, and normal for other metrics. Without resamples the result
+    is noise only; with fewer than LAW_WINDOWS windows resamples are returned unchanged.
     """
     draws_RW = np.repeat(curve.value_W[None], RESAMPLES, axis=0) if curve.draws_RW is None else curve.draws_RW
     if len(curve.tokens_W) < windows_needed(curve):
@@ -269,15 +272,15 @@ LAWS: tuple[str, ...] = ("constant", "log", "power", "cpt", "broken_stick")
 
 @dataclass(frozen=True)
 class Fit:
-    """One law fitted to one curve; N are training tokens, and the value has the metric's unit.
+    """One law fitted to one curve. N are training tokens, and the value has the metric's unit.
 
     `parameters` by law: constant {c}; log {A, B, N0}: A ln(N + N0) + B; power {E, A, a, N0}: E + A (N + N0)^-a;
     cpt {c, B, E, beta}: c + B (1 - (1 + E N)^-beta); broken_stick {A, B, C, N0, Nb}: A x + B + C max(0, x - x(Nb))
-    with x = ln(N + N0). Where the rate fell, N is the forward area and C2 the annealing term's, - C2 S2. `tail_error`
-    is the RMSE on the last quarter of the windows (at least two) of the law fitted without them; None where fewer than
-    LAW_WINDOWS, or too few for the law, remain.
+    with x = ln(N + N0). If the rate fell, N is the forward area and C2 is the coefficient of the annealing term
+    - C2 S2. `tail_error`: RMSE on the last quarter of the windows (at least two) of the law fitted without them; None
+    if fewer than LAW_WINDOWS, or too few for the law, remain.
 
-    Sources: log, arXiv 2604.02650 sec. 7.1 (the offset, which gives step 0 a place, is ours); cpt, arXiv 2505.07796
+    Sources: log, arXiv 2604.02650 sec. 7.1 (the offset, which allows for step 0, is our own); cpt, arXiv 2505.07796
     eq. 4 under a constant learning rate, with the slow term of pre-training in c.
     """
 
@@ -288,7 +291,7 @@ class Fit:
     scale: str = "identity"
 
     def predict(self, tokens: float | Array, annealing: float | Array = 0.0) -> Array:
-        """The law's value at `tokens` >= 0 (the forward area) and an annealing area, of their shape."""
+        """Compute the law's value at `tokens` >= 0 (the forward area) and an annealing area; same shape."""
         fallen = self.parameters.get("C2", 0.0) * np.asarray(annealing, float)
         return Scale(self.scale).back(self._value(np.asarray(tokens, float)) - fallen)
 
@@ -306,19 +309,19 @@ class Fit:
 
 
 def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None, areas: Areas | None = None) -> list[Fit]:
-    """Every law that W windows can carry, lowest AICc first; [] with fewer than LAW_WINDOWS.
+    """Fit every law that W windows support, lowest AICc first; [] with fewer than LAW_WINDOWS.
 
-    `areas`: those of the windows; None under a constant rate.
+    `areas`: at the windows; None under a constant rate.
 
-    Weighted least squares, `stderr_W` being relative weights: their common scale is estimated, because a standard error
-    over items holds the spread of items, which all windows share. A law of k parameters, the scale among them, needs
-    k + 2 windows. Source of AICc: Hurvich and Tsai 1989 (Biometrika 76). ConfigError where a number is not finite, or
-    tokens do not increase.
+    Weighted least squares with `stderr_W` as relative weights. Their common scale is estimated, because a standard
+    error over items includes the spread of items, which all windows share. A law with k parameters, including the
+    scale, needs k + 2 windows. Source of AICc: Hurvich and Tsai 1989 (Biometrika 76). Raises ConfigError if a number is
+    not finite, or tokens do not increase.
     """
     tokens_W, value_W = np.asarray(tokens_W, float), np.asarray(value_W, float)
     if len(tokens_W) != len(value_W) or not np.isfinite([tokens_W, value_W]).all() or (np.diff(tokens_W) <= 0).any():
         raise ConfigError(
-            "fit_laws: tokens and values must be finite, one for one, and tokens must increase; mend them"
+            "fit_laws: tokens and values must be finite and of the same length, and tokens must increase; fix them"
         )
     if len(tokens_W) < LAW_WINDOWS:
         return []
@@ -328,7 +331,7 @@ def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None, are
     )
     seen = Areas.constant(tokens_W) if areas is None else areas
     fits = [_fit(law, seen, value_W, root_W) for law in carried(seen)]
-    judges = kept >= LAW_WINDOWS and seen[:kept].annealed == seen.annealed  # else the term is of the last ones alone
+    judges = kept >= LAW_WINDOWS and seen[:kept].annealed == seen.annealed  # else the last ones alone fix it
     able = carried(seen[:kept]) if judges else []
     for number, fit in enumerate(fits):
         if fit.law in able:
@@ -339,14 +342,14 @@ def fit_laws(tokens_W: Array, value_W: Array, stderr_W: Array | None = None, are
 
 
 def windows_needed(curve: Curve) -> int:
-    """Windows below which nothing is predicted of a curve: one more where its rate fell."""
+    """Return the least number of windows for a prediction: one more if the learning rate fell."""
     return LAW_WINDOWS + curve.areas.annealed
 
 
 def laws_of(curve: Curve) -> list[Fit]:
-    """`fit_laws` of a curve on its scale: logits for a share of items, so that laws bend at floor and ceiling.
+    """Run `fit_laws` on a curve on its scale: logits for a share of items, so that laws bend at floor and ceiling.
 
-    `parameters` and `tail_error` are then in logits; `predict` answers in the metric's unit.
+    `parameters` and `tail_error` are then in logits; `predict` returns the metric's unit.
     """
     scaled, scale = onto_scale(curve)
     fits = fit_laws(curve.tokens_W, scaled.value_W, scaled.stderr_W, curve.areas)
@@ -354,11 +357,11 @@ def laws_of(curve: Curve) -> list[Fit]:
 
 
 def law_predictions(curve: Curve, ahead: Areas, law: str | None = None) -> Array:
-    """What the laws foretell at the areas `ahead`, in the metric's unit: a row for the curve, then one a resample.
+    """Predict the metric at the areas `ahead`, in its unit: a row for the curve, then one per resample.
 
-    Under `law`; else averaged by their Akaike weights, anew in each row, over all but the constant, which would
-    foretell no change and no uncertainty. Resamples are those of `scattered`.
-    Source of the weights: Burnham and Anderson 2002 sec. 2.9.
+    Uses `law`, or averages the laws by their Akaike weights, separately in each row, over all but the constant, which
+    predicts no change with no uncertainty. Resamples are those of `scattered`. Source of the weights: Burnham and
+    Anderson 2002 sec. 2.9.
     """
     scaled, scale = onto_scale(curve)
     seen, root_W = scaled.areas, root_weights(scaled.stderr_W)
@@ -366,7 +369,7 @@ def law_predictions(curve: Curve, ahead: Areas, law: str | None = None) -> Array
     paths, scores = [], []
     for name in [law] if law else moving(seen):
         value_RN, rss_R = search(name, seen, value_RW, root_W, ahead)
-        if seen.annealed:  # the annealing area is nearly one of the shapes, so a point of the grid is not near enough
+        if seen.annealed:  # annealing nearly equals one of the shapes, so a grid point is too coarse
             best = solve(name, seen, scaled.value_W, root_W)
             value_RN[0] = columns(name, seen, ahead, best.theta_Q[None])[0] @ best.linear_P
             rss_R[0] = best.rss
@@ -377,13 +380,13 @@ def law_predictions(curve: Curve, ahead: Areas, law: str | None = None) -> Array
 
 
 def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
-    """The improvement (positive = better) that the next doubling of tokens brings, from the end N to 2 N, if laws hold.
+    """Predict the improvement (positive = better) by the next doubling of tokens, from the end N to 2 N.
 
-    Unit of the metric, and never more than the metric has room for: a share of items at 0.97 gains 0.03 at most. Where
-    the rate is not constant, it is that of a run twice as long under the same kind of schedule (`Rate.doubled`). Under
-    the law of `fit`; else averaged over the laws, so that the interval holds the choice of a law, too. nan with too few
-    windows. The interval is of plain percentiles: a bias correction would take for a bias what averaging shrinks in a
-    resample.
+    It has the unit of the metric and respects its bounds: a share of items at 0.97 gains 0.03 at most. If the rate is
+    not constant, it is the improvement of a run twice as long under the same schedule (`Rate.doubled`). It uses the law
+    of `fit`, or averages over the laws, so that the interval includes the choice of a law. nan with too few windows.
+    The interval has plain percentiles: a bias correction would mistake the shrinkage by averaging in a resample for a
+    bias.
     """
     end = curve.tokens_W[-1]
     if len(curve.tokens_W) < windows_needed(curve):
@@ -395,12 +398,12 @@ def gain_per_doubling(curve: Curve, fit: Fit | None = None) -> Estimate:
 
 
 def doubled(curve: Curve, tokens: float) -> Areas:
-    """The areas at the end of a run of twice `tokens`."""
+    """Return the areas at the end of a run of twice `tokens`."""
     return Areas.constant(np.array([2 * tokens])) if curve.rate is None else curve.rate.doubled(tokens)
 
 
 def room(curve: Curve) -> float:
-    """How much better than its last value a metric can get; inf where it has no bound on that side."""
+    """Return how much better than its last value a metric can get; inf if it has no bound on that side."""
     low, high = curve.row.bounds
     bound = high if curve.rising else low
     return float("inf") if bound is None else abs(bound - float(curve.value_W[-1]))
@@ -415,7 +418,7 @@ def _fit(law: str, seen: Areas, value_W: Array, root_W: Array) -> Fit:
 
 
 def _named(law: str, solution: Solution, first: float) -> dict[str, float]:
-    """The parameters of `Fit` from those of the linear form c0 + c1 shape(N) (+ c2 shape(N))."""
+    """Convert the parameters of the linear form c0 + c1 shape(N) (+ c2 shape(N)) to those of `Fit`."""
     theta, linear = [float(t) for t in np.exp(solution.theta_Q)], [float(c) for c in solution.linear_P]
     if law == "constant":
         return {"c": linear[0]}

@@ -1,14 +1,13 @@
-"""The monitors and the probe of a run beside each other, at the windows that they share.
+"""The monitors and the probe of a run, aligned at the windows that they share.
 
-The probe is measured at fewer windows than the rest, so every comparison first asks which windows both sides have.
-Questionable: "after the hit" starts at the first window where the mean hit is at least 0.95, one window being enough,
-and in a run that never gets there at the hit's t95, which is no ceiling.
+The probe is measured at fewer windows than the monitors, so every comparison first finds the windows of both. Design
+note: "after the hit" starts at the first window where the mean hit is at least 0.95; one window suffices. In a run that
+never gets there it starts at the hit's t95, although that is not a ceiling.
 
-Correlations are taken inside runs and pooled over runs: each run's own mean (and, where asked, its own trend in log
-tokens) is removed before products are added up, because a run that is better throughout says nothing about windows.
-Windows are resampled in short blocks, which keeps neighbours together but knows nothing of a trend longer than a block,
-so an interval of a coefficient that still has the trend in it is about this trend, not about what the two series have
-in common besides.
+Correlations are computed within runs and pooled over runs: each run's own mean (and, optionally, its own trend in log
+tokens) is removed before products are summed, because a run that is better throughout says nothing about windows.
+Windows are resampled in short blocks, which keep neighbours together but not a trend longer than a block. So the
+interval of a coefficient that contains the trend is about this trend, not about what else the two series share.
 """
 
 import math
@@ -37,7 +36,7 @@ Name = str  # "monitor/metric", "probe/metric" or "probe/metric/task"
 
 @dataclass(frozen=True)
 class Shared:
-    """Curves at their common windows, by name; `kept_W`: which of a curve's own windows these are."""
+    """Curves at their common windows, by name; `kept_W`: the indices of these windows in each curve."""
 
     tokens_W: Array
     value_W: dict[Name, Array]
@@ -46,7 +45,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Values [W] and resamples over items [R or 1, W] of curves, in the order asked for; the trend to partial out."""
+    """Values [W] and resamples over items [R or 1, W] of curves, in the requested order; the trend to partial out."""
 
     values: list[Array]
     draws: list[Array]
@@ -57,7 +56,7 @@ class Aligned:
 class Panel:
     """One run's curves by name. `first` is its first window after step 0, in tokens.
 
-    `after` is where "after the hit" starts, in tokens, and `rule` says by which rule, or why there is no such place.
+    `after`: where "after the hit" starts, in tokens. `rule`: the rule that placed it, or why there is no such place.
     """
 
     path: Path
@@ -68,7 +67,7 @@ class Panel:
     rule: str
 
     def shared(self, *names: Name) -> Shared | None:
-        """The curves `names` at the windows that all of them have; None where one is missing or none is shared."""
+        """Return the curves `names` at the windows that all share; None if a curve or a shared window is missing."""
         if not set(names) <= set(self.curves):
             return None
         chosen = [self.curves[name] for name in names]
@@ -80,14 +79,14 @@ class Panel:
         return Shared(tokens_W, value_W, dict(zip(names, kept, strict=True)))
 
     def aligned(self, kind: str, *names: Name, items: bool = False) -> Aligned | None:
-        """The curves `names` as `kind` wants them; None where they share no window or the hit's place is not known.
+        """Return the curves `names` prepared for `kind`; None if they share no window, or if it needs `after` in vain.
 
         `level`: values. `differences`: slopes between windows in log tokens, so that a straight line in log tokens has
-        none, however the windows lie. `partial`: values, with log tokens as their trend. `after_hit`: values from
-        `after` on. `items`: with resamples over items, where there are any. Raises ValueError for another kind.
+        constant slopes wherever the windows lie. `partial`: values, with log tokens as their trend. `after_hit`: values
+        from `after` on. `items`: with resamples over items, if there are any. Raises ValueError for another kind.
         """
         if kind not in KINDS:
-            raise ValueError(f"aligned: kind {kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"aligned: kind {kind!r} is not one of {', '.join(KINDS)}")
         shared = self.shared(*names)
         if shared is None or (kind == "after_hit" and self.after is None):
             return None
@@ -108,34 +107,34 @@ class Panel:
         return Aligned(values, draws, log_W if kind == "partial" else None)
 
     def log_tokens(self, tokens_W: Array) -> Array:
-        """ln(tokens + first window after step 0), as t95 has it."""
+        """Compute ln(tokens + first window after step 0), the scale of t95."""
         return np.log(tokens_W + self.first)
 
 
 def gather(runs: Sequence[RunData | Panel], seed: int = 0, by_task: bool = True) -> list[Panel]:
-    """One panel a run; a run that is given twice is used once, since it is one observation. `seed`: of the resamples.
+    """Build one panel per run. A run that is given twice is one observation and is used once. `seed`: of the resamples.
 
-    The probe is taken after its last fine-tuning step; `by_task`: its tasks, too. Monitors draw their resamples apart
-    from each other and from the probe, whose items are others. A panel stands for itself, so that several analyses can
-    share what `gather` made.
+    The probe is taken after its last fine-tuning step. `by_task`: include its tasks. Monitors are resampled separately
+    from each other and from the probe, which has different items. Panels pass through unchanged, so that several
+    analyses can share the result of `gather`.
     """
     distinct = {run.path.resolve() if isinstance(run, RunData) else run.path: run for run in runs}
     return [run if isinstance(run, Panel) else _panel(run, seed, by_task) for run in distinct.values()]
 
 
 def at_ceiling(hit_W: Array) -> int | None:
-    """The first window at which a hit, or a bound of it, is at the ceiling; None where none is."""
+    """Return the first window at which a hit, or a bound of it, is at the ceiling; None if there is none."""
     reached = np.flatnonzero(hit_W >= CEILING)
     return int(reached[0]) if len(reached) else None
 
 
 def monitors(panels: Sequence[Panel]) -> list[Name]:
-    """The monitors' metrics that some run has, in the order of the catalogue."""
+    """Return the monitors' metrics that some run has, in the order of the catalogue."""
     return [each.key for each in shown("beside") if any(each.key in panel.curves for panel in panels)]
 
 
 def targets(panels: Sequence[Panel]) -> list[tuple[str, str | None]]:
-    """(metric, task) of the probe that some run has; task None is the whole probe."""
+    """Return the (metric, task) pairs of the probe that some run has; task None is the overall probe."""
     return [
         (metric, task)
         for metric in TARGETS
@@ -150,7 +149,7 @@ def target_name(metric: str, task: str | None) -> Name:
 
 
 def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
-    """The probe's tasks that some run has `metric` of, sorted."""
+    """Return the probe's tasks for which some run has `metric`, sorted."""
     start = f"probe/{metric}/"
     return sorted({name.removeprefix(start) for panel in panels for name in panel.curves if name.startswith(start)})
 
@@ -158,7 +157,7 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
 def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
     for number, monitor in enumerate(BESIDE):
-        alone = [(each.name,) for each in shown("beside", monitor)]  # a gap in one metric is none in another
+        alone = [(each.name,) for each in shown("beside", monitor)]  # a gap in one must not affect another
         for group in groups("beside", monitor) if monitor == "heads" else alone:
             for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
                 found[f"{monitor}/{metric}"] = curve
@@ -189,14 +188,14 @@ def _after(hit: Curve | None) -> tuple[float | None, str]:
 
 MOST = 1 - 1e-9  # a larger |r| counts as 1
 PERCENTS = (2.5, 97.5)
-RESIDUE = 1e-18  # a sum of squares below this share of what it was made of is rounding
+RESIDUE = 1e-18  # a sum of squares below this share of its terms is rounding error
 
 
 @dataclass(frozen=True)
 class Points:
-    """Two series of one run, of W points; `trend_W` is partialled out of both unless it is None.
+    """Two series of one run with W points; `trend_W` is partialled out of both unless it is None.
 
-    `x_RW` and `y_RW` are their resamples over items, or the values themselves, [1, W], where there are none.
+    `x_RW`, `y_RW`: their resamples over items, or the values themselves, [1, W], if there are none.
     """
 
     x_W: Array
@@ -207,36 +206,36 @@ class Points:
 
     @property
     def spare(self) -> int:
-        """Points beyond those that the run's mean and trend use up."""
+        """The number of points beyond those that the run's mean and trend use up."""
         return len(self.x_W) - (1 if self.trend_W is None else 2)
 
 
 def pooled_correlation(runs: Sequence[Points], ranked: bool) -> float:
-    """The correlation of x with y inside runs; nan where one of them does not vary. `ranked`: of ranks inside runs."""
+    """Correlate x with y within runs; nan if one of them does not vary. `ranked`: use ranks within runs."""
     products = [_products(p.x_W[None], p.y_W[None], _row(p.trend_W), ranked) for p in runs]
     return float(_r(np.sum(products, axis=0))[0])
 
 
 def varies(runs: Sequence[Points], ranked: bool) -> tuple[bool, bool]:
-    """Whether x, and whether y, varies inside some run, beyond its trend where one is taken out."""
+    """Whether x, and whether y, varies within some run, beyond its trend if one is removed."""
     products = [_products(p.x_W[None], p.y_W[None], _row(p.trend_W), ranked) for p in runs]
     xx, yy, _ = np.sum(products, axis=0)[:, 0]
     return bool(xx > 0), bool(yy > 0)
 
 
 def degrees(runs: Sequence[Points]) -> int:
-    """Degrees of freedom of the pooled correlation: n - 2 for one run without a trend."""
+    """Return the degrees of freedom of the pooled correlation: n - 2 for one run without a trend."""
     return sum(points.spare for points in runs) - 1
 
 
 def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
-    """The pooled correlation with its bootstrap interval; none where it is 1 or -1.
+    """Compute the pooled correlation with its bootstrap interval; no interval if it is 1 or -1.
 
-    In each resample: as many runs as there are, with replacement; in each of these, blocks of about cube root of W
-    windows; and one of the run's resamples of items. Fisher's z of the resamples is shifted onto that of the estimate
-    before its 95 % range is taken: noise of items is added to what has it already, so that resamples lie too near 0.
-    Resamples in which a series does not vary are left out. Source: moving blocks, Kuensch 1989 (Ann. Stat. 17);
-    nesting, Davison and Hinkley 1997 sec. 3.8; the shift is ours.
+    Each resample draws as many runs as there are, with replacement; in each of these, blocks of about cube root of W
+    windows; and one of the run's resamples of items. Fisher's z of the resamples is shifted to that of the estimate
+    before its 95 % range is taken, because resampling adds item noise to values that already have it and so pulls
+    correlations towards 0. Resamples in which a series does not vary are left out. Source: moving blocks, Kuensch 1989
+    (Ann. Stat. 17); nesting, Davison and Hinkley 1997 sec. 3.8; the shift is our own.
     """
     value = pooled_correlation(runs, ranked)
     rng = np.random.default_rng(seed)
@@ -256,12 +255,12 @@ def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Esti
 
 
 def block(windows: int) -> int:
-    """Windows in a block: the cube root of their number, rounded (Hall, Horowitz and Jing 1995, Biometrika 82)."""
+    """Return the block length in windows: the rounded cube root of their number (Hall et al. 1995, Biometrika 82)."""
     return max(1, round(windows ** (1 / 3)))
 
 
 def ranks(value_RW: Array) -> Array:
-    """Ranks [R, W] inside each row, from 0; equal values share the mean of theirs."""
+    """Rank values [R, W] within each row, from 0; ties share their mean rank."""
     other_R1W, own_RW1 = value_RW[:, None, :], value_RW[:, :, None]
     return (other_R1W < own_RW1).sum(-1) + ((other_R1W == own_RW1).sum(-1) - 1) / 2
 
@@ -283,7 +282,7 @@ def _blocks(windows: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
 
 
 def _products(x_RW: Array, y_RW: Array, trend_RW: Array | None, ranked: bool) -> Array:
-    """Sums [3, R] of x x, y y and x y, after the mean and the trend were taken out of each row."""
+    """Compute sums [3, R] of x x, y y and x y, after removing the mean and the trend from each row."""
     if ranked:
         x_RW, y_RW = ranks(x_RW), ranks(y_RW)
         trend_RW = None if trend_RW is None else ranks(trend_RW)

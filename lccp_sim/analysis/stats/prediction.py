@@ -1,8 +1,8 @@
-"""Whether a monitor foretells the probe in a run that it was not fitted on.
+"""Whether a monitor predicts the probe in a run that it was not fitted on.
 
-The line from monitor to probe is fitted on the other runs and judged by its mean absolute error in the run left out,
-beside a line that knows nothing but log tokens. Questionable: the errors of the two are compared as a ratio without an
-interval, because few runs carry none; the number of runs in which the monitor wins stands beside it.
+A line from monitor to probe is fitted on the other runs and judged by its mean absolute error in the left-out run, next
+to a line from log tokens alone. Design note: the two errors are compared as a ratio without an interval, because too
+few runs support one; the number of runs in which the monitor wins is reported as well.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,12 @@ PREDICTION_WINDOWS = 2
 
 @dataclass(frozen=True)
 class Prediction:
-    """The mean absolute error `mae` (unit of the target) of predicting the probe from `monitor` in runs left out.
+    """The error of predicting the probe from `monitor` in left-out runs.
 
-    `mae_tokens`: from log tokens alone; `ratio`: mae / mae_tokens, below 1 where the monitor helps; `wins`: the runs,
-    of `runs`, in which its error is the smaller one; `slope_agrees`: in how many fits the slope has the sign of all
-    runs' together. `after_hit`: windows after the hit only. None where `reason` says why.
+    `mae`: mean absolute error, in the unit of the target. `mae_tokens`: with log tokens alone. `ratio`: mae /
+    mae_tokens, below 1 if the monitor helps. `wins`: the number of the `runs` runs in which its error is smaller.
+    `slope_agrees`: the number of fits whose slope has the sign of the fit to all runs. `after_hit`: windows after the
+    hit only. Numbers are None if `reason` is given.
     """
 
     target: str
@@ -43,7 +44,7 @@ class Prediction:
 
 
 def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:
-    """Leave-one-run-out prediction of each target by each monitor, over all windows and over those after the hit."""
+    """Predict each target by each monitor, leaving one run out, over all windows and over those after the hit."""
     panels = gather(runs, seed)
     return [
         predict(panels, target, task, monitor, after_hit)
@@ -54,7 +55,7 @@ def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Predicti
 
 
 def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Name, after_hit: bool) -> Prediction:
-    """The prediction of one target by one monitor; a run counts with two windows or more that have both."""
+    """Predict one target by one monitor; a run counts if it has at least two windows with both."""
     names = (monitor, target_name(target, task))
     data = [each for panel in panels if (each := _series(panel, names, after_hit)) is not None]
     windows = sum(len(y_W) for _, _, y_W in data)
@@ -62,7 +63,7 @@ def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Nam
     row = Prediction(target, task, monitor, after_hit, windows, len(data), None, None, None, None, None, None)
     if len(data) < MIN_RUNS:
         where = " after the hit" if after_hit else ""
-        found = f"{len(data)} runs have {PREDICTION_WINDOWS} windows{where} of both"
+        found = f"{len(data)} runs have {PREDICTION_WINDOWS} windows{where} with both"
         return replace(row, reason=Absent("not enough runs", f"{found}, {MIN_RUNS} are needed"))
     for place, name in ((0, monitor), (2, names[1])):
         if all(np.ptp(np.concatenate([run[place] for run in data[:i] + data[i + 1 :]])) == 0 for i in range(len(data))):
@@ -78,9 +79,9 @@ def predict(panels: Sequence[Panel], target: str, task: str | None, monitor: Nam
 
 
 def errors_left_out(panels: Sequence[Panel], target: str, monitor: Name) -> list[float] | None:
-    """The mean absolute error of predicting the target from `monitor` in each run, left out of the fit.
+    """Compute the mean absolute error of predicting the target from `monitor` in each run, left out of the fit.
 
-    None with fewer than 3 runs that have two windows of both.
+    None with fewer than 3 runs that have two windows with both.
     """
     data = [
         each for panel in panels if (each := _series(panel, (monitor, target_name(target, None)), False)) is not None
@@ -91,7 +92,7 @@ def errors_left_out(panels: Sequence[Panel], target: str, monitor: Name) -> list
 
 
 def _series(panel: Panel, names: Sequence[Name], after_hit: bool) -> tuple[Array, Array, Array] | None:
-    """Monitor, log tokens and target [W] of a run."""
+    """Return monitor, log tokens and target [W] of a run."""
     shared = panel.shared(*names)
     if shared is None or (after_hit and panel.after is None):
         return None
@@ -103,13 +104,13 @@ def _series(panel: Panel, names: Sequence[Name], after_hit: bool) -> tuple[Array
 
 
 def _left_out(data: Sequence[tuple[Array, Array, Array]], left: int, place: int) -> tuple[Array, float]:
-    """Absolute errors [W] in the run `left` of a line fitted on the others, and its slope."""
+    """Compute absolute errors [W] in the run `left` of a line fitted on the others, and its slope."""
     level, slope = _fit([run for number, run in enumerate(data) if number != left], place)
     return np.abs(level + slope * data[left][place] - data[left][2]), slope
 
 
 def _fit(data: Sequence[tuple[Array, Array, Array]], place: int) -> tuple[float, float]:
-    """Level and slope of the least-squares line; slope 0 where the monitor does not vary."""
+    """Fit the least-squares line: level and slope; slope 0 if the monitor does not vary."""
     x_W, y_W = (np.concatenate([run[index] for run in data]) for index in (place, 2))
     centred_W = x_W - x_W.mean()
     square = float(centred_W @ centred_W)

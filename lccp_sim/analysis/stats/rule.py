@@ -1,9 +1,9 @@
-"""Whether a curve has saturated: whether the next doubling of its tokens can still bring more than a small share.
+"""The saturation rule: can the next doubling of tokens still bring more than a small share of the gain so far?
 
-A law without an asymptote never saturates in itself, so the question is put about the next doubling: saturated is a
-curve of which the upper 95 % limit of the predicted gain from N to 2 N lies below `eps` of the gain so far, at two
-windows in a row, each judged by what was known then. What a reader would question: the share is of the gain so far, so
-that a log law, too, is saturated after 1 / eps doublings beyond its offset; at eps = 0.05 no study is that long.
+A law without an asymptote never saturates, so the rule asks about the next doubling. A curve is saturated if the upper
+95 % limit of the predicted gain from N to 2 N is below `eps` of the gain so far, at two consecutive windows, each
+judged by the data up to it. Design note: the share is of the gain so far, so that even a log law is saturated after 1 /
+eps doublings beyond its offset; at eps = 0.05 no study is that long.
 """
 
 from dataclasses import dataclass, replace
@@ -20,16 +20,16 @@ from lccp_sim.errors import ConfigError
 
 EPS = 0.05
 VERDICTS = ("saturated", "improving", "not told apart", "not enough points")
+SHOWN = dict(zip(VERDICTS, ("saturated", "improving", "undecided", "too few points"), strict=True))  # to readers
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule says at the end of a curve.
+    """The rule's decision at the end of a curve.
 
-    `verdict`: one of VERDICTS. `since_tokens`: the first window of
-    the unbroken row, two at least, at which the rule holds. `gain`: predicted improvement of the next doubling;
-    `gain_so_far`: improvement from the first window to the last; both positive where better, in the metric's unit.
-    `law`: the best one. `reasons`: sentences with the numbers.
+    `verdict`: one of VERDICTS. `since_tokens`: the first of the consecutive windows, at least two, at which the rule
+    holds. `gain`: predicted improvement by the next doubling. `gain_so_far`: improvement from the first window to the
+    last. Both are positive for better, in the metric's unit. `law`: the best law. `reasons`: sentences with numbers.
     """
 
     verdict: str
@@ -42,46 +42,44 @@ class Decision:
 
 @dataclass(frozen=True)
 class Look:
-    """What one window knew: the predicted gain of the next doubling and the gain so far, with their intervals."""
+    """The state at one window: the predicted gain of the next doubling and the gain so far, with their intervals."""
 
     tokens: int
     gain: Estimate
     gain_so_far: Estimate
 
     def holds(self, eps: float) -> bool:
-        """Whether there was a gain beyond noise, and the next doubling's upper limit is below `eps` of it."""
+        """Whether there was a gain beyond noise, and the upper limit of the next doubling is below `eps` of it."""
         return _improved(self.gain_so_far) and self.gain.below(eps * self.gain_so_far.value)
 
 
 def looks(curve: Curve) -> list[Look]:
-    """One Look for each window from the sixth on, each from the windows up to it only."""
+    """Summarise each window from the sixth on, given only the windows up to it."""
     return [_look(curve, number) for number in range(LAW_WINDOWS, len(curve.tokens_W) + 1)]
 
 
 def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> Decision:
-    """The rule's verdict at the end of a curve; `probe`, where given, must hold for "saturated" besides.
+    """Apply the rule at the end of a curve; if `probe` is given, it must also hold for "saturated".
 
-    ConfigError unless 0 < eps < 1.
+    Raises ConfigError unless 0 < eps < 1.
     """
     if not 0 < eps < 1:
-        raise ConfigError(f"eps is {eps}; it is a share of the gain so far, above 0 and below 1, such as 0.05")
+        raise ConfigError(f"eps is {eps}; it must be a share of the gain so far, above 0 and below 1, such as 0.05")
     sign = 1.0 if curve.rising else -1.0
     windows, so_far = len(curve.tokens_W), sign * float(curve.value_W[-1] - curve.value_W[0])
     if windows < windows_needed(curve):
-        needed = f"{windows_needed(curve)}{' where the rate falls' * curve.areas.annealed}"
+        needed = f"{windows_needed(curve)}{' because the rate falls' * curve.areas.annealed}"
         said = f"{windows} window{'s' * (windows != 1)}; the rule needs at least {needed}"
         return Decision("not enough points", None, None, so_far, None, [said])
     last, before = _look(curve, windows), (_look(curve, n) for n in range(windows - 1, LAW_WINDOWS - 1, -1))
-    held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # from the end, no further than needed
+    held = list(takewhile(lambda look: look.holds(eps), chain([last], before)))  # only as far as necessary
     law, row = laws_of(curve)[0].law, len(held)
     bound = eps * so_far
-    reasons = [f"the law that fits best is {law}, over {windows} windows"]
+    reasons = [f"over {windows} windows the best law is {law}"]
     if curve.rate is not None:
-        reasons.append(f"it is a law in the forward area, with an annealing term, because {curve.rate.said()}")
+        reasons.append(f"the law uses the forward area, with an annealing term, because {curve.rate.said()}")
     if not _improved(last.gain_so_far):
-        reasons.append(
-            f"the gain so far, {so_far:.3g}, is not beyond noise, so that there is nothing to have saturated"
-        )
+        reasons.append(f"the gain so far, {so_far:.3g}, is within noise, so there is nothing that could have saturated")
         return Decision("not told apart", None, last.gain, so_far, law, reasons)
     reasons.append(
         f"the next doubling is predicted to bring {last.gain.value:.3g} ({last.gain.low:.3g} to {last.gain.high:.3g}); "
@@ -89,9 +87,9 @@ def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> 
     )
     since = int(held[-1].tokens) if row >= 2 else None
     if since is not None:
-        reasons.append(f"the upper limit is below the bound at {row} windows in a row, from {since} tokens on")
+        reasons.append(f"the upper limit is below the bound at {row} consecutive windows, from {since} tokens on")
     elif row == 1:
-        reasons.append("the upper limit is below the bound at the last window only; two in a row are needed")
+        reasons.append("the upper limit is below the bound only at the last window; two consecutive ones are needed")
     if probe is not None:
         reasons.append(probe.said())
     if since is not None and (probe is None or probe.holds):
@@ -101,20 +99,21 @@ def decide(curve: Curve, eps: float = EPS, probe: Equivalence | None = None) -> 
 
 
 def decided(decision: Decision, eps: float) -> str:
-    """The rule's verdict with its two numbers: "improving, 0.05 (0.04 to 0.06) against 0.03"."""
+    """Format the rule's verdict with its two numbers: "improving, 0.05 (0.04 to 0.06), threshold 0.03"."""
     if decision.gain is None or isnan(decision.gain.value):
         return decision.verdict
     if decision.gain_so_far <= 0:
-        return f"{decision.verdict}, because there is no gain so far"
+        return f"{SHOWN[decision.verdict]}, because there is no gain so far"
     since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
-    return f"{decision.verdict}{since}, {interval(decision.gain)} against {number(eps * decision.gain_so_far)}"
+    bound = number(eps * decision.gain_so_far)
+    return f"{SHOWN[decision.verdict]}{since} (next doubling {interval(decision.gain)}, threshold {bound})"
 
 
 def kneedle(curve: Curve) -> int | None:
-    """Tokens at the knee that Kneedle finds (sensitivity 1, linear axes), or None; a baseline to warn with, not to use.
+    """Find the tokens at Kneedle's knee (sensitivity 1, linear axes), or None; a baseline to warn with, not to use.
 
-    It looks for the largest distance from the chord over the windows shown, so that a log law always has a knee, and a
-    longer run a later one. Source: Satopaa et al. 2011 (ICDCSW), as `kneed` has it.
+    Kneedle maximises the distance from the chord over the given windows, so a log law always has a knee, and a longer
+    run has a later one. Source: Satopaa et al. 2011 (ICDCSW), implemented by `kneed`.
     """
     moved = (curve.value_W[-1] - curve.value_W[0]) * (1 if curve.rising else -1)
     if len(curve.tokens_W) < 3 or moved <= 0:

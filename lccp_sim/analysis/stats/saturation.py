@@ -1,10 +1,10 @@
-"""When a metric has made most of its own improvement, and what another one still gains after that.
+"""When a metric has made most of its own improvement, and what another metric still gains after that.
 
-t95 is the tokens to 95 % of *this run's own* improvement, read off an isotonic fit; t50 and t90 are its like. None is a
-point of saturation: a curve that goes on improving has a later t95 in a longer run, and t95 of the same curve depends
-on its scale (nats or log nats). So the run length, the last doubling of tokens, and what a curve of the other metric's
-shape would show stand beside it. What a reader would question: intervals hold what checkpoints scatter about a smooth
-law, so that a curve that follows none gets wide ones.
+t95 is the number of tokens to 95 % of *this run's own* improvement, read from an isotonic fit; t50 and t90 likewise.
+None of them is a point of saturation: a curve that keeps improving has a later t95 in a longer run, and the t95 of the
+same curve depends on its scale (nats or log nats). So it is reported with the run length, the last doubling of tokens,
+and what a curve of the other metric's shape would show. Design note: intervals include the scatter of checkpoints about
+a smooth law, so a curve that follows no law gets wide intervals.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,11 +26,11 @@ FEW_POINTS = "not enough points"
 
 @dataclass(frozen=True)
 class Progress:
-    """How a metric moved in a run. Tokens are this run's; `improvement` is positive where the metric got better.
+    """How a metric changed in a run. Tokens are this run's; `improvement` is positive if the metric got better.
 
-    `t50`, `t90`, `t95`: tokens to 50, 90, 95 % of this run's own improvement, None where `reason` says why. `bracket`
-    are the windows around t95: the curve between them was not measured.
-    `last_doubling` is the improvement from half of the run's tokens to its end; None with too few windows to place it.
+    `t50`, `t90`, `t95`: tokens to 50, 90, 95 % of this run's own improvement, None if `reason` is given. `bracket`: the
+    windows around t95; the curve between them was not measured. `last_doubling`: the improvement from half of the run's
+    tokens to its end; None with too few windows.
     """
 
     monitor: str
@@ -55,9 +55,9 @@ class Progress:
 class Lag:
     """What `late` (answer NLL) still gains after the t95 of `early` (hit); None where there is nothing to compare.
 
-    `factor` is late at early's t95 over late at the end, `nats` their difference; `same_shape` is the factor that
-    late would show if it had exactly early's shape, 1 + (1 - .95) (first / last - 1); `index` is t95(late) /
-    t95(early), the deceptive index, and `index_log` the same with late on a log scale.
+    `factor`: late at early's t95 divided by late at the end; `nats`: their difference. `same_shape`: the factor if late
+    had exactly early's shape, 1 + (1 - .95) (first / last - 1). `index`: t95(late) / t95(early), the deceptive index;
+    `index_log`: the same with late on a log scale.
     """
 
     factor: Estimate
@@ -68,15 +68,15 @@ class Lag:
 
 
 def isotonic(value_W: Array, rising: bool) -> Array:
-    """The monotone curve [W] nearest to `value_W` in least squares, every window weighing the same.
+    """Fit the monotone curve [W] closest to `value_W` by least squares, with equal weights of windows.
 
-    Source: Barlow et al. 1972, pool adjacent violators, as scipy.optimize.isotonic_regression has it.
+    Source: Barlow et al. 1972, pool adjacent violators, by scipy.optimize.isotonic_regression.
     """
     return isotonic_regression(value_W, increasing=rising).x
 
 
 def tokens_to(tokens_W: Array, fit_W: Array, frac: float = FRAC) -> float:
-    """Tokens at which a monotone curve has made `frac` of its way from first to last value; nan where it is constant.
+    """Find the tokens at which a monotone curve has covered `frac` of its change; nan if it is constant.
 
     Linear in `axis` between windows. The curve between two windows was not measured: see Progress.bracket.
     """
@@ -90,19 +90,19 @@ def tokens_to(tokens_W: Array, fit_W: Array, frac: float = FRAC) -> float:
 
 
 def axis(tokens_W: Array, tokens: Any) -> Any:
-    """ln(tokens + first window after step 0): the scale on which curves are joined between windows.
+    """Compute ln(tokens + first window after step 0), the scale for interpolation between windows.
 
-    Windows lie on a logarithmic grid and losses fall about linearly in log tokens (arXiv 2604.02650 sec. 7.1); a
-    straight line in tokens would place t95 of such a curve 1-2 % late. The offset gives step 0 a place.
+    Windows lie on a logarithmic grid and losses fall about linearly in log tokens (arXiv 2604.02650 sec. 7.1); linear
+    interpolation in tokens would place t95 of such a curve 1-2 % late. The offset allows for step 0.
     """
     return np.log(tokens + tokens_W[1])
 
 
 def tokens_reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
-    """Tokens to each share of the curve's own improvement, with intervals; nan where it did not improve.
+    """Find the tokens to each share of the curve's own improvement, with intervals; nan if it did not improve.
 
-    The resamples are the curve's own: see `scattered` for what they should hold beside items. Before the first window
-    after step 0 nothing was measured, so that an estimate there has an interval of that whole stretch, at least.
+    The resamples are the curve's own; see `scattered` for what they should include in addition to items. Between step 0
+    and the next window nothing was measured, so an estimate there has an interval that covers at least this stretch.
     """
     fit_W = isotonic(curve.value_W, curve.rising)
     fits = [] if curve.draws_RW is None else [isotonic(draw_W, curve.rising) for draw_W in curve.draws_RW]
@@ -117,12 +117,12 @@ def tokens_reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estim
 
 
 def scattering(curve: Curve) -> Curve:
-    """The curve with what its checkpoints scatter added to its resamples; as it is where it has none."""
+    """Add the scatter of checkpoints to the curve's resamples; without resamples the curve is returned unchanged."""
     return curve if curve.draws_RW is None else replace(curve, draws_RW=scattered(curve))
 
 
 def progress(curve: Curve) -> Progress:
-    """How the metric moved, and t50, t90, t95 where it improved beyond what items and checkpoints leave uncertain."""
+    """Compute how the metric changed, and t50, t90, t95 if it improved beyond the noise of items and checkpoints."""
     return _progress(scattering(curve))
 
 
@@ -145,7 +145,7 @@ def _progress(curve: Curve) -> Progress:
     bracket: tuple[int, int] | None = None
     found: list[Estimate | None] = [None] * len(FRACS)
     if len(tokens_W) < LAW_WINDOWS:
-        reason = Absent(FEW_POINTS, f"{_count(len(tokens_W), 'window')}, at least {LAW_WINDOWS} needed")
+        reason = Absent(FEW_POINTS, f"{_count(len(tokens_W), 'window')}, at least {LAW_WINDOWS} are needed")
     elif np.ptp(value_W) == 0:
         reason = Absent("constant", f"{value_W[0]:.3g} at every window")
     elif improvement.value <= 0:
@@ -178,10 +178,10 @@ def _progress(curve: Curve) -> Progress:
 
 
 def lag(early: Curve, late: Curve) -> Lag | None:
-    """What `late` still gains after early's t95, both recomputed in each resample; None where early has no t95.
+    """Compute what `late` still gains after early's t95, both recomputed in each resample; None if early has no t95.
 
-    The values of `late` are its windows' own, not the isotonic fit's, which can only fall: so the factor can come out
-    below 1, and its interval can cover 1. The two curves must share their windows and their resamples.
+    The values of `late` are measured values, not those of the isotonic fit, which can only fall. So the factor can be
+    below 1, and its interval can include 1. The two curves must share their windows and their resamples.
     """
     early, late = scattering(early), scattering(late)
     first = _progress(early)
@@ -207,14 +207,14 @@ def lag(early: Curve, late: Curve) -> Lag | None:
 
 
 def logarithm(curve: Curve) -> Curve:
-    """The curve on a log scale (natural); resampled values at or below 0 become the smallest positive float."""
+    """Take the natural logarithm of a curve; resampled values at or below 0 become the smallest positive float."""
     tiny = np.finfo(float).tiny
     draws_RW = None if curve.draws_RW is None else np.log(np.maximum(curve.draws_RW, tiny))
     return replace(curve, value_W=np.log(curve.value_W), stderr_W=curve.stderr_W / curve.value_W, draws_RW=draws_RW)
 
 
 def value_at(tokens_W: Array, value_W: Array, tokens: float) -> Any:
-    """The value at `tokens`, linear in `axis` between windows; `value_W` may have leading axes."""
+    """Interpolate the value at `tokens`, linear in `axis` between windows; `value_W` may have leading axes."""
     if len(tokens_W) == 1:
         return value_W[..., 0]
     if np.isnan(tokens):

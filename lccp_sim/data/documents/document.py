@@ -1,7 +1,8 @@
-"""A document, what all text sources share, and the split that holds documents out.
+"""Documents, the common part of all text sources, and the split that holds documents out.
 
-Groups are held out entire (a top-level package, or the document itself), because files of one package resemble each
-other. The split goes by bytes, not tokens: the tokenizer is trained on the training side and so must come after it.
+Entire groups are held out (a top-level package, or the document itself), because files of one package resemble each
+other. The split counts bytes, not tokens: the tokenizer is trained on the training side, so it must come after the
+split.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ class TextSource:
         bad = self.max_document_tokens is not None and self.max_document_tokens < 8
         refuse(bad, "max_document_tokens", self.max_document_tokens, "must be at least 8, or null for no limit")
         trained = self.held_out == "whole" and self.share > 0
-        refuse(trained, "share", self.share, "must be 0 if held_out is whole: no row is drawn from it")
+        refuse(trained, "share", self.share, "must be 0 if held_out=whole: no row is drawn from it")
 
     def within(self, cache: Path, mirror: Path | None, bos: str | None = None) -> Self:
         """The source, told what it has no keys for.

@@ -20,7 +20,7 @@ from lccp_sim.errors import ConfigError
 
 CLOSED = 64  # the words that values of a closed vocabulary are drawn from
 MAX_WORDS = 4096  # of a large vocabulary the most frequent ones: byte-level BPE numbers tokens by rank
-MAX_BESIDE = 64  # words that each atom is tried beside, besides all digits, which are what merges
+MAX_BESIDE = 64  # words with which each atom is tried, in addition to all digits, which tend to merge
 
 
 class Template(NamedTuple):

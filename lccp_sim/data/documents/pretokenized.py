@@ -1,8 +1,8 @@
-"""Rows of token ids in place of text.
+"""Rows of token ids instead of text.
 
-Ids mean something with their own tokenizer alone, so their source names it, and it must be the run's. They are packed
-as they are; the text that they decode to says what is held out, as with text. A BOS begins a document, as in every row
-of ours: it is not packed a second time, and one further on divides a row.
+Ids have a meaning only with their own tokenizer, so their source names it, and it must be the run's. They are packed
+unchanged. The text that they decode to decides what is held out, as for text sources. A BOS begins a document, as in
+every row of a run: it is not packed a second time, and a later BOS divides a row.
 """
 
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ def rows(path: Path, key: str) -> Iterator[Row]:
         yield from _saved(path, key)
         return
     try:
-        open(path, "rb").close()  # whatever reads it further on, what forbids it is said in the same words
+        open(path, "rb").close()  # the same message for every reader, if the file cannot be opened
     except OSError as error:
         raise unreadable(error, str(path)) from error
     try:

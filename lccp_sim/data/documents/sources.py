@@ -23,8 +23,8 @@ from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.errors import ConfigError, nearest, refuse
 
 PACKAGES = ("aiohttp", "datasets", "fsspec", "huggingface_hub", "jinja2", "lightning", "mpmath", "networkx", "numpy")
-# Tests repeat the code that they test, vendored copies would leak held-out packages, tables of encodings are no text,
-# and pydoc_data is prose that `package_text` reads.
+# Tests repeat the code that they test, vendored copies would leak held-out packages, encoding tables are not text, and
+# pydoc_data is prose that `package_text` reads.
 SKIPPED = {"test", "tests", "testing", "idle_test", "turtledemo", "site-packages", "lib-dynload", "__pycache__"}
 SKIPPED |= {"_vendor", "vendor", "vendored", "externals", "encodings", "pydoc_data", "lccp_sim"}
 

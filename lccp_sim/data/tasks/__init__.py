@@ -1,7 +1,7 @@
-"""Synthetic questions of long-context benchmarks, for fine-tuning and for held-out evaluation: names and drawers.
+"""Synthetic questions after long-context benchmarks, for fine-tuning and held-out evaluation: names and generators.
 
-Each task is a plain function that drafts a text; one builder turns drafts into tokens up to a limit. Questionable:
-all texts are in English, our own and short-lived, so the scores are not those of the benchmarks that they follow.
+Each task is a plain function that drafts a text; one builder turns drafts into tokens up to a limit. Design note: all
+texts are our own, in English and generated, so scores do not compare with those of the benchmarks that they follow.
 """
 
 from collections.abc import Callable, Mapping

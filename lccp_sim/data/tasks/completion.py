@@ -1,8 +1,8 @@
 """A biography's sentence to be completed word for word: the text on which retrieval heads are scored.
 
 The paper scores heads on single-needle LongBio texts in completion format (arXiv 2604.02650, section 6): the answer
-is the needle itself, so a head that copies is seen copying. Questionable: one biography, at the context's far end from
-the needle, is truncated to reach the exact length.
+is the needle itself, so copying by a head is visible. Design note: one biography, at the end of the context that is far
+from the needle, is truncated to reach the exact length.
 """
 
 from collections.abc import Iterator

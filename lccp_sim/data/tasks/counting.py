@@ -1,8 +1,8 @@
 """Counting words (RULER, arXiv 2404.06654) and telling identical requests apart (MRCR, arXiv 2409.12640).
 
-The answer depends on the full text, not on one place of it: how often a word occurs, or the number of the request
-it is. Questionable: below `SHORT` tokens there are fewer and shorter words to count and fewer rounds, so a score at
-512 tokens and one at 8192 are of tasks of different size.
+The answer depends on the full text, not on one place in it: how often a word occurs, or the number of a request. Design
+note: below `SHORT` tokens there are fewer and shorter words to count and fewer rounds, so scores at 512 and at 8192
+tokens belong to tasks of different size.
 """
 
 import string

@@ -1,7 +1,7 @@
 """People and places of the probe's texts, written for this project.
 
-Every list is split into two halves that never meet: even places for fine-tuning, odd places for the evaluation.
-Questionable: names of many languages stand together, which no real text does; what matters is that a name is rare.
+Every list is split into two disjoint halves: even places for fine-tuning, odd places for the evaluation. Design note:
+names of many languages are mixed, unlike in real text; what matters is that a name is rare.
 """
 
 FIRST = tuple(

@@ -1,8 +1,8 @@
 """Needles in a haystack and chains of variables (RULER, arXiv 2404.06654), all words our own.
 
-A needle gives a key of two words a value; the haystack is noise of plain sentences, real text, or other needles.
-Questionable: below `SHORT` tokens numbers have 4 digits instead of 7, identifiers 8 characters instead of 32 in five
-groups, variables 3 letters instead of 5, and below 512 tokens two keys or values are asked instead of four.
+A needle assigns a value to a key of two words; the haystack is noise of plain sentences, real text, or other needles.
+Design note: below `SHORT` tokens numbers have 4 digits instead of 7, identifiers 8 characters instead of 32 in five
+groups, variables 3 letters instead of 5. Below 512 tokens two keys or values are asked instead of four.
 """
 
 import string

@@ -1,7 +1,7 @@
 """Biographies and questions about the people in them (LongBio, arXiv 2506.02921), all phrasings our own.
 
 A text introduces one person per line; a question asks an attribute of one or several of them, or of a person's mentor.
-Questionable: below `SHORT` tokens a biography states three of its six attributes, the asked one among them, and below
+Design note: below `SHORT` tokens a biography states three of its six attributes, including the asked one, and below
 256 tokens two, so that even a short text holds several people.
 """
 

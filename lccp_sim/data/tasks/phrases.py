@@ -1,7 +1,7 @@
-"""How the biographies' sentences and questions are worded: our own phrasings of six attributes.
+"""The wording of the biographies' sentences and questions: our own phrasings of six attributes.
 
 Even places of each tuple are for fine-tuning, odd places for the evaluation, so no phrasing is shared.
-Questionable: the values of a city and of a birthplace come from one list, and only the phrasing tells them apart.
+Design note: the values of a city and of a birthplace come from one list, and only the phrasing distinguishes them.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
-"""From a draft in plain text to the tokens of a question, and what a decoded answer scores.
+"""Conversion of a draft in plain text to the tokens of a question, and the scores of a decoded answer.
 
-A draft says what its text must state, in which order, and what may be added between: units of text that begin with a
-line break and are encoded apart, as many as the limit holds. Several drafts make one text with several questions, to
-learn from. Questionable: below `SHORT` tokens the tasks are made
-smaller (fewer or shorter values, a smaller count), so that short texts hold them; each task says how.
+A draft says what its text must state, in which order, and what may be added in between: units of text that begin with
+a line break and are encoded separately, as many as the limit holds. Several drafts make one text with several
+questions, for training. Design note: below `SHORT` tokens the tasks are smaller (fewer or shorter values, a smaller
+count), so that short texts hold them; each task says how.
 """
 
 import difflib
@@ -39,7 +39,7 @@ UNSEEN = Half(names=True, phrasings=True)
 class Question(NamedTuple):
     """int64 tokens (BOS, context, question, answer with its closing line break), and what the answer must hold.
 
-    `references`: the strings that recall looks for; `prefix`: what the answer must begin with ("" where nothing).
+    `references`: the strings that recall searches for; `prefix`: the required beginning of the answer, or "".
     """
 
     tokens: np.ndarray

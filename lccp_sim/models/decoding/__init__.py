@@ -1,1 +1,1 @@
-"""Writing tokens with a model, one after the other."""
+"""Generation: sampling from a model, token by token."""

@@ -1,7 +1,7 @@
-"""Keys and values of the tokens so far, where attention asks its `comm` for them.
+"""A cache of keys and values, which attention reaches through its `comm`.
 
-A prompt goes through the model as any row does, and its keys and values are kept. Then one token a row goes through at
-a time, and sees them. Rows may differ in length: each writes at its own place, over the padding of its prompt.
+A prompt passes through the model like any row, and its keys and values are kept. Then each forward takes one token per
+row, which sees them. Rows may differ in length: each writes at its own position, over the padding of its prompt.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from lccp_sim.models.transformer import Transformer
 
 
 class LayerCache(Comm):
-    """One layer's keys and values, [B, S + room, M, H]. `length_B`, int64: the tokens of each prompt."""
+    """One layer's keys and values, [B, S + room, M, H]. `length_B` (int64): the number of tokens of each prompt."""
 
     def __init__(self, length_B: Tensor, room: int):
         self.length_B, self.room, self.written = length_B, room, 0
@@ -32,7 +32,7 @@ class LayerCache(Comm):
         bounds: Tensor,
         window: int | None = None,
     ) -> Tensor:
-        """[B, T, N, H]: of the prompts at the first call, then of one more token a row (T = 1)."""
+        """[B, T, N, H]: the prompts' attention at the first call, then that of one more token per row (T = 1)."""
         if not self.k_BSMH.numel():
             self.k_BSMH, self.v_BSMH = (F.pad(x, (0, 0, 0, 0, 0, self.room)) for x in (k_BTMH, v_BTMH))
             return local(q_BTNH, k_BTMH, v_BTMH, scale, bounds, window)
@@ -49,14 +49,14 @@ class LayerCache(Comm):
         return y.transpose(1, 2)
 
     def repeat(self, times: int) -> None:
-        """None; each prompt becomes `times` rows, one after the other."""
+        """Repeat each prompt as `times` consecutive rows."""
         self.length_B = self.length_B.repeat_interleave(times)
         self.k_BSMH, self.v_BSMH = (x.repeat_interleave(times, dim=0) for x in (self.k_BSMH, self.v_BSMH))
 
 
 @contextmanager
 def caching(model: Transformer, length_B: Tensor, room: int) -> Iterator[list[LayerCache]]:
-    """While it is open, the model keeps keys and values: of prompts of these lengths, then of up to `room` tokens."""
+    """Within the context, cache keys and values: of prompts of these lengths, then of up to `room` tokens."""
     attentions = [block.attention for block in model.layers]
     before, caches = [each.comm for each in attentions], [LayerCache(length_B, room) for _ in attentions]
     for attention, cache in zip(attentions, caches, strict=True):

@@ -1,7 +1,7 @@
-"""Samples from a model at temperature 1, batched and seeded, with the log-probability of each token as it was drawn.
+"""Samples from a model at temperature 1, batched and seeded, with the log-probability of each drawn token.
 
-A token is the place of one uniform number in the distribution's running sum. So a sample is a function of the weights,
-the prompt and its numbers: how prompts are batched does not change it, but for rounding.
+A token is the index at which the distribution's cumulative sum reaches one uniform number. So a sample is a function of
+the weights, the prompt and its numbers: batching changes it only by rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from lccp_sim.models.transformer import Transformer
 
 
 class Sampled(NamedTuple):
-    """int64 tokens, a stop included if one was drawn; log-probability and entropy of each, fp64 nats."""
+    """int64 tokens, including a stop token if one was drawn; each token's log-probability and entropy, fp64 nats."""
 
     tokens: np.ndarray
     logp: np.ndarray
@@ -29,10 +29,10 @@ class Sampled(NamedTuple):
 def sample(
     model: LanguageModel, prompts: Sequence[np.ndarray], stops: frozenset[int], uniform_PGA: np.ndarray
 ) -> list[list[Sampled]]:
-    """G samples of each of P prompts, each up to the first token of `stops`, or A tokens.
+    """G samples of each of P prompts. A sample ends at the first token of `stops`, or after A tokens.
 
-    `uniform_PGA`, in (0, 1]: one number a token. At 0 the most likely token is taken (greedy). Prompts are padded to
-    the longest; a model that is not ours has no cache here, and reads each text again for every token.
+    `uniform_PGA`, in (0, 1]: one number per token; 0 takes the most likely token (greedy). Prompts are padded to the
+    longest. Only lccp-sim's models have a cache; others read each text again for every token.
     """
     P, G, A = uniform_PGA.shape
     length_R = torch.tensor([len(prompt) for prompt in prompts], device=model.device).repeat_interleave(G)
@@ -64,13 +64,13 @@ def sample(
 
 
 def _draw(logp_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """The first token whose running sum of probabilities reaches the row's number; at 0 the most likely one."""
+    """The first token whose cumulative probability reaches the row's number; for 0 the most likely token."""
     sum_RV = logp_RV.exp().cumsum(-1)
     drawn_R = (sum_RV < uniform_R[:, None] * sum_RV[:, -1:]).sum(-1)
     return torch.where(uniform_R > 0, drawn_R, logp_RV.argmax(-1))
 
 
-Step = Callable[[Tensor, Tensor], Tensor]  # tokens [R] and their places [R] -> hidden states [R, D]
+Step = Callable[[Tensor, Tensor], Tensor]  # tokens [R] and their positions [R] -> hidden states [R, D]
 
 
 def _padded(model: LanguageModel, prompts: Sequence[np.ndarray], more: int = 0) -> Tensor:
@@ -81,7 +81,7 @@ def _padded(model: LanguageModel, prompts: Sequence[np.ndarray], more: int = 0) 
 
 
 def _cached(model: Transformer, prompts: Sequence[np.ndarray], G: int, A: int, stack: ExitStack) -> tuple[Tensor, Step]:
-    """The hidden state that predicts the first token of each row, and how to go on; the prompts are read once."""
+    """The hidden states that predict each row's first token, and the step to continue; the prompts are read once."""
     length_P = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     caches = stack.enter_context(caching(model, length_P, A))
     hidden_PTD = model(_padded(model, prompts)).hidden_BTD
@@ -95,7 +95,7 @@ def _cached(model: Transformer, prompts: Sequence[np.ndarray], G: int, A: int, s
 
 
 def _again(model: LanguageModel, prompts: Sequence[np.ndarray], G: int, A: int) -> tuple[Tensor, Step]:
-    """The same from full forwards of the texts so far."""
+    """The same, from full forwards of the texts so far."""
     tokens_RT = _padded(model, [prompt for prompt in prompts for _ in range(G)], A)
     row_R = torch.arange(len(tokens_RT), device=model.device)
 

@@ -1,1 +1,1 @@
-"""Models of transformers: read, measured as they are, and turned into ours and back."""
+"""Models of transformers: read, measured unchanged, and converted to lccp-sim's format and back."""

@@ -1,10 +1,11 @@
-"""Any causal LM of `transformers` as a LanguageModel: its own forward, its own attention, seen and gated on the way.
+"""Any causal LM of `transformers` as a LanguageModel: its own forward and attention, tapped and gated.
 
-During a forward the attention function that a layer looks up is handed out with a look at q and k before it. So nothing
-of the model is rewritten, and its config is left alone: some models compute otherwise under another name of attention.
-Where the attention of some layer does not pass by (Mamba, hybrids), or passes twice, the model counts as one without
-heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is mismeasured. Hidden
-states are what the model's own forward gives to its head, which meanwhile makes no logits.
+During a forward, the attention function that a layer looks up is wrapped, so that the wrapper sees q and k first. The
+model is not rewritten and its config is not changed: some models compute something else under another attention name.
+If the attention of some layer does not pass through the wrapper (Mamba, hybrids), or passes twice, the model counts as
+a model without heads (`num_heads` 0): monitors leave head scores out, and `tapping` refuses it, so nothing is
+mismeasured. Hidden states are the inputs that the model's own forward gives to its head, which computes no logits
+meanwhile.
 """
 
 import functools
@@ -19,20 +20,20 @@ from torch.overrides import TorchFunctionMode
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
-KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensors that attention functions are given
-TRIED = 8  # tokens of the forward that tells what a model is
+KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensor arguments of attention functions
+TRIED = 8  # tokens of the trial forward
 
 
 class Hidden(NamedTuple):
-    """What the language-model head is given."""
+    """The input of the language-model head."""
 
     hidden_BTD: Tensor
 
 
 class _Switch:
-    """What the layers of one model share: tap, gate, and the query heads of the last forward, by layer.
+    """State that the layers of one model share: tap, gate, and the number of query heads in the last forward, by layer.
 
-    These are 0 where they cannot be scored.
+    The number is 0 for a layer whose heads cannot be scored.
     """
 
     def __init__(self) -> None:
@@ -42,16 +43,16 @@ class _Switch:
 
 
 class Adapter(LanguageModel):
-    """`model` is any `transformers` model with a language-model head, which is left as it was.
+    """A wrapper of `model`, any `transformers` model with a language-model head, which stays unchanged.
 
-    Raises ConfigError where it is of no use. `num_heads` is 0 where not every layer's attention can be scored.
+    Raises ConfigError if the model cannot be used. `num_heads` is 0 unless every layer's attention can be scored.
     """
 
     def __init__(self, model: Any):
         super().__init__()
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
             raise ConfigError(
-                "the model is neither of transformers nor a LanguageModel; make it a subclass of "
+                "the model is neither a transformers model nor a LanguageModel; make it a subclass of "
                 "lccp_sim.models.language_model.LanguageModel"
             )
         self.model = model
@@ -63,7 +64,7 @@ class Adapter(LanguageModel):
             raise
         except Exception as error:
             raise ConfigError(
-                f"{self.name}: a forward of {TRIED} tokens does not give what a causal LM of transformers gives; this "
+                f"{self.name}: a forward of {TRIED} tokens does not return a causal LM's output; this "
                 "architecture is not supported"
             ) from error
         finally:
@@ -72,7 +73,7 @@ class Adapter(LanguageModel):
 
     @property
     def name(self) -> str:
-        """The model in a message."""
+        """The model's name for messages."""
         return f"model_type={self.model.config.model_type}"
 
     def _adapt(self) -> None:
@@ -86,7 +87,7 @@ class Adapter(LanguageModel):
         # Granite divides, Cohere multiplies.
         self.logit_scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         self.most_tokens: int | None = None
-        names = ("max_position_embeddings", "max_seq_len")  # often a habit, at times an end; the second is MPT's
+        names = ("max_position_embeddings", "max_seq_len")  # often nominal, sometimes a hard limit; the second is MPT's
         self.named_tokens: int | None = next((n for name in names if (n := getattr(config, name, None))), None)
         self.model.eval()
         self._check()
@@ -100,13 +101,18 @@ class Adapter(LanguageModel):
         head = self.model.get_output_embeddings()
         try:
             with _watching(self.switch), _listening(head) as given, torch.compiler.set_stance("force_eager"):
-                self.model(input_ids=tokens_BT, use_cache=False)
-        except (IndexError, RuntimeError, ValueError) as error:  # MPT, Reformer: what ends is no table
+                self._run(tokens_BT)
+        except (IndexError, RuntimeError, ValueError) as error:  # MPT, Reformer: the limit is not a table
             if isinstance(error, torch.OutOfMemoryError) or self.named_tokens is None or length <= self.named_tokens:
                 raise
             raise self._too_long(self.named_tokens, length) from error
         [hidden_BTD] = given
         return Hidden(hidden_BTD.reshape(*tokens_BT.shape, hidden_BTD.shape[-1]))
+
+    def _run(self, tokens_BT: Tensor) -> Any:
+        """The model's output."""
+        with _plain(self.model):
+            return self.model(input_ids=tokens_BT, use_cache=False)
 
     def _too_long(self, most: int, length: int) -> ConfigError:
         return ConfigError(
@@ -121,22 +127,22 @@ class Adapter(LanguageModel):
         return logits_RV if self.softcap is None else self.softcap * (logits_RV / self.softcap).tanh()
 
     def set_tap(self, tap: Tap | None) -> None:
-        """None; sets the tap of every layer whose attention goes through the interface of `transformers`."""
+        """Set the tap of every layer whose attention goes through the interface of `transformers`."""
         self.switch.tap = tap
 
     def set_gate(self, gate_LN: Tensor | None) -> None:
-        """None; sets the gate of these layers."""
+        """Set the gate of these layers."""
         self.switch.gate_LN = gate_LN
 
     @torch.no_grad()
     def _check(self) -> None:
-        """None, once heads and positions were counted.
+        """Count heads and positions.
 
-        Raises ConfigError where the model has no head of the known form, or looks ahead.
+        Raises ConfigError if the model has no head of the known form, or attends to later tokens.
         """
         if not isinstance(self.model.get_output_embeddings(), nn.Module):
             raise ConfigError(f"{self.name}: has no language-model head; name a causal LM")
-        # Not in order, as positions are; no special tokens, which stand at the ends.
+        # Not consecutive, unlike positions; no special tokens, which are at the ends of the vocabulary.
         tokens_BT = (self.vocab_size // 2 + 3 * torch.arange(TRIED, device=self.device)[None]) % self.vocab_size
         other_BT = tokens_BT.clone()
         other_BT[0, -1] = (other_BT[0, -1] + 1) % self.vocab_size
@@ -146,13 +152,13 @@ class Adapter(LanguageModel):
         seen = {self.switch.heads.get(layer, 0) for layer in range(self.num_layers)}
         self.num_heads = seen.pop() if len(seen) == 1 and len(self.switch.heads) == self.num_layers else 0
         other_TD = self(other_BT).hidden_BTD[0]
-        wanted = self.model(input_ids=tokens_BT, use_cache=False).logits[0].float()
+        wanted = self._run(tokens_BT).logits[0].float()
         if not bool(wanted.isfinite().all()):
-            return  # the monitors say where
-        slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # experts of another size round otherwise
+            return  # the monitors report the limit
+        slack = torch.finfo(hidden_TD.dtype).eps ** 0.5  # expert batches of another size round differently
         if (hidden_TD - other_TD)[:-1].abs().max() > slack * hidden_TD.abs().max():
             raise ConfigError(
-                f"{self.name}: a later token changes what comes before it, so it is no causal LM; name one"
+                f"{self.name}: a later token changes earlier outputs, so it is not a causal LM; name a causal LM"
             )
         logits = self.logits(hidden_TD)
         if logits.shape != wanted.shape or (logits - wanted).abs().max() > slack * wanted.abs().max():
@@ -163,14 +169,14 @@ class Adapter(LanguageModel):
 
 
 class _Positions(TorchFunctionMode):
-    """While it is open, `rows` collects for how many positions tables hold that are looked up at 0, 1, 2, ..."""
+    """Within the context, collect in `rows` the sizes of tables that are indexed with positions 0, 1, 2, ..."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What `func` gives."""
+        """Call `func` and return its result."""
         kwargs = kwargs or {}
         if func is nn.functional.embedding:
             index, table = _named(("input", "weight"), args, kwargs)
@@ -190,14 +196,14 @@ class _Positions(TorchFunctionMode):
 
 
 def _named(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
-    """The arguments of these names."""
+    """The arguments with these names."""
     given = dict(zip(names, args, strict=False)) | kwargs
     return [given[name] for name in names]
 
 
 @contextmanager
 def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
-    """What `head` is given while it is open; it gives back one column of that instead of logits, to save the work."""
+    """The inputs of `head` within the context. It returns one column of its input instead of logits, to save work."""
     given: list[Tensor] = []
     own = vars(head).get("forward")
 
@@ -214,14 +220,30 @@ def _listening(head: nn.Module) -> Iterator[list[Tensor]]:
             vars(head)["forward"] = own
 
 
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """Within the context, models compute the forward of their class, not a trainer's replacement for it.
+
+    accelerate wraps it in an autocast; TRL and Liger install a fused head, which in a copy of the model would compute
+    with the weights of the original. So measurements in training and from disk agree.
+    """
+    of_models = [each for each in model.modules() if "forward" in vars(each) and hasattr(each, "get_output_embeddings")]
+    before = [vars(each).pop("forward") for each in of_models]
+    try:
+        yield
+    finally:
+        for each, own in zip(of_models, before, strict=True):
+            vars(each)["forward"] = own
+
+
 def adapted(model: nn.Module) -> LanguageModel:
-    """A LanguageModel as it is, or a causal LM of `transformers` as one; the model itself is left as it was."""
+    """`model` itself if it is a LanguageModel, else a causal LM of `transformers`, wrapped and unchanged."""
     return model if isinstance(model, LanguageModel) else Adapter(model)
 
 
 @contextmanager
 def _watching(switch: _Switch) -> Iterator[None]:
-    """While it is open, every attention function that a layer of `transformers` looks up passes by `switch`."""
+    """Within the context, every attention function that a layer of `transformers` looks up goes through `switch`."""
     from transformers.modeling_utils import AttentionInterface
 
     own = AttentionInterface.get_interface
@@ -246,11 +268,11 @@ def _attention(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `attend` gives, [B, T, N, H] and weights or None; q, k, v come as [B, heads, tokens, H]."""
+    """The result of `attend`: [B, T, N, H], and weights or None. q, k, v are [B, heads, tokens, H]."""
     layer: int | None = getattr(module, "layer_idx", None)
     if layer is not None:
-        # Twice (differential, in loops), over keys that are no tokens (compressed), or with what is not known: then no
-        # row of ours tells what a head reads.
+        # Called twice (differential, loops), over keys that are not tokens (compressed), or with unknown arguments:
+        # then the attention rows computed here would not show what a head reads.
         unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name not in KNOWN]
         plain = layer not in switch.heads and key.shape[2] == query.shape[2] and not unknown
         switch.heads[layer] = query.shape[1] if plain else 0

@@ -1,6 +1,6 @@
-"""The architectures of `transformers` that are ours under other names, a row of ARCHITECTURES each.
+"""The architectures of `transformers` that match lccp-sim's under other names, each a row of ARCHITECTURES.
 
-What a row cannot express of a config is listed nowhere: it is found by writing config.json and reading it back.
+There is no list of what a row cannot express: it is found by writing config.json and reading it back.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from lccp_sim.models.foreign.rope_settings import read_rope, write_rope
 from lccp_sim.models.positions import POSITIONS
 
 Settings = dict[str, Any]
-# Our key -> theirs; of several all are written, and the first that is there is read (transformers 4 and 5 differ).
+# Our key -> theirs. If there are several, all are written and the first present is read (transformers 4 and 5 differ).
 FIELDS: dict[str, tuple[str, ...]] = {
     "d_model": ("hidden_size",),
     "num_layers": ("num_hidden_layers",),
@@ -39,10 +39,10 @@ RENORMALISE = {"router.renormalise": ("norm_topk_prob",)}
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture: the class of its causal LM, our keys by its names, and the keys of which it knows one value.
+    """One architecture: the class of its causal LM, our keys by its names, and the keys for which it knows one value.
 
-    `must`: keys of config.json that must have this value where they are there. `assumed`: what transformers takes where
-    one is missing. `names`: modules of a layer, where they are not those of NAMES.
+    `must`: keys of config.json that must have this value if present. `assumed`: the values that transformers assumes
+    for missing keys. `names`: the modules of a layer that differ from NAMES.
     """
 
     class_name: str
@@ -99,13 +99,13 @@ ASSUMED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias":
 BALANCE = "router_aux_loss_coef"
 COUNTS = {"num_layers", "d_model", "num_heads", "num_experts_per_token"}
 OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
-OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}  # no use to a dense model
+OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}  # unused by a dense model
 
 
 def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
     """The architecture's name and our config of the config.json at `where`, its vocabulary included.
 
-    Raises ConfigError where the architecture is unknown, a key is missing, or a value is none that we can compute.
+    Raises ConfigError if the architecture is unknown, a key is missing, or a value is not supported.
     """
     try:
         name = str(settings.get("model_type"))
@@ -114,7 +114,7 @@ def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
             raise ConfigError(f"{where}: model_type={name!r}: {known}")
         return name, _read(settings, ARCHITECTURES[name], where)
     except (TypeError, AttributeError, IndexError, ArithmeticError) as error:  # a word for a number, a list for a group
-        raise ConfigError(f"{where}: damaged (a value in it is of the wrong kind); fetch it anew") from error
+        raise ConfigError(f"{where}: damaged (a value has the wrong type); fetch it again") from error
 
 
 def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
@@ -126,10 +126,10 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
     for ours, theirs in row.fields.items():
         values = [_one(settings[key]) for key in theirs if settings.get(key) is not None]
         if not values and ours not in OPTIONAL | row.fixed.keys():
-            raise ConfigError(f"{where}: has no {' nor '.join(theirs)}; put the whole config.json there")
+            raise ConfigError(f"{where}: has no {' nor '.join(theirs)}; put the complete config.json there")
         if values:
             whole = ours not in COUNTS or type(values[0]) is int
-            refuse(not whole, f"{where}: {' or '.join(theirs)}", values[0], "must be a whole number")
+            refuse(not whole, f"{where}: {' or '.join(theirs)}", values[0], "must be an integer")
             refuse(
                 isinstance(values[0], str),
                 f"{where}: {' or '.join(theirs)}",
@@ -138,7 +138,7 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
             )
             (tree["router"] if "." in ours else tree)[ours.removeprefix("router.")] = values[0]
     tree |= row.fixed
-    if "num_experts" in tree and settings.get(BALANCE) is not None:  # theirs counts every of the k slots of a token
+    if "num_experts" in tree and settings.get(BALANCE) is not None:  # theirs counts each of the k slots of a token
         tree["router"]["balance_loss"] = settings[BALANCE] * tree["num_experts_per_token"]
     tree.setdefault("num_kv_heads", tree["num_heads"])
     tree.setdefault("d_head", tree["d_model"] // tree["num_heads"])
@@ -158,7 +158,7 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
 
 
 def write_config(name: str, config: ModelConfig) -> Settings:
-    """The config.json of a config, as far as an architecture can say it."""
+    """The config.json of a config, as far as an architecture can express it."""
     row, flat = ARCHITECTURES[name], function_of(config)
     settings = {"model_type": name, "architectures": [row.class_name], "hidden_act": "silu", **row.must}
     for ours, theirs in row.fields.items():
@@ -177,7 +177,7 @@ def write_config(name: str, config: ModelConfig) -> Settings:
 
 
 def choose(config: ModelConfig, preferred: str | None = None) -> str:
-    """The name of an architecture that computes what `config` does. Raises ConfigError naming what none of them has."""
+    """The name of an architecture that computes what `config` does. Raises ConfigError with what the nearest lacks."""
     lacks = {name: missing(name, config) for name in sorted(ARCHITECTURES, key=lambda name: name != preferred)}
     best = min(lacks, key=lambda name: len(lacks[name]))
     if lacks[best]:
@@ -191,17 +191,17 @@ def choose(config: ModelConfig, preferred: str | None = None) -> str:
 def missing(name: str, config: ModelConfig) -> list[str]:
     """The keys of `config`, with their values, that an architecture does not have."""
     if name == "llama" and config.d_model % config.num_heads:
-        return [f"model.d_model={config.d_model} that is no multiple of model.num_heads={config.num_heads}"]
+        return [f"model.d_model={config.d_model} that is not a multiple of model.num_heads={config.num_heads}"]
     want = function_of(config)
     try:
         got = function_of(read_config(write_config(name, config), name)[1])
-    except ConfigError:  # it lacks what an architecture with experts, or without, cannot be without
+    except ConfigError:  # it lacks keys that an architecture with (or without) experts requires
         got = {}
     return [f"model.{key}={want[key]!r}" for key in want if got.get(key, ...) != want[key]]
 
 
 def function_of(config: ModelConfig) -> dict[str, Any]:
-    """What decides the function that a model computes, RoPE apart, by dotted keys; equal functions, equal keys."""
+    """The dotted keys that determine the function of a model, except RoPE. Equal functions have equal keys."""
     flat = dataclasses.asdict(config)
     flat |= {f"router.{key}": value for key, value in flat.pop("router").items()}
     if config.router.scores == "topk_softmax":  # the same numbers as a softmax over all, renormalised
@@ -230,6 +230,6 @@ def _window(settings: Settings, row: Architecture, layers: int, where: str) -> d
 
 
 def _one(value: Any) -> Any:
-    """The value that a list has in every layer, or the value as it is."""
+    """The value that a list has in every layer, else the value unchanged."""
     same = isinstance(value, list) and value and all(each == value[0] for each in value)
     return value[0] if same else value

@@ -1,7 +1,7 @@
 """Checkpoints of `transformers` on disk: a folder of config.json and safetensors, or a GGUF file.
 
-What a folder holds is looked at by `hf_folder`; here `transformers` reads it, and what it could not fill, could not fit
-or left over is an error: it would draw such weights at random, and say so in its log alone.
+`hf_folder` inspects a folder; here `transformers` reads it. A weight that is missing, misfits or is left over is an
+error, because `transformers` would draw such weights at random and report it only in its log.
 """
 
 import re
@@ -21,50 +21,50 @@ from lccp_sim.models.foreign.rope_settings import nested
 from lccp_sim.sums import check_sums
 
 OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
-TYPES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "NoneType": "null"}
+TYPES = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "NoneType": "null"}
 TYPES |= {"list": "a list", "dict": "an object"}
-ALPHA_SINCE = "5.20"  # before, Hunyuan's constant alpha was taken for dynamic scaling beyond the context
+ALPHA_SINCE = "5.20"  # before, Hunyuan's constant alpha was read as dynamic scaling beyond the context
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a checkpoint of `transformers`: a GGUF file, or a folder with one or a config.json.
+    """Whether a path seems to be a checkpoint of `transformers`: a GGUF file, or a folder with one or a config.json.
 
-    A folder that holds an adapter is meant to be one, and is refused where it is read.
+    A folder with an adapter counts as a checkpoint; reading it is refused.
     """
     holds = path.is_dir() and ((path / CONFIG).exists() or (path / ADAPTER).exists() or bool(_ggufs(path)))
     return path.suffix == ".gguf" or holds
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype, device: str) -> Adapter:
-    """The model at `path`, in eval mode. Raises ConfigError in one line where it is not a usable causal LM."""
+    """The model at `path`, in eval mode. Raises ConfigError (one line) if it is not a usable causal LM."""
     check_sums(path)
     return Adapter(torch.nn.Module.to(_load(path, dtype), device).eval())
 
 
 def notes_of(path: Path) -> list[str]:
-    """What a person should know about the checkpoint at `path` beside its numbers, a line each."""
+    """Notes for the user about the checkpoint at `path`, one line each."""
     return [] if gguf_of(path) else inspect(path).notes
 
 
 def open_weights(
     path: Path, dtype: torch.dtype
 ) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], list[str]]:
-    """config.json, a stream of (name, tensor) of the checkpoint at `path`, and what a person should know about it.
+    """config.json, a stream of (name, tensor) of the checkpoint at `path`, and notes for the user.
 
-    We read a folder ourselves, a tensor at a time; a GGUF file is loaded by transformers, whole and in `dtype`.
+    A folder is read here, a tensor at a time. A GGUF file is loaded by transformers, entire and in `dtype`.
     """
     if gguf_of(path) is None:
         folder = inspect(path)
         return folder.settings, folder.stream(), folder.notes
     model = _load(path, dtype)
-    settings = model.config.to_dict() | {"quantization_config": None}  # the weights are numbers again
+    settings = model.config.to_dict() | {"quantization_config": None}  # the weights are dequantised
     # The file holds 1e-5 as the nearest fp32.
     settings |= {key: float(f"{value:.6g}") for key, value in settings.items() if isinstance(value, float)}
     return settings, iter(model.state_dict().items()), []
 
 
 def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
-    """The text of a tokenizer.json that `transformers` makes for `path`, and the name of its BOS token, if any."""
+    """The text of the tokenizer.json that `transformers` makes for `path`, and the name of its BOS token, if any."""
     file = gguf_of(path)
     source: dict[str, Any] = {"gguf_file": file.name} if file else {}
     library = _library(gguf=bool(file))
@@ -85,7 +85,7 @@ def load_tokenizer_json(path: Path) -> tuple[str, str | None]:
 
 
 def gguf_of(path: Path) -> Path | None:
-    """The GGUF file that `path` means, or None where it is a folder of another kind. Raises ConfigError for neither."""
+    """The GGUF file that `path` means, or None for a folder of another kind. Raises ConfigError if it is neither."""
     if path.suffix == ".gguf" and path.is_file():
         return path
     if not path.is_dir():
@@ -101,7 +101,7 @@ def gguf_of(path: Path) -> Path | None:
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:
-    """The causal LM at `path`, on the CPU. Raises ConfigError where a weight is missing, left over, or does not fit."""
+    """The causal LM at `path`, on the CPU. Raises ConfigError if a weight is missing, left over, or does not fit."""
     how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     how |= {"local_files_only": True, "trust_remote_code": False}
     if file := gguf_of(path):
@@ -120,23 +120,23 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
 
 
 def _from_pretrained(path: Path, place: Path, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What `AutoModelForCausalLM.from_pretrained` gives, with no word on the console."""
+    """The result of `AutoModelForCausalLM.from_pretrained`, without console output."""
     library = _library(gguf="gguf_file" in how)
     with _quiet():
         try:
             return library.AutoModelForCausalLM.from_pretrained(str(place), **how)
-        except Exception as error:  # the library raises what it likes: ValueError, KeyError, OSError, ImportError, ...
+        except Exception as error:  # the library raises many types: ValueError, KeyError, OSError, ImportError, ...
             line = _line(error).replace(str(place), str(path))
             raise ConfigError(f"{path}: transformers cannot load it as a causal LM ({line})") from error
 
 
 def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
-    """None, or ConfigError where `transformers` knows no causal LM of the model_type."""
+    """Raise ConfigError if `transformers` has no causal LM for the model_type."""
     library = _library()
     kind = settings.get("model_type")
     if kind is None:
         raise ConfigError(
-            f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the whole file there"
+            f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the complete file there"
         )
     if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
         raise ConfigError(
@@ -153,9 +153,9 @@ def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_whole(path: Path, model: Any, info: dict[str, Any]) -> None:
-    """None, or ConfigError where a tensor was not found, does not fit, or was not used."""
+    """Raise ConfigError if a tensor was not found, does not fit, or was not used."""
     where, kind = str(path), model.config.model_type
-    # The likeliest cause comes first: where names differ, tensors are missing and left over at once.
+    # The likeliest cause comes first: if names differ, tensors are both missing and left over.
     for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise misfit(where, name, stored, wanted)
     if missing := info["missing_keys"]:
@@ -167,18 +167,18 @@ def _check_whole(path: Path, model: Any, info: dict[str, Any]) -> None:
 
 
 def _check_facts(folder: Folder, model: Any) -> None:
-    """None, or ConfigError where config.json states what the loaded model does not compute."""
+    """Raise ConfigError if config.json states what the loaded model does not compute."""
     where = str(folder.path)
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in rope and (types := nested(rope)):
         raise ConfigError(
-            f"{folder.path / CONFIG}: rope_parameters is of layer types ({', '.join(types)}), and {config.model_type} "
-            "has one RoPE for all layers; put that one there"
+            f"{folder.path / CONFIG}: rope_parameters has a group per layer type ({', '.join(types)}), but "
+            f"{config.model_type} has one RoPE for all layers; keep that one only"
         )
     if rope.get("alpha") and older(ALPHA_SINCE):
         raise ConfigError(
-            f"{where}: transformers before {ALPHA_SINCE} computes rope_parameters.alpha otherwise beyond the context; "
+            f"{where}: transformers before {ALPHA_SINCE} misreads rope_parameters.alpha beyond the context; "
             f"install transformers>={ALPHA_SINCE}"
         )
     ends = model.get_output_embeddings(), model.get_input_embeddings()
@@ -186,14 +186,14 @@ def _check_facts(folder: Folder, model: Any) -> None:
     if getattr(model.config, "tie_word_embeddings", False) and head is not None and embedding is not None:
         if head is not embedding and not torch.equal(head, embedding):
             raise ConfigError(
-                f"{where}: tie_word_embeddings is true in config.json or by default, and the stored head is not the "
-                "stored embedding; put false there, or remove the head"
+                f"{where}: tie_word_embeddings is true in config.json or by default, but the stored head is not the "
+                "stored embedding; set it to false, or remove the head"
             )
     folder.check_twice(model.base_model_prefix, model.state_dict().keys())
 
 
 def _library(gguf: bool = False) -> Any:
-    """The module `transformers`. Raises ConfigError where it, or what it reads GGUF files with, is missing or old."""
+    """The module `transformers`. Raises ConfigError if it, or its GGUF reader, is missing or too old."""
     try:
         import transformers
     except ImportError as error:
@@ -215,7 +215,7 @@ def older(version: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """`transformers` says nothing, its bars for GGUF files included: what matters of it is said in our own line."""
+    """Silence `transformers`, including its progress bars for GGUF files. Our own messages say what matters."""
     from transformers import logging
 
     before = logging.get_verbosity()
@@ -233,11 +233,11 @@ def _ggufs(path: Path) -> list[Path]:
 
 
 def _line(error: Exception) -> str:
-    """The words of an error in one line, without names of classes; Python's own words of its types say nothing."""
+    """The text of an error in one line, without class names. Python's own texts about types are replaced."""
     if type(error) in (TypeError, AttributeError):
-        return "a key is missing, or a value is of the wrong kind"
+        return "a key is missing, or a value has the wrong type"
     text = " ".join(str(error.args[0] if type(error) is KeyError and error.args else error).split())
-    if type(error) is KeyError and " " not in text:  # a key that it needs, or a name that it does not know
+    if type(error) is KeyError and " " not in text:  # a missing key, or an unknown name
         return f"it finds no {text!r}"
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text)
     text = re.sub(r"(?:Class validation error for validator|Validation error for field) '\w+': ", "", text)

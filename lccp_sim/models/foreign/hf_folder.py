@@ -1,8 +1,8 @@
-"""What a folder of `transformers` holds: looked at in one place, before anything of it is loaded, whoever loads it.
+"""Inspection of a `transformers` folder: in one place, before anything of it is loaded, whoever loads it.
 
-Its config.json, its safetensors and their names must agree with each other. What is odd and harmless (a byte order
-mark, a prefix that torch.compile left, weights in a subfolder) is set right, and said where it is a guess. Nothing is
-fetched, no foreign code is run, and pickled weights are refused: what a folder may do is to hold numbers.
+Its config.json, its safetensors and their names must agree with each other. Harmless oddities (a byte order mark, a
+prefix that torch.compile left, weights in a subfolder) are corrected, and reported if the correction is a guess.
+Nothing is fetched, no foreign code runs, and pickled weights are refused: a folder may only hold numbers.
 """
 
 import json
@@ -26,19 +26,19 @@ PAD = "pad_token_id"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FLOATS = {"F64", "F32", "BF16", "F16"}
-# Modules that wrap others and leave their name in those of the tensors: torch.compile, FSDP, checkpointing, Fabric.
+# Wrapper modules that leave their name in tensor names: torch.compile, FSDP, checkpointing, Fabric.
 WRAPPED = r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
-PARALLEL = r"^module\."  # DataParallel and DDP wrap the whole model
-MERGE = "these are of an adapter: merge it first"
+PARALLEL = r"^module\."  # DataParallel and DDP wrap the entire model
+MERGE = "these belong to an adapter: merge it first"
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was looked at: config.json, the files of its weights in order, and their tensors.
+    """An inspected folder: config.json, the files of its weights in order, and their tensors.
 
-    `names`: of every stored tensor, by its stored name, its name without wrappers. `mapping`: the patterns that take
-    them off, one after the other. `notes`: what a person should know, a line each.
+    `names`: {stored name: name without wrappers}. `mapping`: the patterns that remove the wrappers, applied in order.
+    `notes`: notes for the user, one line each.
     """
 
     path: Path
@@ -49,14 +49,14 @@ class Folder:
     notes: list[str]
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors by their name without wrappers, of one file at a time, in the dtype in which they are stored."""
+        """The tensors by their name without wrappers, one file at a time, in their stored dtype."""
         for path in self.files:
             with _opened(path) as shard:
                 for key in shard.keys():  # noqa: SIM118 (no mapping)
                     yield self.names[key], shard.get_tensor(key)
 
     def tensor(self, stored: str) -> Tensor:
-        """The tensor that is stored under a name."""
+        """The tensor with this stored name."""
         for path in self.files:
             with _opened(path) as shard:
                 if stored in shard.keys():  # noqa: SIM118
@@ -65,7 +65,7 @@ class Folder:
 
     @contextmanager
     def view(self) -> Iterator[Path]:
-        """The same in the form that `transformers` expects: config.json with one RoPE, links to the files, an index."""
+        """A folder in the form that `transformers` expects: config.json with one RoPE, links to the files, an index."""
         with TemporaryDirectory(prefix="lccp-") as name:
             place, links = Path(name), {}
             for number, file in enumerate(self.files, 1):
@@ -75,14 +75,14 @@ class Folder:
             (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8")
             settings = dict(self.settings)
             if settings.get("rope_parameters"):
-                settings.pop("rope_scaling", None)  # says the same, and would take the place of rope_theta
+                settings.pop("rope_scaling", None)  # says the same, and would override rope_theta
             (place / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
             yield place
 
     def check_twice(self, prefix: str, known: Iterable[str]) -> None:
-        """None, or ConfigError where a tensor is there with and without the model's `prefix`, and the two differ.
+        """Raise ConfigError if a tensor occurs with and without the model's `prefix`, and the two differ.
 
-        Names that are `known` to the model as they are mean two tensors.
+        Names in `known` are the model's own and mean different tensors.
         """
         seen: dict[str, str] = {}
         taken = set(known)
@@ -92,21 +92,21 @@ class Folder:
             if other == stored or {name, self.names[other]} <= taken:
                 continue
             if not torch.equal(self.tensor(other), self.tensor(stored)):
-                raise ConfigError(f"{self.path}: {other} and {stored} mean one tensor and differ; remove one of them")
+                raise ConfigError(f"{self.path}: {other} and {stored} are one tensor but differ; remove one of them")
 
 
 def inspect(path: Path) -> Folder:
-    """What the folder at `path` holds. Raises ConfigError in one line where it is no whole causal LM in safetensors."""
+    """Inspect the folder at `path`. Raises ConfigError (one line) if it is not a complete causal LM in safetensors."""
     if (path / ADAPTER).exists():
         base = read_json(path / ADAPTER).get("base_model_name_or_path")
         of = f" of {base}" if base else ""
-        raise ConfigError(f"{path}: holds an adapter{of}: merge it first, save the merged model, and name that")
+        raise ConfigError(f"{path}: holds an adapter{of}: merge it first, save the merged model, and name that one")
     config = path / CONFIG
     settings = read_json(config)
     if "auto_map" in settings:
         raise ConfigError(
-            f"{path}: needs code of its own (auto_map in config.json), which is refused; convert it first, or take the "
-            "key out where transformers knows the model_type itself"
+            f"{path}: needs its own code (auto_map in config.json), which is refused; convert it first, or remove the "
+            "key if transformers knows the model_type itself"
         )
     try:
         for each in (settings, settings.get("text_config")):
@@ -115,7 +115,7 @@ def inspect(path: Path) -> Folder:
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError):  # a word for a number, a list for a group
-        raise ConfigError(f"{config}: damaged (a value of RoPE is of the wrong kind); fetch it anew") from None
+        raise ConfigError(f"{config}: damaged (a RoPE value has the wrong type); fetch it again") from None
     files = _files(path)
     names = _names(files, path, quantised=bool(settings.get("quantization_config")))
     names, mapping, notes = _unwrapped(names, path)
@@ -124,41 +124,41 @@ def inspect(path: Path) -> Folder:
         settings = settings | {PAD: None}
         notes = [
             *notes,
-            f"{path}: {PAD} is {pad}, and the embedding has {rows} rows; nothing is padded, so it is left out",
+            f"{path}: {PAD} is {pad}, but the embedding has {rows} rows; nothing is padded, so it is ignored",
         ]
     return Folder(path, settings, files, names, mapping, notes)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, with or without a byte order mark. Raises ConfigError where there is none."""
+    """The object in a JSON file, with or without a byte order mark. Raises ConfigError if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); put it back") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); fetch it anew") from None
+        raise ConfigError(f"{path}: damaged ({error}); fetch it again") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: damaged (no JSON object); fetch it anew")
+        raise ConfigError(f"{path}: damaged (no JSON object); fetch it again")
     return found
 
 
 def lacking(where: str, names: Iterable[str], left: Iterable[str] = ()) -> ConfigError:
-    """The error for tensors that the model has, and the weights have not; `left` are those that they have beside it."""
+    """The error for tensors of the model that the weights lack. `left`: tensors of the weights that are not used."""
     names, left = sorted(names), sorted(left)
-    remedy = "fetch the checkpoint anew"
+    remedy = "fetch the checkpoint again"
     if [name.removesuffix(".weight").rpartition(".")[2] for name in names] == ["lm_head"]:
-        remedy = f"where the model ties its head, put tie_word_embeddings=true into config.json, else {remedy}"
+        remedy = f"if the model ties its head, set tie_word_embeddings=true in config.json, else {remedy}"
     elif _adapted(left):
         remedy = f"{few(left)} there; {MERGE}"
     elif left:
-        remedy = f"{few(left)} there, and not used: name the tensors as transformers does, or {remedy}"
+        remedy = f"{few(left)} there but unused: name the tensors as transformers does, or {remedy}"
     return ConfigError(f"{where}: {few(names)} not in the weights; {remedy}")
 
 
 def unknown(where: str, names: Iterable[str], model: str) -> ConfigError:
-    """The error for tensors that the weights have, and the model has not."""
+    """The error for tensors of the weights that the model lacks."""
     names = sorted(names)
-    remedy = MERGE if _adapted(names) else "remove them, or name the model they are of"
+    remedy = MERGE if _adapted(names) else "remove them, or name the model that they belong to"
     return ConfigError(f"{where}: {few(names)} in the weights, not in {model}; {remedy}")
 
 
@@ -167,28 +167,28 @@ def _adapted(names: Iterable[str]) -> bool:
 
 
 def misfit(where: str, name: str, stored: Iterable[int], wanted: Iterable[int]) -> ConfigError:
-    """The error for a tensor whose shape is not that of config.json."""
+    """The error for a tensor whose shape contradicts config.json."""
     return ConfigError(
-        f"{where}: {name} has shape {tuple(stored)}, and by config.json it is {tuple(wanted)}; "
-        "the two are not of one model"
+        f"{where}: {name} has shape {tuple(stored)}, but config.json implies {tuple(wanted)}; "
+        "the two belong to different models"
     )
 
 
 def few(names: list[str]) -> str:
-    """The first three of some names, how many more there are, and the verb."""
+    """The first three names, how many more there are, and the verb."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of the weights, in order, all of them there."""
+    """The files of the weights, in order. Raises ConfigError if any is missing."""
     index, whole = path / INDEX, path / WHOLE
     if index.exists() and whole.exists():
-        raise ConfigError(f"{path}: holds {WHOLE} and {INDEX}, which name two sets of weights; remove one of them")
+        raise ConfigError(f"{path}: holds {WHOLE} and {INDEX}, which are two sets of weights; remove one of them")
     if index.exists():
         found = read_json(index).get("weight_map")
         if not isinstance(found, dict) or not found or not all(isinstance(each, str) for each in found.values()):
-            raise ConfigError(f"{index}: damaged (no weight_map of tensors to files); fetch it anew")
+            raise ConfigError(f"{index}: damaged (no weight_map of tensors to files); fetch it again")
         names = sorted(set(found.values()))
         for name in names:
             if not name or "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -197,7 +197,7 @@ def _files(path: Path) -> list[Path]:
             raise ConfigError(f"{path}: {few(lost)} missing, listed in {INDEX}; fetch the rest of the shards")
         return [path / name for name in names]
     if whole.exists():
-        return [whole]  # others beside it hold the same weights in another way
+        return [whole]  # other files there hold the same weights in another form
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickled = [found.name for pattern in PICKLES for found in path.glob(pattern)]
@@ -212,7 +212,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _names(files: list[Path], path: Path, quantised: bool) -> dict[str, str]:
-    """Every stored tensor's name, to itself. Raises ConfigError where a file is torn, or a tensor is no float."""
+    """{name: name} of every stored tensor. Raises ConfigError if a file is torn, or a tensor is not a float."""
     home: dict[str, Path] = {}
     for file in files:
         with _opened(file) as shard:
@@ -227,9 +227,9 @@ def _names(files: list[Path], path: Path, quantised: bool) -> dict[str, str]:
 
 
 def _unwrapped(names: dict[str, str], path: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The names without wrappers, the patterns that take them off, and a note. ConfigError where two become one."""
+    """The names without wrappers, the patterns that remove these, and a note. ConfigError if two names become equal."""
     found = {stored: re.sub(WRAPPED, "", stored) for stored in names}
-    # transformers takes a pattern off once a name: the same one in other letters goes on.
+    # transformers applies a pattern once per name, so a repeated wrapper needs it again in another spelling.
     deepest = max((len(re.findall(WRAPPED, stored)) for stored in names), default=0)
     mapping = {"(?:)" * number + WRAPPED: "" for number in range(deepest)}
     if found and all(re.match(PARALLEL, name) for name in found.values()):
@@ -238,26 +238,26 @@ def _unwrapped(names: dict[str, str], path: Path) -> tuple[dict[str, str], dict[
     first: dict[str, str] = {}
     for stored, name in found.items():
         if (other := first.setdefault(name, stored)) != stored:
-            raise ConfigError(f"{path}: {other} and {stored} mean one tensor, {name}; remove one of them")
+            raise ConfigError(f"{path}: {other} and {stored} are the same tensor, {name}; remove one of them")
     changed = [stored for stored, name in found.items() if stored != name]
     if not changed:
         return found, {}, []
-    what = f"{few(changed)} named as a wrapped model (torch.compile, DDP, FSDP) saves them"
-    return found, mapping, [f"{path}: {what}; the wrappers' names are taken off"]
+    what = f"{few(changed)} named as in a wrapped model (torch.compile, DDP, FSDP)"
+    return found, mapping, [f"{path}: {what}; the wrappers' names are removed"]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file. Raises ConfigError where it is damaged, no file, or may not be read."""
+    """An open safetensors file. Raises ConfigError if it is damaged, not a file, or not readable."""
     try:
-        path.open("rb").close()  # the system's own words: those of safetensors do not always say which file
+        path.open("rb").close()  # gives the system's message: that of safetensors does not always name the file
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); put it back") from None
     try:
         with safe_open(path, "pt") as shard:
             yield shard
     except SafetensorError as error:
-        raise ConfigError(f"{path}: damaged ({error}); fetch it anew") from None
+        raise ConfigError(f"{path}: damaged ({error}); fetch it again") from None
 
 
 def _keys(path: Path) -> list[str]:

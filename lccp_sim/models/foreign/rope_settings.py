@@ -1,7 +1,7 @@
-"""RoPE as config.json has it, and as `model.rope` does.
+"""Conversion of RoPE between config.json and `model.rope`.
 
-transformers 5 reads `rope_parameters`, older versions and most other programs `rope_theta` and `rope_scaling`: both are
-read, and both are written, because a reader that misses its own falls back to a base of 10 000 without a word.
+transformers 5 reads `rope_parameters`; older versions and most other programs read `rope_theta` and `rope_scaling`.
+Both forms are read and both are written, because a reader that misses its own silently assumes a base of 10 000.
 """
 
 import json
@@ -12,14 +12,14 @@ from lccp_sim.models.positions import AlphaRope, Llama3Rope, NtkRope, Rope, Yarn
 
 ORIGINAL = "original_max_position_embeddings"
 YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
-KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and the keys that are named alike
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and the keys with the same names
     "default": ("base", ()),
     "linear": ("linear", ("factor",)),
     "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
     "yarn": ("yarn", YARN),
     "proportional": ("proportional", ("partial_rotary_factor",)),
 }
-# The older names of bases, and the layer type that each is of.
+# The older names of bases, and the layer type of each.
 LEGACY = {
     "rope_theta": "full_attention",
     "global_rope_theta": "full_attention",
@@ -30,10 +30,10 @@ USUAL = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_fact
 
 
 def check_rope(settings: dict[str, Any], where: str) -> None:
-    """None, or ConfigError where two places of a config.json state one fact of RoPE differently: with both values.
+    """Raise ConfigError, with both values, if two places of a config.json state one fact of RoPE differently.
 
-    `rope_parameters` may hold a group for each layer type; then `rope_scaling` is of full attention, and so is
-    `rope_theta` where there is such a group.
+    `rope_parameters` may hold a group for each layer type; then `rope_scaling` applies to full attention, and so does
+    `rope_theta` if there is such a group.
     """
     old, new = (_group(settings, key, where) for key in ("rope_scaling", "rope_parameters"))
     if per_type := nested(new):
@@ -48,8 +48,8 @@ def check_rope(settings: dict[str, Any], where: str) -> None:
                 shown = " and ".join(f"{float(each):g}" for each in told)
                 place = f"of {layers} in rope_parameters" if layers in per_type else "in rope_parameters"
                 raise ConfigError(
-                    f"{where}: {key} is {float(stated):g}, and rope_theta {place} is {shown}; "
-                    "leave the one that was trained with"
+                    f"{where}: {key} is {float(stated):g}, but rope_theta {place} is {shown}; "
+                    "keep the value that the model was trained with"
                 )
         return
     if old and new and _plain(old, settings) != _plain(new, settings):
@@ -58,23 +58,23 @@ def check_rope(settings: dict[str, Any], where: str) -> None:
         stated = {float(each[key]) for each in (old, new, settings) if each.get(key) is not None}
         if len(stated) > 1:
             values = " and ".join(show.format(each) for each in sorted(stated))
-            raise ConfigError(f"{where}: {key} is {values} in different places; leave the one that was trained with")
+            raise ConfigError(f"{where}: {key} is {values} in different places; keep the trained value")
 
 
 def nested(parameters: dict[str, Any]) -> list[str]:
-    """The layer types that have a RoPE each in `rope_parameters`; none where there is one for all."""
+    """The layer types with a RoPE of their own in `rope_parameters`; none if one RoPE serves all layers."""
     return [key for key, value in parameters.items() if isinstance(value, dict)]
 
 
 def _group(settings: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     found = settings.get(key) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: damaged ({key} is no group of keys); fetch it anew")
+        raise ConfigError(f"{where}: damaged ({key} is not a group of keys); fetch it again")
     return found
 
 
 def _plain(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What a group says beside its base, defaults left out, so that two that mean the same are equal."""
+    """The contents of a group except its base and defaults, so that groups with the same meaning are equal."""
     if nested(group):
         return {key: _plain(value, settings) if isinstance(value, dict) else value for key, value in group.items()}
     length = settings.get(ORIGINAL) or settings.get("max_position_embeddings")
@@ -87,22 +87,22 @@ def _plain(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 def _differ(where: str, new: dict[str, Any], old: dict[str, Any]) -> ConfigError:
     return ConfigError(
-        f"{where}: rope_parameters is {json.dumps(new)}, and rope_scaling is {json.dumps(old)}; "
-        "leave the one that was trained with"
+        f"{where}: rope_parameters is {json.dumps(new)}, but rope_scaling is {json.dumps(old)}; "
+        "keep the one that the model was trained with"
     )
 
 
 def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: bool) -> dict[str, Any]:
-    """The plain values of `model.rope`; `theta` is the base where none is stated.
+    """The plain values of `model.rope`; `theta` is the default base.
 
-    Raises ConfigError for a kind that is none of ours, and where two places state different values.
+    Raises ConfigError for a kind that lccp-sim lacks, and if two places state different values.
     """
     check_rope(settings, where)
     old, new = settings.get("rope_scaling") or {}, settings.get("rope_parameters") or {}
     if types := nested(new or old):
         raise ConfigError(
-            f"{where}: rope_parameters is of layer types ({', '.join(types)}), and this architecture has one RoPE for "
-            "all layers; put that one there"
+            f"{where}: rope_parameters has a group per layer type ({', '.join(types)}), but this architecture has one "
+            "RoPE for all layers; keep that one only"
         )
     stated = [float(each["rope_theta"]) for each in (old, new, settings) if each.get("rope_theta") is not None]
     found: dict[str, Any] = new or old
@@ -112,7 +112,7 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
         return plain | {"kind": "alpha", "alpha": found["alpha"]}
     if kind not in KINDS or (kind != "proportional" and found.get("partial_rotary_factor", 1.0) != 1.0):
         wrong = f"rope_type={kind!r}" if kind not in KINDS else "partial_rotary_factor"
-        raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over whole heads of type {', '.join(KINDS)} can")
+        raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over full heads of type {', '.join(KINDS)} can")
     ours, keys = KINDS[kind]
     plain |= {"kind": ours} | {key: found[key] for key in keys if found.get(key) is not None}
     for key in keys:
@@ -124,7 +124,7 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
 
 
 def write_rope(rope: Rope, d_head: int, has_alpha: bool) -> dict[str, Any]:
-    """`rope_parameters`, `rope_theta`, `rope_scaling`; NTK, and alpha where none has it, is the base it amounts to."""
+    """`rope_parameters`, `rope_theta`, `rope_scaling`. NTK becomes its effective base, as does alpha if need be."""
     kind, keys = {ours: (theirs, keys) for theirs, (ours, keys) in KINDS.items()}.get(rope.kind, ("default", ()))
     base, values = rope.base, {key: getattr(rope, key) for key in keys if getattr(rope, key) is not None}
     if isinstance(rope, AlphaRope) and has_alpha:

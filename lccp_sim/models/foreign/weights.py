@@ -1,7 +1,8 @@
-"""Weights in safetensors under the names of `transformers`, read into ours and written from ours, a shard at a time.
+"""Weights in safetensors under the names of `transformers`, read into our tensors and written from them, by shards.
 
-Both directions walk one table: which rows of which of our tensors a tensor of theirs is. Published checkpoints store
-experts one by one, and so does `save_pretrained`; in memory `transformers` fuses them, and we do in our way.
+Both directions use one table, which maps each of their tensors to rows of one of our tensors. Published checkpoints
+store experts one by one, and so does `save_pretrained`; in memory both `transformers` and lccp-sim fuse them, each in
+its own layout.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 
 SHARD_BYTES = 5 * 10**9
-# Modules of a layer by our names, where the row of an architecture says nothing else.
+# Modules of a layer by our names, unless the row of an architecture overrides them.
 NAMES = {"q_norm": "q_norm", "k_norm": "k_norm", "router": "mlp.gate", "experts": "mlp.experts"}
 NAMES |= {"shared": "mlp.shared_mlp", "dense": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +32,7 @@ BUFFER = ".rotary_emb.inv_freq"  # old Llama checkpoints carry it; it follows fr
 
 
 class Part(NamedTuple):
-    """Where a tensor of theirs lies in one of ours: in rows [start, stop), in one expert, or in all of it."""
+    """The part of one of our tensors that holds one of their tensors: rows [start, stop), one expert, or all of it."""
 
     ours: str
     start: int | None = None
@@ -40,13 +41,13 @@ class Part(NamedTuple):
     transposed: bool = False
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The part of our tensor, in the layout of theirs; nothing is copied."""
+        """The part of our tensor as a view in their layout."""
         part = tensor[self.start : self.stop] if self.expert is None else tensor[self.expert]
         return part.T if self.transposed else part
 
 
 def parts(name: str, config: ModelConfig) -> dict[str, Part]:
-    """Every tensor of an architecture's checkpoint by its name there, in the order of the layers."""
+    """Every tensor of an architecture's checkpoint by its name there, in layer order."""
     c, names = config, NAMES | dict(ARCHITECTURES[name].names)
     found = {"model.embed_tokens.weight": Part("embedding.weight")}
 
@@ -80,7 +81,7 @@ def parts(name: str, config: ModelConfig) -> dict[str, Part]:
         if c.num_shared_experts:
             swiglu(f"{ours}.moe.shared", f"{theirs}.{names['shared']}", c.num_shared_experts * c.d_expert)
     found["model.norm.weight"] = Part("norm.weight")
-    # A tied head may be stored all the same, and must then be the embedding.
+    # A tied head may be stored nevertheless, and must then equal the embedding.
     return found | {"lm_head.weight": Part("embedding.weight" if c.tie_embeddings else "lm_head.weight")}
 
 
@@ -92,12 +93,12 @@ def read_weights(
     where: str,
     tell: Tell = silent,
 ) -> dict[str, Tensor]:
-    """Our state dict in `dtype` from a stream of (name, tensor): the model, and one tensor of the stream at a time.
+    """Our state dict in `dtype` from a stream of (name, tensor). Memory: the model and one tensor of the stream.
 
-    `tell` hears how many tensors are read.
+    `tell` gets the number of tensors read.
 
-    Raises ConfigError where a tensor is missing, of another shape, stored as numbers that are no floats, not of this
-    architecture, or there twice with different values.
+    Raises ConfigError if a tensor is missing, has another shape, is not stored as floats, is not part of this
+    architecture, or occurs twice with different values.
     """
     assert config.vocab_size is not None
     with torch.device("meta"):
@@ -107,7 +108,7 @@ def read_weights(
     seen: set[Part] = set()
     extra = []
     for key, tensor in stream:
-        # As in transformers: of the model without its head, or with the name of the whole in front.
+        # As in transformers: names of the model without its head, or with the full model's prefix.
         bare = re.sub(r"^(?:model\.)+", "", key)
         part = table.get(key) or table.get(f"model.{bare}") or table.get(bare)
         if part is None:
@@ -122,10 +123,8 @@ def read_weights(
             state[part.ours] = torch.empty(empty[part.ours].shape, dtype=dtype)
         place = part.view(state[part.ours])
         if part in seen and not torch.equal(place, tensor.to(dtype)):
-            tied = "lm_head.weight and model.embed_tokens.weight differ, and config.json ties them"
-            raise ConfigError(
-                f"{where}: {tied if part.ours == 'embedding.weight' else f'{key} is there twice'}; mend it"
-            )
+            tied = "lm_head.weight and model.embed_tokens.weight differ, but config.json ties them"
+            raise ConfigError(f"{where}: {tied if part.ours == 'embedding.weight' else f'{key} occurs twice'}; fix it")
         place.copy_(tensor)
         seen.add(part)
         tell(f"reading weights: {len(seen):,} of {len(table):,} tensors", len(seen) / len(table))
@@ -145,7 +144,7 @@ def write_weights(
     shard: int = SHARD_BYTES,
     tell: Tell = silent,
 ) -> int:
-    """The bytes of the weights, once they are in `out`: one file, or shards of up to `shard` bytes and their index."""
+    """Write the weights to `out`, as one file or as shards of up to `shard` bytes with an index; return their bytes."""
     table = parts(name, config)
     if config.tie_embeddings:
         del table["lm_head.weight"]
@@ -163,10 +162,10 @@ def write_weights(
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tell(f"writing weights: {number - 1} of {len(shards)} files", (number - 1) / len(shards))
         views = {key: table[key].view(state[table[key].ours]) for key in keys}
-        # A copy each: a file of views of one tensor would be refused.
+        # Copy each: safetensors refuses views of one tensor in one file.
         save_file({key: view.to(dtype).clone(memory_format=torch.contiguous_format) for key, view in views.items()},
                   out / file, {"format": "pt"})  # fmt: skip
-        (out / file).chmod(0o644)  # it is written for its owner alone
+        (out / file).chmod(0o644)  # safetensors writes it for its owner alone
         where |= dict.fromkeys(keys, file)
     if len(shards) > 1:
         index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
@@ -175,7 +174,7 @@ def write_weights(
 
 
 def untied(state: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig]:
-    """The same function without `scale_embeddings`, which no architecture has: the factor goes into the embedding."""
+    """The same function without `scale_embeddings`, which no architecture has: the embedding absorbs the factor."""
     if not config.scale_embeddings:
         return state, config
     head = state["embedding.weight"] if config.tie_embeddings else state["lm_head.weight"]

@@ -1,7 +1,7 @@
-"""Held-out questions answered by sampling, as the model is: pass@1, pass@k and the parts of the reward.
+"""Held-out questions answered by sampling from the model as it is: pass@1, pass@k and the parts of the reward.
 
-Nothing is fine-tuned, so it shows what fine-tuning and RL did; a base that was not taught the answer's form scores
-near 0. Design note: samples are drawn from the same numbers at every window, so that windows differ by the model alone.
+Nothing is fine-tuned, so it shows the effect of earlier fine-tuning and RL. A base that never learnt the answer format
+scores near 0. Design note: every window samples with the same random numbers, so that only the model differs.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from lccp_sim.records import Record
 
 
 class Asked(NamedTuple):
-    """Questions, and who reads their answers."""
+    """Questions, and the teacher that reads their answers."""
 
     questions: list[Question]
     teacher: Teacher
@@ -36,9 +36,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(Monitor):
-    """`items` questions in the shares of `tasks`, `draws` answers each, of at most `answer_tokens` tokens.
+    """The monitor of sampled answers: `items` questions in the proportions of `tasks`, `draws` answers to each.
 
-    The limits of texts are uniform in (short_tokens, long_tokens]. `held_out`: names are new, or phrasings, too.
+    Length limits of texts are uniform in (short_tokens, long_tokens]. An answer has at most `answer_tokens` tokens.
+    `held_out`: names are unseen, or phrasings as well.
     """
 
     tasks: dict[str, Count]
@@ -61,7 +62,7 @@ class Answers(Monitor):
         refuse(real and self.haystack is None, "monitors.answers.haystack", self.haystack, rule)
 
     def prepare(self, corpus: Corpus) -> Asked:
-        """The same questions at every window. Raises ConfigError where a limit does not hold a task's text."""
+        """Build the questions, the same at every window. Raises ConfigError if a task's text exceeds a limit."""
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         teacher, asked = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill), []
         half = Half(names=True, phrasings=self.held_out == "phrasings")
@@ -75,7 +76,7 @@ class Answers(Monitor):
         return Asked(asked, teacher)
 
     def score(self, model: LanguageModel, items: Asked) -> list[Value]:
-        """pass@1, pass@k (k: `draws`) and the mean of each other part of the reward, of every question."""
+        """Measure pass@1, pass@k (k: `draws`) and the mean of each other part of the reward, per question."""
         questions, teacher = items
         shape = len(questions), self.draws, self.answer_tokens
         uniform_PGA = 1 - np.random.default_rng((self.seed, 2)).random(shape)
@@ -95,28 +96,28 @@ class Answers(Monitor):
         return values
 
     def aggregate(self, measured: list[Value], moment: Moment) -> list[Record]:
-        """Records {} and {task}."""
+        """Return records with the tags {} and {task}."""
         return summarise(measured, moment, self.tier, lambda v: {}) + summarise(measured, moment, self.tier)
 
     def passes(self) -> list[Pass]:
-        """Each prompt once, and a token at a time after it."""
+        """Return each prompt once, then one pass per sampled token."""
         asked = Pass(self.items, (self.short_tokens + self.long_tokens) // 2)
         return [asked, Pass(self.items * self.draws * self.answer_tokens, 1)]
 
     def samples(self, measured: list[Value]) -> list[Value]:
-        """Per-question values."""
+        """Return the per-question values."""
         return measured
 
 
 def pass_at(k: int, n: int, right: int) -> float:
-    """The chance that one of k samples is right, without bias, from `right` of n samples (arXiv 2107.03374, eq. 1)."""
+    """Estimate without bias the chance that one of k samples is right, from `right` of n (arXiv 2107.03374, eq. 1)."""
     return 1 - comb(n - right, k) / comb(n, k)
 
 
 def answers_of(
     model: LanguageModel, questions: list[Question], teacher: Teacher, uniform_PGA: np.ndarray, tokens_per_forward: int
 ) -> list[list[Sampled]]:
-    """The sampled answers of each question. The model's processes share the questions out."""
+    """Sample the answers to each question. The questions are distributed over the model's processes."""
     prompts = [question.tokens[: question.answer_start] for question in questions]
     found: list[list[Sampled]] = [[] for _ in questions]
 
@@ -132,7 +133,7 @@ def answers_of(
 def rewards_of(
     teacher: Teacher, questions: list[Question], sampled: list[list[Sampled]], names: list[str]
 ) -> dict[str, np.ndarray]:
-    """Each part of the reward of each sample, fp64 [P, G]."""
+    """Compute each part of the reward of each sample, fp64 [P, G]."""
     rewards: dict[str, list[list[float]]] = {name: [] for name in names}
     for question, group in zip(questions, sampled, strict=True):
         wanted, given = teacher.text(question.tokens[question.answer_start :]), [teacher.text(s.tokens) for s in group]

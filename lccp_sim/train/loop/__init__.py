@@ -1,1 +1,1 @@
-"""The training loop: the module, its data, precision, recomputation and the line of progress."""
+"""The training loop: the module, its data, precision, recomputation and the progress line."""

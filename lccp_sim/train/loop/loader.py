@@ -1,7 +1,7 @@
-"""The data side of Lightning: micro-batches in order, from wherever the optimizer stands.
+"""The data side of Lightning: micro-batches in order, from the optimizer's current step.
 
 There is no loader state. The position derives from the global step, and batch i is a pure function of (seed, i), so a
-resumed run reads on exactly where it stopped.
+resumed run continues exactly where it stopped.
 """
 
 from collections.abc import Iterator
@@ -34,25 +34,25 @@ class _MicroBatches(IterableDataset):
 
 
 def tensors_of(batch: Batch, target_count: float, rank: int = 0, cp: int = 1) -> dict[str, Any]:
-    """What the module reads of a batch: the part of the `rank`-th of `cp` neighbours, and the divisor of the loss."""
+    """The module's inputs from a batch: the part of the `rank`-th of `cp` neighbours, and the divisor of the loss."""
     arrays = {key: value for key, value in vars(batch).items() if isinstance(value, np.ndarray)}
     bounds = arrays.pop("bounds")
     pieces = {key: piece(value, rank, cp) for key, value in arrays.items()} | {"bounds": bounds}
-    # As places in the flattened rows: a GPU that has to search for them is waited for.
+    # As indices of the flattened rows: searching for them on a GPU would synchronise.
     pieces["learn_R"] = np.flatnonzero(pieces.pop("learn_BT"))
     tensors = {key: torch.from_numpy(value) for key, value in pieces.items()}
     return tensors | {"names": batch.names, "target_count": target_count}
 
 
 class LccpData(L.LightningDataModule):
-    """Yields each rank its micro-batches of the global batches from the trainer's global step on."""
+    """The micro-batches of each rank, from the trainer's global step on."""
 
     def __init__(self, feed: Rows, micro: int, last_step: int, cp: int = 1):
         super().__init__()
         self.feed, self.micro, self.last_step, self.cp = feed, micro, last_step, cp
 
     def train_dataloader(self) -> DataLoader:
-        """A loader without workers: a batch is a few memory-mapped rows. For a GPU it lies in pinned memory."""
+        """A loader without workers: a batch is a few memory-mapped rows. For a GPU it is in pinned memory."""
         assert self.trainer is not None
         t = self.trainer
         place = t.global_rank, t.world_size, self.cp

@@ -28,11 +28,11 @@ from lccp_sim.train.parallel.sharding import clip, fill, shard
 
 
 class LccpModule(L.LightningModule):
-    """Trains a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
+    """The training of a Transformer on packed batches. `facts` go into every checkpoint under the key `lccp`.
 
-    A model on the meta device is cut there, and takes its part of `weights` (whole tensors by name) then. `moments`:
-    the optimizer's state of each weight to begin with, in the order of its groups (None: fresh). `rows`: those
-    of an objective that makes them from the weights of each step, or adds to the loss.
+    A model on the meta device is sharded there, and then filled with its part of `weights` (full tensors by name).
+    `moments`: the optimizer's initial state of each weight, in the order of its groups (None: fresh). `rows`: for an
+    objective that makes its rows from the weights of each step, or adds to the loss.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class LccpModule(L.LightningModule):
         self.grad_norm = self.loss_nats = self.lr = math.nan
 
     def configure_model(self) -> None:
-        """None; blocks that run again are told so, and the weights are cut, where Lightning has a mesh for it."""
+        """Set up recomputation of blocks, and shard the weights if Lightning has a mesh."""
         recompute(self.model, self.config.run.recompute_every)
         r, bf16 = self.config.run, self.config.run.precision == "bf16" and self.config.watched_in_bf16
         shard(self.model, self.device_mesh, r.ep, r.cp, bf16)
         fill(self.model, self.weights)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """The batch; where rows depend on the weights, those of this step and rank, made at its first micro-batch."""
+        """The batch. If rows depend on the weights, those of this step and rank, made at its first micro-batch."""
         if self.live is None:
             return batch
         step, micro = batch["step"], self.trainer.accumulate_grad_batches
@@ -77,9 +77,7 @@ class LccpModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The micro-batch's part of the global loss, an fp32 scalar in nats."""
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        attention = self.config.model.attention
-        sparse = attention is not None and attention.sparse(self.global_step * self.config.run.batch_tokens)
-        sparse = sparse and self.live is None  # whose rows have any length
+        sparse = self.sparse(self.global_step)
         with self.penalty(self.model, batch) if self.penalty is not None else nullcontext() as added:
             out = self.model(batch["tokens_BT"], batch["positions_BT"], batch["bounds"], batch.get("text_BT"), sparse)
         learn_R = batch["learn_R"]
@@ -93,11 +91,18 @@ class LccpModule(L.LightningModule):
         self.step_loss += loss.detach()
         self.step_aux += aux.detach()
         self.step_counts = self.step_counts + out.count_LE
-        # Lightning divides by the micro-batches of a step and averages over ranks; both are undone.
+        # Lightning divides by the micro-batches of a step and averages over ranks; undo both.
         return (loss + aux) * parts
 
+    def sparse(self, step: int) -> bool:
+        """Whether the update from `step` to `step + 1` uses sparse attention, in the layers that have it."""
+        attention = self.config.model.attention
+        if attention is None or self.live is not None:  # live rows have any length
+            return False
+        return attention.sparse(step * self.config.run.batch_tokens)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sums of a step start anew at its first micro-batch."""
+        """Reset the sums of a step at its first micro-batch."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.step_loss = torch.zeros((), device=self.device)
             self.step_aux = torch.zeros((), device=self.device)
@@ -107,14 +112,15 @@ class LccpModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """None; clips, keeps the norm from before and the learning rate, and stops while the weights are still whole.
+        """Clip gradients, keep their norm before clipping and the learning rate, and stop before weights are damaged.
 
-        Here alone a step waits for a GPU. A loss that is not finite has such gradients, and these all ranks share.
+        This is the only point where a step waits for a GPU. A loss that is not finite gives gradients that are not, and
+        all ranks share these.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.config.optim.clip_norm or float("inf"))
         self.grad_norm, self.loss_nats = torch.stack((norm, self.step_loss)).tolist()
-        self.lr = optimizer.param_groups[0]["lr"]  # of this update, whoever set it
+        self.lr = optimizer.param_groups[0]["lr"]  # of this update, whatever set it
         if math.isfinite(self.grad_norm):
             return
         shares = self.ranks.gather(lambda: [(value.item(), names) for value, names in self.step_parts])
@@ -125,7 +131,7 @@ class LccpModule(L.LightningModule):
         raise NotFinite(f"the {what} at step {self.global_step + 1}, on documents {names}")
 
     def update_router_bias(self) -> None:
-        """None; moves each layer's selection bias towards the experts that this step starved (arXiv 2408.15664)."""
+        """Move each layer's selection bias towards the experts that this step starved (arXiv 2408.15664)."""
         rate = self.config.model.router.bias_update_rate
         if rate:
             count_LE = self.trainer.strategy.reduce(self.step_counts, reduce_op="sum").float()
@@ -148,19 +154,19 @@ class LccpModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on the device; `bounds` stay on the CPU, where attention reads them."""
+        """Move the batch to the device, except `bounds`, which attention reads on the CPU."""
         moved = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "bounds"}
         return batch | {k: v.to(device, non_blocking=True) for k, v in moved.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ConfigError where the checkpoint was trained with another tokenizer than the data are read with."""
+        """Raise ConfigError if the checkpoint was trained with another tokenizer than that of the data."""
         if checkpoint["lccp"]["tokenizer"] != self.facts["tokenizer"]:
             raise ConfigError("tokenizer.json is not the one that the run's checkpoints were trained with; put it back")
         if self.live is not None:
             self.live.state = checkpoint["objective"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what another run needs to start from these weights."""
+        """Add what another run needs to start from these weights."""
         tokens = self.global_step * self.config.run.batch_tokens
         checkpoint["lccp"] = self.facts | {"step": self.global_step, "tokens": tokens}
         if self.live is not None:

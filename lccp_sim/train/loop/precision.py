@@ -1,6 +1,6 @@
-"""What decides the last bits of every number: the precision, what `auto` becomes of it, and the threads of torch.
+"""Settings that decide the last bits of every number: the precision (with `auto` resolved) and torch's threads.
 
-A CPU without bf16 arithmetic emulates it, in products that take many times as long as fp32's (bench/bf16_cpu.py).
+A CPU without bf16 arithmetic emulates it; its products take many times as long as in fp32 (bench/bf16_cpu.py).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import torch
 from lccp_sim.config import Config
 from lccp_sim.errors import refuse
 
-SLOWER = 25  # times that a bf16 product takes of fp32's at 512 x 512, held to AVX2; 93 at 1024 (bench/bf16_cpu.py)
+SLOWER = 25  # bf16 time over fp32 time of a 512 x 512 product, limited to AVX2; 93 at 1024 (bench/bf16_cpu.py)
 UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")  # as torch names them, x86 and Arm
 
 
@@ -37,15 +37,15 @@ def settle(config: Config, native: bool) -> Config:
 
 
 def check_bf16(config: Config, native: bool) -> None:
-    """None, or ConfigError where a run would train in bf16 on a CPU that emulates it."""
+    """Raise ConfigError if a run would train in bf16 on a CPU that emulates it."""
     rule = (
-        f"this CPU has no bf16 arithmetic (avx512_bf16 or amx_bf16), and emulates it: matrix products take {SLOWER} "
-        "times as long as in fp32 and more (bench/bf16_cpu.py); set run.precision=fp32, or auto"
+        "this CPU has no bf16 arithmetic (avx512_bf16 or amx_bf16) and emulates it: matrix products take at least "
+        f"{SLOWER} times as long as in fp32 (bench/bf16_cpu.py); set run.precision=fp32, or auto"
     )
     refuse(config.run.precision == "bf16" and not native, "run.precision", "bf16", rule)
 
 
 def set_threads(config: Config) -> None:
-    """Take `run.threads`, which decide the order of sums; null leaves torch its own choice."""
+    """Set torch's threads to `run.threads`, which decides the order of sums; null keeps torch's own choice."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)

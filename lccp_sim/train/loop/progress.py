@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: the line of progress, the loggers."""
+"""The user's view of a run while it trains: the progress line and the loggers."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ REFRESH = 0.25  # seconds
 
 
 class ProgressLine(L.Callback):
-    """Tells of steps done of planned, of the loss, and of the speed of the last steps.
+    """A progress line with steps done and planned, the loss, and the speed of the last steps.
 
-    It stands before the monitors, so that no window counts as training.
+    It must precede the monitors in the list of callbacks, so that no window counts as training.
     """
 
     def __init__(self, tell: Tell, batch_tokens: int, steps: int):
@@ -32,13 +32,13 @@ class ProgressLine(L.Callback):
         self.last = ("training", 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a run goes on, its pace counts from there."""
+        """Start counting the pace at the step from which the run continues."""
         self.last = ("training", trainer.global_step / self.steps)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """A step begins with its first micro-batch; where a window came before, the line is training's again."""
+        """At a step's first micro-batch, show the training line again after a window."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.began = time.monotonic()
             self.tell(*self.last)
@@ -46,7 +46,7 @@ class ProgressLine(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After a step, a few times a second at most."""
+        """Update the line after a step, at most a few times per second."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         now, step = time.monotonic(), trainer.global_step
@@ -61,9 +61,9 @@ class ProgressLine(L.Callback):
 
 
 def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
-    """TensorBoard, CSV, and what `run.loggers` adds ({name: {class: dotted path, ...}}), to go on at step `first`.
+    """TensorBoard, CSV, and the loggers of `run.loggers` ({name: {class: dotted path, ...}}), from step `first` on.
 
-    What a killed process wrote of that step and later ones is cut away: TensorBoard does so when it reads the new file.
+    What a killed process wrote for that step and later ones is dropped; TensorBoard does so when it reads the new file.
     """
     _cut_csv(directory / "csv", first)
     purge = first * config.run.batch_tokens if config.run.tensorboard_axis == "tokens" else first
@@ -76,7 +76,7 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
         own = {key: value for key, value in settings.items() if key != "class"}
         try:
             found = getattr(__import__(module, fromlist=[kind]), kind)
-            # A config names a logger, and nothing else that could be called.
+            # A config may name a logger, and no other callable.
             is_logger = isinstance(found, type) and issubclass(found, Logger)
             refuse(not is_logger, f"run.loggers.{name}.class", settings["class"], "must be a Lightning logger")
             out.append(found(**own))
@@ -86,11 +86,11 @@ def loggers(config: Config, directory: Path, first: int) -> list[Logger]:
 
 
 def _cut_csv(folder: Path, first: int) -> None:
-    """None; the CSVs of earlier starts lose their rows from `first` on. (Lightning empties one that it opens again.)"""
+    """Drop the rows from `first` on from the CSVs of earlier starts. (Lightning empties a CSV that it reopens.)"""
     for path in sorted(folder.glob("from_step_*/metrics.csv")):
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
-        # A kill may have cut the last row off; it lacks columns then. A damaged row goes, too: records.jsonl has all.
+        # A kill may have truncated the last row, which then lacks columns. Drop damaged rows: records.jsonl has all.
         steps = (str(row.get("step")) for row in rows)
         whole = [row for row, step in zip(rows, steps, strict=True) if step.isdecimal() and int(step) < first]
         keep = [row for row in whole if None not in row.values() and None not in row]

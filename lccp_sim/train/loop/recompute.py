@@ -1,7 +1,7 @@
-"""Activation checkpointing from outside the model: some blocks keep their input alone, and run again in the backward.
+"""Activation checkpointing from outside the model: some blocks keep only their input and rerun in the backward pass.
 
-A block runs again with the same input, weights and selection bias, and what it returns then is dropped: counts of rows
-and router losses are those of the first run. Without gradients nothing is kept anyway, so monitors never meet it.
+A block reruns with the same input, weights and selection bias. The rerun's row counts and router losses are dropped;
+those of the first run count. Without gradients nothing is kept anyway, so monitors are not affected.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,16 @@ from lccp_sim.models.transformer import Transformer
 
 
 def recompute(model: Transformer, every: int | None) -> None:
-    """None; of every `every` blocks the first keeps its input alone from now on (None: all keep everything).
+    """Make the first of every `every` blocks keep only its input (None: all blocks keep everything).
 
-    The last block is then often one that keeps all: running it again saves nothing at the peak, which is its own
-    backward pass.
+    The last block then often keeps everything: rerunning it saves nothing at the peak, which is its own backward pass.
     """
     for block in model.layers[::every] if every else ():
-        if "forward" not in vars(block):  # Lightning may ask twice
+        if "forward" not in vars(block):  # Lightning may call this twice
             block.forward = partial(_twice, block.forward)  # type: ignore[method-assign]
 
 
 def _twice(forward: Callable[..., Any], *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn in a block
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # a block draws nothing random

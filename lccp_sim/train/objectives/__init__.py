@@ -1,4 +1,4 @@
-"""What a run learns, by name. One file and one line each."""
+"""The objectives of a run by name, each one file and one line."""
 
 from lccp_sim.train.objectives.head_contrast import HeadContrast
 from lccp_sim.train.objectives.head_score import HeadScore

@@ -1,4 +1,4 @@
-"""Which heads an objective is about: the strongest copiers of the weights that a run starts from, or random ones."""
+"""The heads that an objective targets: the strongest copying heads of the starting weights, or random heads."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,9 +16,9 @@ from lccp_sim.monitors.needle import Needle
 
 @dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """`k` heads (null: 3 %, within 8 and 30), scored on `items` needles a length in held-out text of the source `text`.
+    """`k` heads (null: 3 %, from 8 to 30), scored on `items` needles per length in held-out text of the source `text`.
 
-    random: the control, as many heads of the same layers that neither are the strongest nor retrieve.
+    random: the control, equally many heads of the same layers that are neither the strongest nor retrieval heads.
     """
 
     lengths: tuple[Annotated[int, Gt(0)], ...]
@@ -33,7 +33,7 @@ class HeadChoice:
         refuse(not self.lengths, "objective.heads.lengths", [], "needs at least one length")
 
     def heads(self, corpus: Corpus, model: Transformer, seed: int) -> Heads:
-        """The heads, (layer, head). Called inside `evaluating`. Raises ConfigError where a needle does not fit."""
+        """The heads, (layer, head). Call it inside `evaluating`. Raises ConfigError if a needle does not fit."""
         needle = Needle(lengths=self.lengths, haystack=self.text, items=self.items, controls=2)
         items = [item._replace(control=None) for item in needle.prepare(corpus)]
         score_LN = needle.score(model, items).head_scores[..., 0].mean(0)

@@ -1,10 +1,10 @@
-"""Training for retrieval heads by contrast: the model's own answer against its answer with these heads masked.
+"""Training of retrieval heads by contrast: the model's own answer against its answer with these heads masked.
 
 RetMask (arXiv 2601.11020): the loss is DPO's, -log sigmoid(beta x (gain of the chosen - gain of the rejected)). A gain
-is log p - log p0, with p0 the model that the run starts from; chosen is its own greedy answer, rejected that of the
-same weights with the retrieval heads masked, and pairs of equal answers are skipped. The control is `pick: random`: as
-many random heads of the same layers. Design note: heads are chosen once, from the starting weights, as the pairs
-are; the model is judged by interventions and held-out needles, never by the margin that is trained.
+is log p - log p0, with p0 the model that the run starts from. The chosen answer is that model's greedy answer, the
+rejected one its answer with the retrieval heads masked; pairs of equal answers are skipped. The control is
+`pick: random`: equally many random heads of the same layers. Design note: heads and pairs are chosen once, from the
+starting weights. The model is judged by interventions and held-out needles, never by the trained margin.
 """
 
 import math
@@ -30,7 +30,7 @@ from lccp_sim.monitors.sampled.answers import answers_of
 from lccp_sim.train.objectives.head_choice import HeadChoice
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step
 from lccp_sim.train.objectives.packed import batch_of
-from lccp_sim.train.objectives.rl import check_lengths, check_room, learnt
+from lccp_sim.train.objectives.rl import check_attention, check_lengths, check_room, learnt
 from lccp_sim.train.objectives.sft import check_asked, teacher_of
 
 
@@ -38,7 +38,7 @@ from lccp_sim.train.objectives.sft import check_asked, teacher_of
 class HeadContrast(Objective):
     """`questions` of `tasks`, answered with and without `heads`.
 
-    A row is one answer, so a step learns half as many pairs as it has rows.
+    A row is one answer, so a step learns from half as many pairs as it has rows.
     """
 
     tasks: dict[str, Count]
@@ -58,14 +58,15 @@ class HeadContrast(Objective):
         check_lengths(self.short_tokens, self.long_tokens)
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError where a prompt does not fit the context, and where rows are no pairs."""
+        """Raise ConfigError if a prompt does not fit the context, or if rows do not form pairs."""
         super().check(config)
         check_room(self.long_tokens, self.answer_tokens, config)
+        check_attention(self.kind, config)
         rule = "must be an even number of run.context_tokens: a pair is two rows"
         refuse(rows_of_step(config) % 2, "run.batch_tokens", config.run.batch_tokens, rule)
 
     def rows(self, corpus: Corpus, config: Config, model: Transformer) -> "Pairs":
-        """The pairs, from the weights that the run starts from. Raises ConfigError where masking changes no answer."""
+        """The pairs, from the weights that the run starts from. Raises ConfigError if masking changes no answer."""
         teacher = teacher_of(self.tasks, self.haystack, corpus, self.long_tokens)
         with evaluating(model, config.run.precision == "bf16"):
             masked = self.heads.heads(corpus, model, order_of(config))
@@ -98,7 +99,7 @@ class HeadContrast(Objective):
 
 
 class Pair(NamedTuple):
-    """An answer and the one without the heads, and their log-probabilities in nats under the starting weights."""
+    """An answer, the answer without the heads, and their log-probabilities in nats under the starting weights."""
 
     question: Question
     chosen: Lesson
@@ -122,7 +123,7 @@ def log_probabilities(model: Transformer, lessons: list[Lesson], tokens_per_forw
 
 
 class Pairs:
-    """The pairs of one step at a time, with the coefficients that their gradient has at the current weights.
+    """The pairs of one step at a time, with the coefficients of their gradient at the current weights.
 
     The gradient of the loss is -beta sigmoid(-margin) x (grad log p(chosen) - grad log p(rejected)).
     """
@@ -137,7 +138,7 @@ class Pairs:
         self.state, self.played = 0, [(pairs[0].chosen, 0.0)]
 
     def chosen(self, step: int) -> list[Pair]:
-        """The pairs of a step: each comes once in a pass over all of them, in an order of its own."""
+        """The pairs of a step. Each pass over all pairs has its own order."""
         n, picked = len(self.pairs), []
         for place in range(step * self.count, (step + 1) * self.count):
             order = np.random.default_rng((self.seed, 41, place // n)).permutation(n)
@@ -145,7 +146,7 @@ class Pairs:
         return picked
 
     def play(self, model: Transformer, step: int) -> None:
-        """None; the answers of a step and what multiplies their loss."""
+        """Prepare the answers of a step and the factors of their loss."""
         beta, pairs = self.settings.beta, self.chosen(step)
         lessons = [lesson for pair in pairs for lesson in (pair.chosen, pair.rejected)]
         logp = np.array(log_probabilities(model, lessons, self.settings.tokens_per_forward)).reshape(-1, 2)
@@ -164,7 +165,7 @@ class Pairs:
         }
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
-        """The part of the step that was played for one micro-batch of a rank; a row an answer."""
+        """The part of the prepared step for one micro-batch of a rank; each row is an answer."""
         rows = part(self.played, rank, world, micro, num_micro)
         names = [f"pair of step {index + 1}"]
         return batch_of([[lesson] for lesson, _ in rows], names, factors=[factor for _, factor in rows])

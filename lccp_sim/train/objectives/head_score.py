@@ -1,8 +1,8 @@
 """A control for training heads: fine-tuning in which the copy score of some heads is trained directly.
 
-The loss on the answers is joined by -log of the attention that each chosen head pays, from the query that predicts an
-answer's token, to that token in the context. It moves the score by construction. Bi-Induct (arXiv 2509.22947) found
-scores that rise and ability that does not: so this arm shows what a score alone is worth, and is judged by ablation.
+The loss adds to that on the answers -log of each chosen head's attention, from the query that predicts an answer's
+token to that token in the context. This raises the score by construction. Bi-Induct (arXiv 2509.22947) found scores
+that rise without ability: so this arm shows what a score alone is worth, and is judged by ablation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,13 +44,13 @@ class HeadScore(Finetuning):
     needs_weights: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError where the queries and keys of training cannot be seen."""
+        """Raise ConfigError if the queries and keys of training cannot be tapped."""
         super().check(config)
         every, rule = config.run.recompute_every, "would count each attention of objective head_score twice; use null"
         refuse(every is not None, "run.recompute_every", every, rule)
 
     def rows(self, corpus: Corpus, config: Config, model: Transformer) -> "Copies":
-        """Rows of texts, with the heads that the starting weights have."""
+        """Rows of texts, with the heads chosen from the starting weights."""
         with evaluating(model, config.run.precision == "bf16"):
             heads = self.heads.heads(corpus, model, order_of(config))
         teacher = teacher_of(self.tasks, self.haystack, corpus, self.text_tokens, self.questions)
@@ -59,13 +59,13 @@ class HeadScore(Finetuning):
 
 @dataclass
 class CopyBatch(Batch):
-    """A Batch in which `source_BT`, int64 [B, T], is the place in its row of the token that a target copies, or -1."""
+    """A Batch with `source_BT`, int64 [B, T]: the index in its row of the token that a target copies, or -1."""
 
     source_BT: np.ndarray | None = None
 
 
 class Copies(Lessons):
-    """Rows of fine-tuning whose targets know what they copy."""
+    """Rows of fine-tuning texts with the source of each copied target."""
 
     def __init__(self, settings: HeadScore, teacher: Teacher, config: Config, heads: Heads):
         super().__init__(settings, teacher, config)
@@ -86,7 +86,7 @@ class Copies(Lessons):
 
     @contextmanager
     def penalty(self, model: Transformer, batch: Mapping[str, Any]) -> Iterator[Callable[[], Tensor]]:
-        """While it is open, forwards are tapped; the function then gives the micro-batch's part of the penalty."""
+        """Within the context, tap forwards; the yielded function returns the micro-batch's part of the penalty."""
         of_layer: dict[int, list[int]] = {}
         for layer, head in self.heads:
             of_layer.setdefault(layer, []).append(head)
@@ -107,7 +107,7 @@ class Copies(Lessons):
 
 
 def copied(lesson: Lesson) -> Iterator[tuple[int, int]]:
-    """Of each answer that the text before it holds word for word: each token's place, and its place there."""
+    """For each answer that occurs verbatim in the text before it: each token's index, and its index there."""
     for start, stop in lesson.answers:
         wanted = lesson.tokens[start : stop - 1]  # without the stop
         before = np.lib.stride_tricks.sliding_window_view(lesson.tokens[:start], len(wanted))
@@ -117,6 +117,6 @@ def copied(lesson: Lesson) -> Iterator[tuple[int, int]]:
 
 
 def runs_of(true_T: np.ndarray) -> list[tuple[int, int]]:
-    """[start, stop) of each stretch of places that are true."""
+    """[start, stop) of each stretch of true elements."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], true_T, [False])).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

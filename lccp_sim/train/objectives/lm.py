@@ -1,8 +1,8 @@
-"""Next-token prediction on the mixture of the sources, and if asked, more of it where the context is long.
+"""Next-token prediction on the mixture of the sources, optionally with more weight on targets with a long context.
 
 EXACT (arXiv 2605.10544) gives targets with a long effective context, inside their own document, an extra loss weight,
-in logarithmic buckets and spread by inverse frequency. Design note: its constants are not followed, the weight is ours
-to choose; the bucket sizes are counted on the run's own first batches, so that a step stays a function of (seed, step).
+in logarithmic buckets and spread by inverse frequency. Design note: its constants are not followed; the weight is a
+setting. Bucket sizes are counted on the run's own first batches, so a step stays a function of (seed, step).
 """
 
 from collections import Counter
@@ -24,10 +24,10 @@ COUNTED = 32  # batches whose targets give the buckets' frequencies
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelling(Objective):
-    """The next token. `far_weight` is the extra loss, relative to the plain one, of targets behind `far_tokens` tokens.
+    """The next token. `far_weight`: extra loss, relative to the plain loss, of targets after `far_tokens` tokens.
 
-    0: none. A target counts 1 + e; over the buckets [far_tokens 2^b, far_tokens 2^(b + 1)) of context that occur, e has
-    the same sum each, and in all `far_weight` times the number of targets. The loss is divided by 1 + far_weight.
+    0: none. A target counts 1 + e. The buckets [far_tokens 2^b, far_tokens 2^(b + 1)) of context that occur have equal
+    sums of e, in total `far_weight` times the number of targets. The loss is divided by 1 + far_weight.
     """
 
     far_weight: Coefficient = 0.0
@@ -40,10 +40,10 @@ class LanguageModelling(Objective):
         refuse((self.far_tokens is not None) != (self.far_weight > 0), "objective.far_tokens", self.far_tokens, rule)
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError where no target of a row is far, or positions do not say where a document begins."""
+        """Raise ConfigError if no target of a row is far, or positions do not show where a document begins."""
         if self.far_tokens is None:
             return
-        rule = f"no target of a row of run.context_tokens={config.run.context_tokens} has as much context; lower it"
+        rule = f"no target of a row of run.context_tokens={config.run.context_tokens} has that much context; lower it"
         refuse(self.far_tokens >= config.run.context_tokens, "objective.far_tokens", self.far_tokens, rule)
         told = config.data.document_mask and config.data.reset_positions
         rule = "is measured inside documents; set data.document_mask and data.reset_positions to true"
@@ -76,9 +76,9 @@ class FarFeed:
             counts.update(self._bucket(batch)[batch.learn_BT].tolist())
         total, far = counts.total(), {bucket: count for bucket, count in counts.items() if bucket >= 0}
         if not far:
-            raise ConfigError(f"objective.far_tokens={far_tokens}: no document of the mixture is as long; lower it")
+            raise ConfigError(f"objective.far_tokens={far_tokens}: no document of the mixture is that long; lower it")
         extra = {bucket: weight * total / (len(far) * count) for bucket, count in far.items()}
-        # A bucket that the counted batches do not hold is rare: it gets what the rarest of them gets.
+        # A bucket that is absent from the counted batches is rare: it gets the weight of the rarest counted bucket.
         self.extra = np.array([0.0, *(extra.get(b, max(extra.values())) for b in range(max(far) + 1))])
 
     def _bucket(self, batch: Batch) -> np.ndarray:
@@ -87,7 +87,7 @@ class FarFeed:
         return np.where(context_BT < self.far_tokens, -1, np.log2(context_BT / self.far_tokens).astype(np.int64))
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
-        """The part of batch `index`, as Feed has it, with the factors."""
+        """The part of batch `index`, as in Feed, with the factors."""
         batch = self.feed.slice(index, rank, world, micro, num_micro)
         bucket_BT = np.minimum(self._bucket(batch), len(self.extra) - 2)
         batch.factor_BT = ((1 + self.extra[bucket_BT + 1]) / (1 + self.weight)).astype(np.float32)

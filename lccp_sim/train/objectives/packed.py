@@ -18,9 +18,9 @@ def batch_of(
     width: int | None = None,
     factors: Sequence[float] | None = None,
 ) -> Batch:
-    """Rows of texts; their answers alone are learnt. `width`: target positions of a row (None: as many as it takes).
+    """Rows of texts; only their answers are learnt. `width`: target positions of a row (None: as many as needed).
 
-    `factors`: what multiplies the loss of each row (None: 1).
+    `factors`: the factor of each row's loss (None: 1).
     """
     laid = lay(rows, None if width is None else width + 1)
     start = laid.start[:, :-1].copy()
@@ -36,18 +36,18 @@ def batch_of(
         positions_BT=along - since,
         bounds=np.append(np.flatnonzero(start), start.size),
         names=names,
-        # A row's last token predicts nothing: as text it would count in the router's losses but for the longest row.
+        # A row's last token predicts nothing. As text, it would count in the router's losses except in the longest row.
         text_BT=laid.text[:, 1:].copy(),
         factor_BT=factor,
     )
 
 
 def training_text(corpus: Corpus, source: str, key: str) -> Filler:
-    """Draws stretches of the training rows of a source, without the tokens that begin documents. Raises ConfigError."""
+    """Draw stretches of a source's training rows, without tokens that begin documents. Raises ConfigError."""
     pools = [pool for pool in corpus.pools if pool.source == source and len(pool)]
     if not pools:
         known = sorted({pool.source for pool in corpus.pools})
-        rule = f"no source of this run that is trained on; there are {', '.join(known)}{nearest(source, known)}"
+        rule = f"is not a trained source of this run; there are {', '.join(known)}{nearest(source, known)}"
         raise ConfigError(f"{key}={source!r}: {rule}")
     sizes = np.array([len(pool) for pool in pools])
 

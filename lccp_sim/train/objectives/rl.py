@@ -1,11 +1,11 @@
 """Reinforcement learning with verifiable rewards: REINFORCE with the mean of a group as its baseline.
 
 Strictly on-policy: each step draws new questions, samples a group of answers to each from the current weights, rewards
-them, and takes one gradient step. So there is no ratio and no clip of it, and no KL term. The advantage is r - mean of
-the group, not divided by its standard deviation (Dr. GRPO, arXiv 2503.20783); the loss is summed over the tokens of the
-batch and divided by their number (DAPO, arXiv 2503.14476); the temperature is 1. What this is not: PPO or GRPO with
-several updates a batch, a learnt reward, a value model. Design note: the group's mean includes the sample itself, so
-the expected gradient is (1 - 1/group) times the policy gradient; AdamW does not see the factor.
+them, and takes one gradient step. So there is no importance ratio, no clipping and no KL term. The advantage is r -
+mean of the group, not divided by its standard deviation (Dr. GRPO, arXiv 2503.20783). The loss is summed over the
+tokens of the batch and divided by their number (DAPO, arXiv 2503.14476). The temperature is 1. Not included: PPO or
+GRPO with several updates per batch, a learnt reward, a value model. Design note: the group's mean includes the sample
+itself, so the expected gradient is (1 - 1/group) times the policy gradient; AdamW is invariant to the factor.
 """
 
 from dataclasses import dataclass, field
@@ -31,12 +31,12 @@ from lccp_sim.train.objectives.sft import check_asked, teacher_of
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforcement(Objective):
-    """Questions of `tasks` whose texts, reference included, have (short_tokens, long_tokens] tokens at most.
+    """Questions of `tasks` whose texts, including the reference, have (short_tokens, long_tokens] tokens at most.
 
-    A row of the batch is one sample; `group` of them answer one question, in up to `answer_tokens` tokens. `rewards`:
-    the weights of the parts of the reward. After `silent_steps` steps in a row in which no group had two different
-    rewards the run ends with the reason: its gradient is zero. Steps in which all samples have the full reward do
-    not count.
+    A row of the batch is one sample; `group` samples answer one question, in up to `answer_tokens` tokens. `rewards`:
+    the weights of the parts of the reward. The run ends with an error after `silent_steps` consecutive steps in which
+    no group had two different rewards, because its gradient is zero. Steps in which all samples have the full reward
+    do not count.
     """
 
     tasks: dict[str, Count]
@@ -61,9 +61,10 @@ class Reinforcement(Objective):
         refuse(constant, "objective.rewards", self.rewards, "is constant; give a part a weight other than 0")
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError where a prompt does not fit the context, and where groups do not fill the batch."""
+        """Raise ConfigError if a prompt does not fit the context, or groups do not fill the batch."""
         super().check(config)
         check_room(self.long_tokens, self.answer_tokens, config)
+        check_attention(self.kind, config)
         rows = rows_of_step(config)
         rule = f"the {rows} rows of a step (run.batch_tokens / run.context_tokens) must be a multiple of it"
         refuse(rows % self.group, "objective.group", self.group, rule)
@@ -74,19 +75,25 @@ class Reinforcement(Objective):
 
 
 def check_lengths(short: int, long: int) -> None:
-    """Raise ConfigError where the lengths of questions leave none."""
+    """Raise ConfigError if no length of questions remains."""
     refuse(short >= long, "objective.short_tokens", short, f"must be less than objective.long_tokens={long}")
 
 
 def check_room(long: int, answer: int, config: Config) -> None:
-    """Raise ConfigError where a prompt and an answer are longer than the context."""
+    """Raise ConfigError if a prompt and an answer are longer than the context."""
     context = config.run.context_tokens
-    rule = f"a prompt of as many and objective.answer_tokens={answer} are longer than run.context_tokens={context}"
+    rule = f"plus objective.answer_tokens={answer} must not exceed run.context_tokens={context}"
     refuse(long + answer > context, "objective.long_tokens", long, f"{rule}; lower it")
 
 
+def check_attention(kind: str, config: Config) -> None:
+    """Raise ConfigError if monitors shall measure sparse training attention, which rows of any length do not have."""
+    rule = f"objective {kind} trains densely, so there is nothing to compare; leave this out"
+    refuse(config.monitors.attention == "both", "monitors.attention", "both", rule)
+
+
 class Played(NamedTuple):
-    """A sample as it is learnt from: prompt and tokens, its advantage, its task."""
+    """A sample to learn from: prompt and tokens, its advantage, its task."""
 
     lesson: Lesson
     advantage: float
@@ -115,7 +122,7 @@ class Rollouts:
         return asked
 
     def play(self, model: Transformer, step: int) -> None:
-        """None; samples, rewards and advantages of a step. Raises NoSignal after too many steps without one."""
+        """Compute samples, rewards and advantages of a step. Raises NoSignal after too many steps without a signal."""
         s, asked = self.settings, self.questions(step)
         uniform_PGA = 1 - np.random.default_rng((self.seed, 31, step)).random((self.groups, s.group, s.answer_tokens))
         sampled = answers_of(model, asked, self.teacher, uniform_PGA, s.tokens_per_forward)
@@ -124,7 +131,7 @@ class Rollouts:
         assert isinstance(reward_PG, np.ndarray)
         advantage_PG = reward_PG - reward_PG.mean(1, keepdims=True)
         silent = np.ptp(reward_PG, axis=1) == 0
-        # Where every sample has all that can be had, there is nothing left to learn, which is no failure.
+        # If every sample has the full reward, nothing is left to learn, which is not a failure.
         solved = bool((reward_PG >= sum(max(0.0, weight) for weight in s.rewards.values()) - 1e-9).all())
         self.state = self.state + 1 if silent.all() and not solved else 0
         answers = [each for group in sampled for each in group]
@@ -149,17 +156,17 @@ class Rollouts:
             )
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
-        """The part of the step that was played for one micro-batch of a rank; a row a sample."""
+        """The part of the prepared step for one micro-batch of a rank; each row is a sample."""
         rows = part(self.played, rank, world, micro, num_micro)
         names = sorted({each.task for each in rows})
         return batch_of([[each.lesson] for each in rows], names, factors=[each.advantage for each in rows])
 
     def target_count(self, index: int) -> int:
-        """The tokens that were sampled in the global batch."""
+        """The number of sampled tokens in the global batch."""
         return sum(stop - start for each in self.played for start, stop in each.lesson.answers)
 
 
 def learnt(question: Question, sampled: Sampled) -> Lesson:
-    """The prompt of a question with a sampled answer, which is what is learnt."""
+    """The prompt of a question with a sampled answer, which is learnt."""
     prompt = question.tokens[: question.answer_start]
     return Lesson(np.concatenate((prompt, sampled.tokens)), ((len(prompt), len(prompt) + len(sampled.tokens)),))

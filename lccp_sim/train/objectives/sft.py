@@ -1,9 +1,9 @@
-"""Supervised fine-tuning: questions with their answers, packed into rows; the loss is on the answers alone.
+"""Supervised fine-tuning: questions with their answers, packed into rows; the loss covers the answers alone.
 
 The paper fine-tunes each checkpoint on mostly short data (arXiv 2604.02650, section 4: 440K samples of some 570 tokens
 for a window of 32K to 64K), with a learning rate that falls as a cosine from 2e-5 to 5e-6. The probe is a short form of
-this: the same texts, the same loss, without packing. Design note: texts are drawn without end, so no text comes twice
-and there are no epochs.
+this: the same texts and loss, without packing. Design note: texts are generated without end, so no text repeats and
+there are no epochs.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step
 from lccp_sim.train.objectives.packed import batch_of, training_text
 
-LEAST = 0.5  # of a text's limit: less room than that at the end of a row is padded
+LEAST = 0.5  # share of a text's limit: less room than this at the end of a row is padded
 
 
 def check_asked(tasks: dict[str, int], haystack: str | None) -> None:
-    """Raise ConfigError where `objective.tasks` names no task, or one that needs real text and has none."""
+    """Raise ConfigError if `objective.tasks` names no task, or a task that needs real text without a source of it."""
     refuse(not tasks, "objective.tasks", tasks, "needs a task with a weight above 0")
     check_tasks(tasks, "objective.tasks")
     real = [task for task in REAL_TEXT if tasks.get(task)]
@@ -36,7 +36,7 @@ def check_asked(tasks: dict[str, int], haystack: str | None) -> None:
 
 
 def teacher_of(tasks: dict[str, int], haystack: str | None, corpus: Corpus, limit: int, questions: int = 1) -> Teacher:
-    """Who draws the texts of an objective, checked. Raises ConfigError."""
+    """The checked generator of an objective's texts. Raises ConfigError."""
     fill = None if haystack is None else training_text(corpus, haystack, "objective.haystack")
     teacher = Teacher(tasks, corpus.tokenizer, corpus.bos, fill, questions)
     teacher.check_answers("objective.tasks", limit)
@@ -45,7 +45,7 @@ def teacher_of(tasks: dict[str, int], haystack: str | None, corpus: Corpus, limi
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuning(Objective):
-    """Texts of `tasks`, of at most `text_tokens` tokens, or for a share `long_frac` of up to the run's context.
+    """Texts of `tasks`, of at most `text_tokens` tokens, or for a share `long_frac` up to the run's context.
 
     Each asks up to `questions` questions about its context. `haystack`: the source of real text around needles.
     """
@@ -61,7 +61,7 @@ class Finetuning(Objective):
         check_asked(self.tasks, self.haystack)
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError where a text is longer than a row."""
+        """Raise ConfigError if a text is longer than a row."""
         super().check(config)
         context = config.run.context_tokens
         rule = f"longer than a row of run.context_tokens={context}; lower it"
@@ -72,18 +72,16 @@ class Finetuning(Objective):
         return Lessons(self, teacher_of(self.tasks, self.haystack, corpus, self.text_tokens, self.questions), config)
 
     def notes(self, config: Config, base_context_tokens: int | None) -> list[str]:
-        """A line where the texts are shorter than the window that the model was given before."""
+        """A warning if the texts are shorter than the context window of the run before."""
         longest = config.run.context_tokens if self.long_frac else self.text_tokens
         window = max(config.run.context_tokens, base_context_tokens or 0)
         remedy = "raise objective.long_frac or run.context_tokens, and check the needle at full length"
-        line = f"no fine-tuning text is longer than {longest} tokens, and the window is {window}: fine-tuning on"
-        return [f"{line} short texts alone can destroy what the model could do beyond them ({remedy})"] * (
-            longest < window
-        )
+        line = f"no fine-tuning text is longer than {longest} tokens, but the window is {window}: fine-tuning on"
+        return [f"{line} short texts alone can destroy the model's ability beyond them ({remedy})"] * (longest < window)
 
 
 class Lessons:
-    """Row r is a pure function of (seed, r): texts one after the other until the row is full."""
+    """Rows of texts, one after the other until the row is full; row r is a pure function of (seed, r)."""
 
     live = False
     penalty: Any = None
@@ -110,7 +108,7 @@ class Lessons:
                 lesson = self.teacher.lesson(turn, rng, min(limit, room))
             except ConfigError:
                 if lessons:
-                    return lessons  # what is left holds no text of this task
+                    return lessons  # the rest of the row is too short for a text of this task
                 lesson = self.teacher.lesson(turn, rng, room)
             lessons.append(lesson)
             room -= len(lesson.tokens)
@@ -121,5 +119,5 @@ class Lessons:
         return batch_of(rows, [f"sft text of step {index + 1}"], self.width)
 
     def target_count(self, index: int) -> int:
-        """Tokens of answers in the global batch."""
+        """The number of answer tokens in the global batch."""
         return sum(stop - start for row in self.step(index) for lesson in row for start, stop in lesson.answers)

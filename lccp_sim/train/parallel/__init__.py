@@ -1,1 +1,1 @@
-"""The ranks of a run: with `train/saved/sharded.py` the only place that names torch.distributed."""
+"""The ranks of a run. Only this package and `train/saved/sharded.py` use torch.distributed."""

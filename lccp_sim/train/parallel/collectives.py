@@ -1,4 +1,4 @@
-"""What layers ask of other ranks in training: those that hold tokens of a row, or some of the experts."""
+"""The collectives of layers in training, among ranks that share a row's tokens or the experts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from lccp_sim.train.parallel.torch_private import all_to_all_single_autograd
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor that may be cut."""
+    """This rank's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -26,13 +26,13 @@ def gathered_weights(group: Any, x: Tensor) -> Tensor:
 
 
 class NeighbourComm(Comm):
-    """A rank that shares rows of the batch and experts with others: each a process group, or None where it has all."""
+    """A rank that shares rows of the batch or experts: `rows` and `experts` are process groups, None if not shared."""
 
     def __init__(self, rows: Any = None, experts: Any = None):
         self.rows, self.experts, self.experts_apart = rows, experts, experts is not None
 
     def attend(self, local: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """[B, S, N, H]: attention of this rank's two pieces of each row, to the keys of all ranks that share it."""
+        """[B, S, N, H]: attention of this rank's two pieces of each row to the keys of all ranks that share the row."""
         if self.rows is None:
             return local(*inputs)
         q_BSNH, k_BSMH, v_BSMH, scale, bounds, window = inputs
@@ -45,11 +45,11 @@ class NeighbourComm(Comm):
     def dispatch(
         self, run: Experts, x_RD: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, count_E: Tensor
     ) -> Tensor:
-        """[R, D]: what `run` gives, each row computed by the rank that holds its expert.
+        """[R, D]: the result of `run`, each row computed by the rank that holds its expert.
 
-        `x_RD` is sorted by expert, the weights are DTensors sharded by expert. Two all-to-alls there and back (Source:
-        arXiv 2006.16668, section 3.2, without a capacity: no row is dropped), and a small one before them for the
-        counts.
+        `x_RD` is sorted by expert, and the weights are DTensors sharded by expert. One all-to-all sends the rows, one
+        returns the results (arXiv 2006.16668, section 3.2, without a capacity: no row is dropped), and a small one
+        before them exchanges the counts.
         """
         if self.experts is None:
             return run(x_RD, gate_EFD, up_EFD, down_EFD, count_E)
@@ -58,7 +58,7 @@ class NeighbourComm(Comm):
         dist.all_to_all_single(got_PE, sent_PE, group=self.experts)
         here, there = got_PE.sum(1).tolist(), sent_PE.sum(1).tolist()
         x_SD = all_to_all_single_autograd(x_RD, here, there, self.experts)
-        # From each rank the rows come sorted by expert; a backend wants them sorted over all ranks.
+        # The rows from each rank are sorted by expert; a backend needs them sorted over all ranks.
         expert_E = torch.arange(got_PE.shape[1], device=x_RD.device)
         order_S = expert_E.repeat(len(got_PE)).repeat_interleave(got_PE.flatten()).argsort(stable=True)
         gate, up, down = map(local_part, (gate_EFD, up_EFD, down_EFD))

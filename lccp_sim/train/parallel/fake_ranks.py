@@ -1,7 +1,7 @@
-"""One process that stands for one of many, so that a model is cut as training would cut it, with nobody to send to.
+"""One process in the role of one rank of many, to shard a model as training would, without communication.
 
-The process group is the one of torch's own tests, which sends nothing: a weight on the meta device has a shape and no
-memory, and cutting it asks no other rank.
+The process group is that of torch's own tests, which sends nothing: a weight on the meta device has a shape but no
+memory, and sharding it needs no other rank.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from lccp_sim.train.parallel.torch_private import fake_group
 
 @contextmanager
 def fake_rank(rank: int, world: int) -> Iterator[DeviceMesh]:
-    """While it is open, this process is `rank` of `world`; what it yields is the mesh that Lightning would make.
+    """Within the context, this process is `rank` of `world`. Yields the mesh that Lightning would make.
 
-    Raises ConfigError where torch has no such group.
+    Raises ConfigError if torch has no such group.
     """
     store, forget = fake_group()
     dist.init_process_group("fake", store=store(), rank=rank, world_size=world)
@@ -31,10 +31,10 @@ def fake_rank(rank: int, world: int) -> Iterator[DeviceMesh]:
 
 
 def cuts(tensor: Tensor) -> str:
-    """How a tensor is cut, in words: each dimension and the number of ranks that share it; `whole` where it is not."""
+    """The sharding of a tensor as text: each sharded dimension with the number of ranks, or `whole`."""
     if not isinstance(tensor, DTensor):
         return "whole"
     ways = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
-    # FSDP names its own cut first, the experts' afterwards: dimensions in order read better.
+    # FSDP lists its own dimension before the experts'; dimensions in order are easier to read.
     words = sorted(f"dim {place.dim} by {size}" for place, size in ways if hasattr(place, "dim"))
     return ", ".join(words) or "whole"

@@ -1,7 +1,7 @@
-"""How the ranks of a run share its work: which cannot, and who takes which rows and tokens.
+"""The layout of a run's ranks: which layouts are possible, and which rows and tokens each rank takes.
 
-Ranks stand in order: `cp` neighbours share rows of the batch, `ep` neighbours the experts; both may overlap, because
-whoever holds an expert computes it for tokens of any row.
+`cp` consecutive ranks share rows of the batch, `ep` consecutive ranks the experts. Both may overlap, because the rank
+that holds an expert computes it for tokens of any row.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ from lccp_sim.plan.memory import Layout
 
 
 def tokens_at_once(config: Config, world: int) -> int:
-    """Tokens of a micro-batch of `cp` neighbours. Raises ConfigError where `world` ranks cannot be laid out so."""
+    """Tokens of a micro-batch of `cp` neighbours. Raises ConfigError if `world` ranks cannot have this layout."""
     ep, cp, width = config.run.ep, config.run.cp, config.model.d_expert
     rule = f"run.ep x run.cp = {ep * cp} must divide the {world} processes; start others with torchrun --nproc-per-node"
     refuse(world % (ep * cp), "run.ep" if ep > 1 else "run.cp", ep if ep > 1 else cp, rule)
-    rule = f"leaves {world // ep} ranks to cut each expert's width, which model.d_expert={width} does not divide by"
+    rule = f"leaves {world // ep} ranks to shard each expert's width, which do not divide model.d_expert={width}"
     refuse(ep > 1 and width % (world // ep), "run.ep", ep, rule)
     return rows_at_once(config, Layout(dp=world // (ep * cp), ep=ep, cp=cp), where="torchrun")
 
@@ -28,7 +28,7 @@ def micro_batches(config: Config, world: int) -> int:
 
 
 def piece(row_BT: np.ndarray, rank: int, cp: int) -> np.ndarray:
-    """What the `rank`-th of `cp` neighbours takes of each row: an early and a late piece, so that all attend alike."""
+    """The pieces of each row for the `rank`-th of `cp` neighbours: one early, one late, so that all do equal work."""
     if cp == 1:
         return row_BT
     size = row_BT.shape[1] // (2 * cp)
@@ -36,6 +36,6 @@ def piece(row_BT: np.ndarray, rank: int, cp: int) -> np.ndarray:
 
 
 def starts(tokens: int, rank: int, cp: int) -> tuple[int, int]:
-    """Where the two pieces of a row of `tokens` begin, each tokens / (2 cp) long."""
+    """The starts of the two pieces of a row of `tokens`, each tokens / (2 cp) long."""
     size = tokens // (2 * cp)
     return rank * size, (2 * cp - 1 - rank) * size

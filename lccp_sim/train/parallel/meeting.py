@@ -1,7 +1,7 @@
-"""How the processes of a run meet: each says that it is there, and one that waits says for whom.
+"""The rendezvous of a run's processes: each reports its arrival, and a waiting rank names those that are missing.
 
-Design note: torch's own rendezvous waits in silence for its whole timeout, and cannot say who is missing. So each rank
-writes its name into the store that torch uses anyway, and reads there who else has come.
+Design note: torch's own rendezvous waits silently for its full timeout, and cannot say which rank is missing. So each
+rank writes its name into the store that torch uses anyway, and reads there which others have arrived.
 """
 
 import os
@@ -16,16 +16,16 @@ import torch.distributed as dist
 from lccp_sim.errors import ConfigError, LostRank
 
 SET_BY_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SAY_AFTER_SECONDS = 3.0  # a user waits 15 s at most for a word, and importing torch takes most of them
+SAY_AFTER_SECONDS = 3.0  # a user should get a message within 15 s, and importing torch takes most of that
 POLL_SECONDS = 0.05
 REMEDY = (
     f"for a single process: unset {' '.join(SET_BY_TORCHRUN)}; for several: start all of them with torchrun, "
-    "which sets these"
+    "which sets these variables"
 )
 
 
 class Place(NamedTuple):
-    """What the environment says of this process: its rank of `world`, and where rank 0 listens."""
+    """The environment's description of this process: its rank of `world`, and the address at which rank 0 listens."""
 
     world: int = 1
     rank: int = 0
@@ -35,9 +35,9 @@ class Place(NamedTuple):
 
 
 def place_here() -> Place:
-    """The place of this process by the environment; alone without WORLD_SIZE, or where it is 1.
+    """The place of this process by the environment; a single process if WORLD_SIZE is unset or 1.
 
-    Raises ConfigError where the variables do not fit together, as those that are left over from another job.
+    Raises ConfigError if the variables are inconsistent, such as leftovers of another job.
     """
     if os.environ.get("WORLD_SIZE", "1").strip() in ("", "1"):
         return Place()
@@ -49,26 +49,26 @@ def place_here() -> Place:
         if name != "MASTER_ADDR":
             word = os.environ[name].strip()
             if not (word.isascii() and word.isdigit()):
-                raise ConfigError(f"{found()}: {name} is no number; {REMEDY}")
+                raise ConfigError(f"{found()}: {name} is not a number; {REMEDY}")
             number[name] = int(word)
     world, rank, port = number["WORLD_SIZE"], number["RANK"], number["MASTER_PORT"]
     if rank >= world:
         raise ConfigError(f"{found()}: there is no rank {rank} among {world} processes; {REMEDY}")
     if not 0 < port < 2**16:
-        raise ConfigError(f"{found()}: MASTER_PORT is no port; {REMEDY}")
+        raise ConfigError(f"{found()}: MASTER_PORT is not a port; {REMEDY}")
     return Place(world, rank, number["LOCAL_RANK"], os.environ["MASTER_ADDR"].strip(), port)
 
 
 def found() -> str:
-    """What is set of torchrun's variables, in words: 'the environment has WORLD_SIZE=2 RANK=0'."""
+    """Those of torchrun's variables that are set, as text: 'the environment has WORLD_SIZE=2 RANK=0'."""
     there = (f"{name}={os.environ[name]}" for name in SET_BY_TORCHRUN if name in os.environ)
     return f"the environment has {' '.join(there)}"
 
 
 def meet(place: Place, timeout: timedelta) -> dist.Store:
-    """The store of the run, once all ranks have come; a rank that waits says on stderr for whom.
+    """The store of the run, once all ranks have arrived. A waiting rank names the missing ones on stderr.
 
-    Raises LostRank after `timeout`, and ConfigError where rank 0 cannot listen.
+    Raises LostRank after `timeout`, and ConfigError if rank 0 cannot listen.
     """
     until = time.monotonic() + timeout.total_seconds()
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -78,7 +78,7 @@ def meet(place: Place, timeout: timedelta) -> dist.Store:
     began, said = time.monotonic(), False
     while missing := [rank for rank in key if not store.check([key[rank]])]:
         if time.monotonic() > until:
-            raise LostRank(f"{_who(missing, place.world)}: not there after {_long(timeout)}; {found()}; {REMEDY}")
+            raise LostRank(f"{_who(missing, place.world)}: missing after {_long(timeout)}; {found()}; {REMEDY}")
         if place.rank == 0 and not said and time.monotonic() > began + SAY_AFTER_SECONDS:
             _say(_who(missing, place.world), timeout)
             said = True
@@ -87,7 +87,7 @@ def meet(place: Place, timeout: timedelta) -> dist.Store:
 
 
 def _connect(place: Place, timeout: timedelta) -> dist.Store:
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then torchrun itself listens
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself listens
     listens = place.rank == 0 and not agent
     who = "the torchrun that" if agent else "rank 0, which"
     who = f"{who} should listen at {place.host}:{place.port}"

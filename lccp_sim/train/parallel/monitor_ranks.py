@@ -1,9 +1,9 @@
-"""The ranks of a run look at its model together: each at its share of the texts, and all get what each saw.
+"""Measuring with all ranks of a run: each measures its share of the texts, and all ranks get all results.
 
-With whole weights (DDP) the ranks look independently. Where weights are cut (FSDP2), each forward gathers them from all
-ranks, so all must make the same number of forwards, and `in_step` sees to it: who is done goes along with one token.
-Questionable: no text is cut in a look, not even where rows of training are (`run.cp`). Without gradients the
-activations of one layer alone are held, and heads are scored on whole rows, with no softmax to be merged.
+With unsharded weights (DDP) the ranks work independently. With sharded weights (FSDP2) each forward gathers them from
+all ranks, so all ranks must run the same number of forwards. `in_step` ensures this: a rank that is done continues
+with forwards of one token. Design note: a monitor never splits a text over ranks, even if training does (`run.cp`).
+Without gradients only one layer's activations are held, and heads are scored on full rows, with no softmax to merge.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from lccp_sim.train.parallel.sharding import clip
 
 @contextmanager
 def together(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
-    """While it is open, what looks at the model is shared out over the ranks. All of them must open it."""
+    """Within the context, monitors share their work over the ranks. All ranks must enter it."""
     if ranks.world == 1:
         yield
         return
@@ -35,21 +35,21 @@ def together(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
     finally:
         model.set_comm(training)
         if isinstance(model, FSDPModule):
-            model.reshard()  # what the last forward left gathered: embeddings and head
+            model.reshard()  # the last forward left embeddings and head gathered
 
 
 class WindowComm(Comm):
-    """Ranks each of which holds all weights, and measures whole rows."""
+    """Ranks that each hold all weights and measure full rows."""
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.rank, self.world = ranks, ranks.rank, ranks.world
 
     def __deepcopy__(self, memo: Any) -> Comm:
-        """A copy of the model is known to this rank alone."""
+        """A copy of the model belongs to this rank alone."""
         return Comm()
 
     def map(self, work: Callable[[Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
-        """Piece i is the work of rank i mod `world`. Raises on every rank what the work raised on any."""
+        """Rank i mod `world` computes piece i. An error on any rank is raised on every rank."""
         shares = self.ranks.gather(lambda: self._mine(work, pieces[self.rank :: self.world]))
         return [shares[i % self.world][i // self.world] for i in range(len(pieces))]
 
@@ -58,7 +58,7 @@ class WindowComm(Comm):
 
 
 class ShardedComm(WindowComm):
-    """Ranks over which the weights of `model` are sharded. Experts are where training has them; rows are unsharded."""
+    """Ranks that share the weights of `model`. Experts are placed as in training; rows are not split."""
 
     def __init__(self, ranks: Ranks, model: LanguageModel):
         super().__init__(ranks)
@@ -73,7 +73,7 @@ class ShardedComm(WindowComm):
             return super()._mine(work, pieces)
 
     def forks(self, model: Any, work: Callable[[Any, Piece], Given], pieces: Sequence[Piece]) -> list[Given]:
-        """One piece after the other, by all ranks together: a whole copy may fit none of them."""
+        """Compute one piece after the other with all ranks together: no rank may have room for a full copy."""
         given = []
         for piece in pieces:
             with restored(model):
@@ -81,15 +81,15 @@ class ShardedComm(WindowComm):
         return given
 
     def clip(self, parameters: Iterable[Tensor], limit: float) -> None:
-        """None; clips over all ranks and meshes."""
+        """Clip over all ranks and meshes."""
         clip(parameters, limit)
 
 
 @contextmanager
 def in_step(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
-    """While it is open, ranks may make different numbers of forwards: who leaves, if by an error, waits for the others.
+    """Within the context, ranks may run different numbers of forwards. A leaving rank waits, even after an error.
 
-    An error within a forward leaves the others in the middle of theirs, so it ends this rank at once: Halfway.
+    An error within a forward interrupts the forward of the other ranks, so it ends this rank at once: Halfway.
     """
     within = False
 
@@ -102,7 +102,7 @@ def in_step(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
         nonlocal within
         within = False
 
-    # Before the hook that gathers the weights: who is done asks before it goes along.
+    # Before the hook that gathers the weights: ranks agree whether any still works before the next forward.
     hooks = [model.register_forward_pre_hook(begin, prepend=True), model.register_forward_hook(end)]
     try:
         yield
@@ -116,12 +116,12 @@ def in_step(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
         if not within:
             token_BT = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
             while ranks.agree(0):
-                model(tokens_BT=token_BT)  # by name: `counting` leaves it out
+                model(tokens_BT=token_BT)  # by keyword, so that `counting` ignores it
 
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """While it is open, the weights of a model that is cut may change; then they are as before, to the bit."""
+    """Within the context, the weights of a sharded model may change; afterwards they are restored bit by bit."""
     model.reshard()
     local = [local_part(parameter).detach() for parameter in model.parameters()]
     before = [part.clone() for part in local]

@@ -1,9 +1,8 @@
-"""The processes of a run, and what one does while the others wait.
+"""The processes of a run, and work that one does while the others wait.
 
-`torchrun` starts the processes and says how many there are; a run takes what it is given, and no key repeats it. What a
-reader would question: beside the group that training reduces over there is a second one, of gloo and patient, for what
-one rank does while the others wait (reading a corpus, looking on). It never times out, and a rank that died still ends
-it at once, because its connections close.
+`torchrun` starts the processes and sets their number; no key of a run repeats it. Design note: next to the process
+group over which training reduces there is a second one, a gloo group without timeout, for work that one rank does while
+the others wait (such as reading a corpus). A rank that dies still ends the wait at once, because its connections close.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,16 +25,16 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` processes of a run. The one with rank 0 writes, and speaks."""
+    """This process among the `world` processes of a run. Only rank 0 writes and prints."""
 
     rank: int = 0
     world: int = 1
     waiting: Any = None
 
     def first(self, work: Callable[[], Given]) -> Given:
-        """What `work()` gives on rank 0, on every rank; the others wait for it. It must be picklable.
+        """The result of `work()` on rank 0, on every rank; the others wait for it. It must be picklable.
 
-        An error is raised on rank 0; the others leave with exit status 1 and say nothing.
+        An error is raised on rank 0; the others exit silently with status 1.
         """
         if self.world == 1:
             return work()
@@ -50,13 +49,13 @@ class Ranks:
         return told[1]
 
     def in_turn(self, work: Callable[[], Given]) -> Given:
-        """What `work()` gives here, once it was done on rank 0: the others find what it left on disk."""
+        """The result of `work()` on this rank, run after rank 0's: the others find what rank 0 left on disk."""
         mine: list[Given] = []
         self.first(lambda: mine.append(work()))
         return mine[0] if mine else work()
 
     def gather(self, work: Callable[[], Given]) -> list[Given]:
-        """What `work()` gives on each rank, on every rank. Raises on every rank what it raised on any, but Halfway."""
+        """The results of `work()` on all ranks, on each. An error of any rank is raised on all, except Halfway."""
         if self.world == 1:
             return [work()]
         try:
@@ -86,10 +85,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(config: Config) -> Iterator[Ranks]:
-    """While it is open, this process is one of the ranks that `torchrun` started; without it, the only one.
+    """Within the context, this process is one of the ranks that `torchrun` started; without torchrun, the only one.
 
-    Raises ConfigError where the ranks cannot be laid out as the config says, or the environment contradicts itself,
-    and LostRank where one of them never comes.
+    Raises ConfigError if the ranks cannot have the config's layout or the environment contradicts itself, and LostRank
+    if a rank never arrives.
     """
     place = place_here()
     world = place.world
@@ -111,15 +110,15 @@ def joined(config: Config) -> Iterator[Ranks]:
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """While it is open, an error of the connection to the other ranks becomes a LostRank."""
+    """Within the context, an error of the connection to other ranks becomes a LostRank."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors that name its source files.
+        # gloo raises plain RuntimeErrors, which name its source files.
         if not isinstance(error.__cause__ or error, dist.DistError) and "gloo" not in str(error):
             raise
         raise LostRank(
             "another process of the run is gone, or did not answer within run.timeout_minutes="
-            f"{config.run.timeout_minutes:g} (its own message says why); the same command goes on from the last "
+            f"{config.run.timeout_minutes:g} (its own message says why); the same command continues from the last "
             f"checkpoint ({' '.join(str(error).split())[:200]})"
         ) from error

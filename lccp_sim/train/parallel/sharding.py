@@ -1,6 +1,6 @@
-"""Weights that are cut over the ranks (FSDP2): DTensors, on one mesh or, with experts apart, on two.
+"""Weights sharded over the ranks (FSDP2): DTensors on one mesh or, with expert parallelism, on two.
 
-The models know nothing of it: they reach other ranks by their `comm` (`collectives.py`).
+Models do not depend on it: they reach other ranks through their `comm` (`collectives.py`).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,19 +22,19 @@ from lccp_sim.train.parallel.torch_private import (
 )
 from lccp_sim.train.saved.sharded import ShardPiece
 
-AXES = ("rows", "columns")  # of a mesh whose rows are neighbours
-# Weights are gathered, and their gradients formed, in bf16; gradients are summed in fp32, and hidden states left alone.
+AXES = ("rows", "columns")  # of a mesh with consecutive ranks in a row
+# Weights are gathered, and their gradients computed, in bf16. Gradients are summed in fp32; hidden states are not cast.
 BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 EXPERT_WEIGHTS = ("gate_EFD", "up_EFD", "down_EFD")
 
 
 def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1, bf16: bool = False) -> None:
-    """None; cuts the weights over the data-parallel mesh of Lightning, a block at a time (None: leaves them whole).
+    """Shard the weights over the data-parallel mesh of Lightning, a block at a time (None: leave them unsharded).
 
-    With `ep`, ranks stand in rows of `ep` neighbours: along a row the experts are cut by number, across rows by width.
-    With `cp`, that many neighbours attend to each other's tokens, and average what a router's losses ask of a sequence.
-    `bf16` says that every forward is made under autocast, so that weights which only enter products there are gathered
-    in bf16.
+    With `ep`, the mesh has rows of `ep` consecutive ranks: experts are sharded by number along a row, and by width
+    across rows. With `cp`, that many neighbours attend to each other's tokens, and average the statistics that router
+    losses take over a sequence. `bf16`: every forward runs under autocast, so weights that only enter matrix products
+    are gathered in bf16.
     """
     if mesh is None or isinstance(model, FSDPModule):
         return
@@ -47,14 +47,14 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1,
     place = _by_width(ranks.size()) if experts is None else _place_experts(model, experts)
     model.set_comm(NeighbourComm(*(None if mesh is None else mesh["columns"].get_group() for mesh in (rows, experts))))
     for block in model.layers:
-        if bf16:  # what is multiplied with the residual stream stays fp32
+        if bf16:  # weights that multiply the residual stream stay fp32
             exact = [block.attention_norm, block.moe_norm, *([block.moe.router] if block.moe is not None else [])]
             fully_shard(exact, mesh=ranks)
         cut = fully_shard(
             block, mesh=ranks, shard_placement_fn=place, mp_policy=BF16 if bf16 else MixedPrecisionPolicy()
         )
         if ep > 1:
-            # The exchange sums an expert's gradients over its row of ranks, FSDP over the rows: the mean is over both.
+            # The exchange sums an expert's gradients over its row of ranks, FSDP over the rows; the mean is over both.
             cut.set_gradient_divide_factor(ranks.size())
             # gloo cannot scale while it sums; with one row there is no sum, and torch would scale twice.
             cut.set_force_sum_reduction_for_comms(ranks.size() > ep)
@@ -62,7 +62,7 @@ def shard(model: Transformer, mesh: DeviceMesh | None, ep: int = 1, cp: int = 1,
 
 
 def _by_width(ranks: int) -> Callable[[nn.Parameter], Any]:
-    """Cuts experts by width where cut by number some ranks would hold more, or nothing (64 experts on 512 ranks)."""
+    """Shard experts by width if sharding by number would be uneven or leave ranks empty (64 experts on 512 ranks)."""
 
     def place(parameter: nn.Parameter) -> Shard | None:
         experts = parameter.ndim == 3
@@ -72,7 +72,7 @@ def _by_width(ranks: int) -> Callable[[nn.Parameter], Any]:
 
 
 def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Parameter], Any]:
-    """Which mesh and dimension FSDP cuts a parameter on, once the experts are cut over the second axis of `mesh`."""
+    """Shard the experts over the second axis of `mesh`; return the choice of mesh and dimension for FSDP."""
     mesh_info, placement = placement_on_meshes()
     rows, columns = (mesh[axis] for axis in AXES)
     for block in model.layers:
@@ -86,10 +86,10 @@ def _place_experts(model: Transformer, mesh: DeviceMesh) -> Callable[[nn.Paramet
 
 @torch.no_grad()
 def fill(model: Transformer, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """None; a model on the meta device gets memory for what this rank holds of it, and its part of each of `weights`.
+    """Give a model on the meta device memory for this rank's share, and copy its part of each of `weights`.
 
-    These are whole and come one at a time, so a rank never holds more than its share and one tensor. What they leave
-    out is undefined. A model that is somewhere already stays as it is.
+    The weights are full tensors and come one at a time, so a rank never holds more than its share and one tensor.
+    Weights that are missing stay undefined. A model on another device is unchanged.
     """
     if next(model.parameters()).device.type != "meta":
         return
@@ -99,15 +99,15 @@ def fill(model: Transformer, weights: Iterable[tuple[str, Tensor]]) -> None:
     own = model.state_dict()
     for name, weight in weights:
         own[name].copy_(cut_as(weight, own[name]))
-        del weight  # before the next one is made
+        del weight  # before making the next one
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """The norm of all gradients before they are clipped to `limit`, over all ranks and meshes."""
+    """Clip all gradients to the norm `limit`, over all ranks and meshes; return the norm before."""
     by_mesh: dict[Any, list[Tensor]] = {}
     for parameter in parameters:
         by_mesh.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
-    # Squares are summed in fp64: in fp32 the norm is off by some 1e-5, and otherwise at each layout.
+    # Squares are summed in fp64: in fp32 the norm is off by some 1e-5, which differs between layouts.
     squares = []
     for each in by_mesh.values():
         norms = foreach_norm([p.grad for p in each if p.grad is not None], 2, torch.float64)
@@ -120,12 +120,12 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
 
 
 def whole_tensors(state: Any) -> Any:
-    """The same tree with whole tensors, on the CPU. Every rank must call it."""
+    """The same tree with full tensors, on the CPU. Every rank must call it."""
     return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, state)
 
 
 def cut_as(value: Any, like: Any) -> Any:
-    """A whole tensor cut as `like` is; anything else as it is. Of a Piece no more is read than this rank's part."""
+    """A full tensor sharded as `like`; any other value unchanged. Only this rank's part of a piece is read."""
     alike = isinstance(like, DTensor) and isinstance(value, Tensor | ShardPiece) and value.shape == like.shape
     if not alike:
         return value.whole() if isinstance(value, ShardPiece) else value
@@ -135,4 +135,4 @@ def cut_as(value: Any, like: Any) -> Any:
         kind = {"shape": like.shape, "stride": like.stride()}
         return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, **kind)
     cut = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return cut.clone()  # else it may be a view that keeps the whole tensor
+    return cut.clone()  # else it may be a view that keeps the full tensor alive

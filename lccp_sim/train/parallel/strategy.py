@@ -1,4 +1,4 @@
-"""The strategies of Lightning's Trainer: DDP, and FSDP2 with checkpoints that every other layout reads."""
+"""The strategies of Lightning's Trainer: DDP, and FSDP2 with checkpoints that every other layout can read."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from lccp_sim.train.saved.sharded import Tensors, write_parts
 
 
 def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """What Lightning's Trainer has to know: devices of this node, nodes, strategy, and who reads checkpoints."""
+    """Arguments of Lightning's Trainer: devices of this node, nodes, strategy, and the reader of checkpoints."""
     background = config.run.checkpoints == "background"
     if ranks.world == 1:
         return {"devices": 1, "plugins": [BackgroundIO() if background else VerifiedIO()]}
@@ -29,9 +29,9 @@ def placement(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2 whose checkpoints are folders of all ranks' parts, or files of one process, as `folders` says.
+    """FSDP2 whose checkpoints are folders of all ranks' parts (`folders`), or files of one process.
 
-    Either is read tensor by tensor, and each rank takes its part.
+    Both forms are read tensor by tensor, and each rank takes its part.
     """
 
     lightning_restore_optimizer = True
@@ -43,7 +43,7 @@ class Sharded(ModelParallelStrategy):
         self.ranks, self.folders = ranks, folders
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """None, once the checkpoint and its manifest are on disk. Every rank must call it."""
+        """Write the checkpoint and its manifest to disk. Every rank must call it."""
         if not self.folders:
             Strategy.save_checkpoint(self, whole_tensors(checkpoint), filepath)
             return
@@ -59,14 +59,14 @@ class Sharded(ModelParallelStrategy):
         self.ranks.first(lambda: commit(temporary, path, every, checkpoint["global_step"]))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """None; each rank takes its part."""
+        """Load this rank's part of the weights."""
         mine, theirs = Strategy.lightning_module_state_dict(self), checkpoint["state_dict"]
         pieces = theirs.pieces if isinstance(theirs, Tensors) else theirs
         state = {key: cut_as(value, mine.get(key)) for key, value in pieces.items()}
         Strategy.load_model_state_dict(self, {"state_dict": state}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """None; each rank takes its part."""
+        """Load this rank's part of the optimizer states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {i: {k: cut_as(v, parameters[i]) for k, v in each.items()} for i, each in saved["state"].items()}

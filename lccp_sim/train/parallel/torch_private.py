@@ -1,6 +1,6 @@
-"""What is used of torch that it does not promise to keep: one place to look at when torch changes.
+"""Private parts of torch that lccp-sim uses: the one place to check when torch changes.
 
-Checked with torch 2.13. Older ones lack what the two functions import, and are told so.
+Checked with torch 2.13. Older versions lack what the two functions import; the error says so.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def placement_on_meshes() -> tuple[Any, Any]:
-    """The classes by which FSDP is told on which of several meshes it shards a parameter. ConfigError without them."""
+    """The classes that tell FSDP which of several meshes shards a parameter. Raises ConfigError without them."""
     try:
         from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
     except ImportError:
@@ -33,13 +33,14 @@ def placement_on_meshes() -> tuple[Any, Any]:
 
 
 def fake_group() -> tuple[Any, Any]:
-    """The store of a process group that sends nothing, and what empties torch's memory of meshes. ConfigError without.
+    """The store of a process group that sends nothing, and the reset of torch's cache of meshes. Raises ConfigError.
 
-    Torch knows a mesh by its ranks, not by who asks: without the second the next group would believe to be this rank.
+    Torch caches a mesh by its ranks, not by the current rank: without the reset the next group would seem to have this
+    rank.
     """
     try:
         from torch.distributed.tensor.debug import _clear_sharding_prop_cache
         from torch.testing._internal.distributed.fake_pg import FakeStore
     except ImportError:
-        raise ConfigError(f"--dry-run: torch {torch.__version__} has no group that only pretends; 2.13 has") from None
+        raise ConfigError(f"--dry-run: torch {torch.__version__} has no fake process group; 2.13 has one") from None
     return FakeStore, _clear_sharding_prop_cache

@@ -1,1 +1,1 @@
-"""What a run keeps on disk, and what it starts from."""
+"""The files of a run, and what it starts from."""

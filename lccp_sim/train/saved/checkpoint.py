@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, verified before they are read, never unpickled.
 
-One is a file, or with cut weights a folder of what each rank held (sharded.py); every reader takes both. Beside
-it stands a manifest (SHA-256 of the file, or of each file of the folder, and the step). It is loaded with
-`weights_only` and only after all hashes match; a torn one is passed over for the last good one, and that is said.
+A checkpoint is a file, or with sharded weights a folder of each rank's part (sharded.py); every reader takes both. Next
+to it is a manifest (the step, and the SHA-256 of the file or of each file of the folder). A checkpoint is loaded with
+`weights_only` and only after all hashes match. A damaged one is skipped, with a message, for the last good one.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from lccp_sim.train.saved.weights_file import SCHEME, bundled, tensors_hash
 
 
 class VerifiedIO(TorchCheckpointIO):
-    """Lightning's plug for reading and writing: atomic, with a manifest, `weights_only`.
+    """Lightning's plugin for reading and writing: atomic, with a manifest, `weights_only`.
 
-    With `pieces` what it reads is left on disk, tensor by tensor, for a strategy that takes parts.
+    With `pieces`, tensors stay on disk until a strategy reads its part of each.
     """
 
     def __init__(self, pieces: bool = False):
@@ -39,7 +39,7 @@ class VerifiedIO(TorchCheckpointIO):
         self.pieces = pieces
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """None, once the checkpoint and then its manifest are on disk."""
+        """Write the checkpoint and then its manifest to disk."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
@@ -57,9 +57,9 @@ class VerifiedIO(TorchCheckpointIO):
         return content if self.pieces else unsharded(content)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """None, once the checkpoint and its manifest are gone."""
+        """Remove the checkpoint and its manifest."""
         path = Path(path)
-        if path.is_dir():  # under its own name it is whole, or not there
+        if path.is_dir():  # under its own name it is complete or absent
             gone = hidden(path.with_name(f"{path.name}.gone"))
             os.replace(path, gone)
             shutil.rmtree(gone)
@@ -68,9 +68,9 @@ class VerifiedIO(TorchCheckpointIO):
 
 
 class BackgroundIO(VerifiedIO):
-    """Writes from a copy in host memory while training goes on; whoever is killed then has the checkpoints before.
+    """Writing from a copy in host memory while training continues; a run killed meanwhile keeps earlier checkpoints.
 
-    One write at a time, so a checkpoint is whole on disk before the next begins, or an older one is removed for it. The
+    It writes one checkpoint at a time: each is complete on disk before the next begins or an older one is removed. The
     error of a write is raised by the next call. Not for a folder of parts, which all ranks write together.
     """
 
@@ -80,29 +80,29 @@ class BackgroundIO(VerifiedIO):
         self.written: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """None, once the one before is on disk and this one is copied."""
+        """Wait for the write before, copy this checkpoint, and start its write."""
         self.settle()
         copied = apply_to_collection(checkpoint, Tensor, lambda x: x.detach().to("cpu", copy=True))
         self.written = self.writer.submit(super().save_checkpoint, copied, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """As VerifiedIO, once all is on disk."""
+        """As VerifiedIO, after pending writes."""
         self.settle()
         return super().load_checkpoint(path, map_location, weights_only)
 
     def settle(self) -> None:
-        """None, once all is on disk. Raises what the write raised."""
+        """Wait until all is on disk. Raises the error of the write."""
         written, self.written = self.written, None
         if written is not None:
             written.result()
 
     def teardown(self) -> None:
-        """None, once all is on disk: the trainer's last call."""
+        """Wait until all is on disk: the trainer's last call."""
         self.settle()
 
 
 def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int) -> None:
-    """None, once what was written under another name is the checkpoint `path`, with its manifest."""
+    """Rename what was written under a temporary name to the checkpoint `path`, and write its manifest."""
     _admit(path, sha256, step)
     os.replace(temporary, path)
 
@@ -110,19 +110,19 @@ def commit(temporary: Path, path: Path, sha256: str | dict[str, str], step: int)
 def _admit(path: Path, sha256: str | dict[str, str], step: int) -> None:
     """Make room for a checkpoint and write its manifest.
 
-    The manifest comes first: killed in between, there is a manifest without a file, which nobody looks for.
+    The manifest comes first: a kill in between leaves a manifest without a file, which nothing reads.
     """
     VerifiedIO().remove_checkpoint(path)
     write_atomic(manifest_of(path), json.dumps({"sha256": sha256, "step": step}))
 
 
 def unwritten(path: Path, cause: BaseException) -> OSError:
-    """What to raise where a checkpoint could not be written."""
-    return OSError(f"{path}: could not be written ({cause}); the checkpoints before it are whole")
+    """The error for a checkpoint that could not be written."""
+    return OSError(f"{path}: could not be written ({cause}); earlier checkpoints are intact")
 
 
 def manifest_of(path: Path) -> Path:
-    """The manifest's path of a checkpoint."""
+    """The path of a checkpoint's manifest."""
     return path.with_suffix(".json")
 
 
@@ -137,7 +137,7 @@ def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words, or None."""
+    """The damage of a checkpoint as text, or None."""
     try:
         manifest = json.loads(manifest_of(path).read_text())
     except (OSError, ValueError):
@@ -155,10 +155,10 @@ def damage(path: Path) -> str | None:
 
 
 def read_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
-    """The content of a checkpoint of ours. Raises ConfigError where it is missing, damaged or not ours.
+    """The content of an lccp-sim checkpoint. Raises ConfigError if it is missing, damaged or not lccp-sim's.
 
-    Of a folder, `state_dict` is read a tensor at a time, when it is asked for, and optimizer states are left as pieces;
-    the tensors of a file are `mapped`, which comes to the same, or read at once.
+    From a folder, `state_dict` is read a tensor at a time, on access, and optimizer states stay pieces. The tensors of
+    a file are memory-mapped (`mapped`), which has the same effect, or read at once.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
 
 
 def weights_hash(content: dict[str, Any]) -> str:
-    """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, wherever they lie."""
+    """The SHA-256 of a checkpoint's weights alone: equal for runs that ended in the same model, in any directory."""
     return tensors_hash(content["state_dict"])
 
 
@@ -195,7 +195,7 @@ def step_of(path: Path) -> int:
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what is wrong with the newer ones."""
+    """The newest intact checkpoint of a run, and the damage of newer ones."""
     problems: list[str] = []
     for path in reversed(checkpoints(run)):
         problem = damage(path)
@@ -206,16 +206,16 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(name: str, key: str = "run.init_from") -> Path:
-    """What a key's value names: a checkpoint, a finished run (its last one), or one of Hugging Face; globs may be used.
+    """The path that a key's value or glob names: a checkpoint, a finished run (its last one), or one of Hugging Face.
 
-    `bundled:NAME` is a file of weights that ships with the package. Raises ConfigError where nothing, or more than one
-    thing, is meant.
+    `bundled:NAME` is a file of weights that ships with the package. Raises ConfigError if the value matches nothing, or
+    more than one path.
     """
     if name.startswith(SCHEME):
         return bundled(name.removeprefix(SCHEME))
     found = list(_expand(name))
     if len(found) != 1:
-        what = "nothing there" if not found else "more than one: " + ", ".join(str(path) for path in found)
+        what = "matches nothing" if not found else "matches several: " + ", ".join(str(path) for path in found)
         remedy = "train that run first, or name another" if not found else "name one of them"
         raise ConfigError(f"{key}={name!r}: {what}; {remedy}")
     path = found[0]
@@ -226,12 +226,12 @@ def resolve(name: str, key: str = "run.init_from") -> Path:
     checkpoint, problems = newest(path)
     if checkpoint is None or step_of(checkpoint) != step_of(checkpoints(path)[-1]):
         why = "; ".join(problems) or "it has none"
-        raise ConfigError(f"{key}={name!r}: {path} has no whole last checkpoint ({why}); name another one")
+        raise ConfigError(f"{key}={name!r}: {path} has no intact last checkpoint ({why}); name another one")
     return checkpoint
 
 
 def _expand(name: str) -> Iterator[Path]:
-    """What a name or glob stands for; of several directories those that hold a run."""
+    """The paths that a name or glob matches; of several directories, those that hold a run."""
     path = Path(name).expanduser()
     if path.exists():
         yield path

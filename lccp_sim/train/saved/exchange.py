@@ -1,8 +1,8 @@
-"""In from Hugging Face and out to it: `lccp import`, `lccp export`, and the model card.
+"""Import from Hugging Face and export to it: `lccp import`, `lccp export`, and the model card.
 
-An imported model is a finished run of no tokens, so that everything that takes a run takes it. What a folder holds
-beside weights (special tokens, chat template, generation settings) travels in the checkpoint, through every run of a
-chain, and comes out again.
+An imported model is a finished run of no tokens, so whatever takes a run takes it. The other contents of a folder
+(special tokens, chat template, generation settings) stay in the checkpoint through every run of a chain, and are
+exported again.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: Tell = silent) -> str:
-    """What to say, the command to go on with last, once `out` holds a finished run of no tokens made of `path`.
+    """Make `out` a finished run of no tokens from `path`; return the message, which ends with the next command.
 
-    `measure` is the config that `lccp measure OUT` shall measure it with. `tell` hears how far it is.
+    `measure` is the config with which `lccp measure OUT` will measure it. `tell` gets the progress.
     """
     with building(out) as folder:
         content = read_foreign(path, DTYPES[dtype], tell=tell)
@@ -74,20 +74,20 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: 
 
 
 def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> str:
-    """What was written, once `out` holds what `name` means (a finished run, a checkpoint) in the form of transformers.
+    """Write `name` (a finished run, a checkpoint) to `out` as a transformers folder; return what was written.
 
-    An `out` that ends in .safetensors becomes a file of weights of our own (train/saved/weights_file.py). `tell` hears
-    how far it is. Raises ConfigError where no architecture computes it, or the run has no tokenizer.
+    An `out` that ends in .safetensors becomes lccp-sim's own file of weights (train/saved/weights_file.py). `tell` gets
+    the progress. Raises ConfigError if no architecture computes the model, or the run has no tokenizer.
     """
     path = resolve(name, "export")
-    refuse(hf.is_checkpoint(path), "export", name, "is in the form of transformers already; copy it")
-    refuse(path.suffix == SUFFIX, "export", name, "has been exported already; copy it")
+    refuse(hf.is_checkpoint(path), "export", name, "is a transformers checkpoint already; copy it")
+    refuse(path.suffix == SUFFIX, "export", name, "is exported already; copy it")
     tell(f"reading {path.name}", 0.0)
     content = read_checkpoint(path)
     facts, run = content["lccp"], path.parent.parent
     text = text_of(run / "tokenizer.json")
     if tokenizer_hash(parse_tokenizer(text)) != facts["tokenizer"]:
-        raise ConfigError(f"{run / 'tokenizer.json'}: not the tokenizer that {path} was trained with; put that back")
+        raise ConfigError(f"{run / 'tokenizer.json'}: not the tokenizer that {path} was trained with; restore that one")
     if out.suffix == SUFFIX:
         write_weights_file(content, text, out, DTYPES[dtype])
         return "weights for run.init_from"
@@ -96,8 +96,8 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
     moved = [key for key, value in state.items() if key.endswith("bias_E") and bool(value.any())]
     if moved:
         raise ConfigError(
-            f"{path}: {moved[0]} and its likes are not 0 (model.router.bias_update_rate), and no architecture that can "
-            "be exported has a bias of selection; it can be measured here, not exported"
+            f"{path}: {moved[0]} and others are not 0 (model.router.bias_update_rate), but no architecture that can be "
+            "exported has a selection bias; this model can be measured here, not exported"
         )
     state, model = untied(state, dataclasses.replace(load_model(facts["config"]), vocab_size=facts["vocab_size"]))
     architecture = choose(model, source.get("model_type"))
@@ -118,7 +118,7 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
 
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` at the end, or goes with an error. Raises ConfigError where `out` is not free."""
+    """A folder that becomes `out` at the end, or is removed after an error. Raises ConfigError if `out` exists."""
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     refuse(taken, "OUT", str(out), "exists; name a new folder, or remove it")
     with atomic_directory(out) as folder:
@@ -128,7 +128,8 @@ def building(out: Path) -> Iterator[Path]:
 def _special(facts: dict[str, Any], text: str, context: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Ids of special tokens for config.json, and tokenizer_config.json and generation_config.json.
 
-    Those of an imported model are its own. In a run from scratch one token begins every document, and so ends the last.
+    An imported model keeps its own. In a run from scratch, the token that begins each document also ends the one
+    before.
     """
     source = facts.get("source") or {"ids": {}, "files": {"tokenizer_config.json": {}, "generation_config.json": {}}}
     tokenizer = parse_tokenizer(text)
@@ -151,7 +152,7 @@ def _write(path: Path, text: str) -> None:
 def model_card(
     name: str, settings: dict[str, Any], facts: dict[str, Any], report: dict[str, Any], path: Path, size: int
 ) -> str:
-    """The text of README.md. `report` is the run's report.json, or empty where nobody wrote one."""
+    """The text of README.md. `report` is the run's report.json, empty if there is none."""
     source, config = facts.get("source") or {}, facts["config"]
     run, optim, rope = config["run"], config["optim"], config["model"]["rope"]
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lccp-sim", "long-context"]}
@@ -191,7 +192,7 @@ Made by long-context continual pre-training with lccp-sim. `AutoModelForCausalLM
 ## What the run showed
 {_verdict(report)}
 
-The licence of the base and of the training text hold for these weights, too.
+The licences of the base and of the training text apply to these weights, too.
 """
 
 
@@ -206,8 +207,6 @@ def _rope(rope: dict[str, Any]) -> str:
 def _verdict(report: dict[str, Any]) -> str:
     verdict = report.get("verdict")
     if not verdict:
-        return (
-            "Nothing is claimed: there was no report of the run when this was exported (`lccp report RUN` writes one)."
-        )
+        return "Nothing is claimed: the run had no report when this was exported (`lccp report RUN` writes one)."
     said = " ".join([*([verdict["caution"]] if verdict.get("caution") else []), *verdict["summary"]])
     return f"Computed from its records up to {report['tokens']:,} tokens: {said}"

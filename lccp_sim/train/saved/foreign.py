@@ -1,7 +1,7 @@
-"""A Hugging Face folder or GGUF file as the content of a checkpoint of ours: for `run.init_from` and `lccp import`.
+"""A Hugging Face folder or GGUF file as the content of an lccp-sim checkpoint, for `run.init_from` and `lccp import`.
 
-Its tokenizer is read the same way by every verb. `tokenizer.json` comes first: what the classes of transformers make of
-a folder depends on its version (5.3 drops the spaces of some).
+Every verb reads its tokenizer the same way. `tokenizer.json` has priority, because the tokenizer that the classes of
+transformers build from a folder depends on its version (5.3 drops the spaces of some).
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ def read_foreign(
     accept: Callable[[ModelConfig, int], None] | None = None,
     tell: Tell = silent,
 ) -> dict[str, Any]:
-    """The content of a checkpoint of ours, made from a Hugging Face folder or GGUF file; needs the model's memory.
+    """The content of an lccp-sim checkpoint, made from a Hugging Face folder or GGUF file; needs the model's memory.
 
-    It has two keys more: `tokenizer.json`, the text of that file, and `notes`, what a person should know, a line each.
-    Raises ConfigError where anything does not fit; so may `accept`, which is asked about the config and the rows of the
-    embedding before any weight is read. `tell` hears how far the reading is.
+    It has two more keys: `tokenizer.json`, the text of that file, and `notes`, notes for the user, one line each.
+    Raises ConfigError if anything does not fit. `accept` may raise it, too: it gets the config and the number of rows
+    of the embedding before any weight is read. `tell` gets the progress.
     """
     tell(f"opening {path.name}", 0.0)
     check_sums(path)
@@ -80,7 +80,7 @@ def read_foreign(
 
 
 class Vocabulary(NamedTuple):
-    """The text of a tokenizer.json, its tokenizer, and the name of the token that begins a text, if it states one."""
+    """The text of a tokenizer.json, its tokenizer, and the name of its BOS token, if it states one."""
 
     text: str
     tokenizer: Any
@@ -88,7 +88,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The tokenizer of the checkpoint at `path`. Raises ConfigError where it has none, or one that cannot be read."""
+    """The tokenizer of the checkpoint at `path`. Raises ConfigError if it is missing or unreadable."""
     file = path / "tokenizer.json"
     if not path.is_dir() or not file.exists():
         text, bos = hf.load_tokenizer_json(path)
@@ -97,20 +97,20 @@ def read_vocabulary(path: Path) -> Vocabulary:
         text = file.read_text(encoding="utf-8-sig")
         tokenizer = parse_tokenizer(text)
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{file}: cannot be read ({error}); fetch it anew") from error
+        raise ConfigError(f"{file}: cannot be read ({error}); fetch it again") from error
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         bos = read_json(path / name).get("bos_token") if (path / name).exists() else None
         bos = bos.get("content") if isinstance(bos, dict) else bos
         if bos:
             return Vocabulary(text, tokenizer, bos)
     stated = read_json(path / CONFIG).get("bos_token_id") if (path / CONFIG).exists() else None
-    # A config.json that states none has that of its class, which may be any word of this tokenizer.
+    # Without a stated BOS, the config has the id of its class, which may be any token of this tokenizer.
     token = tokenizer.get_added_tokens_decoder().get(stated) if isinstance(stated, int) else None
     return Vocabulary(text, tokenizer, token.content if token is not None and token.special else None)
 
 
 def text_of(path: Path) -> str:
-    """The text of a file. Raises ConfigError where it cannot be read."""
+    """The text of a file. Raises ConfigError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -118,7 +118,7 @@ def text_of(path: Path) -> str:
 
 
 def object_of(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or nothing where there is none."""
+    """The object in a JSON file, empty if there is no file."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What a run starts from: fresh weights, or a checkpoint that `init_from` names, ours or one of Hugging Face."""
+"""The start of a run: fresh weights, or a checkpoint of lccp-sim or Hugging Face that `init_from` names."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from lccp_sim.train.saved.weights_file import PREFIX, SUFFIX, read_weights_file
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint's path and content, the hash of its weights, the tokens that they have seen; or nothing of it."""
+    """A checkpoint's path, content, hash of the weights, and tokens that they were trained on; or none of these."""
 
     path: Path | None = None
     content: dict[str, Any] | None = None
@@ -35,9 +35,9 @@ class Start:
 
     @staticmethod
     def of(config: Config, tell: Tell = silent) -> "Start":
-        """The start of a run. Raises ConfigError where `init_from` names nothing usable or another model.
+        """The start of a run. Raises ConfigError if `init_from` names nothing usable, or another model.
 
-        `tell` hears how far the reading is.
+        `tell` gets the progress of reading.
         """
         if config.run.init_from is None:
             return Start()
@@ -60,43 +60,43 @@ class Start:
 
     @property
     def rows(self) -> int | None:
-        """Rows of the embedding; None for fresh weights. The tokenizer may have more that no text becomes."""
+        """Rows of the embedding; None for fresh weights. The tokenizer may have more, which no text uses."""
         return self.content["lccp"]["vocab_size"] if self.content else None
 
     @property
     def context_tokens(self) -> int | None:
-        """The row that the checkpoint was trained on; None for fresh weights and where it does not say."""
+        """The row length with which the checkpoint was trained; None for fresh weights, or if it is not stated."""
         return self.content["lccp"]["config"].get("run", {}).get("context_tokens") if self.content else None
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about a checkpoint of Hugging Face, a line each."""
+        """Notes for the user about a checkpoint of Hugging Face, one line each."""
         return self.content.get("notes", []) if self.content else []
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the checkpoints of a run take over from its start: what an imported model brought with it."""
+        """The facts that a run's checkpoints inherit from its start: the other contents of an imported model."""
         source = self.content["lccp"].get("source") if self.content else None
         return {"source": source} if source else {}
 
     def moments(self, config: Config) -> dict[int, Any] | None:
-        """The optimizer's state of each weight, in the order of its groups; None where the run begins with a fresh one.
+        """The optimizer's state of each weight, in the order of its groups; None if the run begins with a fresh one.
 
-        Raises ConfigError where it is to be carried on, and there is none or the weights are cut.
+        Raises ConfigError if the state shall be carried over, but there is none or the weights are sharded.
         """
         if config.run.init_optimizer == "fresh":
             return None
         refuse(self.content is None, "run.init_optimizer", "carried", "needs run.init_from; name a run, or use fresh")
         assert self.content is not None
-        refuse(config.run.shard, "run.init_optimizer", "carried", "is not for run.shard=true; use fresh, or one device")
+        refuse(config.run.shard, "run.init_optimizer", "carried", "needs run.shard=false; use fresh, or one device")
         states = self.content.get("optimizer_states")
-        rule = f"{self.path} holds no state of an optimizer; use fresh, or name a checkpoint that a run of ours wrote"
+        rule = f"{self.path} holds no optimizer state; use fresh, or name a checkpoint that an lccp-sim run wrote"
         if not states:
             raise ConfigError(f"run.init_optimizer='carried': {rule}")
         return unsharded(states[0]["state"])
 
     def complete(self, config: Config) -> Config:
-        """The config with the token that begins a document of the base, where only the base names one."""
+        """The config with the base's token that begins a document, if only the base names one."""
         tokenizer = config.data.tokenizer
         base = self.content["lccp"]["config"]["data"]["tokenizer"].get("bos_token") if self.content else None
         if base is None or tokenizer.bos_token or tokenizer.kind == "file":
@@ -105,7 +105,7 @@ class Start:
         return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
     def check_tokenizer(self, corpus: Corpus) -> None:
-        """None, or ConfigError where the corpus is tokenized otherwise than the checkpoint was trained."""
+        """Raise ConfigError if the tokenizers of the corpus and the checkpoint differ."""
         if self.content is not None and self.content["lccp"]["tokenizer"] != tokenizer_hash(corpus.tokenizer):
             raise ConfigError(
                 f"data.tokenizer: is not the tokenizer of {self.path} ({self.content['lccp']['vocab_size']} tokens "
@@ -114,7 +114,7 @@ class Start:
 
 
 def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> None:
-    """None, or ConfigError with the keys in which the two models differ, RoPE and windows apart."""
+    """Raise ConfigError, naming the keys, if two models differ in more than RoPE and windows."""
     old, now = function_of(base), flatten(dataclasses.asdict(new)) | function_of(new)
     old["vocab_size"], now["vocab_size"] = rows, new.vocab_size or rows
     may = keys_with(ModelConfig, "", Effect.REACH)
@@ -126,7 +126,7 @@ def _check_same(base: ModelConfig, rows: int, new: ModelConfig, path: Path) -> N
 
 
 def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Any:
-    """The tokenizer to use instead of training one, or its path: the run's own, or its base's. None: the config's."""
+    """The tokenizer to use, or its path: the run's own, or its base's. None: train the one of the config."""
     if directory is not None and (own := directory / "tokenizer.json").exists():
         return own
     if start.path is None or start.content is None or config.data.tokenizer.kind == "file":
@@ -142,14 +142,14 @@ def tokenizer_for(config: Config, start: Start, directory: Path | None) -> Any:
 
 
 def load_transformer(path: Path, content: dict[str, Any]) -> Transformer:
-    """The model of a checkpoint of ours, by its own config, RoPE included."""
+    """The model of an lccp-sim checkpoint, by its own config, including RoPE."""
     return transformer_of(load_model(content["lccp"]["config"]), Start(path, content))
 
 
 def transformer_of(config: ModelConfig, start: Start) -> Transformer:
     """A model in fp32 that takes over the weights of the start, so that none is held twice.
 
-    Raises ConfigError where they are of another architecture.
+    Raises ConfigError if they belong to another architecture.
     """
     model = empty(config, start)
     model.load_state_dict(dict(weights_of(start)), assign=True)
@@ -157,14 +157,14 @@ def transformer_of(config: ModelConfig, start: Start) -> Transformer:
 
 
 def weights_of(start: Start) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole value, in fp32, of each weight of the start, read one at a time where they lie in a folder."""
+    """Name and full value, in fp32, of each weight of the start, read one at a time from a folder."""
     assert start.content is not None
     state = start.content["state_dict"]
     return ((key.removeprefix(PREFIX), state[key].float()) for key in state if key.startswith(PREFIX))
 
 
 def empty(config: ModelConfig, start: Start) -> Transformer:
-    """A model on the meta device. Raises ConfigError where the weights of the start are of another architecture."""
+    """A model on the meta device. Raises ConfigError if the weights of the start belong to another architecture."""
     assert start.content is not None
     with torch.device("meta"):
         model = Transformer(config, start.content["lccp"]["vocab_size"])

@@ -1,7 +1,7 @@
-"""The run directory: its name, who may write to it, and whether it holds the same run.
+"""The run directory: its name, the lock on it, and the check that it holds the same run.
 
-The name ends in a hash of what changes the numbers, so another seed or learning rate is another directory, and the same
-command finds its own unfinished or finished run.
+The name ends in a hash of the keys that change the numbers, so another seed or learning rate is another directory, and
+the same command finds its own unfinished or finished run.
 """
 
 import json
@@ -31,7 +31,7 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
         return {key: value for key, value in plain[section].items() if f"{section}.{key}" not in unnamed}
 
     data = named("data")
-    if data["order_seed"] is None:  # as before there was this key
+    if data["order_seed"] is None:  # as before this key existed
         del data["order_seed"]
     length = None if config.optim.schedule == "constant" else config.run.tokens
     parts = [plain["seed"], named("model"), data, named("optim"), named("run"), init_hash, length]
@@ -46,9 +46,9 @@ def run_directory(config: Config, init_hash: str | None) -> Path:
 
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """While it is open, the directory is ours. Raises ConfigError where a live process holds it.
+    """Within the context, this process owns the directory. Raises ConfigError if another live process does.
 
-    What killed writers left half-written goes at the start, and at the end a directory in which nothing was begun.
+    Partial files of killed writers are removed at the start, and a directory in which nothing was begun at the end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / LOCK)
@@ -69,9 +69,9 @@ def claim(directory: Path) -> Iterator[None]:
 
 
 def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run directory, with keys changed (`monitors.needle.items=100`).
+    """The config of a run directory, with changed keys (`monitors.needle.items=100`).
 
-    Raises ConfigError where it is none, or its config.yaml is damaged or not ours.
+    Raises ConfigError if it is not a run directory, or its config.yaml is damaged or not lccp-sim's.
     """
     plain = _read_plain(directory)
     for override in overrides:
@@ -88,11 +88,11 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _set(plain: dict[str, Any], override: str) -> None:
-    """None; sets a dotted key to a YAML value. Only what is measured can be changed: the run is what it is."""
+    """Set a dotted key to a YAML value. Only monitors can be changed: the run itself is fixed."""
     key, equals, value = override.partition("=")
     first, *path = key.split(".")
     if not equals or first != "monitors" or not path:
-        raise ConfigError(f"{override!r}: for a run, only monitors.KEY=VALUE can be changed when it is measured")
+        raise ConfigError(f"{override!r}: measuring a run can only change monitors.KEY=VALUE")
     branch = plain
     for part in (first, *path[:-1]):
         branch = branch.setdefault(part, {}) if isinstance(branch, dict) else {}
@@ -105,18 +105,18 @@ def _set(plain: dict[str, Any], override: str) -> None:
 def _read_plain(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{directory}: no run directory (it has no {CONFIG})")
+        raise ConfigError(f"{directory}: not a run directory (it has no {CONFIG})")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         plain = None
     if not isinstance(plain, dict):
-        raise ConfigError(f"{path}: damaged (no YAML mapping); put it back, or move the directory away to start anew")
+        raise ConfigError(f"{path}: damaged (no YAML mapping); restore it, or move the directory away to start over")
     return plain
 
 
 def check_same(directory: Path, config: Config) -> None:
-    """None, or ConfigError naming the keys in which an existing directory's config differs."""
+    """Raise ConfigError, naming the keys, if an existing directory's config differs."""
     if not (directory / CONFIG).exists():
         return
     old, new = flatten(_read_plain(directory)), flatten(plain_config(config))
@@ -135,16 +135,16 @@ def check_same(directory: Path, config: Config) -> None:
 
 
 def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dict[str, Any], tokenizer: str) -> None:
-    """None, once config.yaml (with the training tokens of the runs before), tokenizer.json and corpus.json are there.
+    """Write config.yaml (with the training tokens of earlier runs), tokenizer.json and corpus.json.
 
-    Raises ConfigError where the run began with other text: resumed on it, the run would be none of the two.
+    Raises ConfigError if the run began with other text: a run resumed on it would match neither.
     """
     path = directory / CORPUS
     began = _value(path, "hash") if path.exists() else corpus["hash"]
     if began != corpus["hash"]:
         raise ConfigError(
-            f"{directory}: the text of data.sources is not what the run began with (corpus {began[:12]} then, "
-            f"{corpus['hash'][:12]} now: other files or package versions?); bring it back, or change run.name"
+            f"{directory}: the text of data.sources has changed since the run began (corpus {began[:12]} then, "
+            f"{corpus['hash'][:12]} now: other files or package versions?); restore it, or change run.name"
         )
     plain = plain_config(config)
     plain["run"]["tokens_before"] = tokens_before
@@ -172,13 +172,13 @@ def stopped_by(directory: Path) -> str | None:
 
 
 def write_done(directory: Path, tokens: int, by: str | None) -> None:
-    """None, once DONE has the tokens of the finished run, the action that ended it early, if any, and their hash."""
+    """Write DONE: the tokens of the finished run, the action that ended it early, if any, and their hash."""
     said = {"tokens": tokens} | ({} if by is None else {"stopped_by": by})
     write_atomic(directory / DONE, json.dumps(said | {"check": short_hash(said)}) + "\n")
 
 
 def _value(path: Path, key: str) -> Any:
-    """The value of a key in a JSON file of ours, compared with the hash that it may hold."""
+    """The value of a key in one of our JSON files, checked against the file's own hash, if any."""
     try:
         content = json.loads(path.read_text())
         told = content.pop("check", None)

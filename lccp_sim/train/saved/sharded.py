@@ -1,8 +1,8 @@
-"""Checkpoints of cut weights: a folder in the format of torch.distributed.checkpoint, each rank writing its own part.
+"""Checkpoints of sharded weights: a torch.distributed.checkpoint folder to which each rank writes its own part.
 
-What is not cut (counters, the tree itself) lies beside it in `rest.pt`, with the name of a piece in place of each cut
-tensor. What a reader would question: the format's index, `.metadata`, is a pickle. It is read by an unpickler that
-knows the format's own classes and no other, so a foreign one is refused before anything of it runs.
+Everything that is not sharded (counters, the tree itself) is in `rest.pt`, with the name of a piece instead of each
+sharded tensor. Design note: the format's index, `.metadata`, is a pickle. It is read by an unpickler that knows only
+the format's own classes, so a foreign pickle is refused before any of it runs.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 INDEX, REST, PIECE = ".metadata", "rest.pt", "piece"
@@ -26,12 +26,13 @@ ADMITTED = {("torch", "Size"), ("torch.serialization", "_get_layout"), (f"{OURS}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")}
 ADMITTED |= {(f"{OURS}metadata", name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata")}
 ADMITTED |= {(f"{OURS}metadata", "_MEM_FORMAT_ENCODING"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+ADMITTED |= {(f"{OURS}metadata", "BytesStorageMetadata")}  # of other writers; never read
 ADMITTED |= {("torch", name) for name in ("float32", "float64", "bfloat16", "float16", "int64", "int32", "bool")}
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPiece:
-    """A tensor that lies in a folder, cut into boxes; nothing of it is in memory."""
+    """A tensor that is stored in a folder as boxes; nothing of it is in memory."""
 
     path: Path
     index: Metadata
@@ -39,11 +40,11 @@ class ShardPiece:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the whole tensor."""
+        """The shape of the full tensor."""
         return self.index.state_dict_metadata[self.name].size  # type: ignore[union-attr]
 
     def read(self, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """The box of these sizes at these offsets, from what overlaps it."""
+        """Read the box of these sizes at these offsets from the stored boxes that overlap it."""
         stored: Any = self.index.state_dict_metadata[self.name]
         out = torch.empty(tuple(sizes), dtype=stored.properties.dtype, device="cpu")
         for chunk in stored.chunks:
@@ -60,7 +61,7 @@ class ShardPiece:
         return out
 
     def whole(self) -> Tensor:
-        """All of it."""
+        """Read the full tensor."""
         return self.read([0] * len(self.shape), self.shape)
 
 
@@ -69,7 +70,7 @@ def _box(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tupl
 
 
 class Tensors(Mapping[str, Tensor]):
-    """Whole tensors by name, of which those that lie in a folder are read when they are asked for, and not kept."""
+    """Full tensors by name. Those in a folder are read on access, and not kept."""
 
     def __init__(self, pieces: Mapping[str, Tensor | ShardPiece]):
         self.pieces = pieces
@@ -86,12 +87,12 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def write_parts(content: Mapping[str, Any], folder: Path, rank: int, group: Any) -> list[str]:
-    """The names of the files that this rank wrote; every rank of `group` must call it. Raises OSError on all."""
+    """Write this rank's files and return their names. Every rank of `group` must call it. OSError is raised on all."""
     cut: dict[str, DTensor] = {}
     rest = _split(content, "", cut)
     try:
         dcp.save(cut, storage_writer=dcp.FileSystemWriter(str(folder)), process_group=group)
-    except CheckpointException as error:  # what a rank met, told to all; it is no Exception
+    except CheckpointException as error:  # the error of one rank, raised on all; it is not an Exception
         raise OSError("; ".join(str(cause[0]) for cause in error.failures.values())) from error
     if rank == 0:
         with open(folder / REST, "wb") as file:
@@ -103,14 +104,13 @@ def write_parts(content: Mapping[str, Any], folder: Path, rank: int, group: Any)
 
 
 def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
-    """The content of a folder whose `files` were verified, a Piece in place of each tensor that was cut.
+    """The content of a folder whose `files` were verified, with a ShardPiece instead of each sharded tensor.
 
-    Raises pickle.UnpicklingError, naming the class, where the index holds what is none of the format.
+    Raises pickle.UnpicklingError, naming the class, if the index holds a class that is not part of the format.
     """
-    with open(folder / INDEX, "rb") as file:
-        index = _Unpickler(file).load()
-    if not isinstance(index, Metadata) or not {each.relative_path for each in index.storage_data.values()} <= files:
-        raise pickle.UnpicklingError(f"{INDEX} is no index of this folder")
+    index = read_index(folder)
+    if not {each.relative_path for each in index.storage_data.values()} <= files:
+        raise pickle.UnpicklingError(f"{INDEX} is not an index of this folder")
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
 
     def joined(tree: Any) -> Any:
@@ -125,6 +125,29 @@ def read_parts(folder: Path, files: set[str]) -> dict[str, Any]:
     return joined(rest)
 
 
+def read_index(folder: Path) -> Any:
+    """The Metadata of a folder. Raises OSError, or pickle.UnpicklingError for anything else or foreign classes."""
+    with open(folder / INDEX, "rb") as file:
+        index = _Unpickler(file).load()
+    if not isinstance(index, Metadata):
+        raise pickle.UnpicklingError(f"{INDEX} is not an index of this folder")
+    return index
+
+
+def pieces_of(folder: Path) -> dict[str, ShardPiece]:
+    """Every tensor of a folder in this format, whoever wrote it, by name; none is read yet. Raises as `read_index`.
+
+    Raises OSError if a file that the index names is missing, or shorter than the index says.
+    """
+    index = read_index(folder)
+    for place in index.storage_data.values():
+        file = folder / place.relative_path
+        if (size := file.stat().st_size) < place.offset + place.length:
+            raise OSError(f"{file} has {size} bytes, but {INDEX} names {place.offset + place.length}")
+    kept = index.state_dict_metadata.items()
+    return {name: ShardPiece(folder, index, name) for name, each in kept if isinstance(each, TensorStorageMetadata)}
+
+
 def unsharded(tree: Any) -> Any:
     """The same tree with every piece read."""
     if isinstance(tree, Tensors):
@@ -137,7 +160,7 @@ def unsharded(tree: Any) -> Any:
 
 
 def _split(tree: Any, name: str, cut: dict[str, DTensor]) -> Any:
-    """The tree with names in place of its cut tensors, which go to `cut`."""
+    """The tree with names instead of its sharded tensors, which are added to `cut`."""
     if isinstance(tree, DTensor):
         cut[name] = tree
         return {PIECE: name}

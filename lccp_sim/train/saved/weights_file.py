@@ -1,7 +1,7 @@
-"""One safetensors file with all that a run needs to start from: weights, the facts of their checkpoint, the tokenizer.
+"""A safetensors file with all that a run needs to start from: weights, their checkpoint's facts, the tokenizer.
 
-Checkpoints of a run also hold optimizer states, and their tokenizer lies beside them. To pass weights on, `lccp export
-RUN NAME.safetensors` writes this file. Some ship with the package: `run.init_from=bundled:NAME`.
+Checkpoints of a run also hold optimizer states, and their tokenizer is a separate file. To pass weights on, `lccp
+export RUN NAME.safetensors` writes this file. Some ship with the package: `run.init_from=bundled:NAME`.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError, nearest, refuse
 from lccp_sim.files import write_atomic
 
-PREFIX = "model."  # of weights in a checkpoint of ours
+PREFIX = "model."  # of weights in an lccp-sim checkpoint
 SUFFIX = ".safetensors"
 SCHEME = "bundled:"
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a file of weights that ships with the package. Raises ConfigError where there is none."""
+    """Return the path of a file of weights that ships with the package. Raises ConfigError if there is none."""
     folder = Path(str(files("lccp_sim") / "bases"))
     known = [path.stem for path in sorted(folder.glob(f"*{SUFFIX}"))]
     rule = f"must be one of {', '.join(known)}{nearest(name, known)}"
@@ -36,7 +36,7 @@ def bundled(name: str) -> Path:
 def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtype: torch.dtype) -> None:
     """Write the weights of a checkpoint, rounded to `dtype`, with its facts and the text of its tokenizer.json.
 
-    Raises ConfigError where `path` exists.
+    Raises ConfigError if `path` exists.
     """
     refuse(path.exists(), "OUT", str(path), "exists; name a new file, or remove it")
     weights = {k: v.to(dtype).contiguous() for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
@@ -48,7 +48,7 @@ def write_weights_file(content: dict[str, Any], tokenizer: str, path: Path, dtyp
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint without optimizer states, weights in fp32, and its `tokenizer.json`.
 
-    Raises ConfigError where the file is damaged, or was not written by `write_weights_file`.
+    Raises ConfigError if the file is damaged, or was not written by `write_weights_file`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -57,7 +57,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
             held = {key: file.get_tensor(key) for key in file.keys()}
         text = header["tokenizer.json"]
         fits = tokenizer_hash(parse_tokenizer(text)) == facts["tokenizer"]
-    except Exception:  # of safetensors, of JSON, and the bare ones of tokenizers
+    except Exception:  # those of safetensors and JSON, and plain ones of tokenizers
         raise ConfigError(
             f"{path}: not weights that `lccp export RUN NAME{SUFFIX}` wrote, or damaged; name another file"
         ) from None
@@ -81,7 +81,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """The SHA-256 of tensors by name: dtypes, shapes and bytes."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]  # one at a time: of a folder it is read here
+        tensor = tensors[name]  # one at a time: this reads it from a folder
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()

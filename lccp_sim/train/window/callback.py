@@ -1,7 +1,8 @@
-"""The monitors as a Lightning callback, in any Trainer and around any LightningModule.
+"""The monitors as a Lightning callback, for any Trainer and any LightningModule.
 
-A stranger says where the language model is, which tokenizer it reads, and how many tokens a step trains on; the windows
-are steps, because only the owner of a data loader knows what a step holds. Our own runs use run_callback.py.
+Users of another Trainer say where the language model is, which tokenizer it reads, and how many tokens a step trains
+on. Windows are steps, because only the owner of a data loader knows what a step holds. Our own runs use
+run_callback.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,24 +15,25 @@ from torch import nn
 
 from lccp_sim.config import Config
 from lccp_sim.data.pools import open_corpus
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.monitors.values import Moment
 from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
+from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
 
 
 class MonitorCallback(L.Callback):
-    """Lets `suite` measure `model(pl_module)` at its windows, and writes what it saw to `journal` and every logger.
+    """A callback that measures `model(pl_module)` by `suite` at its windows, for `journal` and every logger.
 
-    `model` gives a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In
-    another's Trainer rank 0 looks and the others wait; in our own runs all ranks look, see `MonitorSuite`. Its state
-    is in every checkpoint, so that a resumed run writes no record twice. What is in `after_window` is called on rank 0
-    once a window is written, before it is logged and saved, and gives the records that it wrote. `tell` hears how far a
-    window is. `axis`: see `run.tensorboard_axis`.
+    `model` returns a LanguageModel or a causal LM of `transformers`. `tokens_per_step` counts all ranks. In a user's
+    Trainer rank 0 measures and the others wait; in our own runs all ranks measure, see `MonitorSuite`. The callback's
+    state is in every checkpoint, so a resumed run writes no record twice. The functions in `after_window` are called on
+    rank 0 once a window is written, before it is logged and saved, and return the records that they wrote. `tell` gets
+    the progress of a window. `axis`: see `run.tensorboard_axis`.
     """
 
     def __init__(
@@ -61,19 +63,22 @@ class MonitorCallback(L.Callback):
         model: Callable[[Any], nn.Module] = lambda module: module.model,
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
+        window_tokens: Sequence[int] = (),
     ) -> "MonitorCallback":
         """The callback with the monitors and held-out text of a config (`lccp_sim.cli.check(["run=measure", ...])`).
 
-        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training.
-        Raises ConfigError where the text does not suffice or the tokenizer is unfit.
+        It writes to `directory`, where `lccp report` reads. `windows`: optimizer steps, 0 for before training;
+        `window_tokens`: token counts; each is measured at the first step that reaches it. Raises ConfigError if the
+        text does not suffice, the tokenizer is unfit, or the tokens per step are unknown.
         """
+        rule = "must be the tokens of an optimizer step over all ranks"
+        refuse(tokens_per_step <= 0, "tokens_per_step", tokens_per_step, rule)
         data = replace(config.data, tokenizer=replace(config.data.tokenizer, bos_token=bos_token))
         corpus = open_corpus(data, config.run.context_tokens, config.seed, Path(tokenizer))
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        suite = MonitorSuite(
-            config.monitors.watch, corpus, sorted(set(windows)), folder / REFERENCE, bf16=config.watched_in_bf16
-        )
+        steps = sorted({*windows, *(-(-count // tokens_per_step) for count in window_tokens)})
+        suite = MonitorSuite(config.monitors.watch, corpus, steps, folder / REFERENCE, bf16=config.watched_in_bf16)
         for note in suite.notes:
             say(f"warning: {note}")
         callback = cls(suite, Journal(folder), tokens_per_step, model, say)
@@ -82,22 +87,22 @@ class MonitorCallback(L.Callback):
 
     @property
     def state_key(self) -> str:
-        """As checkpoints have named this state from the first version on, so that they can be resumed."""
+        """The name of this state in checkpoints. It never changes, so that all can be resumed."""
         return "Monitors"
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: how long the files are at this moment."""
+        """For a checkpoint: the current lengths of the files."""
         return {"lengths": self.journal.lengths(), "seen_step": self.seen_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cuts the files back to the moment of the checkpoint."""
+        """Truncate the files to the moment of the checkpoint."""
         self.seen_step = state_dict["seen_step"]
         self.journal.truncate(state_dict["lengths"], self.seen_step)
         self.suite.recall(self.journal.directory / REFERENCE)
         self.history = HeadHistory(self.journal.records(), self.suite.windows)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The window at step 0, where it is one. Raises ConfigError where the records of another run would be lost."""
+        """Measure at step 0 if it is a window. Raises ConfigError if the records of another run would be lost."""
         if self.seen_step < 0 and self.journal.records():
             where = self.journal.directory
             raise ConfigError(f"{where}: holds records already; resume with ckpt_path, or name another directory")
@@ -106,29 +111,27 @@ class MonitorCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The window of an optimizer step, once."""
+        """Measure at an optimizer step if it is a window, once."""
         self._measure_if_due(trainer, pl_module)
 
     def _measure_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         if step > self.seen_step and step in self.suite.windows:
+            unwrapped(self.model(pl_module))  # refuse sharded weights on every rank, not only on one
             if trainer.is_global_zero:
                 self.window(trainer, pl_module)
             self.seen_step = step
             trainer.strategy.barrier("lccp monitors")
 
     def window(self, trainer: L.Trainer, module: Any, first: Sequence[Record] = ()) -> WindowResult:
-        """What was seen, once it is written (after the records `first`), logged, and said in one line."""
+        """Measure; write (after the records `first`), log and print the result, and return it."""
         step = trainer.global_step
         moment = Moment(step, step * self.tokens_per_step)
         model = adapted(self.model(module))
         if not model.num_heads and self.seen_step < 0:
             self.say(NO_HEADS)
         seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
-        self.journal.write([*first, *seen.records])
-        if seen.values:
-            self.journal.write_samples(step, seen.values)
-        self.journal.write_timing(seen.timing)
+        self.journal.write_window(step, [*first, *seen.records], seen.values, seen.timing)
         self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]

@@ -1,7 +1,7 @@
-"""What a look at a model sends through it, counted from the settings, and from there how long it will take here.
+"""The work of one measurement of a model, counted from the settings, and an estimate of its time on this machine.
 
-Texts of a length cost the same, so a text of each length is sent once and timed. Questionable: one text at a time,
-where the monitors send several; on a GPU, and for very short texts, the estimate is then too high. Scoring heads adds a
+Texts of equal length cost the same, so one text of each length is sent and timed. Design note: this sends one text at a
+time, but monitors send several; so the estimate is too high on a GPU, and for very short texts. Scoring heads adds a
 few percent (docs/monitors.md, Cost).
 """
 
@@ -16,16 +16,16 @@ from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.observing import evaluating, row_nll
 from lccp_sim.progress import Tell, clock
 
-SECONDS = 10.0  # for timing: once it has taken as long, longer texts are extrapolated
+SECONDS = 10.0  # limit of timing: after it, longer texts are extrapolated
 
 Kind = tuple[int, bool]  # tokens of a text, and whether all of them meet the head
 
 
 class TokenCount:
-    """What is done of one look: `sent` is told of each forward before it is made, and tells how far the look is.
+    """The progress of one measurement: `sent` gets each forward before it runs, and reports the progress.
 
-    `plan` says what each monitor sends. One of `world` processes sees its own share of the texts. `before`: words that
-    each line begins with; `whole`: where [0, 1] of this look lies in all that is to be done.
+    `plan`: the texts that each monitor sends. Each of `world` processes handles its own share of the texts. `before`:
+    the beginning of each line; `whole`: the interval within [0, 1] that this measurement takes of all work.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class TokenCount:
         self.name, self.texts, self.tokens, self.ended = "", 0, 0, 0.0
 
     def begin(self, name: str) -> None:
-        """None; from now on it is monitor `name` that sends, and those before it are done."""
+        """Start monitor `name`; those before it are done."""
         self.ended += self._of(self.name)
         self.name, self.texts, self.tokens = name, 0, 0
 
     def sent(self, texts: int, tokens: int) -> None:
-        """None; tells of the texts before these, which are on their way."""
+        """Report the texts before these, which are about to be sent."""
         own = self.plan.get(self.name, [])
         known = round(sum(each.sequences for each in own))
         of = f"{min(self.texts, known):,} of {known:,} texts" if known else f"{self.texts:,} texts"
@@ -61,7 +61,7 @@ class TokenCount:
 
 
 def kinds(watch: Mapping[str, Monitor]) -> dict[str, dict[Kind, float]]:
-    """How many texts of each kind each monitor sends in a first look; one that is learned from counts as three."""
+    """The texts of each kind that each monitor sends at a first window; a training text counts as three."""
     found: dict[str, dict[Kind, float]] = {}
     for name, monitor in watch.items():
         of: dict[Kind, float] = {}
@@ -80,9 +80,9 @@ def timed(
     limit: float = SECONDS,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[Kind, float]:
-    """Seconds of a forward of one text of each kind, shorter ones first, until that has taken `limit` seconds.
+    """Seconds of a forward of one text of each kind, shorter texts first, until timing has taken `limit` seconds.
 
-    `tokens` int64 [n] are repeated to fill the texts. The rest is extrapolated by `longer`.
+    `tokens` (int64 [n]) are repeated to fill the texts. `longer` extrapolates the rest.
     """
     found: dict[Kind, float] = {}
     began, ordered = now(), sorted(set(wanted))
@@ -93,7 +93,7 @@ def timed(
                 found[length, head] = longer(found, length, head)
                 continue
             row_BT = torch.from_numpy(np.resize(tokens, (1, length + 1))).to(device)
-            for _ in range(2 if i == 0 else 1):  # the first forward of all also warms up
+            for _ in range(2 if i == 0 else 1):  # the very first forward is a warm-up
                 start = now()
                 if head:
                     row_nll(model, row_BT)
@@ -106,9 +106,9 @@ def timed(
 
 
 def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
-    """Seconds of a longer text, by the seconds a token of shorter ones: they grow with the length, in a line.
+    """Seconds of a longer text, extrapolated from shorter texts: seconds per token grow linearly with length.
 
-    Those without the head stand in where none with it was timed, and the other way round.
+    If no text with the head was timed, texts without it are used, and vice versa.
     """
     alike = {kind: seconds for kind, seconds in found.items() if kind[1] == head} or found
     rates = {n: seconds / n for (n, _), seconds in alike.items()}
@@ -121,12 +121,12 @@ def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
 
 
 def expected_seconds(watch: Mapping[str, Monitor], seconds: Mapping[Kind, float]) -> dict[str, float]:
-    """Seconds of each monitor in a first look."""
+    """Seconds of each monitor at a first window."""
     return {name: sum(n * seconds[kind] for kind, n in of.items()) for name, of in kinds(watch).items()}
 
 
 def estimate(model: LanguageModel, watch: Mapping[str, Monitor], tokens: np.ndarray, bf16: bool, looks: int) -> str:
-    """A line for a person: how long `looks` looks like the first will take, monitor by monitor."""
+    """A line for the user: the time of `looks` measurements like the first, monitor by monitor."""
     found = expected_seconds(watch, timed(model, {kind for of in kinds(watch).values() for kind in of}, tokens, bf16))
     each = ", ".join(f"{name} {clock(s)}" for name, s in sorted(found.items(), key=lambda item: -item[1]))
     many = f" for each of {looks} checkpoints" if looks > 1 else ""

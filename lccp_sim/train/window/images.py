@@ -1,7 +1,7 @@
 """The maps of a window as images for TensorBoard: needle by depth and length, probe by task and length, heads.
 
-Needles are judged by the headline span, the tokens of the value. Heads have a map for each set of texts. The colours of
-a map have the same limits at every window, so that its slider shows what changes.
+Needles are scored on the headline span, the tokens of the value, with dense attention. Heads have a map for each set of
+texts. The colours of a map have the same limits at every window, so that its slider shows the changes.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from lccp_sim.analysis.format import tokens
 from lccp_sim.analysis.metrics import CATALOGUE, DOWN, Metric
 from lccp_sim.records import HEADLINE, Record
 
-MAPS = {  # metric -> tags of rows and columns, and the value at which the colours end
+MAPS = {  # metric -> tags of rows and columns, and the largest value of the colour scale
     "needle/hit_frac": ("depth", "length", 1.0),
     "needle/answer_nll_nats": ("depth", "length", 8.0),
     "heads/copy_hard_frac": ("layer", "head", 1.0),
@@ -21,12 +21,12 @@ DPI = 110
 
 
 def window_maps(records: list[Record]) -> dict[str, tuple[Metric, pd.DataFrame]]:
-    """The metric and the grid of each map, rows and columns named by their tags, by the image's name."""
+    """{image name: (metric, grid)}, with rows and columns named by their tags."""
     maps = {}
     for key, (row, column, _) in MAPS.items():
         found = [r for r in records if f"{r.monitor}/{r.metric}" == key and {row, column} <= r.tags.keys()]
         tuned = max((int(r.tags.get("sft_step", 0)) for r in found), default=0)
-        shown = {"span": HEADLINE, "sft_step": tuned}
+        shown = {"span": HEADLINE, "sft_step": tuned, "attention": "dense"}  # where a record has the tag
         cells = [r for r in found if all(r.tags.get(tag, value) == value for tag, value in shown.items())]
         for texts in sorted({str(r.tags.get("samples", "")) for r in cells}):
             name = "_".join(filter(None, (key.rpartition("_")[0], texts)))
@@ -37,7 +37,7 @@ def window_maps(records: list[Record]) -> dict[str, tuple[Metric, pd.DataFrame]]
 
 
 def window_images(records: list[Record]) -> dict[str, np.ndarray]:
-    """Images [height, width, 3] uint8 by name: a map with its axes, its scale, and the tokens after which it holds."""
+    """Images [height, width, 3] uint8 by name: a map with its axes, its scale, and the tokens of its window."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,12 +1,11 @@
-"""What the first look fixes for all later ones, as which tokens are key: found once, kept, read by whoever goes on.
+"""References: what the first window fixes for all later ones, such as the key tokens. Found once, kept, and reused.
 
-It lies in the run directory, `reference/<monitor>.npz`, and not in the checkpoints: each would hold it again, and those
-of another trainer have no place for it. It is written before the checkpoint of the first window, so a run that goes on
-finds it there, and one that begins anew overwrites it.
+A reference is in the run directory, `reference/<monitor>.npz`, not in the checkpoints: each would repeat it, and
+another trainer's checkpoints have no place for it. It is written before the checkpoint of the first window, so a
+resumed run finds it, and a run that starts over overwrites it.
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lccp_sim.analysis.run import tokenizer_rules
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.errors import ConfigError
@@ -30,9 +30,9 @@ from lccp_sim.train.saved.init import load_transformer
 
 
 def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any | None:
-    """The monitor's items with what `store` keeps of them; None where it keeps nothing, or what is about others.
+    """The monitor's items with their reference in `store`; None if there is none, or it belongs to other items.
 
-    Raises ConfigError where the file is damaged.
+    Raises ConfigError if the file is damaged.
     """
     path = store / f"{name}.npz"
     if not path.exists():
@@ -41,7 +41,9 @@ def read_reference(store: Path, name: str, monitor: Monitor, items: Any) -> Any 
         with np.load(path, allow_pickle=False) as arrays:
             kept = dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: damaged ({error}); put it back, or move the run away to start anew") from None
+        raise ConfigError(
+            f"{path}: damaged ({error}); restore it, or move the run directory away to start over"
+        ) from None
     return monitor.refer(items, kept)
 
 
@@ -54,10 +56,10 @@ def find_reference(
     corpus: Corpus,
     ranks: Ranks = ALONE,
 ) -> Any:
-    """The monitor's items with its reference, which `model` or the checkpoint `reference_from` gives; then kept.
+    """Find a monitor's reference by `model` or the checkpoint `reference_from`, keep it, and return the items with it.
 
-    The checkpoint is read and asked on rank 0 alone. Raises ConfigError where there is none, or it has another
-    tokenizer than the corpus.
+    Only rank 0 reads and runs the checkpoint. Raises ConfigError if there is none, or its tokenizer is not that of the
+    corpus.
     """
     key, source = _source(name, monitor)
     weight = next(model.parameters())
@@ -77,7 +79,7 @@ def find_reference(
 
 
 def check_sources(monitors: Mapping[str, Monitor], names: Iterable[str]) -> None:
-    """None, or ConfigError where a reference of these monitors is to come from a checkpoint that is not there."""
+    """Raise ConfigError if a reference of these monitors shall come from a checkpoint that does not exist."""
     for name in names:
         key, source = _source(name, monitors[name])
         if source != FIRST_WINDOW:
@@ -92,19 +94,19 @@ def _source(name: str, monitor: Monitor) -> tuple[str, str]:
 
 
 def _locate(name: str, key: str) -> Path:
-    """The path of a checkpoint: a folder or file of `transformers`, or what `run.init_from` could name."""
+    """The path of a checkpoint: a folder or file of `transformers`, or anything that `run.init_from` may name."""
     path = Path(name).expanduser()
     return path if is_checkpoint(path) else resolve(name, key)
 
 
 def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """The model of a checkpoint of ours (named as in `run.init_from`) or of `transformers`.
+    """The model of an lccp-sim checkpoint (named as in `run.init_from`) or of `transformers`.
 
-    Raises ConfigError, naming `key`, where there is none, or where it has another tokenizer than the corpus.
+    Raises ConfigError, naming `key`, if there is none, or its tokenizer is not that of the corpus.
     """
     path = _locate(name, key)
     if is_checkpoint(path):
-        _check(path, key, _rules(read_vocabulary(path).text) == _rules(corpus.tokenizer.to_str()))
+        _check(path, key, tokenizer_rules(read_vocabulary(path).text) == tokenizer_rules(corpus.tokenizer.to_str()))
         return load_checkpoint(path, dtype, str(device))
     content = read_checkpoint(path)
     _check(path, key, content["lccp"]["tokenizer"] == tokenizer_hash(corpus.tokenizer))
@@ -113,14 +115,9 @@ def load_language_model(name: str, corpus: Corpus, key: str, dtype: torch.dtype,
 
 def _check(path: Path, key: str, same: bool) -> None:
     if not same:
-        raise ConfigError(f"{key}: {path} has another tokenizer than the corpus, so other tokens; name another one")
-
-
-def _rules(tokenizer: str) -> list[Any]:
-    """What decides the ids of plain text in a tokenizer.json; templates and padding differ from copy to copy."""
-    parts = json.loads(tokenizer)
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"].get("merges", ())]
-    return [parts["model"]["vocab"], merges, parts["normalizer"], parts["pre_tokenizer"]]
+        raise ConfigError(
+            f"{key}: {path} has another tokenizer than the corpus, so its tokens differ; name another one"
+        )
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

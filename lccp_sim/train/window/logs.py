@@ -1,7 +1,7 @@
-"""Views of a window: scalars and images for Lightning's loggers, one line for a person.
+"""Views of a window: scalars and images for Lightning's loggers, one line for the user.
 
-Loggers show the few records that stand for a whole monitor; cells and heads go to records and images, never to scalars.
-TensorBoard, which draws a chart of each, is spared what only counts what other numbers rest on.
+Loggers show the few records that summarise a monitor; cells and heads go to records and images, never to scalars.
+TensorBoard, which draws a chart of each scalar, does not get mere sample counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from lccp_sim.train.window.images import window_images
 
 
 def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment, axis: str | None = None) -> None:
-    """None; whole-monitor records go to every logger under their overall names; `axis` is TensorBoard's, see `place`.
+    """Log overall records to every logger under their overall names. `axis` is TensorBoard's, see `place`.
 
-    Other loggers get the tokens as a number of their own.
+    Other loggers get the tokens as an additional number.
     """
     scalars = overall_values(records)
     for logger in loggers:
@@ -28,7 +28,7 @@ def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment
 
 
 def log_images(loggers: Sequence[Logger], records: list[Record], moment: Moment, axis: str | None = None) -> None:
-    """None; the maps of a window go to TensorBoard."""
+    """Log the maps of a window to TensorBoard."""
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     for name, image in (window_images(records) if boards else {}).items():
         for board in boards:
@@ -36,22 +36,22 @@ def log_images(loggers: Sequence[Logger], records: list[Record], moment: Moment,
 
 
 def place(moment: Moment, axis: str | None) -> int:
-    """Where a moment lies on TensorBoard's axis (`run.tensorboard_axis`): its tokens, or None for optimizer steps."""
+    """The position of a moment on TensorBoard's axis (`run.tensorboard_axis`): its tokens, or its optimizer step."""
     return moment.tokens if axis == "tokens" else moment.step
 
 
 def charted(scalars: Mapping[str, float]) -> dict[str, float]:
-    """The scalars that have a chart: all but tallies."""
+    """The scalars that have a chart: all except tallies."""
     return {name: value for name, value in scalars.items() if not metric_of(*name.split("/", 1)).tallies}
 
 
 def overall_values(records: list[Record]) -> dict[str, float]:
-    """The values of the few records that loggers show, those that stand for a whole monitor, by their names."""
+    """The values that loggers show, those of records that summarise a monitor, by their names."""
     return {name: r.value for r in records if (name := overall_name(r)) is not None}
 
 
 def headline(moment: Moment, records: list[Record], seconds: float) -> str:
-    """One line about a window for a person."""
+    """One line about a window for the user."""
     value = overall_values(records)
     parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]
     shown = (

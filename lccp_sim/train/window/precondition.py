@@ -1,7 +1,7 @@
-"""Is the base a base? Measured before step 0, with the RoPE that the base was trained with.
+"""The precondition of LCCP: is the base a usable base? Measured before step 0, with the base's own RoPE.
 
 LCCP amplifies retrieval that pre-training made. A base that cannot retrieve in its own context, or cannot copy an
-unmarked span, would show how heads form instead; the run says so, records it, and goes on.
+unmarked span, would show how heads form instead; the run reports this, records it, and continues.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from lccp_sim.records import Record, overall_name
 from lccp_sim.train.saved.init import Start
 from lccp_sim.train.window.suite import MonitorSuite
 
-UNEVEN = 1.5  # times the base's largest load: from here on the new length loads experts otherwise
+UNEVEN = 1.5  # largest load over the base's: above it, the new length counts as loading experts differently
 
 
 def check_precondition(
     model: Transformer, corpus: Corpus, suite: MonitorSuite, start: Start, console: Console
 ) -> list[Record]:
-    """Records of monitor `precondition` at step 0, where there is a base and a needle and an induction monitor.
+    """Records of monitor `precondition` at step 0, if there are a base, a needle monitor and an induction monitor.
 
-    hit_frac: needles at the base's own context length, of the value (which counts) and of the whole sentence.
+    hit_frac: needles at the base's own context length, for the value (which counts) and for the full sentence.
     copy_nll_ratio: NLL of the second copy of a random span over that of the first.
     """
     needle = next((m for m in suite.monitors.values() if isinstance(m, Needle)), None)
@@ -54,7 +54,7 @@ def check_precondition(
     verdict = "met" if hit.value >= BASE_HIT and ratio <= COPY_RATIO else "NOT met"
     console.print(
         f"precondition {verdict}: the base, at its own context of {old} tokens, hits the value in {hit.value:.2f} of "
-        f"{hit.n} needles (needed {BASE_HIT}; the whole sentence in {sentence.value:.2f}) and copies an unmarked span: "
+        f"{hit.n} needles (needed {BASE_HIT}; the full sentence in {sentence.value:.2f}) and copies an unmarked span: "
         f"NLL {first.value:.2f} at first, {second.value:.2f} at the second copy (ratio {ratio:.2f}, needed "
         f"{COPY_RATIO} or less)"
     )
@@ -67,7 +67,7 @@ def check_precondition(
 
 @contextmanager
 def as_base(model: Transformer, start: Start) -> Iterator[None]:
-    """Gives the model the RoPE that its base was trained with, for a while."""
+    """Within the context, give the model the RoPE with which its base was trained."""
     here = model.frequencies, model.rope_scale
     model.frequencies, model.rope_scale = start.model.rope.frequencies(model.config.d_head)
     try:
@@ -79,17 +79,18 @@ def as_base(model: Transformer, start: Start) -> Iterator[None]:
 def check_load(
     model: Transformer, corpus: Corpus, suite: MonitorSuite, start: Start, context: int, console: Console
 ) -> None:
-    """Says how the experts share the load at the new context length, before step 1; a warning where they do not.
+    """Print how the experts share the load at the new context length before step 1; warn if the load is uneven.
 
-    Measured on texts of the routing monitor, so nothing is said without it. Beside it stands the load of the base at
-    its own length: a router that is even there may starve experts at positions that it has never seen.
+    It is measured on texts of the routing monitor, so without that monitor nothing is printed. The base's load at its
+    own length is printed for comparison: a router that is even there may starve experts at positions that it has never
+    seen.
     """
     routing = next((m for m in suite.monitors.values() if isinstance(m, Routing)), None)
     if routing is None:
         return
 
     def load(length: int) -> tuple[float, int]:
-        """The largest load over an even share, and the experts without a token, at a length."""
+        """The largest load over an even share, and the number of experts without a token, at a length."""
         at = dataclasses.replace(routing, context_tokens=length)
         items = at.prepare(corpus)
         with evaluating(model, suite.bf16):
@@ -109,7 +110,7 @@ def check_load(
         return
     said = f"at {context} tokens the largest is {largest:.2f} times an even one, {dead} experts have no token{base}"
     if dead > dead_before or (start.content is not None and largest > UNEVEN * before):
-        note = "the router does not carry over to this length; look at routing/load_max_frac before you train for long"
+        note = "the router does not carry over to this length; check routing/load_max_frac before a long run"
         console.print(f"warning: expert load before step 1: {said}; {note}", style="yellow", markup=False)
     else:
         console.print(f"expert load before step 1: {said}", markup=False)

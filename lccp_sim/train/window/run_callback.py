@@ -1,6 +1,6 @@
-"""The callback of our own runs: the monitors, and beside them the training records, the router bias, and saving.
+"""The callback of our own runs: the monitors, the training records, the router bias, and saving.
 
-Records are written before the checkpoint that knows their length, so a kill at any point loses at most what follows
+Records are written before the checkpoint that knows their length. So a kill at any point loses at most what follows
 the last checkpoint, and the resumed run writes the same bytes again.
 """
 
@@ -21,9 +21,9 @@ from lccp_sim.train.window.suite import MonitorSuite
 
 
 class RunCallback(MonitorCallback):
-    """Runs `suite` at its windows during training, logs the loss every `log_every` steps, saves on a signal.
+    """A callback that runs `suite` at its windows, logs the loss every `log_every` steps, and saves on a signal.
 
-    `say(line)` prints a line for a person.
+    `say(line)` prints a line for the user.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class RunCallback(MonitorCallback):
 
     @property
     def state_key(self) -> str:
-        """As checkpoints have named this state from the first version on, so that they can be resumed."""
+        """The name of this state in checkpoints. It never changes, so that all can be resumed."""
         return "Observe"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The window at step 0; SIGTERM and SIGUSR1 from now on end the run after the step at hand."""
+        """Measure at step 0. From now on SIGTERM and SIGUSR1 end the run after the current step."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         if trainer.global_step == 0 and self.seen_step < 0:
@@ -48,7 +48,7 @@ class RunCallback(MonitorCallback):
         self.clock = (trainer.global_step, time.perf_counter())
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What the loggers hold back goes to disk, so that a kill loses nothing of before the checkpoint."""
+        """Flush the loggers, so that a kill loses nothing from before the checkpoint."""
         for logger in trainer.loggers:
             logger.save()
 
@@ -58,13 +58,14 @@ class RunCallback(MonitorCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step: router bias, training records, the window, and a stop where one was asked for."""
+        """After an optimizer step: router bias, training records, the window, and a stop if a signal requested it."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         assert isinstance(pl_module, LccpModule)
         pl_module.update_router_bias()
         step = trainer.global_step
         records = self._training(trainer, pl_module) if step % self.log_every == 0 else []
+        records += self._attention(pl_module, step)
         if step in self.suite.windows:
             self._log_time(trainer)
             self._window(trainer, pl_module, records)
@@ -75,7 +76,7 @@ class RunCallback(MonitorCallback):
         number = pl_module.ranks.agree(self.signalled) if step < trainer.max_steps else 0
         if number:
             trainer.save_checkpoint(self._path(f"last-{step:08d}"))
-            self.say(f"{signal.Signals(number).name}: saved step {step}; the same command goes on from here")
+            self.say(f"{signal.Signals(number).name}: saved step {step}; the same command continues from here")
             trainer.should_stop = True
 
     def _path(self, name: str) -> Any:
@@ -93,6 +94,15 @@ class RunCallback(MonitorCallback):
         moment = Moment(trainer.global_step, trainer.global_step * self.tokens_per_step)
         return [Record(*moment, "training", "train", metric, value, 1) for metric, value in numbers.items()]
 
+    def _attention(self, module: LccpModule, step: int) -> list[Record]:
+        """The share of layers with dense attention in the step that just ended, if it differs from the step before."""
+        attention, layers = module.config.model.attention, module.config.model.num_layers
+        if attention is None or (step > 1 and module.sparse(step - 2) == module.sparse(step - 1)):
+            return []
+        sparse = sum(attention.at(layer, layers) is not None for layer in range(layers)) * module.sparse(step - 1)
+        moment = Moment(step, step * self.tokens_per_step)
+        return [Record(*moment, "training", "train", "dense_attention_frac", 1 - sparse / layers, layers)]
+
     def _log_time(self, trainer: L.Trainer) -> None:
         step, (since, clock) = trainer.global_step, self.clock
         seconds = round(time.perf_counter() - clock, 4)
@@ -101,6 +111,6 @@ class RunCallback(MonitorCallback):
         self.journal.write_timing([row | {"forward_tokens": tokens}])
 
     def _window(self, trainer: L.Trainer, module: Any, training: Sequence[Record] = ()) -> None:
-        """Look, write (the step's training records, too), save."""
+        """Measure, write (the step's training records, too), save."""
         self.window(trainer, module, training)
         trainer.save_checkpoint(self._path(f"window-{trainer.global_step:08d}"))

@@ -1,9 +1,9 @@
-"""After each window: has the run gained what it can, and what would the next doubling of its tokens buy?
+"""The stopping rule after each window: is the run saturated, and what would the next doubling of its tokens buy?
 
-The run's own records are read back, and each watched metric is judged by the saturation rule (analysis/stats/rule.py).
-What a reader would question: the run acts only where *every* watched metric is saturated, because a hit that has
-levelled alone is what deceptive saturation looks like. Once a decay has begun nothing is judged any more: the rule
-foretells what a doubling buys under the learning rate as it is.
+The run's own records are read back, and the saturation rule (analysis/stats/rule.py) judges each metric of
+`run.stopping.watch`. Design note: the run acts only if *every* such metric is saturated, because deceptive saturation
+shows as a hit that has levelled alone. Once a decay has begun nothing is judged any more: the rule predicts what a
+doubling buys under the current learning rate.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "s
 
 @dataclass(frozen=True)
 class Judged:
-    """What the rule says of one watched metric, over so many windows."""
+    """The rule's verdict on one metric, over this many windows."""
 
     watch: str
     windows: int
@@ -39,12 +39,11 @@ class Judged:
 
 
 class Stopping(L.Callback):
-    """Judges the metrics of `settings` after each window of `monitors`, and warns, decays or stops.
+    """A callback that judges the metrics of `settings` after each window of `monitors`, and warns, decays or stops.
 
-    `look` must be in the `after_window` of `monitors`, to whose journal it writes, and after which it must stand in the
-    Trainer's callbacks. Under DDP rank 0
-    judges. Its state is in every checkpoint: a decay that began goes on after a resume. In a decay the rate of each
-    parameter group is linear from what it was to zero, whatever a scheduler says.
+    `look` must be in the `after_window` of `monitors`, to whose journal it writes; the Trainer's callbacks must list
+    `monitors` first. Under DDP rank 0 judges. Its state is in every checkpoint, so a decay continues after a resume. In
+    a decay the rate of each parameter group falls linearly to zero from its current value, whatever a scheduler says.
     """
 
     def __init__(self, settings: StoppingConfig, monitors: MonitorCallback):
@@ -54,44 +53,44 @@ class Stopping(L.Callback):
         self.rates: list[float] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises ConfigError where the window of a step would come after the decision about it."""
+        """Raise ConfigError if the window of a step would come after the decision about it."""
         order: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self.monitors not in order[: order.index(self)]:
-            raise ConfigError("callbacks: Stopping stands before its MonitorCallback, or without; put it after them")
+            raise ConfigError("callbacks: Stopping comes before its MonitorCallback, or without it; put it after that")
         if self.look not in self.monitors.after_window:
-            raise ConfigError("callbacks: no window tells Stopping; set monitors.after_window = [stopping.look]")
+            raise ConfigError("callbacks: Stopping gets no windows; set monitors.after_window = [stopping.look]")
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: what was decided, and the rates that a decay began from."""
+        """For a checkpoint: the decisions, and the rates from which a decay began."""
         return {"action": self.settings.action, "since": self.since, "ends": self.ends, "rates": self.rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What was decided under another action does not hold any more."""
+        """Restore the decisions, except those under another action."""
         if state_dict["action"] == self.settings.action:
             self.since, self.ends, self.rates = (state_dict[key] for key in ("since", "ends", "rates"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A decision that was restored holds from the first step on."""
+        """Apply a restored decision from the first step on."""
         self._plan(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """All ranks learn what was decided at a window, and stop where the run ends."""
+        """Share a window's decision with all ranks, and stop at the end of the run."""
         if trainer.global_step in self.monitors.suite.windows:
             decided = trainer.strategy.broadcast((self.since, self.ends, self.rates))
             self.since, self.ends, self.rates = decided
         self._plan(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """In a decay: the rates of the update at hand."""
+        """In a decay, set the rates of the current update."""
         if self.rates and self.since is not None and self.ends is not None:
             factor = max(0.0, 1 - (trainer.global_step - self.since) / (self.ends - self.since))
             for group, rate in zip(_groups(trainer), self.rates, strict=True):
                 group["lr"] = rate * factor
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
-        """The records of what is judged, once written; it acts where all that is watched is saturated."""
+        """Judge the metrics, write the records and return them; act if all metrics are saturated."""
         if self.since is not None:
             return []
         began, journal, windows = time.perf_counter(), self.monitors.journal, self.monitors.suite.windows
@@ -122,11 +121,11 @@ class Stopping(L.Callback):
             self.ends += steps
             self.rates = [float(group["lr"]) for group in _groups(trainer)]
             what = f"the learning rate falls to zero within {steps * self.monitors.tokens_per_step:,} tokens"
-        self.monitors.say(f"{self.settings.action}: all that run.stopping.watch names is saturated; {what}")
+        self.monitors.say(f"{self.settings.action}: every metric of run.stopping.watch is saturated; {what}")
         self._plan(trainer)
 
     def _plan(self, trainer: L.Trainer) -> None:
-        """The step at which the run ends becomes its last window; once it is there, the run stops."""
+        """Make the step at which the run ends its last window, and stop there."""
         if self.ends is None or 0 <= trainer.max_steps < self.ends:
             return
         windows = self.monitors.suite.windows
@@ -139,11 +138,13 @@ def _groups(trainer: L.Trainer) -> list[dict[str, Any]]:
 
 
 def judge(run: RunData, settings: StoppingConfig, windows: Sequence[int]) -> list[Judged]:
-    """What the rule says of each watched metric of a run, from the records of `windows` (steps) alone.
+    """The rule's verdict on each metric of a run, from the records of `windows` (steps) alone.
 
-    The end of a run that was extended later is no window of the longer one: an extended run equals a longer one.
+    The end of a run that was extended later is not a window of the longer run: an extended run equals a longer one.
     """
-    kept = run.records.step.isin(list(windows)) | (run.records.monitor == "train")  # the rate is logged at other steps
+    kept = run.records.step.isin(list(windows)) | (
+        run.records.monitor == "train"
+    )  # the learning rate is logged at other steps
     run = dataclasses.replace(run, records=run.records[kept])
     probe = None if settings.probe_margin is None else probe_stays(run, settings.probe_margin)
     return [_judge(run, watch, settings.eps, probe) for watch in settings.watch]
@@ -155,12 +156,12 @@ def _judge(run: RunData, watch: str, eps: float, probe: Equivalence | None) -> J
         return Judged(watch, len(curve.tokens_W), decide(curve, eps, probe))
     of_monitor = run.records[run.records.monitor == watch.partition("/")[0]]
     known = sorted(f"{watch.partition('/')[0]}/{metric}" for metric in of_monitor.metric.unique())
-    reason = f"no records yet that stand for the whole monitor{nearest(watch, known)}"
+    reason = f"no overall records of the monitor yet{nearest(watch, known)}"
     return Judged(watch, 0, Decision("not enough points", None, None, 0.0, None, [reason]))
 
 
 def records_of(judged: Sequence[Judged], moment: Moment) -> list[Record]:
-    """saturated_frac of all that is watched, and of each metric 0 or 1 and the gain that a doubling is to bring."""
+    """saturated_frac over all metrics, and for each metric 0 or 1 and the predicted gain of a doubling."""
     saturated = [float(each.decision.verdict == "saturated") for each in judged]
     share = sum(saturated) / len(saturated)
     records = [Record(*moment, "training", "stopping", "saturated_frac", share, len(judged))]
@@ -174,7 +175,7 @@ def records_of(judged: Sequence[Judged], moment: Moment) -> list[Record]:
 
 
 def rows_of(judged: Sequence[Judged], moment: Moment, action: str | None) -> list[dict[str, Any]]:
-    """The decisions of a window as rows of decisions.jsonl; `action` is what the run does, None where it goes on."""
+    """The decisions of a window as rows of decisions.jsonl. `action`: the run's action, None if it continues."""
     rows = []
     for each in judged:
         plain = {name: value for name, value in vars(each.decision).items() if name != "gain"}
@@ -190,9 +191,9 @@ def _finite(value: float | None) -> float | None:
 
 
 def advice(each: Judged, moment: Moment, pace: float | None) -> str:
-    """One line for a person: stop or train on, and what the next doubling of tokens buys at what cost.
+    """One line for the user: stop or train on, and what the next doubling of tokens buys at what cost.
 
-    `pace`: seconds that the run took a token, monitors included; None where nobody measured it.
+    `pace`: seconds per token of the run so far, monitors included; None if it was not measured.
     """
     said, hours = each.decision, "" if pace is None else f" and {number(pace * moment.tokens / 3600)} h at this speed"
     held = f" since {tokens(said.since_tokens)} tokens" if said.since_tokens is not None else ""
@@ -201,11 +202,11 @@ def advice(each: Judged, moment: Moment, pace: float | None) -> str:
 
 
 def unit(watch: str) -> str:
-    """The unit of a metric, which is its suffix."""
+    """The unit of a metric: its suffix."""
     return watch.rpartition("_")[2]
 
 
 def seconds_per_token(run: RunData) -> float | None:
-    """Seconds that training and monitors took a token so far, or None where the training was not timed."""
+    """Seconds per token of training and monitors so far, or None if training was not timed."""
     trained = run.timing[run.timing.what == "train"].forward_tokens.sum()
     return float(run.timing.seconds.sum() / trained) if trained else None

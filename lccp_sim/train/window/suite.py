@@ -5,8 +5,9 @@ windows (initial heads, overlap) is a pure function of the records before, which
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lccp_sim.analysis.stats.heads import initial_heads, mean_score, rank_correl
 from lccp_sim.config import top_k
 from lccp_sim.data.pools import Corpus
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.lighthouse import LighthouseAttention
+from lccp_sim.models.taps import attending_as_trained
 from lccp_sim.monitors import Monitor
 from lccp_sim.monitors.observing import counting, evaluating
 from lccp_sim.monitors.values import Moment, Value
@@ -29,6 +32,8 @@ from lccp_sim.train.window.key_tokens import find_reference, read_reference
 NO_HEADS = (
     "warning: the model has layers without attention that can be scored, so head scores are left out, and interventions"
 )
+
+AS_TRAINED = " as trained"  # after the name of a monitor that measures with the attention of training
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class MonitorSuite:
     """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
 
     What the first look fixes for all later ones (`key_tokens.py`) is written to the folder `store`, if any. With
-    `bf16` the monitors see the model in bf16. `tell` hears how far the preparing of the items is.
+    `bf16` the monitors see the model in bf16. `tell` hears how far the preparing of the items is. Where training is
+    sparse by `beside`, what can be is measured with that attention, too: records alone, tagged attention=training.
     `notes`: what a person should know about the items, a line each.
     """
 
@@ -57,8 +63,9 @@ class MonitorSuite:
         ranks: Ranks = ALONE,
         bf16: bool = False,
         tell: Tell = silent,
+        beside: LighthouseAttention | None = None,
     ):
-        self.monitors, self.windows, self.ranks, self.bf16 = monitors, windows, ranks, bf16
+        self.monitors, self.windows, self.ranks, self.bf16, self.beside = monitors, windows, ranks, bf16, beside
         self.items: dict[str, Any] = {}
         for number, (name, monitor) in enumerate(monitors.items()):
             tell(f"preparing {name}: monitor {number + 1} of {len(monitors)}", number / len(monitors))
@@ -76,9 +83,14 @@ class MonitorSuite:
                 self.unreferenced.remove(name)
 
     def due(self, step: int) -> list[str]:
-        """The monitors that look at the window at `step`; at the last window all do."""
-        index = self.windows.index(step)
-        return [n for n, m in self.monitors.items() if index % m.every == 0 or step == self.windows[-1]]
+        """The monitors that measure at `step`: those of its window, or all where there is none."""
+        if step not in self.windows:
+            return list(self.monitors)
+        return self.due_at(self.windows.index(step), step == self.windows[-1])
+
+    def due_at(self, index: int, last: bool) -> list[str]:
+        """The monitors that measure in window number `index`; in the last one all do."""
+        return [name for name, monitor in self.monitors.items() if index % monitor.every == 0 or last]
 
     def measure(
         self,
@@ -88,28 +100,40 @@ class MonitorSuite:
         tell: Tell = silent,
         before: str = "",
         whole: tuple[float, float] = (0.0, 1.0),
+        due: Sequence[str] | None = None,
     ) -> WindowResult:
-        """Everything that is due; at a step that is no window, everything.
+        """What the monitors `due` see; those of `self.due` where that is None.
 
         The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
         its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
         """
-        due = self.due(moment.step) if moment.step in self.windows else list(self.monitors)
+        due = self.due(moment.step) if due is None else due
         plan = {name: self.monitors[name].passes() for name in due}
         for name in set(due).intersection(self.unreferenced):
             plan[name] += self.monitors[name].reference_passes()
+        beside = [name for name in due if self.monitors[name].beside] if self._trains_sparsely(moment) else []
+        plan |= {f"{name}{AS_TRAINED}": self.monitors[name].passes() for name in beside}
         count = TokenCount(plan, tell, self.ranks.world, before, whole)
         with together(model, self.ranks):
             seen = [self._measure(name, model, moment, count) for name in due]
+            seen += [self._measure(name, model, moment, count, as_trained=True) for name in beside]
         records = [record for each in seen for record in each.records]
         values = [value for each in seen for value in each.values]
         timing = [row for each in seen for row in each.timing]
         return WindowResult(records + history.compare(records, moment), values, timing)
 
-    def _measure(self, name: str, model: LanguageModel, moment: Moment, count: TokenCount) -> WindowResult:
-        monitor, start = self.monitors[name], time.perf_counter()
-        count.begin(name)
-        with evaluating(model, self.bf16), counting(model, count.sent) as tokens:
+    def _trains_sparsely(self, moment: Moment) -> bool:
+        """Whether the last step before a moment, or at step 0 the first, was sparse, and this is to be measured."""
+        began = moment.tokens - moment.tokens // max(1, moment.step)
+        return self.beside is not None and self.beside.sparse(began)
+
+    def _measure(
+        self, name: str, model: LanguageModel, moment: Moment, count: TokenCount, as_trained: bool = False
+    ) -> WindowResult:
+        monitor, start, title = self.monitors[name], time.perf_counter(), f"{name}{AS_TRAINED if as_trained else ''}"
+        count.begin(title)
+        attending = attending_as_trained(model) if as_trained else nullcontext()
+        with evaluating(model, self.bf16), attending, counting(model, count.sent) as tokens:
             if name in self.unreferenced:
                 found = find_reference(self.store, name, monitor, self.items[name], model, self.corpus, self.ranks)
                 self.items[name] = found
@@ -117,9 +141,13 @@ class MonitorSuite:
             measured = monitor.score(model, self.items[name])
         records = monitor.aggregate(measured, moment)
         values = list(monitor.samples(measured))
+        if as_trained:  # heads are scored by dense attention alone
+            kept = [record for record in records if record.monitor != "heads"]
+            records = [replace(record, tags={**record.tags, "attention": "training"}) for record in kept]
+            values = []
         sent = sum(self.ranks.gather(lambda: tokens[0]))
         cost = {"seconds": round(time.perf_counter() - start, 4), "forward_tokens": sent}
-        return WindowResult(records, values, [moment._asdict() | {"what": f"monitor:{name}"} | cost])
+        return WindowResult(records, values, [moment._asdict() | {"what": f"monitor:{title}"} | cost])
 
 
 class HeadHistory:
@@ -129,7 +157,7 @@ class HeadHistory:
     that was extended later is none, so an extended run equals a longer one.
     """
 
-    def __init__(self, records: list[Record], windows: list[int]):
+    def __init__(self, records: list[Record], windows: Container[int]):
         self.windows = windows
         self.first: dict[str, np.ndarray] = {}
         self.previous: dict[str, np.ndarray] = {}

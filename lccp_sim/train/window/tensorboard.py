@@ -1,9 +1,9 @@
-"""What TensorBoard shows of a run beside scalars and images: a layout by tier, what was run, and the verdict so far.
+"""TensorBoard's contents in addition to scalars and images: a layout by tier, the config, and the verdict so far.
 
 All of it is written before the checkpoint of its window, so that a resumed run neither loses nor repeats it. The names
-of texts put the verdict first, because TensorBoard sorts them. What a reader would question: HPARAMS is written once,
-at the end, and names the final scalars as its metrics (a session without metrics is an empty row there); TensorBoard
-keeps the first config it reads, so what may change when a run is extended, run.tokens above all, is not among the keys.
+of texts put the verdict first, because TensorBoard sorts them. Design note: HPARAMS is written once, at the end, with
+the final scalars as its metrics (a session without metrics is an empty row there). TensorBoard keeps the first config
+that it reads, so keys that may change when a run is extended, above all run.tokens, are left out.
 """
 
 import json
@@ -28,16 +28,24 @@ from lccp_sim.records import OF_SENTENCE, TIERS, Record, overall_name
 from lccp_sim.train.window.callback import MonitorCallback
 from lccp_sim.train.window.logs import charted, overall_values, place
 
-ORDER = (*TIERS[1:], TIERS[0])  # what is measured first, then the training
+ORDER = (*TIERS[1:], TIERS[0])  # measurements first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
-CORPUS = ("source", "kind", "share", "documents", "tokens", "held_out_tokens", "cut_token_frac")  # as wide as the tab
+CORPUS = (
+    "source",
+    "kind",
+    "share",
+    "documents",
+    "tokens",
+    "held_out_tokens",
+    "cut_token_frac",
+)  # fits the width of the tab
 Charts = dict[str, dict[str, list[Any]]]
 
 
 class Board:
-    """Writes to TensorBoard after the windows of `monitors`; without one among the loggers, nothing.
+    """A writer to TensorBoard after the windows of `monitors`; does nothing if no logger is TensorBoard's.
 
-    The verdict is written at each window from which the rule can judge a signal, and at the last.
+    The verdict is written at each window from which the rule can judge a signal, and at the last window.
     `texts` go to the TEXT tab at the first window, by name, in Markdown. `keys` are the hyperparameters, and `train`
     the (tier, monitor, metric) of scalars that only later windows record.
     """
@@ -52,7 +60,7 @@ class Board:
         self.monitors, self.texts, self.keys, self.train = monitors, texts, keys, tuple(train)
 
     def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
-        """No records; what there is to show at this window is written."""
+        """Write this window's contents; return no records."""
         windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
         if not boards:
             return []
@@ -71,9 +79,9 @@ class Board:
         return []
 
     def _verdict(self, last: bool) -> str:
-        """The first screen so far in Markdown, or "" where the rule has too few windows for any signal.
+        """The first screen so far in Markdown, or "" if the rule has too few windows for any signal.
 
-        A fault in judging must not cost the run a checkpoint, so it is said.
+        A fault in judging must not cost the run a checkpoint, so it is only reported.
         """
         try:
             said: Verdict = first_screen(load_run(self.monitors.journal.directory))
@@ -85,12 +93,12 @@ class Board:
 
 
 def boards_of(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
-    """Those of TensorBoard."""
+    """The loggers that are TensorBoard's."""
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def log_charts(board: TensorBoardLogger, records: Iterable[Record], more: Iterable[tuple[str, str, str]] = ()) -> None:
-    """None; the scalars of `records`, and `more` (tier, monitor, metric), become charts of the Custom Scalars tab."""
+    """Make charts of the Custom Scalars tab from the scalars of `records` and `more` (tier, monitor, metric)."""
     records = list(records)
     tier = {name: r.tier for r in records if (name := overall_name(r)) is not None}
     scalars = [(tier[name], name.split("/", 1)) for name in charted(overall_values(records))]
@@ -99,10 +107,10 @@ def log_charts(board: TensorBoardLogger, records: Iterable[Record], more: Iterab
 
 
 def charts(scalars: Iterable[tuple[str, str, str]]) -> Charts:
-    """{tier: {title: ["Multiline", [tags]]}} of (tier, monitor, metric): one chart a metric, in the catalogue's order.
+    """{tier: {title: ["Multiline", [tags]]}} of (tier, monitor, metric): a chart per metric, in the catalogue's order.
 
-    The number of the whole answer sentence stands in the chart of the value's. TensorBoard takes a tag for the
-    beginning of a regular expression, hence the anchors.
+    The number of the full answer sentence shares the chart of the value's. TensorBoard matches a tag as a regular
+    expression at its beginning, hence the anchors.
     """
     order = {each.key: number for number, each in enumerate(METRICS)}
     rows = {scalar: metric_of(scalar[1], scalar[2].removeprefix(OF_SENTENCE)) for scalar in scalars}
@@ -123,7 +131,7 @@ def texts_of(config: Config, corpus: Corpus) -> dict[str, str]:
 
 
 def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines of a Markdown table: the columns CORPUS, a line a source."""
+    """The lines of a Markdown table: the columns CORPUS, one line per source."""
     plain: dict[str, Callable[[Any], str]] = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
     cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS] for row in rows]
     names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS]
@@ -131,7 +139,7 @@ def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def keys_of(config: Config) -> dict[str, Any]:
-    """The keys of a run that change its training, flat: numbers and words; what is neither is written as JSON."""
+    """The keys of a run that change its training, flat: numbers and text; other values as JSON."""
     flat = flatten({name: group for name, group in plain_config(config).items() if name != "monitors"})
     free = config_keys(*FREE)
     kept = {key: value for key, value in flat.items() if not is_one_of(key, free)}
