@@ -13,13 +13,14 @@ from rich.console import Console
 import lccp_sim.train.run as running
 from bench.publish_study import pack
 from bench.publish_study import page as publish
+from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.cli import main
 from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
 
-NAMES = "attention balance context extension masking mixture replicate rope scale schedule".split()
+NAMES = "attention balance context extension heads masking mixture post replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
 RATES = {"low": 1e-3, "high": 2e-3}
 FEW = ["run.tokens=2048", "monitors.perplexity=null"]
@@ -37,8 +38,10 @@ def test_a_shipped_study_is_of_known_keys_and_of_different_runs(name):
     for arm, words in study.arms.items():
         for base in study.base:
             check([f"run={base}", *shape_of_study(words)])
-        start = f"run.init_from={'between' if arm in study.between else 'base'}"
+        start = f"run.init_from={'between' if arm in study.between else f'base-{study.windows.get(arm)}'}"
         config = check([f"run={study.run}", *study.common, *words, start])
+        for run in study.then:
+            check([f"run={run}", *study.common, *words])
         places.add(run_directory(config, config.run.init_from))
     assert len(places) == len(study.arms)
     for words in study.between.values():
@@ -51,6 +54,13 @@ def test_every_study_runs_in_miniature(tmp_path, capsys):
         report = json.loads((tmp_path / "studies" / f"{name}-smoke" / "report.json").read_text())
         assert set(report["runs"]) == set(read_study(name).arms) and not report["failed"]
         assert {row["metric"] for row in report["results"]} >= {"needle/answer_nll_nats"}
+    post, heads = (
+        json.loads((tmp_path / "studies" / f"{n}-smoke" / "report.json").read_text()) for n in ("post", "heads")
+    )
+    assert list(post["after"]["stages"]) == ["at the window", "after fine-tuning", "after RL"]
+    assert sorted(post["after"]["windows"].values()) == [0, 1024, 2048, 3072, 4096, 6144] and heads["after"] is None
+    page = write_report(next(tmp_path.glob("smoke_rl-*")), tmp_path / "page").read_text()
+    assert "What each phase bought" in page and (tmp_path / "page" / "chain.png").exists()
     assert len(list(tmp_path.glob("smoke_study-*"))) < sum(len(read_study(name).arms) for name in NAMES), "shared arms"
 
 
@@ -163,6 +173,14 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
         ({"seeds": [0, 0]}, "study.seeds"),
         ({"metrics": ["hit"]}, "study.metrics='hit': must be monitor/metric"),
         ({"between": {"lo": []}}, "study.between"),
+        (
+            {"windows": {"low": 2000}},
+            "study.windows.low=2000: is no window of smoke_study, which has them at 0, 2048",
+        ),
+        ({"windows": {"low": 0}, "base": []}, "study.windows=.*: are those of a run; name it in study.base"),
+        ({"then": ["smoke_r"]}, "run=smoke_r: no such config"),
+        ({"trained": ["heads/spearman"]}, "study.trained=.*: must be some of study.metrics"),
+        ({"controls": {"low": "middle"}}, "study.controls=.*: must name arms, which are low, high"),
         ({"questions": "?"}, "did you mean 'question'"),
         ({"arms": {"low": ["optim.lrr=1"], "high": []}}, "did you mean 'lr'"),
         ({"arms": {"low": [], "high": ["run.threads=1"]}, "base": []}, "are one run; leave one out"),

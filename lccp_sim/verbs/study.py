@@ -6,8 +6,8 @@ everything. Design note: runs keep the names of their configs, so that studies w
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,15 @@ Places = dict[tuple[int, str], str]
 class Study:
     """One of configs/study/*.yaml. An arm, like every run, is a list of overrides as `lccp train` takes them.
 
-    `run` is trained for each arm and seed from the last run of the chain `base` (whose runs get the arm's model, but
-    not its RoPE). If `between` has the arm, a run with those overrides comes first. `common` applies to all runs.
-    `metrics` (monitor/metric): the columns of the results table. `note`: what does not follow from the study. `paper`:
-    whether the reference arm answers the findings of arXiv 2604.02650. `repeats`: runs of each arm and seed, which
-    differ only in the order of their data.
+    `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
+    its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
+    `windows` (training tokens) has the arms that start from an earlier window of that last run. `then` are runs that
+    each arm goes on through, with its overrides; results are those of the last one.
+    `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
+    whether the reference arm answers the findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on,
+    so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`:
+    runs of each arm and seed, which differ in the order of their data alone. `smoke`: keys that the miniature has in
+    place of these.
     """
 
     question: str
@@ -44,28 +48,50 @@ class Study:
     metrics: list[str]
     base: list[str] = field(default_factory=list)
     between: dict[str, Job] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+    then: list[str] = field(default_factory=list)
     common: Job = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     note: str = ""
     paper: bool = False
+    trained: list[str] = field(default_factory=list)
+    controls: dict[str, str] = field(default_factory=dict)
     repeats: int = 1
+    smoke: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = ", ".join(self.arms)
         refuse(not self.arms, "study.arms", {}, "is an empty axis; name at least one arm")
         refuse(self.reference not in self.arms, "study.reference", self.reference, f"must be one of the arms {names}")
-        stray = [name for name in self.between if name not in self.arms]
-        refuse(stray, "study.between", stray, f"must name arms, which are {names}")
+        arms: dict[str, Iterable[str]] = {
+            "between": self.between,
+            "windows": self.windows,
+            "controls": {*self.controls, *self.controls.values()},
+        }
+        for key, named in arms.items():
+            stray = [name for name in named if name not in self.arms]
+            refuse(stray, f"study.{key}", stray, f"must name arms, which are {names}")
+        refuse(
+            self.windows and not self.base, "study.windows", self.windows, "are those of a run; name it in study.base"
+        )
         seeds = self.seeds
         refuse(not seeds or len(set(seeds)) < len(seeds), "study.seeds", seeds, "must be one or more different seeds")
         refuse(self.repeats < 1, "study.repeats", self.repeats, "must be at least 1: runs of each arm and seed")
         for metric in self.metrics:
             refuse(not all(metric.partition("/")[::2]), "study.metrics", metric, "must be monitor/metric")
+        stray = [metric for metric in self.trained if metric not in self.metrics]
+        refuse(stray, "study.trained", stray, "must be some of study.metrics")
 
     def small(self) -> "Study":
-        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed only."""
+        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone.
+
+        `smoke` has the last word. Raises ConfigError where a key of it is none.
+        """
+        from lccp_sim.configure.parse import parse
+
         arms, between = ({arm: _small(words) for arm, words in each.items()} for each in (self.arms, self.between))
-        return replace(self, run="smoke_study", base=[], common=[], arms=arms, between=between, seeds=self.seeds[:1])
+        tiny = {"run": "smoke_study", "base": [], "common": [], "arms": arms, "between": between, "repeats": 1}
+        return parse(Study, asdict(self) | tiny | {"seeds": self.seeds[:1], "smoke": {}} | self.smoke, "study.smoke")
 
 
 def _small(words: Job) -> Job:
@@ -146,16 +172,28 @@ def study(
         raise ConfigError(f"study {name}: no run finished: {stages.failed[0] if stages.failed else 'none was begun'}")
     folder = root.expanduser() / "studies" / f"{name}{'-smoke' if smoke else ''}"
     texts, metrics = [plan.question, plan.note], plan.metrics
-    page = write_study(name, texts, plan.reference, metrics, runs, folder, stages.failed, plan.paper, again)
+    page = write_study(
+        name,
+        texts,
+        plan.reference,
+        metrics,
+        runs,
+        folder,
+        stages.failed,
+        plan.paper,
+        again,
+        plan.trained,
+        plan.controls,
+    )
     console.print(str(page), markup=False)
     return int(bool(stages.failed))
 
 
 @dataclass
 class Stages:
-    """The stages of a study: bases, runs in between, arms. `failed`: a line for each run that did not finish.
+    """Trains a study stage by stage: its bases, what lies between, its arms, what they go on through.
 
-    Arms that need the same run share it.
+    `failed`: a line for each run that is not finished. Arms that ask for the same run share it.
     """
 
     study: Study
@@ -172,28 +210,60 @@ class Stages:
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
-            (start,) = self.stage(self.jobs(base, self.shapes), start)
+            (start,) = self.stage(self.jobs(base, self.shapes), [start], anew=not start)
             if not start:
                 return [{}]
+        start |= {
+            (seed, arm): str(Path(where) / "checkpoints" / f"window-{self.window(arm):08d}.ckpt")
+            for (seed, arm), where in start.items()
+            if arm in plan.windows
+        }
         if plan.between:
-            (between,) = self.stage(self.jobs(plan.run, plan.between), start)
+            (between,) = self.stage(self.jobs(plan.run, plan.between), [start], anew=not plan.base)
             start |= between
-        ended = self.stage(self.jobs(plan.run, plan.arms), start, plan.repeats)
+        ended = self.stage(self.jobs(plan.run, plan.arms), [start] * plan.repeats, anew=not plan.base)
+        for run in plan.then:
+            ended = self.stage(self.jobs(run, plan.arms), ended, anew=False)
         return [
             {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
             for done in ended
         ]
 
     def check(self) -> None:
-        """Check and schedule the runs of all stages before the first starts. Raises ConfigError."""
+        """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts.
+
+        It prints what all of them take.
+        """
         plan = self.study
-        stages = [self.jobs(base, self.shapes) for base in plan.base]
-        stages += [self.jobs(plan.run, words) for words in (plan.between, plan.arms)]
-        arms = set(map(tuple, stages[-1].values()))
-        unique = dict.fromkeys(tuple(job) for jobs in stages for job in jobs.values())
-        times = {job: len(plan.seeds) * (plan.repeats if job in arms else 1) for job in unique}
-        flops = sum(times[job] * work_of(check(job, self.config_dir))[1] for job in unique)
-        self.schedule = Schedule(sum(times.values()), flops, time.time())
+        # Bases and what lies between are shared by arms of the same words, unless these begin at other windows.
+        shared = [self.jobs(base, self.shapes) for base in plan.base] + [self.jobs(plan.run, plan.between)]
+        times = {tuple(job): len(plan.seeds) for jobs in shared for job in jobs.values()}
+        own = [(self.jobs(run, plan.arms), plan.repeats * len(plan.seeds)) for run in (plan.run, *plan.then)]
+        for jobs, count in own:
+            starts = {(tuple(job), plan.windows.get(arm)) for arm, job in jobs.items()}
+            for job in {job for job, _ in starts}:
+                times[job] = count * sum(job == each for each, _ in starts)
+        works = {job: work_of(check(job, self.config_dir)) for job in times}
+        for arm in plan.windows:
+            self.window(arm)
+        tokens, flops = (sum(times[job] * works[job][place] for job in times) for place in (0, 1))
+        runs = sum(times.values())
+        self.console.print(
+            f"all stages: {runs} runs, {tokens:,.0f} training tokens, {flops:.2e} FLOPs of training; what is trained "
+            "already is not trained again"
+        )
+        self.schedule = Schedule(runs, flops, time.time())
+
+    def window(self, arm: str) -> int:
+        """The step of the base's window that an arm starts from. Raises ConfigError where it has none there."""
+        from lccp_sim.configure.load import windows_of
+
+        config = check(self.jobs(self.study.base[-1], self.shapes)[arm], self.config_dir)
+        steps, wanted = windows_of(config), self.study.windows[arm]
+        found = {step * config.run.batch_tokens: step for step in steps}
+        rule = f"is no window of {config.run.name}, which has them at {', '.join(map(str, found))} tokens"
+        refuse(wanted not in found, f"study.windows.{arm}", wanted, rule)
+        return found[wanted]
 
     @property
     def shapes(self) -> dict[str, Job]:
@@ -204,20 +274,20 @@ class Stages:
         """The overrides of a run for each arm, without seed and start."""
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
-    def stage(self, jobs: dict[str, Job], start: Places, repeats: int = 1) -> list[Places]:
-        """Train all repeats in one sweep; return, per repeat, the directories of the finished runs by seed and arm.
+    def stage(self, jobs: dict[str, Job], starts: Sequence[Places], anew: bool) -> list[Places]:
+        """Of each repeat the directories of the finished runs by seed and arm; all repeats are one sweep.
 
-        `start`: where each run starts from. A run without an entry starts from scratch, unless its base is missing:
-        then it is left out.
+        `starts`: of each repeat, what its runs go on from; what has no entry is left out, or starts `anew`.
         """
-        anew = not (start and self.study.base)
         wanted = {
             (repeat, seed, arm): (*words, f"seed={seed}", *_order(repeat, seed), f"run.root={self.root}", *began)
-            for repeat in range(repeats)
+            for repeat, start in enumerate(starts)
             for seed in self.study.seeds
             for arm, words in jobs.items()
             if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
         }
+        if not wanted:  # nothing of the stage before is finished
+            return [Places() for _ in starts]
         unique = list(dict.fromkeys(wanted.values()))
         ended = sweep(unique, self.launcher, self.retry, self.config_dir, self.schedule)
         outcomes = dict(zip(unique, ended, strict=True))
@@ -227,7 +297,7 @@ class Stages:
         done = {key: outcomes[job].directory for key, job in wanted.items() if outcomes[job].state == "finished"}
         return [
             {(seed, arm): where for (of, seed, arm), where in done.items() if of == repeat and where}
-            for repeat in range(repeats)
+            for repeat in range(len(starts))
         ]
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from lccp_sim.analysis.chain import chain_of
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import interval, number, setting, tagged, tokens
 from lccp_sim.analysis.metrics import LOG, shown
+from lccp_sim.analysis.report.chain import of_chain
 from lccp_sim.analysis.report.plots import (
     COLOURS,
     STYLE,
@@ -75,7 +77,9 @@ def write_comparison(
     over_runs, panels = deceptive(runs), gather(runs)
     groups = [(arm, pooled_over_seeds(arm)) for arm in arms(found) if len(arm) > 1]
     together, closer, ahead = correlations(panels), comparisons(panels), predictions(panels)
+    chain = of_chain(chain_of(runs))
     made = [
+        Section("The chain of runs", *chain),
         Section("Runs", [], [_runs(runs)]),
         Section("Metrics", [], [_metrics(found), _lags(found)]),
         Section("Over seeds", [], [_over_seeds(arm, over) for arm, over in groups]),
@@ -103,7 +107,8 @@ def write_comparison(
         "deceptive_index": to_json(over_runs),
     }
     tell("\n".join(page["summary"]))
-    return write_page(folder, page, [overlay] if overlay else [], data, tidy(runs))
+    drawings = [*([overlay] if overlay else []), *chain[0]]
+    return write_page(folder, page, drawings, data, tidy(runs))
 
 
 def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:

@@ -16,9 +16,11 @@ import jinja2
 import pandas as pd
 import yaml
 
+from lccp_sim.analysis.chain import phases_of
 from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.format import tokens
 from lccp_sim.analysis.report import paper, tables
+from lccp_sim.analysis.report.chain import of_chain
 from lccp_sim.analysis.report.figures import draw
 from lccp_sim.analysis.report.plots import Drawing
 from lccp_sim.analysis.report.tables import (
@@ -60,6 +62,7 @@ def write_report(
     found = examine(run)
     said = verdict(found)
     drawings = draw(found)
+    chain = Section("The chain of runs", *of_chain(phases_of(run)))
     planned = run.setting("run.tokens", run.tokens)
     length = f"checkpoints up to {tokens(run.tokens)} training tokens"
     if not run.measured:
@@ -77,11 +80,12 @@ def write_report(
         "shows": said.statements,
         "not_shown": said.not_shown,
         "precondition": said.precondition,
-        "sections": sections(found, drawings),
+        "sections": [*([chain] if chain.tables else []), *sections(found, drawings)],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         "warnings": list(dict.fromkeys(run.warnings)),
     }
-    written = write_page(folder, page, list(drawings.values()), numbers(found, said), tidy([run]))
+    pictures = [*drawings.values(), *chain.drawings]
+    written = write_page(folder, page, pictures, numbers(found, said), tidy([run]))
     tell(verdict_text(said))
     return written
 

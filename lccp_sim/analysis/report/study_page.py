@@ -14,8 +14,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
+from lccp_sim.analysis.forks import foretold, forks, least_error, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, labelled, metric_of
+from lccp_sim.analysis.report.after import foretold_table, scores_table, spreads_table, windows_table
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import (
@@ -65,12 +67,15 @@ def write_study(
     failed: Sequence[str],
     paper: bool = False,
     repeats: Sequence[Runs] = (),
+    trained: Sequence[str] = (),
+    controls: Mapping[str, str] | None = None,
 ) -> Path:
     """Write index.html, its Markdown, report.json, results.csv and records.parquet to `folder`; return the page's path.
 
-    `texts`: the question, and what does not follow. `runs`: finished runs by arm and seed. `failed`: a line for each
-    run that did not finish. `paper`: include the reference arm's answers to the paper's findings. `repeats`: the same
-    arms and seeds with other data orders, one entry per order.
+    `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
+    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
+    same arms and seeds with other orders of the data, one after another. `trained`: metrics that are no ability;
+    `controls`: arms that these are judged against, where it is not the reference.
     """
     curves = curves_of(runs, metrics)
     again = [curves_of(each, metrics) for each in repeats]
@@ -81,12 +86,22 @@ def write_study(
         _by_seed(runs[reference], [each.get(reference, {}) for each in repeats]) if paper and reference in runs else []
     )
     found, costs = (answers(told), stopping_costs(told)) if told else ([], [])
+    against = {arm: (controls or {}).get(arm, reference) for arm in runs if arm != reference} if trained else {}
+    judged = {
+        (arm, control): [row for row in results(curves, control, again) if row.arm == arm]
+        for arm, control in against.items()
+    }
+    left = forks(runs, repeats)
+    ahead, least, apart = (foretold(left), least_error(left), spreads(left)) if left else ([], None, [])
+    after = [windows_table(left), foretold_table(ahead, least), spreads_table(apart)] if left else []
     with matplotlib.rc_context(STYLE):
         figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
     made = [
         Section("The paper's findings", [], [answer_table(found, len(runs.get(reference, {})))]),
         Section("The cost of stopping", [], [cost_table(costs)]),
         Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
+        Section("After the window", [], after),
+        Section("What training for heads moves", [], [scores_table(judged, trained)]),
         Section("The effect of data order", [], [_order(still, len(repeats) + 1)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
@@ -122,6 +137,8 @@ def write_study(
         "answers": to_json(found),
         "stopping": to_json(costs),
         "repeats": to_json(still),
+        "after": to_json({"windows": left.windows, "stages": left.stages, "foretold": ahead, "least_error": least,
+                          "spreads": apart}) if left else None,
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": _names(runs), "again": [_names(each) for each in repeats],
     }  # fmt: skip

@@ -144,8 +144,8 @@ def targets(panels: Sequence[Panel]) -> list[tuple[str, str | None]]:
 
 
 def target_name(metric: str, task: str | None) -> Name:
-    """Return the name of a target's curve."""
-    return f"probe/{metric}" + (f"/{task}" if task else "")
+    """The name of a target's curve: of the probe, unless `metric` names a monitor, too."""
+    return (metric if "/" in metric else f"probe/{metric}") + (f"/{task}" if task else "")
 
 
 def tasks(panels: Sequence[Panel], metric: str) -> list[str]:

@@ -1,0 +1,86 @@
+"""The runs that a run comes from, each up to the window that the next one took over: base -> LCCP -> SFT -> RL.
+
+What a reader would question: a run knows its start by a path, so runs are found there, or beside the run where all were
+moved together. What is not found ends the chain.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lccp_sim.analysis.run import RunData, load_run
+from lccp_sim.errors import ConfigError
+
+KINDS = {"lm": "pre-training", "sft": "fine-tuning", "rl": "RL"}
+CHECKPOINT = re.compile(r"(.+)/checkpoints/[^/]*?(\d+)\.(?:ckpt|safetensors)")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run as a part of a chain: `tokens` of it count (those at the window that was taken over), after `before`."""
+
+    run: RunData
+    tokens: int
+    before: int = 0
+
+    @cached_property
+    def kind(self) -> str:
+        """What it learns: lm, sft, rl, ..."""
+        return str(self.run.setting("objective.kind", "lm"))
+
+    @property
+    def label(self) -> str:
+        """The same in words."""
+        return KINDS.get(self.kind, self.kind)
+
+
+def phases_of(run: RunData) -> list[Phase]:
+    """The phases of the chain that ends with `run`, first to last; of a run without a known start that run alone."""
+    found = [Phase(run, run.tokens)]
+    while (before := _start(found[0].run)) is not None and before.run.path.resolve() not in _paths(found):
+        found.insert(0, before)
+    ends = np.cumsum([0, *(phase.tokens for phase in found)])
+    return [Phase(each.run, each.tokens, int(end)) for each, end in zip(found, ends, strict=False)]
+
+
+def chain_of(runs: Sequence[RunData]) -> list[Phase]:
+    """The chain of which all these runs are phases; [] where there is none."""
+    for run in runs:
+        phases = phases_of(run)
+        if _paths(phases) >= {each.path.resolve() for each in runs}:
+            return phases
+    return []
+
+
+def _paths(phases: Sequence[Phase]) -> set[Path]:
+    return {phase.run.path.resolve() for phase in phases}
+
+
+def _start(run: RunData) -> Phase | None:
+    """The phase before a run; None where it starts from no run that is there."""
+    name = run.setting("run.init_from")
+    if not isinstance(name, str) or name.startswith("bundled:"):
+        return None
+    folder, step = (match[1], int(match[2])) if (match := CHECKPOINT.fullmatch(name)) else (name.rstrip("/"), None)
+    path = _found(Path(folder), run.path.resolve().parent)
+    if path is None:
+        return None
+    try:
+        start = load_run(path)
+    except ConfigError:  # weights of another origin
+        return None
+    reached = start.records if step is None else start.records[start.records.step == step]
+    return None if reached.empty else Phase(start, int(reached.tokens.max()))
+
+
+def _found(path: Path, beside: Path) -> Path | None:
+    """The run directory that a path, or a glob, means: there, else among the neighbours of the run that names it."""
+    for folder in (path.parent, beside):
+        hits = [hit for hit in folder.glob(path.name) if (hit / "records.jsonl").is_file()] if folder.is_dir() else []
+        if len(hits) == 1:
+            return hits[0]
+    return None

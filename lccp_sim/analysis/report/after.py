@@ -1,0 +1,100 @@
+"""What a study's page shows where its arms leave one run at several windows, and where arms train a score."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lccp_sim.analysis.forks import FIRST, Forks, over_few
+from lccp_sim.analysis.forks import Spread as StageSpread
+from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.report.tables import Table
+from lccp_sim.analysis.stats.arms import Result
+from lccp_sim.analysis.stats.prediction import Prediction
+
+
+def windows_table(found: Forks) -> Table:
+    """pass@1 by window and stage: means over seeds, with intervals over them."""
+    rows = []
+    for arm, window in sorted(found.windows.items(), key=lambda each: each[1]):
+        cells = [
+            interval(over_few(np.array([np.mean(own) for own in values[arm].values()]))) if arm in values else ""
+            for values in found.stages.values()
+        ]
+        rows.append([arm, tokens(window), *cells])
+    note = (
+        "Sampled answers to held-out questions, the same ones everywhere. Means over seeds with 95 % t intervals; a "
+        "seed's value is the mean of its repeats. Two of six intervals may well overlap and their arms differ: the "
+        "paired differences are under Results."
+    )
+    return Table("pass@1 by window", ["arm", "LCCP tokens", *found.stages], rows, note)
+
+
+def foretold_table(found: Sequence[Prediction], least: float | None) -> Table:
+    """Which monitor, read at the window, foretells the last pass@1 in seeds left out."""
+    rows = []
+    for row in found:
+        name = "pass@1 at the window" if row.monitor == FIRST else row.monitor
+        if row.ratio is None or row.mae is None or row.mae_tokens is None:
+            rows.append([name, str(row.windows), "", "", "", str(row.reason)])
+            continue
+        mae, alone = number(row.mae), number(row.mae_tokens)
+        rows.append([name, str(row.windows), mae, alone, number(row.ratio), f"{row.wins} of {row.runs} seeds"])
+    noise = (
+        f" Repeats of fine-tuning and RL alone give {number(least)}." if least is not None else " There are no repeats."
+    )
+    note = (
+        "Mean absolute error of the last pass@1, by a line fitted on the other seeds: from the monitor, and from log "
+        "tokens alone. Below 1 the monitor helps. With three seeds a win in all of them has probability 1/8 by chance, "
+        f"and this is one monitor of many.{noise}"
+    )
+    head = ["monitor at the window", "windows", "error", "from log tokens", "ratio", "better in"]
+    return Table("What foretells it", head, rows, note)
+
+
+def spreads_table(found: Sequence[StageSpread]) -> Table:
+    """Whether a phase washes the differences of windows out or widens them."""
+    rows = [
+        [
+            row.stage,
+            number(row.mean),
+            ", ".join(number(value) for value in row.by_seed.values()),
+            "" if row.noise is None else number(row.noise),
+            "" if row.change is None else interval(row.change),
+            row.said,
+        ]
+        for row in found
+    ]
+    note = (
+        "Standard deviation of pass@1 over windows, in each seed. Change: to the stage before, paired by seed, with "
+        "its 95 % t interval. Near a pass@1 of 1 windows come together because there is no room above. Spread of "
+        "repeats: what another order of the data does; it is a part of the standard deviation."
+    )
+    head = ["stage", "over windows", "by seed", "spread of repeats", "change", "differences"]
+    return Table("Does it wash out or widen?", head, rows, note)
+
+
+def scores_table(judged: Mapping[tuple[str, str], Sequence[Result]], trained: Sequence[str]) -> Table:
+    """Which trained scores and which abilities got better or worse; `judged`: the rows of (arm, its control)."""
+    cells = []
+    for (arm, control), rows in judged.items():
+        said = [
+            ", ".join(row.metric for row in rows if (row.metric in trained) == score and better(row) == way) or "none"
+            for score, way in ((True, 1), (False, 1), (False, -1))
+        ]
+        verdict = "ability" if said[1] != "none" else "only the score" if said[0] != "none" else "neither is shown"
+        cells.append([arm, control, *said, verdict])
+    note = (
+        "Against the control at the same seed: the 95 % interval of the paired difference excludes 0, and where there "
+        "are repeats the difference is larger than they reach. Not adjusted for the number of metrics. Scores are what "
+        f"some arm is trained on, or near to it ({', '.join(trained)}); they show no ability."
+    )
+    head = ["arm", "control", "scores up", "abilities up", "abilities down", "moved"]
+    return Table("Ability, or only the score?", head, cells, note, words=True)
+
+
+def better(row: Result) -> int:
+    """1 where an arm's metric is better than the control's, -1 where it is worse, 0 where neither is shown."""
+    apart = row.difference
+    if apart is None or row.inside or not (apart.above(0) or apart.below(0)):
+        return 0
+    return 1 if apart.above(0) == row.rising else -1
