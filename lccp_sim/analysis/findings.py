@@ -162,6 +162,9 @@ def examine_signals(run: RunData) -> Findings:
     for monitor in WHOLE:
         for metrics in groups("signal", monitor):
             found.add(monitor, metrics, {})
+    for (metric,) in groups("signal", "perplexity"):
+        for (source,) in values(run, "perplexity", metric, "source"):
+            found.add("perplexity", (metric,), {"source": source})
     found.steps_sft = _tuning_steps(run)
     for metrics in groups("signal", "probe") if found.steps_sft else ():
         found.add("probe", metrics, {}, of={"sft_step": found.steps_sft[-1]})

@@ -154,7 +154,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         check_sources(config.monitors.watch, suite.unreferenced)
     # Before a checkpoint is loaded: an objective compares with the weights that the run starts from.
     with shown(console) as tell:
-        tell(f"preparing objective {config.objective.kind}", 0.0)
+        if config.objective.needs_weights:
+            tell(f"preparing objective {config.objective.kind}", 0.0)
         rows_of_run = config.objective.rows(corpus, config, model)
     told = config.objective.notes(config, start.context_tokens)
     for note in told:

@@ -62,7 +62,7 @@ def test_report_json_has_one_row_a_metric(report):
     wanted = (
         "run finished tokens method verdict saturation after_hit correlations comparisons probe_stays heads forecast "
     )
-    wanted += "deceptive_index needle_span warnings"
+    wanted += "deceptive_index needle_span turning warnings"
     assert set(wanted.split()) == set(data)
     contract = set("monitor metric tags t50 t90 t95 law laws gain_per_doubling verdict".split())
     for row in data["saturation"]:

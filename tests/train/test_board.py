@@ -94,7 +94,7 @@ def test_counts_of_what_a_number_rests_on_have_no_chart_and_stay_in_the_records(
     tallies = {each.key for each in METRICS if each.tallies}
     assert tallies == {
         "heads/answer_tokens_count", "heads/null_heads_count", "perplexity/key_tokens_count",
-        "intervention/masked_heads_count",
+        "intervention/masked_heads_count", "train/pairs_count",
     }  # fmt: skip
     assert not {*tallies, "tokens"} & scalars(finished).keys()
     recorded = {overall_name(r) for r in read_records(finished / "records.jsonl")[0]}

@@ -282,5 +282,5 @@ def test_tensorboard_shows_few_scalars_and_four_images(finished: Path) -> None:
     assert [step for step, _ in tags["needle/hit_frac"]] == WINDOWS
     probed = {"probe/exact_match": [0, 6, 12]}  # every third window
     shown = {name: WINDOWS for name in ("needle/hit", "needle/answer_nll", "heads/copy_hard")}
-    assert images(finished) == shown | probed
+    assert images(finished) == shown | probed | {"heads/copy_hard_longbio": [0, 4, 8, 12]}
     assert {column for _, column in cells(finished)} >= tags.keys()

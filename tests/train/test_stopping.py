@@ -38,6 +38,11 @@ FEW = {f"monitors.{name}": None for name in ("induction", "intervention", "heads
 STEPS = [0, *(2 ** (j / 2) for j in range(12))]
 
 
+def ended(directory: Path) -> dict[str, Any]:
+    """What DONE holds, without the sum of itself."""
+    return {key: value for key, value in json.loads((directory / "DONE").read_text()).items() if key != "check"}
+
+
 def planted(directory: Path, levels: dict[str, Callable[[float], float]], noise: float = 0.01) -> Path:
     """Records and samples of 200 items whose means follow `levels` (of steps), at 13 windows of 1000 tokens a step."""
     rng, journal = np.random.default_rng(0), Journal(directory)
@@ -147,7 +152,7 @@ def test_a_run_stops_is_finished_and_goes_on_without_stopping(
     rule(6)
     whole = run({**keys(None), "run.name": "whole"})
     stopped = run(keys("stop"))
-    assert json.loads((stopped / "DONE").read_text()) == {"tokens": 6 * BATCH, "stopped_by": "stop"}
+    assert ended(stopped) == {"tokens": 6 * BATCH, "stopped_by": "stop"}
     assert records(whole).startswith(b"\n".join(without_stopping(stopped)))
     assert {row["step"]: row["action"] for row in rows(stopped)} == {0: None, 3: None, 4: None, 6: "stop"}
     assert main(["measure", str(stopped), "--check"]) == 0
@@ -157,7 +162,7 @@ def test_a_run_stops_is_finished_and_goes_on_without_stopping(
     assert say.file.getvalue().count(f"stopped it at {6 * BATCH:,} tokens; run.stopping=null trains on") == 2
     assert run(keys(None)) == stopped
     assert without_stopping(stopped) == records(whole).splitlines()
-    assert json.loads((stopped / "DONE").read_text()) == {"tokens": 12 * BATCH}
+    assert ended(stopped) == {"tokens": 12 * BATCH}
     assert all(torch.equal(value, final(whole)[key]) for key, value in final(stopped).items())
 
 
@@ -195,7 +200,7 @@ def test_a_decay_takes_the_rate_to_zero_and_ends_the_run(
     rates = learning_rates(decayed)
     assert [rates[step] for step in range(3, 10)] == pytest.approx([3e-3] * 5 + [2e-3, 1e-3])
     assert used == pytest.approx(rates) and max(rates) == 9
-    assert json.loads((decayed / "DONE").read_text()) == {"tokens": 9 * BATCH, "stopped_by": "decay"}
+    assert ended(decayed) == {"tokens": 9 * BATCH, "stopped_by": "decay"}
     assert {row["step"]: row["action"] for row in rows(decayed)} == {0: None, 3: None, 4: None, 6: "decay"}
     last = [r for r in read_records(decayed / "records.jsonl")[0] if r.step == 9]
     assert {r.monitor for r in last} == {"train", "needle", "heads", "perplexity"}
@@ -231,7 +236,7 @@ def test_a_decay_that_the_tokens_cut_short_goes_on_when_they_grow(
     rule(6)
     whole = run({**DECAY, "run.name": "whole"})
     short = run({**DECAY, "run.tokens": 7 * BATCH})
-    assert json.loads((short / "DONE").read_text()) == {"tokens": 7 * BATCH}
+    assert ended(short) == {"tokens": 7 * BATCH}
     assert run(DECAY) == short
     at_grid = [line for line in records(short).splitlines() if b'"step": 7,' not in line or b'"train"' in line]
     assert at_grid == records(whole).splitlines()
