@@ -122,6 +122,7 @@ def start(root: Path, words: Sequence[str], before: Callable[[], None] = lambda:
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(out, 2)
+        sys.stderr = os.fdopen(os.dup(out), "w", buffering=1)  # a test runner may have put its own there
         before()
         status = cli.main(list(words)) or 0
     except SystemExit as error:
