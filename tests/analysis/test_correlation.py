@@ -189,7 +189,7 @@ def test_two_runs_do_not_make_a_prediction_and_a_run_given_twice_is_one():
     assert (row.runs, row.mae, row.reason) == (
         2,
         None,
-        Absent("not enough runs", "2 runs have 2 windows of both, 3 are needed"),
+        Absent("not enough runs", "2 runs have 2 windows with both, 3 are needed"),
     )
     panels = gather([*runs, runs[0]])
     assert len(panels) == 2 and predictions([*panels, panels[0]]) == predictions(runs)

@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full"] * 2 + ["sliding"]},
         "must be full in every n-th layer"),
     "a window where none is": ("llama", {"sliding_window": 8}, "sliding_window=8: must be null"),
-    "no width": ("llama", {"hidden_size": None}, "config.json: has no hidden_size; put the whole config.json there"),
+    "no width": ("llama", {"hidden_size": None}, "config.json: has no hidden_size; put the complete config.json there"),
     "dynamic": (
         "llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
         "rope_type='dynamic': cannot be"),

@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "two windows": (
         {"attention": EXAMPLES["window"], "window_tokens": 8},
         {},
-        "model.attention.kind='window': stands beside model.window_tokens; remove one of them",
+        "model.attention.kind='window': repeats model.window_tokens; remove one of them",
     ),
     "a row that windows do not divide": (
         {"attention": {**SPARSE, "factor": 3}},

@@ -125,10 +125,10 @@ TWO = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 SAME: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "as it is": (PLAIN, lambda path: None, ""),
     "a byte order mark": (PLAIN, mark, ""),
-    "of a compiled model": (PLAIN, renamed(lambda key: f"_orig_mod.{key}"), "are named as a wrapped model"),
-    "compiled in parts": (TIED, renamed(inside), "are named as a wrapped model"),
-    "of a DDP model": (PLAIN, renamed(lambda key: f"module.{key}"), "are named as a wrapped model"),
-    "of a compiled DDP model": (PLAIN, renamed(lambda key: f"_orig_mod.module.{key}"), "are named as a wrapped model"),
+    "of a compiled model": (PLAIN, renamed(lambda key: f"_orig_mod.{key}"), "named as in a wrapped model"),
+    "compiled in parts": (TIED, renamed(inside), "named as in a wrapped model"),
+    "of a DDP model": (PLAIN, renamed(lambda key: f"module.{key}"), "named as in a wrapped model"),
+    "of a compiled DDP model": (PLAIN, renamed(lambda key: f"_orig_mod.module.{key}"), "named as in a wrapped model"),
     "without model.": (PLAIN, renamed(lambda key: key.removeprefix("model.")), ""),
     "of the base model alone": (TIED, renamed(lambda key: key.removeprefix("model.")), ""),
     "with model. twice": (PLAIN, renamed(lambda key: f"model.{key}"), ""),
@@ -187,10 +187,10 @@ LINEAR = {"rope_type": "linear", "factor": 4.0}
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no head": (
         PLAIN, lambda path: tensors(path, lambda held: {k: v for k, v in held.items() if k != HEAD}),
-        "lm_head.weight is not in the weights; where the model ties its head, put tie_word_embeddings=true into"),
+        "lm_head.weight is not in the weights; if the model ties its head, set tie_word_embeddings=true in"),
     "no embedding and no head": (
         TIED, lambda path: tensors(path, lambda held: {k: v for k, v in held.items() if k != EMBEDDING}),
-        "lm_head.weight, model.embed_tokens.weight are not in the weights; fetch the checkpoint anew"),
+        "lm_head.weight, model.embed_tokens.weight are not in the weights; fetch the checkpoint again"),
     "a layer less": (
         PLAIN, lambda path: tensors(path, lambda held: {k: v for k, v in held.items() if "layers.2." not in k}),
         "model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj.weight, "
@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a layer more": (PLAIN, settings(num_hidden_layers=2), "and 6 more are in the weights, not in llama; remove them"),
     "a head of values": (
         PLAIN, lambda path: tensors(path, lambda held: held | {"v_head.weight": torch.ones(2)}),
-        "v_head.weight is in the weights, not in llama; remove them, or name the model they are of"),
+        "v_head.weight is in the weights, not in llama; remove them, or name the model that they belong to"),
     "an adapter beside the weights": (
         PLAIN, lambda path: tensors(path, lambda held: held | {f"{Q[:-7]}.lora_A.weight": torch.ones(2)}),
         "lora_A.weight is in the weights, not in llama; these belong to an adapter: merge it first"),
@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         PLAIN, lambda path: tensors(path, lambda held: held | {"norm.weight": held[NORM] + 1}), "norm.weight"),
     "a wrapper that hides a second one": (
         PLAIN, lambda path: tensors(path, lambda held: held | {f"_orig_mod.{NORM}": held[NORM] + 1}),
-        "are one tensor but differ; remove one of them"),
+        "are the same tensor"),
     "the names of an adapter": (
         PLAIN, renamed(lambda key: f"base_model.model.{key}"), "these belong to an adapter: merge it first"),
     "a link that leads nowhere": (
@@ -246,8 +246,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "is in a.safetensors and in b.safetensors"),
     "two kinds of RoPE": (
         PLAIN, settings(rope_scaling=LINEAR),
-        'rope_parameters is {"rope_theta": 5000.0, "rope_type": "default"}, and rope_scaling is '
-        '{"rope_type": "linear", "factor": 4.0}; leave'),
+        'rope_parameters is {"rope_theta": 5000.0, "rope_type": "default"}, but rope_scaling is '
+        '{"rope_type": "linear", "factor": 4.0}; keep'),
     "two bases": (PLAIN, settings(rope_theta=1e6), "rope_theta is 5000 and 1e+06 in different places"),
     "RoPE by layer type": (
         PLAIN, settings(rope_parameters=NESTED), "rope_parameters has a group per layer type (full_attention), but"),
@@ -326,9 +326,9 @@ GEMMA = {
     [
         ({}, ""),
         ({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"type": "linear", "factor": 8}}, ""),
-        ({"rope_theta": 5e5}, "rope_theta is 500000, and rope_theta of full_attention in rope_parameters is 1e+06"),
-        ({"rope_local_base_freq": 2e4}, "rope_local_base_freq is 20000, and rope_theta of sliding_attention in"),
-        ({"rope_scaling": LINEAR}, 'and rope_scaling is {"rope_type": "linear", "factor": 4.0}; leave'),
+        ({"rope_theta": 5e5}, "rope_theta is 500000, but rope_theta of full_attention in rope_parameters is 1e+06"),
+        ({"rope_local_base_freq": 2e4}, "rope_local_base_freq is 20000, but rope_theta of sliding_attention in"),
+        ({"rope_scaling": LINEAR}, 'but rope_scaling is {"rope_type": "linear", "factor": 4.0}; keep'),
         ({"rope_scaling": GEMMA["rope_parameters"]}, ""),
         ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
          "partial_rotary_factor is 0.25 and 0.5 in different places"),
