@@ -209,7 +209,7 @@ def chained(home: Path, base: Path | str, *overrides: str) -> list[str]:
 
 
 def test_a_base_that_is_not_there(home: Path, directory: Path, refused: Refused) -> None:
-    assert "nothing there; train that run first, or name another" in refused("train", *chained(home, "/no/where-*"))
+    assert "matches nothing; train that run first, or name another" in refused("train", *chained(home, "/no/where-*"))
     shutil.copytree(directory, home / "runs" / "tiny-s0-second")
     assert "matches several" in refused("train", *chained(home, f"{home}/runs/tiny-s0-*"))
 

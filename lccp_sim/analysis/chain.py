@@ -1,7 +1,7 @@
 """The runs that a run comes from, each up to the window that the next one took over: base -> LCCP -> SFT -> RL.
 
-What a reader would question: a run knows its start by a path, so runs are found there, or beside the run where all were
-moved together. What is not found ends the chain.
+Design note: a run stores the path of its start. Runs are found there, or next to the run if all of them were moved
+together. What is not found ends the chain.
 """
 
 import re
@@ -48,7 +48,7 @@ def phases_of(run: RunData) -> list[Phase]:
 
 
 def chain_of(runs: Sequence[RunData]) -> list[Phase]:
-    """The chain of which all these runs are phases; [] where there is none."""
+    """Return the chain that has all these runs as phases; [] if there is none."""
     for run in runs:
         phases = phases_of(run)
         if _paths(phases) >= {each.path.resolve() for each in runs}:

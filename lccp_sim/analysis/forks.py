@@ -1,4 +1,4 @@
-"""What follows from the window at which one run is left for fine-tuning and RL: pass@1, and who foretells it.
+"""What follows from the window at which one run is left for fine-tuning and RL: pass@1, and what predicts it.
 
 The arms of a study leave the same run, one a seed, at several windows. Their last pass@1 is a curve over these windows,
 so the predictions of the probe serve here, too: a line from monitor to pass@1, fitted on the other seeds. What a reader
@@ -121,7 +121,7 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
 
 
 def foretold(found: Forks) -> list[Prediction]:
-    """Of each monitor, how well it foretells the last pass@1 in seeds left out: best first, untold last."""
+    """Return how well each monitor predicts the last pass@1 in seeds left out: best first, undefined last."""
     panels = panels_of(found)
     names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]
     rows = [predict(panels, LAST, None, name, after_hit=False) for name in names]

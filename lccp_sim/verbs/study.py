@@ -230,7 +230,7 @@ class Stages:
         ]
 
     def check(self) -> None:
-        """None, once all runs are scheduled; ConfigError where one of any stage is wrong: before the first starts.
+        """Schedule all runs. Raise ConfigError if one of any stage is wrong, before the first starts.
 
         It prints what all of them take.
         """

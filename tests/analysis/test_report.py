@@ -92,10 +92,10 @@ def test_the_words_carry_the_computed_numbers(report):
     summary = " ".join(data["verdict"]["summary"])
     for phrase in (
         f"hit goes from {number(hit.first)} to {number(hit.last)}",
-        f"t95 = {interval(hit.t95, tokens)} of the run's {tokens(hit.run_tokens)} tokens",
-        f"t95 = {interval(nll.t95, tokens)} of the run's",
-        f"the hit is {decided(rule['hit_frac'], found.eps)}",
-        f"the answer NLL is {decided(rule['answer_nll_nats'], found.eps)} nats",
+        f"t95 = {interval(hit.t95, tokens)}, of the run's {tokens(hit.run_tokens)} tokens",
+        f"t95 = {interval(nll.t95, tokens)}, of the run's",
+        f"The hit is {decided(rule['hit_frac'], found.eps)}",
+        f"The answer NLL is {decided(rule['answer_nll_nats'], found.eps)}, in nats",
     ):
         assert phrase in summary and phrase in text
     for phrase in (f"falls by a factor of {interval(gap.factor)}", f"t95(NLL) / t95(hit) is {interval(gap.index)}"):
@@ -136,7 +136,7 @@ def test_the_precondition_is_read_at_step_0(make_run):
     said = verdict(examine(load_run(path)))
     assert [check.met for check in said.precondition] == [True, True, False, False]
     assert [check.answer for check in said.precondition][:2] == [
-        "0.9 at 128 tokens (whole sentence 0.3)",
+        "0.9 at 128 tokens (full sentence 0.3)",
         "0.1 at 128 tokens",
     ]
     assert said.caution.startswith("The precondition is not met") and "Short retrieval survives" in said.caution

@@ -30,7 +30,7 @@ def windows_table(found: Forks) -> Table:
 
 
 def foretold_table(found: Sequence[Prediction], least: float | None) -> Table:
-    """Which monitor, read at the window, foretells the last pass@1 in seeds left out."""
+    """Which monitor, read at the window, predicts the last pass@1 in seeds left out."""
     rows = []
     for row in found:
         name = "pass@1 at the window" if row.monitor == FIRST else row.monitor
@@ -48,7 +48,7 @@ def foretold_table(found: Sequence[Prediction], least: float | None) -> Table:
         f"and this is one monitor of many.{noise}"
     )
     head = ["monitor at the window", "windows", "error", "from log tokens", "ratio", "better in"]
-    return Table("What foretells it", head, rows, note)
+    return Table("What predicts it", head, rows, note)
 
 
 def spreads_table(found: Sequence[StageSpread]) -> Table:

@@ -1,6 +1,6 @@
 """A chain of runs: its phases on one axis of tokens, and what each bought.
 
-What a reader would question: phases may measure other items (another number of needles), so a curve may jump where a
+Design note: phases may measure other items (another number of needles), so a curve may jump where a
 phase begins; what a phase bought is therefore taken inside it, between its own first and last window.
 """
 
@@ -97,7 +97,7 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
             ax.set_title(of.title, fontsize=8.5, fontweight="normal")
             ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.xaxis.set_major_formatter(lambda count, _: tokens(count))
-            ax.set_xlabel("tokens of the whole chain")
+            ax.set_xlabel("tokens of all phases")
             if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
                 log_values(ax)
         handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)]) for i in range(len(phases))]
