@@ -1,8 +1,8 @@
 """What follows from the window at which one run is left for fine-tuning and RL: pass@1, and what predicts it.
 
 The arms of a study leave the same run, one a seed, at several windows. Their last pass@1 is a curve over these windows,
-so the predictions of the probe serve here, too: a line from monitor to pass@1, fitted on the other seeds. What a reader
-would question: windows of a run share its seed and its base, so only seeds left out are a test, and they are few.
+so the predictions of the probe serve here, too: a line from monitor to pass@1, fitted on the other seeds.
+Design note: windows of a run share its seed and its base, so only seeds left out are a test, and they are few.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from lccp_sim.config import Config
 from lccp_sim.data.pools import Corpus
 from lccp_sim.data.usage import Usage, repetition, usage
 
-CUTS = ("split docs", "split tokens", "pad")
+CUTS = ("split", "split tokens", "pad")  # the first of documents
 
 
 def usage_of(corpus: Corpus, config: Config) -> list[Usage]:

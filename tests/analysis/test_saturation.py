@@ -136,8 +136,8 @@ def test_cells_of_one_item_are_pooled_so_that_the_interval_does_not_vanish():
         ([0.3] * 8, "hit_frac", "constant: 0.3 at every window"),
         ([0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2], "hit_frac", "no improvement: 0.5 at the start, 0.2 at the end"),
         ([1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0], "answer_nll_nats", "no improvement: 1 at the start, 3 at the end"),
-        ([0.1], "hit_frac", "not enough points: 1 window, at least 6 needed"),
-        ([0.1, 0.2, 0.3, 0.4, 0.5], "hit_frac", "not enough points: 5 windows, at least 6 needed"),
+        ([0.1], "hit_frac", "not enough points: 1 window, at least 6 are needed"),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], "hit_frac", "not enough points: 5 windows, at least 6 are needed"),
     ],
 )
 def test_no_t95_has_a_reason(value_W, metric, reason):
