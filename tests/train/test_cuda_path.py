@@ -87,7 +87,7 @@ def step(config: Config, device: str, bf16: bool, padded: bool) -> None:
             model = Transformer(config.model, 64)
         module = LccpModule(config, model, {})
         module.step_loss, module.step_aux = (torch.zeros((), device=device) for _ in range(2))
-        module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)  # type: ignore[assignment]
+        module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_step=0)  # type: ignore[assignment]
         optimizer = module.configure_optimizers()["optimizer"]
         kind, backward = torch.device(device).type, device == "cpu" or torch.backends.cuda.is_built()
         with torch.set_grad_enabled(backward):

@@ -53,7 +53,7 @@ def test_experts_that_ranks_do_not_divide_are_cut_by_width(make: Callable[..., C
     assert tree["parts"]["experts"]["cut"] == ["dim 1 by 8"] and not tree["problems"]
     # Nor does the width divide: two ranks hold nothing.
     uneven = run(make(WIDE | {"model.num_experts": 6, "model.d_expert": 20}), Layout(8))
-    line = r"^--dry-run: a rank holds .* MiB of weights, [\d.]+% more than .*; most of it experts, cut dim 0 by 8"
+    line = r"^--dry-run: a rank holds .* MiB of weights, [\d.]+% more than .*; most of it experts, sharded dim 0 by 8"
     with pytest.raises(ConfigError, match=line):
         dry_run.agrees(uneven)
 
