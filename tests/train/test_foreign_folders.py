@@ -84,8 +84,8 @@ def adapt(path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (behead, "lm_head.weight is not in the weights; where the model ties its head, put tie_word_embeddings=true"),
-        (contradict, r'rope_parameters is .*"default".*, and rope_scaling is \{"rope_type": "linear", "factor": 4.0\}'),
+        (behead, "lm_head.weight is not in the weights; if the model ties its head, set tie_word_embeddings=true"),
+        (contradict, r'rope_parameters is .*"default".*, but rope_scaling is \{"rope_type": "linear", "factor": 4.0\}'),
         (adapt, "holds an adapter of some/base: merge it first, save the merged model, and name that"),
     ],
     ids=["headless", "rope_twice", "adapter"],

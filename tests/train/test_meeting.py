@@ -63,7 +63,7 @@ def test_a_rank_that_never_comes_ends_the_others_at_their_timeout() -> None:
     first = begin(0, 3, port(), 0.5)
     said = first.communicate()[1]
     assert "waiting for ranks 1, 2 of 3 processes" in said
-    assert "LostRank: ranks 1, 2 of 3 processes: not there after" in said
+    assert "LostRank: ranks 1, 2 of 3 processes: missing after" in said
     assert first.returncode == 1
 
 
@@ -94,7 +94,7 @@ FULL = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "local
         ({"RANK": "", "MASTER_PORT": ""}, "WORLD_SIZE=2 .*, but RANK and MASTER_PORT are not set; for a single"),
         ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
         ({"RANK": "2"}, "there is no rank 2 among 2 processes"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is not a number"),
         ({"MASTER_PORT": "0"}, "MASTER_PORT is not a port"),
     ],
 )

@@ -151,7 +151,7 @@ def test_keys_may_come_from_a_model_of_transformers(
 def test_keys_from_nowhere_or_in_another_language_are_refused(
     make: Callable[..., Config], say: Any, finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"^monitors.perplexity.longppl.keys_from='no/run': nothing there; train"):
+    with pytest.raises(ConfigError, match=r"^monitors.perplexity.longppl.keys_from='no/run': matches nothing; train"):
         train(make({FROM: "no/run"}), say)
     assert not list((tmp_path / "runs").glob("*/config.yaml"))
     config = make({**OTHERS, FROM: str(finished), "run.tokens": BATCH})
