@@ -70,9 +70,7 @@ def test_an_optimizer_that_cannot_be_carried_is_refused(
     bare = tmp_path / "bare" / "window-00000008.ckpt"
     VerifiedIO().save_checkpoint({key: content[key] for key in ("lccp", "state_dict", "global_step")}, bare)
     shutil.copy(finished / "tokenizer.json", tmp_path / "tokenizer.json")
-    with pytest.raises(
-        ConfigError, match="^run.init_optimizer='carried': .*ckpt holds no optimizer state; use f"
-    ):
+    with pytest.raises(ConfigError, match="^run.init_optimizer='carried': .*ckpt holds no optimizer state; use f"):
         run({**keys, "run.init_from": str(bare)})
 
 

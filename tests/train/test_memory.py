@@ -32,7 +32,7 @@ def test_a_cpu_is_warned_about_and_a_gpu_refused_where_weights_alone_do_not_fit(
     assert "memory: plan expects " in line and "but a small one has 0.1 MiB; try in this order: run.micro_batch" in line
     tight = Device("a GPU", (needs.state + needs.peak) / 2, True)
     assert check_memory(config, VOCABULARY, 1, tight) is not None  # perhaps it does fit
-    with pytest.raises(ConfigError, match="memory: plan expects .* and a GPU has "):
+    with pytest.raises(ConfigError, match="memory: plan expects .* but a GPU has "):
         check_memory(config, VOCABULARY, 1, tight._replace(bytes=needs.state - 1))
 
 
