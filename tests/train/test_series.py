@@ -113,7 +113,7 @@ def test_folders_that_cannot_be_measured(measuring: Path, tmp_path: Path, look: 
     path = folder(measuring, tmp_path / "llama")
     settings = json.loads((path / "config.json").read_text())
     for change, message in (
-        ({"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}, "needs code of its own .auto_map.*refused"),
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}, "needs its own code .auto_map.*refused"),
         ({"model_type": "no_such_model"}, "transformers cannot load"),
     ):
         (path / "config.json").write_text(json.dumps(settings | change))
