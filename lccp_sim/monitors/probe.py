@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le
 
 from lccp_sim.config import Count, OptimConfig
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, Half, Lesson, Question, check_tasks
+from lccp_sim.data.tasks import Half, Lesson, Question, check_haystack, check_tasks
 from lccp_sim.data.tasks.teaching import Teacher, lay
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
@@ -90,9 +90,7 @@ class Probe(Monitor):
         bad = not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
         refuse(bad, "monitors.probe.seeds", list(self.seeds), "needs at least one seed >= 0, and no seed twice")
         check_tasks(self.tasks, "monitors.probe.tasks")
-        real = [task for task in REAL_TEXT if self.tasks.get(task)]
-        rule = f"task {', '.join(real)} hides its needle in real text; name a source of the run"
-        refuse(real and self.haystack is None, "monitors.probe.haystack", self.haystack, rule)
+        check_haystack(self.tasks, self.haystack, "monitors.probe.haystack", "name a source of the run")
 
     def prepare(self, corpus: Corpus) -> ProbeItems:
         """Build the questions, the same at every window; fine-tuning and evaluation differ as `held_out` says.

@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from lccp_sim.analysis.report.run_page import write_report
+from lccp_sim.analysis.run import MEASURED
 from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.data.beyond import check_ids, check_same
@@ -44,7 +45,7 @@ GLANCE = 10.0  # seconds between two polls of the folder
 PATIENCE = 1800.0  # seconds without a change after which an incomplete checkpoint is given up
 SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
 FEWEST = 2  # items of a monitor
-WATCHED, MEASURED = "watched.json", "measured.yaml"
+WATCHED = "watched.json"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def windows_table(found: Forks) -> Table:
     return Table("pass@1 by window", ["arm", "LCCP tokens", *found.stages], rows, note)
 
 
-def foretold_table(found: Sequence[Prediction], least: float | None) -> Table:
+def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
     """Which monitor, read at the window, predicts the last pass@1 in seeds left out."""
     rows = []
     for row in found:

@@ -117,7 +117,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         for (_, _, tags), gap in found.lags.items()
         if gap is not None
     ]
-    foretold = [
+    forecast = [
         vars(f) | {"tags": dict(f.tags), "final": _estimate(f.final), "reach": _estimate(f.reach), "held": f.held}
         for f in found.forecasts
     ]
@@ -134,7 +134,7 @@ def numbers(found: Findings, said: Verdict) -> dict[str, Any]:
         "comparisons": to_json(found.comparisons),
         "probe_stays": to_json(found.stays),
         "heads": [_heads(moved) for moved in found.heads.values()],
-        "forecast": foretold,
+        "forecast": forecast,
         "deceptive_index": to_json(found.deceptive),
         **({"turning": to_json(found.turning)} if found.turning else {}),
         "warnings": list(dict.fromkeys(found.run.warnings)),

@@ -26,6 +26,7 @@ __all__ = [
     "Lesson",
     "Question",
     "Task",
+    "check_haystack",
     "check_tasks",
     "completion",
 ]
@@ -115,6 +116,13 @@ def draw_lesson(
 
 
 TASKS: dict[str, Task] = {task: partial(_draw, task) for task in (*DRAFTS, *KEYED)}
+
+
+def check_haystack(weights: Mapping[str, int], haystack: str | None, key: str, remedy: str) -> None:
+    """Raise ConfigError if a task hides its needle in real text, and `key` names no source of it."""
+    real = sorted(task for task in REAL_TEXT if weights.get(task))
+    rule = f"task {', '.join(real)} hides its needle in real text; {remedy}"
+    refuse(real and haystack is None, key, haystack, rule)
 
 
 def check_tasks(weights: Mapping[str, int], key: str) -> None:

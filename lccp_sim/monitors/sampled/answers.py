@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt
 
 from lccp_sim.config import Count
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, Half, Question, check_tasks
+from lccp_sim.data.tasks import Half, Question, check_haystack, check_tasks
 from lccp_sim.data.tasks.rewards import REWARDS
 from lccp_sim.data.tasks.teaching import Teacher
 from lccp_sim.errors import ConfigError, refuse
@@ -57,9 +57,7 @@ class Answers(Monitor):
         rule = f"must be less than long_tokens={self.long_tokens}"
         refuse(self.short_tokens >= self.long_tokens, "monitors.answers.short_tokens", self.short_tokens, rule)
         check_tasks(self.tasks, "monitors.answers.tasks")
-        real = [task for task in REAL_TEXT if self.tasks.get(task)]
-        rule = f"task {', '.join(sorted(real))} hides its needle in real text; name a source of the run"
-        refuse(real and self.haystack is None, "monitors.answers.haystack", self.haystack, rule)
+        check_haystack(self.tasks, self.haystack, "monitors.answers.haystack", "name a source of the run")
 
     def prepare(self, corpus: Corpus) -> Asked:
         """Build the questions, the same at every window. Raises ConfigError if a task's text exceeds a limit."""

@@ -16,7 +16,7 @@ from annotated_types import Gt
 from lccp_sim.config import Config, Count, Fraction
 from lccp_sim.data.batch import Batch
 from lccp_sim.data.pools import Corpus
-from lccp_sim.data.tasks import REAL_TEXT, check_tasks
+from lccp_sim.data.tasks import check_haystack, check_tasks
 from lccp_sim.data.tasks.question import Lesson
 from lccp_sim.data.tasks.teaching import Teacher
 from lccp_sim.errors import ConfigError, refuse
@@ -28,11 +28,8 @@ LEAST = 0.5  # share of a text's limit: less room than this at the end of a row 
 
 def check_asked(tasks: dict[str, int], haystack: str | None) -> None:
     """Raise ConfigError if `objective.tasks` names no task, or a task that needs real text without a source of it."""
-    refuse(not tasks, "objective.tasks", tasks, "needs a task with a weight above 0")
     check_tasks(tasks, "objective.tasks")
-    real = [task for task in REAL_TEXT if tasks.get(task)]
-    rule = f"task {', '.join(sorted(real))} hides its needle in real text; name a source that is trained on"
-    refuse(real and haystack is None, "objective.haystack", haystack, rule)
+    check_haystack(tasks, haystack, "objective.haystack", "name a source that is trained on")
 
 
 def teacher_of(tasks: dict[str, int], haystack: str | None, corpus: Corpus, limit: int, questions: int = 1) -> Teacher:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lccp_sim.analysis.run import MEASURED
 from lccp_sim.config import Config
 from lccp_sim.configure.load import plain_config
 from lccp_sim.data.beyond import check_ids, check_rows
@@ -91,7 +92,7 @@ def corpus_for(config: Config, text: str | Path, bos: str | None, tell: Tell = s
 def write_measured(directory: Path, config: Config, corpus: Corpus) -> None:
     """Write what records were measured with: measured.yaml (the config) and tokenizer.json."""
     plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
-    write_atomic(directory / "measured.yaml", plain)
+    write_atomic(directory / MEASURED, plain)
     write_atomic(directory / "tokenizer.json", corpus.tokenizer.to_str())
 
 
