@@ -59,7 +59,8 @@ def test_every_study_runs_in_miniature(tmp_path, capsys):
     )
     assert list(post["after"]["stages"]) == ["at the window", "after fine-tuning", "after RL"]
     assert sorted(post["after"]["windows"].values()) == [0, 1024, 2048, 3072, 4096, 6144] and heads["after"] is None
-    page = write_report(next(tmp_path.glob("smoke_rl-*")), tmp_path / "page").read_text()
+    reinforced = next(run for run in tmp_path.glob("smoke_post-*") if "kind: rl" in (run / "config.yaml").read_text())
+    page = write_report(reinforced, tmp_path / "page").read_text()
     assert "What each phase bought" in page and (tmp_path / "page" / "chain.png").exists()
     assert len(list(tmp_path.glob("smoke_study-*"))) < sum(len(read_study(name).arms) for name in NAMES), "shared arms"
 
