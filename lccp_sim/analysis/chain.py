@@ -1,7 +1,7 @@
 """The runs that a run comes from, each up to the window that the next one took over: base -> LCCP -> SFT -> RL.
 
-Design note: a run stores the path of its start. Runs are found there, or next to the run if all of them were moved
-together. What is not found ends the chain.
+Design note: a run stores the path of its start. A run of this name is taken next to the run, where it lies if all of
+them were moved together, else at the path. What is not found ends the chain.
 """
 
 import re
@@ -78,8 +78,8 @@ def _start(run: RunData) -> Phase | None:
 
 
 def _found(path: Path, beside: Path) -> Path | None:
-    """The run directory that a path, or a glob, means: there, else among the neighbours of the run that names it."""
-    for folder in (path.parent, beside):
+    """The run directory that a path, or a glob, means: among the neighbours of the run that names it, else there."""
+    for folder in (beside, path.parent):
         hits = [hit for hit in folder.glob(path.name) if (hit / "records.jsonl").is_file()] if folder.is_dir() else []
         if len(hits) == 1:
             return hits[0]
