@@ -41,7 +41,9 @@ def pack(name: str, root: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made, tarfile.open(target, "w:xz") as archive:
         study = Path(made) / "study.json"
-        study.write_text(json.dumps({key: report[key] for key in ASKED if key in report} | {"orders": orders}, indent=1))
+        study.write_text(
+            json.dumps({key: report[key] for key in ASKED if key in report} | {"orders": orders}, indent=1)
+        )
         archive.add(study, "study.json", filter=_plain)
         for run in _read(root, orders):
             for kept in KEPT:
@@ -120,7 +122,11 @@ def _cost(home: Path, orders: Orders) -> list[str]:
         corpus = json.loads((home / run / "corpus.json").read_text(encoding="utf-8"))["hash"][:12]
         seconds = pd.read_json(home / run / "timing.jsonl", lines=True).groupby("what")["seconds"].sum()
         train, start = seconds["train"], str(config["run"]["init_from"])
-        at = f"{Path(found[1]).name}, step {int(found[2])}" if (found := CHECKPOINT.fullmatch(start)) else Path(start).name
+        at = (
+            f"{Path(found[1]).name}, step {int(found[2])}"
+            if (found := CHECKPOINT.fullmatch(start))
+            else Path(start).name
+        )
         cells = [arm, config["seed"], number, run, at, corpus, f"{train:.0f}", f"{seconds.sum() - train:.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, "", "One torch thread a run, two runs at once on a shared machine: times are not to be compared."]

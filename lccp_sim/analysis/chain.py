@@ -15,7 +15,10 @@ import numpy as np
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.errors import ConfigError
 
-KINDS = {"lm": "pre-training", "sft": "fine-tuning", "rl": "RL"}
+KINDS = {
+    "lm": "pre-training", "sft": "fine-tuning", "rl": "RL", "head_contrast": "contrast of heads",
+    "head_score": "training of head scores",
+}  # fmt: skip
 CHECKPOINT = re.compile(r"(.+)/checkpoints/[^/]*?(\d+)\.(?:ckpt|safetensors)")
 
 
@@ -45,6 +48,15 @@ def phases_of(run: RunData) -> list[Phase]:
         found.insert(0, before)
     ends = np.cumsum([0, *(phase.tokens for phase in found)])
     return [Phase(each.run, each.tokens, int(end)) for each, end in zip(found, ends, strict=False)]
+
+
+def labels(phases: Sequence[Phase]) -> list[str]:
+    """The labels of phases; those of the same kind are told apart by the names of their runs."""
+    kinds = [phase.label for phase in phases]
+    return [
+        f"{kind} ({phase.run.setting('run.name', phase.run.name)})" if kinds.count(kind) > 1 else kind
+        for kind, phase in zip(kinds, phases, strict=True)
+    ]
 
 
 def chain_of(runs: Sequence[RunData]) -> list[Phase]:

@@ -7,8 +7,10 @@ import numpy as np
 from lccp_sim.analysis.forks import FIRST, Forks, over_few
 from lccp_sim.analysis.forks import Spread as StageSpread
 from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.metrics import metric_of
+from lccp_sim.analysis.report.chain import SIGNALS
 from lccp_sim.analysis.report.tables import Table
-from lccp_sim.analysis.stats.arms import Result
+from lccp_sim.analysis.stats.arms import Result, Runs
 from lccp_sim.analysis.stats.prediction import Prediction
 
 
@@ -27,6 +29,20 @@ def windows_table(found: Forks) -> Table:
         "paired differences are under Results."
     )
     return Table("pass@1 by window", ["arm", "LCCP tokens", *found.stages], rows, note)
+
+
+def signals_table(runs: Runs) -> Table:
+    """What RL learnt from, by arm: means over all logged steps and seeds."""
+    rows = []
+    for arm, seeds in runs.items():
+        found = [[run.select("train", metric).value.mean() for metric in SIGNALS] for run in seeds.values()]
+        if np.isfinite(mean := np.mean(found, axis=0)).any():
+            rows.append([arm, *map(number, mean)])
+    note = (
+        "Means over the logged steps of RL and over seeds. Groups without signal have equal rewards, so nothing is "
+        "learnt from them."
+    )
+    return Table("What RL learnt from", ["arm", *(metric_of("train", each).label for each in SIGNALS)], rows, note)
 
 
 def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:

@@ -17,7 +17,7 @@ from lccp_sim.analysis.findings import Findings, examine
 from lccp_sim.analysis.forks import forks, least_error, predicted, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, labelled, metric_of
-from lccp_sim.analysis.report.after import predicted_table, scores_table, spreads_table, windows_table
+from lccp_sim.analysis.report.after import predicted_table, scores_table, signals_table, spreads_table, windows_table
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import (
@@ -93,7 +93,9 @@ def write_study(
     }
     left = forks(runs, repeats)
     ahead, least, apart = (predicted(left), least_error(left), spreads(left)) if left else ([], None, [])
-    after = [windows_table(left), predicted_table(ahead, least), spreads_table(apart)] if left else []
+    after = (
+        [windows_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(runs)] if left else []
+    )
     with matplotlib.rc_context(STYLE):
         figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
     made = [
