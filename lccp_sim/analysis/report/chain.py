@@ -98,8 +98,8 @@ def signal_table(phases: Sequence[Phase]) -> Table:
             rows.append([metric_of("train", metric).title, number(first), number(last), str(quarter)])
     note = (
         "Means over the logged steps at the start and at the end of RL. Groups without signal have equal rewards, so "
-        "nothing is learnt from them. If pass@1 did not rise: many such groups, or an entropy near 0, leave little to "
-        "learn from; a reward for the place that rises alone is paid for quoting."
+        "nothing is learnt from them. If pass@1 did not rise: with many such groups, or an entropy near 0, there is "
+        "little to learn from. If the reward for the place rises alone, the model quotes more but answers no better."
     )
     return Table("What RL learnt from", ["training record", "first quarter", "last quarter", "steps"], rows, note)
 
@@ -143,8 +143,8 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
         f"{label} ({tokens(each.tokens)} tokens)" for label, each in zip(labels(phases), phases, strict=True)
     )
     caption = (
-        f"Phases: {said}. A point is a window. The axis is linear within a phase; a short phase is drawn wider than its "
-        "share of the tokens. A curve may jump where a phase begins, because the phase may measure other items."
+        f"Phases: {said}. A point is a window. The axis is linear within a phase; a short phase is drawn wider than "
+        "its share of the tokens. A curve may jump where a phase begins, because the phase may measure other items."
     )
     alt = f"{len(names)} metrics over the phases {said}"
     return Drawing("chain", "All phases on one axis of tokens", alt, caption, image)

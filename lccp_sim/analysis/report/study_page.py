@@ -230,8 +230,9 @@ def _order(still: Sequence[Moved], repeats: Sequence[Runs]) -> Table:
         cells.append([labelled(row.metric), row.arm, number(row.change), number(row.spread), number(row.floor), told])
     note = (
         f"Runs of one seed that differ only in the order of their data, {len(repeats) + 1} orders{of}. Change: from "
-        "first to last window, mean over seeds. Spread: standard deviation of repeats at the end, pooled over seeds and "
-        "arms. Noise limit: the largest such change from data order alone (95 %). A change within it does not count."
+        "first to last window, mean over seeds. Spread: standard deviation of repeats at the end, pooled over seeds "
+        "and arms. Noise limit: the largest such change from data order alone (95 %). A change within it does not "
+        "count."
     )
     head = ["metric", "arm", "change", "spread of repeats", "noise limit", "changed"]
     return Table("Repeated runs", head, cells, note)
