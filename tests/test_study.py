@@ -173,13 +173,10 @@ def test_repeats_train_each_arm_again_with_an_order_of_its_own_and_share_the_bas
 
 
 def test_repeats_may_be_of_some_arms_alone(tmp_path, monkeypatch):
-    config_dir, told = (
-        write(tmp_path, repeats=3, repeated=["low"], then=["smoke_study"]),
-        Console(record=True, quiet=True),
-    )
+    config_dir = write(tmp_path, repeats=3, repeated=["low"], then=["smoke_sft"])
     monkeypatch.setattr("lccp_sim.verbs.study.sweep", lambda jobs, *rest: [
         Outcome(job, "finished", f"{tmp_path}/{place}") for place, job in enumerate(jobs)])  # fmt: skip
-    work = Stages(read_study("mine", config_dir), tmp_path, [], False, config_dir, told)
+    work = Stages(read_study("mine", config_dir), tmp_path, [], False, config_dir, QUIET)
     first, *again = work.train()
     assert [sorted(first), *map(sorted, again)] == [["high", "low"], ["high", "low"], ["high", "low"]]
     assert [[len(each["low"]), len(each["high"])] for each in (first, *again)] == [[2, 2], [2, 0], [2, 0]]

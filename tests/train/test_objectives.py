@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from lccp_sim.config import Config
@@ -21,6 +22,7 @@ from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.probe import _answer_loss
+from lccp_sim.monitors.sampled.answers import Answers
 from lccp_sim.train.loop.loader import tensors_of
 from lccp_sim.train.objectives import OBJECTIVES
 from lccp_sim.train.objectives.head_choice import HeadChoice
@@ -240,6 +242,16 @@ def test_a_task_without_an_answer_and_one_that_tokens_cannot_express(
     with pytest.raises(ConfigError) as error:
         teacher(corpus).check_answers("objective.tasks", 90)
     assert str(error.value).startswith(line)
+
+
+def test_a_tokenizer_without_a_token_that_ends_an_answer_is_refused(corpus: Corpus) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "the": 1}, unk_token="?"))
+    line = "=.'facts_multikey': 1.: the tokenizer has no token with a line break, which ends an answer; take another"
+    with pytest.raises(ConfigError, match=f"^objective.tasks{line}"):
+        Teacher({"facts_multikey": 1}, words, 0, None).check_answers("objective.tasks", 90)
+    monitor = Answers(tasks={"facts_multikey": 1}, short_tokens=80, long_tokens=110)
+    with pytest.raises(ConfigError, match=f"^monitors.answers.tasks{line}"):
+        monitor.prepare(dataclasses.replace(corpus, tokenizer=words))
 
 
 @pytest.mark.parametrize(
