@@ -60,7 +60,7 @@ class Answers(Monitor):
         check_haystack(self.tasks, self.haystack, "monitors.answers.haystack", "name a source of the run")
 
     def prepare(self, corpus: Corpus) -> Asked:
-        """Build the questions, the same at every window. Raises ConfigError if a text or an answer cannot be written."""
+        """Build the questions, the same at every window. Raises ConfigError if a text or answer cannot be written."""
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         teacher, asked = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill), []
         teacher.check_stops("monitors.answers.tasks")
