@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kill_farm", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder for references and trials")
     parser.add_argument("--kills", type=int, default=200, help="how many there are to be in --out")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained", "background"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained", "post", "background"])
     parser.add_argument("--out", type=Path, help="default: farm.jsonl in the folder")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
