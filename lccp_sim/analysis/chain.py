@@ -37,8 +37,10 @@ class Phase:
 
     @property
     def label(self) -> str:
-        """The same in words."""
-        return KINDS.get(self.kind, self.kind)
+        """The same in words; LCCP is pre-training whose rows are longer than before."""
+        before = self.run.setting("data.old_context_tokens", np.inf)
+        longer = self.kind == "lm" and self.run.setting("run.context_tokens", 0) > before
+        return "LCCP" if longer else KINDS.get(self.kind, self.kind)
 
 
 def phases_of(run: RunData) -> list[Phase]:

@@ -37,7 +37,7 @@ def signals_table(runs: Runs) -> Table:
     for arm, seeds in runs.items():
         found = [[run.select("train", metric).value.mean() for metric in SIGNALS] for run in seeds.values()]
         if np.isfinite(mean := np.mean(found, axis=0)).any():
-            rows.append([arm, *map(number, mean)])
+            rows.append([arm, *("" if np.isnan(value) else number(value) for value in mean)])
     note = (
         "Means over the logged steps of RL and over seeds. Groups without signal have equal rewards, so nothing is "
         "learnt from them."

@@ -63,27 +63,22 @@ def phases_table(phases: Sequence[Phase]) -> Table:
 
 
 def bought_table(phases: Sequence[Phase], curves: dict[str, list[Curve | None]]) -> Table:
-    """One row a metric, a column a phase: from its first to its last window, and the change."""
+    """One row for each metric that a phase measured: from its first to its last window, and the change."""
     rows = []
-    for name, of_phase in curves.items():
-        cells = []
-        for curve in of_phase:
-            change = bought(curve)
-            if curve is None:
-                cells.append("not measured")
-            elif change is None:
-                cells.append(f"{number(float(curve.value_W[0]))} at its only window")
-            else:
-                way = f"{number(float(curve.value_W[0]))} to {number(float(curve.value_W[-1]))}"
-                cells.append(f"{way}: {interval(change, signed)}")
-        of = metric_of(*name.split("/"))
-        rows.append([f"{of.title} (lower is better)" if of.better == DOWN else of.title, *cells])
+    for place, label in enumerate(labels(phases)):
+        for name, of_phase in curves.items():
+            if (curve := of_phase[place]) is None:
+                continue
+            of, change = metric_of(*name.split("/")), bought(curve)
+            title = f"{of.title} (lower is better)" if of.better == DOWN else of.title
+            first, last = (number(float(curve.value_W[at])) for at in (0, -1))
+            rows.append([label, title, first, last, "only one window" if change is None else interval(change, signed)])
     note = (
         "The first and the last window of a phase, and the change between them; in parentheses its 95 % interval over "
         "items, which does not cover other seeds. Phases may measure other items, so do not compare the end of one "
         "phase with the start of the next."
     )
-    return Table("What each phase bought", ["metric", *labels(phases)], rows, note)
+    return Table("What each phase bought", ["phase", "metric", "first", "last", "change"], rows, note, words=True)
 
 
 def signal_table(phases: Sequence[Phase]) -> Table:
