@@ -94,7 +94,16 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         texts, metrics = asked["texts"], asked["metrics"]
         judged = asked.get("trained", []), asked.get("controls", {})
         write_study(
-            name, texts, asked["reference"], metrics, runs, folder, asked["failed"], asked["paper"], again, *judged
+            asked["study"],
+            texts,
+            asked["reference"],
+            metrics,
+            runs,
+            folder,
+            asked["failed"],
+            asked["paper"],
+            again,
+            *judged,
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
         body = made_page.split("\n", 1)[1].strip().replace("\n### ", "\n#### ").replace("\n## ", "\n### ")

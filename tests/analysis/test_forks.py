@@ -135,11 +135,11 @@ def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(t
     assert rows[FIRST].ratio is None, "pass@1 at the window is the same at all"
     assert least_error(found) == pytest.approx(0.01 * np.sqrt(2 / np.pi / 2), rel=0.4)
     assert least_error(found) < rows[COPY].mae_tokens
-    assert [row.said for row in spreads(found)] == ["", "not told", "narrows"], "all seeds alike before, no interval"
+    assert [row.said for row in spreads(found)] == ["", "undecided", "narrows"], "all seeds alike before, no interval"
     for table in (windows_table(found), predicted_table(list(rows.values()), None), spreads_table(spreads(found)),
-                  signals_table(first)):  # fmt: skip
+                  signals_table(found, first)):  # fmt: skip
         assert table.rows and all(len(row) == len(table.head) for row in table.rows)
-    assert [row[:2] for row in signals_table(first).rows] == [[f"w{t}", "0.5"] for t in WINDOWS]
+    assert [row[:2] for row in signals_table(found, first).rows] == [[f"w{t}", "0.5"] for t in WINDOWS]
 
 
 def test_arms_that_leave_no_run_at_several_windows_are_no_forks(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from lccp_sim.analysis.forks import FIRST, Forks, over_few
 from lccp_sim.analysis.forks import Spread as StageSpread
 from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.metrics import metric_of
+from lccp_sim.analysis.metrics import labelled, metric_of
 from lccp_sim.analysis.report.chain import SIGNALS
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.arms import Result, Runs
@@ -31,12 +31,12 @@ def windows_table(found: Forks) -> Table:
     return Table("pass@1 by window", ["arm", "LCCP tokens", *found.stages], rows, note)
 
 
-def signals_table(runs: Runs) -> Table:
+def signals_table(found: Forks, runs: Runs) -> Table:
     """What RL learnt from, by arm: means over all logged steps and seeds."""
     rows = []
-    for arm, seeds in runs.items():
-        found = [[run.select("train", metric).value.mean() for metric in SIGNALS] for run in seeds.values()]
-        if np.isfinite(mean := np.mean(found, axis=0)).any():
+    for arm in sorted(runs, key=lambda arm: found.windows[arm]):
+        means = [[run.select("train", each).value.mean() for each in SIGNALS] for run in runs[arm].values()]
+        if np.isfinite(mean := np.mean(means, axis=0)).any():
             rows.append([arm, *("" if np.isnan(value) else number(value) for value in mean)])
     note = (
         "Means over the logged steps of RL and over seeds. Groups without signal have equal rewards, so nothing is "
@@ -49,7 +49,7 @@ def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
     """Which monitor, read at the window, predicts the last pass@1 in seeds left out."""
     rows = []
     for row in found:
-        name = "pass@1 at the window" if row.monitor == FIRST else row.monitor
+        name = "pass@1 at the window" if row.monitor == FIRST else labelled(row.monitor)
         if row.ratio is None or row.mae is None or row.mae_tokens is None:
             rows.append([name, str(row.windows), "", "", "", str(row.reason)])
             continue

@@ -94,7 +94,9 @@ def write_study(
     left = forks(runs, repeats)
     ahead, least, apart = (predicted(left), least_error(left), spreads(left)) if left else ([], None, [])
     after = (
-        [windows_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(runs)] if left else []
+        [windows_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(left, runs)]
+        if left
+        else []
     )
     with matplotlib.rc_context(STYLE):
         figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
