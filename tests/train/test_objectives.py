@@ -122,6 +122,18 @@ def test_a_run_says_that_its_texts_are_shorter_than_the_window(
     ).read_text()
 
 
+@pytest.mark.parametrize(
+    ("long_frac", "base", "longest"), [(0.1, 128, None), (0.1, None, None), (0.1, 256, 128), (0.0, 64, 100)]
+)
+def test_texts_shorter_than_the_window_of_the_run_before_are_warned_of(
+    long_frac: float, base: int | None, longest: int | None
+) -> None:
+    settings = Finetuning(tasks={"facts_multikey": 1}, text_tokens=100, long_frac=long_frac)
+    notes = settings.notes(sized(128, 2), base)
+    assert len(notes) == (longest is not None)
+    assert not notes or f"longer than {longest} tokens, but the window is {max(base or 0, 128)}" in notes[0]
+
+
 def test_far_targets_weigh_more_and_all_buckets_alike(make: Make) -> None:
     class Fixed:
         """Two documents a row, of 8 and 56 tokens; every target is learnt."""
