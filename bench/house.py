@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,12 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def counts(package: Path) -> dict[str, Any]:
     """Lines, files, files by folder, public names that several modules define, and the longest function."""
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*.py"))}
-    homes = defaultdict(set)
     longest = (0, "")
     for path, source in sources.items():
-        tree = ast.parse(source)
-        for name in names_of(tree):
-            homes[name].add(path)
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
                 longest = max(longest, (node.end_lineno - node.lineno + 1, f"{path}: {node.name}"))
-    twice = {name: sorted(paths) for name, paths in sorted(homes.items()) if len(paths) > 1}
+    twice = shared_names(sources)
     folders = Counter(str(Path(path).parent) for path in sources)
     return {
         "lines": sum(source.count("\n") for source in sources.values()),
@@ -47,6 +43,15 @@ def counts(package: Path) -> dict[str, Any]:
         "homes": twice,
         "longest_function": {"lines": longest[0], "name": longest[1]},
     }
+
+
+def shared_names(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """The public names that several modules define, each with these modules; `sources`: text by path."""
+    homes = defaultdict(set)
+    for path, source in sources.items():
+        for name in names_of(ast.parse(source)):
+            homes[name].add(path)
+    return {name: sorted(paths) for name, paths in sorted(homes.items()) if len(paths) > 1}
 
 
 def names_of(tree: ast.Module) -> Iterator[str]:

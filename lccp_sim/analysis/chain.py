@@ -15,7 +15,7 @@ import numpy as np
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.errors import ConfigError
 
-KINDS = {"lm": "pre-training", "sft": "fine-tuning", "rl": "RL"}
+OBJECTIVE_WORDS = {"lm": "pre-training", "sft": "fine-tuning", "rl": "RL"}
 CHECKPOINT = re.compile(r"(.+)/checkpoints/[^/]*?(\d+)\.(?:ckpt|safetensors)")
 
 
@@ -35,7 +35,7 @@ class Phase:
     @property
     def label(self) -> str:
         """The same in words."""
-        return KINDS.get(self.kind, self.kind)
+        return OBJECTIVE_WORDS.get(self.kind, self.kind)
 
 
 def phases_of(run: RunData) -> list[Phase]:

@@ -109,7 +109,7 @@ class LighthouseAttention:
         def sparse(q: Tensor, k: Tensor, v: Tensor, loud_GTX: Tensor) -> Tensor:
             loud_q, loud_k = loud_GTX.split((N, M), dim=2)
             loud_k = loud_k.repeat_interleave(N // M, dim=2)
-            chosen = choose(loud_q, loud_k, self.levels, self.factor, self.tile_budget, width)
+            chosen = choose_windows(loud_q, loud_k, self.levels, self.factor, self.tile_budget, width)
             return attend_chosen(q, k, v, scale, chosen)
 
         return by_document(sparse, bounds, q_BTNH, k_BTMH, v_BTMH, loud_BTX)
@@ -129,7 +129,7 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def choose(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
+def choose_windows(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
     """The windows of G documents of T tokens, from the norms of q and k of each token and query head (fp32).
 
     A tile is `width` coarsest windows (the last may be narrower); in it, `opened` windows of each level above 0 are

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm
 from lccp_sim.models.language_model import LanguageModel, Tap
-from lccp_sim.models.moe import MoE, Routing, SwiGLU
+from lccp_sim.models.moe import MoE, Routed, SwiGLU
 from lccp_sim.models.positions import rotation
 
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         bounds: Tensor,
         text_BT: Tensor | None = None,
         sparse: bool = False,
-    ) -> tuple[Tensor, Routing | None]:
+    ) -> tuple[Tensor, Routed | None]:
         """[B, T, D], and the routing if the layer has experts."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, sparse)
         z_BTD = self.moe_norm(x_BTD)

@@ -93,7 +93,7 @@ def test_constants_are_those_of_the_code_that_is_planned() -> None:
 def test_experts_run_where_the_model_lets_them(name: str, width: int, bf16: bool, gpu: bool) -> None:
     config = model_config(d_model=width, experts=name)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    chosen = experts.choose(name, width, config.d_expert, torch.device("cuda" if gpu else "cpu"), dtype)
+    chosen = experts.choose_backend(name, width, config.d_expert, torch.device("cuda" if gpu else "cpu"), dtype)
     fused = planned._fused(config, Place(bf16, gpu))
     assert fused == (name == "auto" and chosen is experts.loop)
 

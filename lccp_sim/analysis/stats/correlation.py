@@ -26,8 +26,8 @@ from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import LEVEL, Absent
 from lccp_sim.analysis.stats.pairs import (
     HIT,
-    KINDS,
     MIN_POINTS,
+    PAIR_KINDS,
     Name,
     Panel,
     Points,
@@ -163,7 +163,7 @@ def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correla
         _correlation(panels, target, task, monitor, kind, seed)
         for target, task in targets(panels)
         for monitor in monitors(panels)
-        for kind in KINDS
+        for kind in PAIR_KINDS
     ]
     keys = [(row.target, row.monitor, row.kind) if row.task else None for row in rows]
     for name in ("pearson", "spearman"):
@@ -306,7 +306,7 @@ def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparis
         _comparison(panels, target, task, monitor, kind)
         for target, task in targets(panels)
         for monitor in (others if HIT in monitors(panels) else ())
-        for kind in KINDS
+        for kind in PAIR_KINDS
     ]
     keys = [(row.target, row.monitor, row.kind) if row.task else None for row in rows]
     adjusted = over_tasks(keys, [row.p for row in rows])

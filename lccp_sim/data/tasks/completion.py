@@ -12,12 +12,12 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.spans import encode_after
-from lccp_sim.data.tasks.people import biography, names, sentences_of
+from lccp_sim.data.tasks.people import biography, people_names, sentences_of
 from lccp_sim.data.tasks.phrases import ATTRIBUTES
 from lccp_sim.data.tasks.question import UNSEEN, Half, half, unit_ids
 from lccp_sim.errors import ConfigError
 
-DRAWS = 20  # of a needle whose ids are the same in the context and after the question
+MOST_DRAWS = 20  # of a needle whose ids are the same in the context and after the question
 
 
 class Completion(NamedTuple):
@@ -43,8 +43,8 @@ def completion(
     other ids in the context than after the question is dropped. Raises ConfigError where `length` holds no biography,
     and where 20 draws in a row are dropped.
     """
-    people = names(rng, held_out)
-    for _ in range(DRAWS):
+    people = people_names(rng, held_out)
+    for _ in range(MOST_DRAWS):
         who, attribute = next(people), list(ATTRIBUTES.values())[int(rng.integers(len(ATTRIBUTES)))]
         sentences, value = sentences_of(rng, length, held_out, who, attribute, "standard")
         sentence = half(attribute.standard, held_out.phrasings)[0].format(x=who, v=value)
