@@ -1,4 +1,4 @@
-"""Lighthouse attention: a pyramid of windows, of which each head opens the loudest, then plain causal attention.
+"""Lighthouse attention: each head opens the loudest windows of a pyramid, then plain causal attention follows.
 
 Window i of level l is the mean of q, k and v over `factor`^l tokens; level 0 is the tokens. Each coarsest window enters
 the attention, and on each level above 0 the windows with the largest |q| and |k| are opened: their parts enter, too. A
@@ -86,7 +86,7 @@ class LighthouseAttention:
         return self.factor ** (self.levels - 1)
 
     def entries(self, tokens: int) -> int:
-        """The number of windows that attend to each other in a row of one document, padded to whole windows.
+        """The number of windows that attend to each other in a row of one document, padded to full windows.
 
         N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer where a level has fewer windows than the budget.
         """

@@ -26,7 +26,7 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.window.callback import MonitorCallback
 
-ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "stop now or train on, not told apart"}
+ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "undecided"}
 
 
 @dataclass(frozen=True)
