@@ -31,7 +31,7 @@ COMMANDS = {
 ADDED = {  # what was added since the second edition began: modules for it alone, without predecessors
     "post-training objectives": (
         "train/objectives/*",
-        "models/decoding/*",
+        "models/sampling.py",
         "monitors/sampled/*",
         "data/tasks/rewards.py",
         "data/tasks/teaching.py",

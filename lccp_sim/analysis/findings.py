@@ -113,9 +113,9 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
     return monitor, metric, tuple(sorted(tags.items()))
 
 
-def examine(run: RunData, eps: float = EPS) -> Findings:
+def examine(run: RunData) -> Findings:
     """Compute all curves of a run, each metric overall and in its parts; what was not recorded is absent."""
-    found = Findings(run, eps=eps)
+    found = Findings(run)
     for monitor in WHOLE:
         for metrics in groups("page", monitor):
             found.add(monitor, metrics, {})

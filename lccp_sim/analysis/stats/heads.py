@@ -23,13 +23,13 @@ def retrieval_heads(score_LN: HeadScores, threshold: float = RETRIEVES) -> npt.N
     return strongest(score_LN, int((score_LN > threshold).sum()))
 
 
-def initial_heads(score_LN: HeadScores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
+def initial_heads(score_LN: HeadScores) -> npt.NDArray[np.intp]:
     """Choose the heads to follow, pairs [n, 2], from the first window's scores: the retrieval heads, or the top 3 %.
 
     Source: arXiv 2604.02650 sec. 6 fixes the set at the checkpoint before training; the fallback (at least one head)
     is our own.
     """
-    heads = retrieval_heads(score_LN, threshold)
+    heads = retrieval_heads(score_LN)
     return heads if len(heads) else strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
 
 
