@@ -33,7 +33,7 @@ from tests.monitors.worlds import WORDS
 
 LIMITS = (320, 700, 4500)  # a task's small form twice, and its full one
 LISTS = {"FIRST": 200, "LAST": 200, "CITIES": 200, "UNIVERSITIES": 200, "BIRTHDAYS": 200, "HOBBIES": 60, "MAJORS": 60}
-LISTS |= {"ADJECTIVES": 100, "NOUNS": 100, "COUNTED": 200, "VERBS": 10, "FORMS": 10}
+LISTS |= {"ADJECTIVES": 100, "NOUNS": 100, "COUNTED_WORDS": 200, "VERB_WORDS": 10, "FORMS": 10}
 
 
 @pytest.fixture(scope="module")

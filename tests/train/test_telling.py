@@ -47,7 +47,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
         yield found
 
     for module in ("progress", "train.run", "train.series"):
-        monkeypatch.setattr(f"lccp_sim.{module}.shown", shown)
+        monkeypatch.setattr(f"lccp_sim.{module}.shown_on", shown)
     return found
 
 
