@@ -94,7 +94,7 @@ def last_layer(model: Transformer, monitor: Monitor, corpus: Corpus, pairs: int)
     def values(i: int) -> list[float]:
         return [value.value for value in monitor.samples(monitor.score(model, items))]
 
-    difference = float(np.abs(np.subtract(values(0), whole(0))).max())
+    difference = float(np.abs(np.subtract(values(0), whole(0))).max(initial=0))
     assert difference <= AGREE, f"values differ from those of all places by {difference}"
     return paired(values, whole, pairs) | {"largest_difference": difference}
 

@@ -30,6 +30,8 @@ PAGES = ROOT / "docs" / "studies"
 KEPT = ("config.yaml", "corpus.json", "records.jsonl", "samples", "timing.jsonl", "decisions.jsonl", "DONE")
 ASKED = ("study", "texts", "reference", "metrics", "failed", "paper", "trained", "controls")
 RESULTS = "## Results"
+LEFT_OUT = {"Runs", "Warnings"}  # the table of how it was run, and what does not follow, stand beside them
+ANSWERED = {"Results", "Saturation by arm"}  # where the paper's findings are answered one by one
 Orders = list[dict[str, dict[str, str]]]  # of each data order the names of runs by arm and seed
 
 
@@ -106,7 +108,7 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
             *judged,
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
-        body = made_page.split("\n", 1)[1].strip().replace("\n### ", "\n#### ").replace("\n## ", "\n### ")
+        body = _brief(made_page.split("\n", 1)[1].strip(), asked["paper"])
         path = pages / f"{name}.md"
         above = path.read_text(encoding="utf-8").split(f"\n{RESULTS}\n")[0].rstrip()
         parts = [above, "", RESULTS, "", body, "", "### How it was run", "", *_cost(home, asked["orders"])]
@@ -115,6 +117,14 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         write_atomic(results / f"study_{name}.json", json.dumps(report, indent=1) + "\n")
     return path
+
+
+def _brief(made: str, paper: bool) -> str:
+    """The sections of a report that a reader of the page needs, one level lower."""
+    left_out = LEFT_OUT | (ANSWERED if paper else set())
+    first, *sections = made.split("\n## ")
+    kept = [section for section in sections if section.partition("\n")[0] not in left_out]
+    return "\n### ".join([first.rstrip() + "\n", *(section.replace("\n### ", "\n#### ") for section in kept)]).strip()
 
 
 def _cost(home: Path, orders: Orders) -> list[str]:
