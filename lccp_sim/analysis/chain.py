@@ -15,7 +15,7 @@ import numpy as np
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.errors import ConfigError
 
-KINDS = {
+OBJECTIVE_WORDS = {
     "lm": "pre-training", "sft": "fine-tuning", "rl": "RL", "head_contrast": "contrast of heads",
     "head_score": "training of head scores",
 }  # fmt: skip
@@ -40,7 +40,7 @@ class Phase:
         """The same in words; LCCP is pre-training whose rows are longer than before."""
         before = self.run.setting("data.old_context_tokens", np.inf)
         longer = self.kind == "lm" and self.run.setting("run.context_tokens", 0) > before
-        return "LCCP" if longer else KINDS.get(self.kind, self.kind)
+        return "LCCP" if longer else OBJECTIVE_WORDS.get(self.kind, self.kind)
 
 
 def phases_of(run: RunData) -> list[Phase]:

@@ -120,7 +120,7 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
     return Curve(monitor, metric, {}, tokens_W, value_W, np.full(len(means), np.nan))
 
 
-def predicted(found: Forks) -> list[Prediction]:
+def monitor_predictions(found: Forks) -> list[Prediction]:
     """Return how well each monitor predicts the last pass@1 in seeds left out: best first, undefined last."""
     panels = panels_of(found)
     names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]

@@ -29,7 +29,7 @@ def number(value: float) -> str:
     return f"{float(short):.0f}" if 1000 <= abs(value) < np.inf else short
 
 
-class Spread(Protocol):
+class HasInterval(Protocol):
     """A value that may have an interval."""
 
     @property
@@ -45,7 +45,7 @@ class Spread(Protocol):
         """The upper end; None if there is no interval."""
 
 
-def interval(estimate: Spread | None, form: Callable[[float], str] = number) -> str:
+def interval(estimate: HasInterval | None, form: Callable[[float], str] = number) -> str:
     """Format an estimate with its interval in parentheses: "2.9 (2.5 to 3.4)"."""
     if estimate is None:
         return "not defined"

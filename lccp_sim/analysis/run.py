@@ -31,7 +31,7 @@ from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 from lccp_sim.sums import check_sums
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
-TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
+FIELD_TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
 WORDS = ["tier", "monitor", "metric", "names"]  # few different values: kept as categories
 TIMES = ["step", "tokens", "what", "seconds", "forward_tokens"]
 
@@ -70,7 +70,7 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
     """Parse complete lines into a frame, or return None if pyarrow does not read every line as a record."""
     if not lines:
         return None
-    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
+    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, FIELD_TYPES, strict=True)), unexpected_field_behavior="infer")
     try:
         table = pa.json.read_json(
             pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options

@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.RMSNorm.apply(x, self.weight.to(x.dtype), self.eps)
+        return kernels.RMSNormFunction.apply(x, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -84,14 +84,14 @@ class Attention(nn.Module):
             vector_norm(qk.detach(), dim=-1, dtype=torch.promote_types(qk.dtype, torch.float32)) if chooses else None
         )
         if self.qk_norm == "after_rope":
-            qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+            qk = kernels.RotateNormFunction.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
         else:
             if self.qk_norm == "before_rope":
-                qk = kernels.RMSNorm.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+                qk = kernels.RMSNormFunction.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
             elif self.qk_norm == "full_width":
                 q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
                 qk = torch.cat((self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))), dim=-1).view_as(qk)
-            qk = kernels.Rotate.apply(qk, *rope)
+            qk = kernels.RotateFunction.apply(qk, *rope)
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)

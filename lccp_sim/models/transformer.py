@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm
 from lccp_sim.models.language_model import LanguageModel, Tap, picked
-from lccp_sim.models.moe import MoE, Routing, SwiGLU
+from lccp_sim.models.moe import MoE, Routed, SwiGLU
 from lccp_sim.models.positions import rotation
 
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         text_BT: Tensor | None = None,
         sparse: bool = False,
         place_BA: Tensor | None = None,
-    ) -> tuple[Tensor, Routing | None]:
+    ) -> tuple[Tensor, Routed | None]:
         """[B, T, D], or [B, A, D] of the places asked for; and the routing if the layer has experts."""
         y_BTD = self.attention(self.attention_norm(x_BTD), rope, bounds, sparse, place_BA)
         x_BTD = (x_BTD if place_BA is None else picked(x_BTD, place_BA)) + y_BTD

@@ -10,7 +10,7 @@ import torch
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import token_scores
 
-Given = TypeVar("Given")
+_Given = TypeVar("_Given")
 
 
 @contextmanager
@@ -126,9 +126,9 @@ def map_batches(
     model: LanguageModel,
     lengths: list[int],
     tokens_per_forward: int,
-    look: Callable[[list[int]], Given],
+    look: Callable[[list[int]], _Given],
     grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
-) -> Iterator[tuple[list[int], Given]]:
+) -> Iterator[tuple[list[int], _Given]]:
     """Yield groups of indices of texts, each with the result of `look(group)`, computed by one of the processes."""
     groups = list(grouped(lengths, model.comm.tokens(tokens_per_forward, lengths)))
     return zip(groups, model.comm.map(look, groups), strict=True)

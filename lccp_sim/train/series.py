@@ -19,13 +19,13 @@ from rich.console import Console
 
 from lccp_sim.config import Config
 from lccp_sim.configure.load import load_config, windows_of
-from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.beyond import check_ids, check_pair, check_rows
 from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import shown
+from lccp_sim.progress import shown_on
 from lccp_sim.records import Record
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
     notes: Sequence[str] = ()
 
 
-class Point(NamedTuple):
+class SavedPoint(NamedTuple):
     """A checkpoint: its path, its moment (optimizer step, training tokens), and how to load it."""
 
     path: Path
@@ -66,7 +66,7 @@ class Series:
     `foreign`: the checkpoints are those of transformers, not lccp-sim's.
     """
 
-    points: list[Point]
+    points: list[SavedPoint]
     windows: list[int]
     tokenizer: Path | str
     bos: str | None = None
@@ -85,14 +85,14 @@ def of_run(run: Path, config: Config) -> Series:
         raise ConfigError(f"{run}: no checkpoints in {run / 'checkpoints'}")
     steps = sorted(paths)
     tokens = config.run.batch_tokens
-    points = [Point(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
+    points = [SavedPoint(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
     return Series(points, windows_of(config), run / "tokenizer.json")
 
 
 def of_checkpoint(path: Path, config: Config) -> Series:
     """One checkpoint of a run."""
     facts = read_checkpoint(path)["lccp"]
-    point = Point(path, Moment(facts["step"], facts["tokens"]), _ours(path, config))
+    point = SavedPoint(path, Moment(facts["step"], facts["tokens"]), _ours(path, config))
     return Series([point], [facts["step"]], path.parent.parent / "tokenizer.json")
 
 
@@ -159,7 +159,7 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
     return Series(_same(places, loads), steps, text, bos, foreign=True)
 
 
-def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[Point]:
+def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[SavedPoint]:
     """Points that refuse a model whose layers, heads or vocabulary differ from those of the first one loaded."""
     known: dict[str, Any] = {}
 
@@ -173,7 +173,7 @@ def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) 
 
         return loaded
 
-    return [Point(path, moment, checked(path, load)) for (path, moment), load in zip(places, loads, strict=True)]
+    return [SavedPoint(path, moment, checked(path, load)) for (path, moment), load in zip(places, loads, strict=True)]
 
 
 def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]:
@@ -209,7 +209,7 @@ def measure(
         raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
     own = Journal(path).records() if check else []
     set_threads(config)
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         corpus = corpus_for(config, series.tokenizer, series.bos, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
         beside = config.model.attention if config.monitors.attention == "both" and not series.foreign else None
@@ -220,7 +220,7 @@ def measure(
         console.print(f"warning: {warning}", style="yellow", markup=False)
     history = HeadHistory([], series.windows)
     records: list[Record] = []
-    with claim(out), shown(console) as tell:
+    with claim(out), shown_on(console) as tell:
         files = WindowFiles(out, config.run.tensorboard_axis)
         # Training wrote records at windows only.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
@@ -230,7 +230,7 @@ def measure(
             tell(f"{place}loading {point.path.name}", whole[0])
             loaded = point.load()
             rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
-            fits = check_same if hf.is_checkpoint(point.path) else check_rows
+            fits = check_pair if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             check_ids(corpus.largest, rows)
             if not number:  # keep earlier measurements until a model to replace them has loaded

@@ -80,20 +80,20 @@ def _add_exchange(known: str, parser: ArgumentParser) -> None:
 
 
 def _import(arguments: Namespace, console: "Console") -> int:
-    from lccp_sim.progress import shown
+    from lccp_sim.progress import shown_on
     from lccp_sim.train.saved.exchange import import_checkpoint
 
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         said = import_checkpoint(arguments.path, arguments.out, arguments.dtype, check(["run=measure"]), tell)
     print(said)
     return 0
 
 
 def _export(arguments: Namespace, console: "Console") -> int:
-    from lccp_sim.progress import shown
+    from lccp_sim.progress import shown_on
     from lccp_sim.train.saved.exchange import export_checkpoint
 
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         form = export_checkpoint(str(arguments.path), arguments.out, arguments.dtype, tell)
     print(f"{arguments.out}: exported as {form}")
     return 0

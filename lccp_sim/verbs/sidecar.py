@@ -22,14 +22,14 @@ from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.analysis.run import MEASURED
 from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, plain_config
-from lccp_sim.data.beyond import check_ids, check_same
+from lccp_sim.data.beyond import check_ids, check_pair
 from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.files import write_atomic
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import Tell, clock, shown
+from lccp_sim.progress import Tell, clock, shown_on
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.followed import Saved, Signature, saved_in
 from lccp_sim.train.saved.foreign import Vocabulary, read_vocabulary
@@ -43,7 +43,7 @@ from lccp_sim.train.window.window_files import WindowFiles
 
 GLANCE = 10.0  # seconds between two polls of the folder
 PATIENCE = 1800.0  # seconds without a change after which an incomplete checkpoint is given up
-SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
+ITEM_SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
 FEWEST = 2  # items of a monitor
 WATCHED = "watched.json"
 
@@ -167,7 +167,7 @@ class Sidecar:
         """Measure a checkpoint, write the results and print the verdict so far; or leave it out, and print why."""
         signature, config = self.known[saved.path][0], self.followed.config
         dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-        with shown(self.console) as tell:
+        with shown_on(self.console) as tell:
             tell(f"loading {saved.name}", 0.0)
             try:
                 moment = Moment(saved.step, saved.tokens(self.followed.tokens_per_step))
@@ -202,7 +202,7 @@ class Sidecar:
             first = self.facts["shape"]
             raise ConfigError(f"{saved.path}: has another architecture ({shape}) than the first ({first})")
         tokenizer = self.corpus.tokenizer
-        check_same(tokenizer, model.vocab_size, tokenizer.id_to_token(self.corpus.bos), str(saved.path))
+        check_pair(tokenizer, model.vocab_size, tokenizer.id_to_token(self.corpus.bos), str(saved.path))
         check_ids(self.corpus.largest, model.vocab_size)
 
     def _prepare(self, saved: Saved, model: LanguageModel, tell: Tell) -> MonitorSuite:
@@ -242,15 +242,15 @@ class Sidecar:
             return config
         wanted = {kind for of in kinds(config.monitors.watch).values() for kind in of}
         seconds = timed(model, wanted, plain_tokens(self.corpus.tokenizer), config.watched_in_bf16)
-        for share in SHARES:
+        for share in ITEM_SHARES:
             fewer = with_items(config, share)
             expected = sum(expected_seconds(fewer.monitors.watch, seconds).values())
             if expected <= 60 * minutes:
                 self.console.print(f"budget: {share:.3g} of the items, about {clock(expected)} a checkpoint")
                 return fewer
         raise ConfigError(
-            f"--minutes={minutes:g}: {SHARES[-1]:g} of the items take about {clock(expected)} a checkpoint here; give "
-            "more, or shorten the monitors' lengths"
+            f"--minutes={minutes:g}: {ITEM_SHARES[-1]:g} of the items take about {clock(expected)} a checkpoint here; "
+            "give more, or shorten the monitors' lengths"
         )
 
 

@@ -41,9 +41,9 @@ def test_items_are_paired_and_what_is_told_apart_is_said(pair: tuple[Path, Path]
     assert nll.difference.value == pytest.approx(-0.1) and nll.answer == "B lower" and nll.needed is None
     low, high = nll.difference.low, nll.difference.high
     assert low is not None and high is not None and high - low == pytest.approx(2 * 1.96 * 0.1 / 40**0.5, rel=0.15)
-    assert short.answer == "not told apart" and short.paired and short.items == 40
+    assert short.answer == "undecided" and short.paired and short.items == 40
     assert short.needed == pytest.approx((2.8 * 0.1 / 0.005) ** 2, rel=0.3)
-    assert row(found, HIT).answer == "not told apart" and row(found, HIT).difference.value == pytest.approx(1 / 40)
+    assert row(found, HIT).answer == "undecided" and row(found, HIT).difference.value == pytest.approx(1 / 40)
     assert row(compare_runs(*map(load_run, pair), [0]), NLL).answer == "equal"
     turned = row(compare_runs(*map(load_run, pair[::-1])), NLL)
     assert turned.answer == "B higher" and turned.difference.value == pytest.approx(0.1)
@@ -109,7 +109,7 @@ def test_a_difference_without_samples_is_unpaired_and_says_so(tmp_path: Path) ->
     a, b = (plant(tmp_path / n, {NLL: [hard + d]}, (0,), samples=False) for n, d in (("a", 0.0), ("b", 0.1)))
     found = compare_runs(load_run(a), load_run(b))
     low, high = row(found, NLL).difference.low, row(found, NLL).difference.high
-    assert not row(found, NLL).paired and "not told apart (unpaired)" in found.table()[0]
+    assert not row(found, NLL).paired and "undecided (unpaired)" in found.table()[0]
     assert low is not None and high is not None and high - low == pytest.approx(2 * 1.96 * (2 / 40) ** 0.5, rel=0.1)
     assert any(line.startswith("unpaired: ") for line in found.foot())
 

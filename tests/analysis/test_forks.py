@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from lccp_sim.analysis.chain import chain_of, labels, phases_of
-from lccp_sim.analysis.forks import FIRST, PASS, forks, least_error, predicted, spreads
+from lccp_sim.analysis.forks import FIRST, PASS, forks, least_error, monitor_predictions, spreads
 from lccp_sim.analysis.report.after import (
     better,
     predicted_table,
     scores_table,
     signals_table,
     spreads_table,
-    windows_table,
+    window_stages_table,
 )
 from lccp_sim.analysis.report.chain import LEAST, bought, curves_of_phases, of_chain, widths
 from lccp_sim.analysis.run import load_run
@@ -129,14 +129,14 @@ def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(t
     assert found is not None and found.windows == {f"w{t}": t for t in WINDOWS}
     assert list(found.stages) == ["at the window", "after fine-tuning", "after RL"]
     assert all(len(own) == 2 for seeds in found.last.values() for own in seeds.values())
-    rows = {row.monitor: row for row in predicted(found)}
+    rows = {row.monitor: row for row in monitor_predictions(found)}
     assert next(iter(rows)) == COPY and rows[COPY].wins == 3
     assert rows[COPY].ratio < 0.3 and rows["perplexity/nll_nats"].ratio == pytest.approx(1, abs=0.05)
     assert rows[FIRST].ratio is None, "pass@1 at the window is the same at all"
     assert least_error(found) == pytest.approx(0.01 * np.sqrt(2 / np.pi / 2), rel=0.4)
     assert least_error(found) < rows[COPY].mae_tokens
     assert [row.said for row in spreads(found)] == ["", "undecided", "narrows"], "all seeds alike before, no interval"
-    for table in (windows_table(found), predicted_table(list(rows.values()), None), spreads_table(spreads(found)),
+    for table in (window_stages_table(found), predicted_table(list(rows.values()), None), spreads_table(spreads(found)),
                   signals_table(found, first)):  # fmt: skip
         assert table.rows and all(len(row) == len(table.head) for row in table.rows)
     assert [row[:2] for row in signals_table(found, first).rows] == [[f"w{t}", "0.5"] for t in WINDOWS]

@@ -53,10 +53,10 @@ class Difference:
     def answer(self) -> str:
         """The result in a few words."""
         if abs(self.difference.value) <= SAME and not self.told:
-            return "equal" if self.difference.low is None else "not told apart"
+            return "equal" if self.difference.low is None else "undecided"
         if self.difference.low is None:
             return "no interval"
-        return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "not told apart"
+        return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "undecided"
 
     def row(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

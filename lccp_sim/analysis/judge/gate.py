@@ -23,7 +23,7 @@ from lccp_sim.analysis.run import RunData, differing
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name
 from lccp_sim.errors import ConfigError
 
-STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
+EXIT_STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
 SEEDS = {"seed", "data.order_seed"}  # keys in which runs of one gate may differ
 RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # keys of `run.` compared
 
@@ -80,7 +80,7 @@ class GateAnswer:
     @property
     def status(self) -> int:
         """The exit status: 0 pass, 1 fail, 2 cannot be told."""
-        return STATUS[self.outcome]
+        return EXIT_STATUS[self.outcome]
 
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -14,7 +14,7 @@ from lccp_sim.analysis.stats.arms import Result, Runs
 from lccp_sim.analysis.stats.prediction import Prediction
 
 
-def windows_table(found: Forks) -> Table:
+def window_stages_table(found: Forks) -> Table:
     """pass@1 by window and stage: means over seeds, with intervals over them."""
     rows = []
     for arm, window in sorted(found.windows.items(), key=lambda each: each[1]):

@@ -14,10 +14,16 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
-from lccp_sim.analysis.forks import forks, least_error, predicted, spreads
+from lccp_sim.analysis.forks import forks, least_error, monitor_predictions, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, labelled, metric_of
-from lccp_sim.analysis.report.after import predicted_table, scores_table, signals_table, spreads_table, windows_table
+from lccp_sim.analysis.report.after import (
+    predicted_table,
+    scores_table,
+    signals_table,
+    spreads_table,
+    window_stages_table,
+)
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import (
@@ -52,7 +58,7 @@ from lccp_sim.analysis.stats.arms import (
 )
 from lccp_sim.analysis.stats.cpt_law import replay
 from lccp_sim.analysis.stats.curve import to_json
-from lccp_sim.analysis.stats.rule import SHOWN, decide
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS, decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.files import write_atomic
 
@@ -92,9 +98,9 @@ def write_study(
         for arm, control in against.items()
     }
     left = forks(runs, repeats)
-    ahead, least, apart = (predicted(left), least_error(left), spreads(left)) if left else ([], None, [])
+    ahead, least, apart = (monitor_predictions(left), least_error(left), spreads(left)) if left else ([], None, [])
     after = (
-        [windows_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(left, runs)]
+        [window_stages_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(left, runs)]
         if left
         else []
     )
@@ -282,7 +288,7 @@ def _saturation(found: Curves) -> Table:
                 f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {moved.reason.code if moved.reason else ''}"
             )
             way = f"{number(moved.first)} to {number(moved.last)}"
-            cells.append([labelled(metric), arm, SHOWN[decision.verdict], way, gain, t95])
+            cells.append([labelled(metric), arm, VERDICT_WORDS[decision.verdict], way, gain, t95])
     note = (
         "Means over seeds. t95: tokens to 95 % of the arm's own improvement in its run, not a point of saturation. "
         "For the rule and the next doubling see docs/analysis.md. In parentheses: 95 % intervals over seeds and items."

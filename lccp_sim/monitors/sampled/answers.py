@@ -17,8 +17,8 @@ from lccp_sim.data.tasks import Half, Question, check_haystack, check_tasks
 from lccp_sim.data.tasks.rewards import REWARDS
 from lccp_sim.data.tasks.teaching import Teacher
 from lccp_sim.errors import ConfigError, refuse
-from lccp_sim.models.decoding.sampling import Sampled, sample
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.sampling import Sampled, sample
 from lccp_sim.monitors.asking import alike
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor, Pass

@@ -23,12 +23,12 @@ from lccp_sim.models.foreign.hf_folder import CONFIG, WHOLE
 from lccp_sim.train.saved.sharded import INDEX, ShardPiece, pieces_of
 
 NUMBER = re.compile(r"\d+")
-NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
-FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
+STEP_NAME = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
+WEIGHT_FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
 STATE = "trainer_state.json"
-BESIDE = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
+NOT_MODEL = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
 Signature = tuple[tuple[str, int, int], ...]
-Loaded = TypeVar("Loaded")
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Saved:
     @property
     def step(self) -> int:
         """The number in the folder's name that follows a word such as step, else the last number."""
-        return int([*NUMBER.findall(self.name), *NAMED.findall(self.name)][-1])
+        return int([*NUMBER.findall(self.name), *STEP_NAME.findall(self.name)][-1])
 
     @property
     def parts(self) -> Path | None:
@@ -108,7 +108,7 @@ class Saved:
             )
         return int(seen)
 
-    def loaded(self, load: Callable[[Path], Loaded]) -> Loaded:
+    def loaded(self, load: Callable[[Path], _Loaded]) -> _Loaded:
         """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
 
         Raises ConfigError if it cannot be read.
@@ -149,7 +149,7 @@ def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
 
 
 def _holds_files(path: Path) -> bool:
-    return any(next(path.glob(pattern), None) is not None for pattern in FILES)
+    return any(next(path.glob(pattern), None) is not None for pattern in WEIGHT_FILES)
 
 
 def _pieces(folder: Path) -> dict[str, ShardPiece]:
@@ -163,7 +163,7 @@ def _pieces(folder: Path) -> dict[str, ShardPiece]:
 
 def _named_as_a_model(pieces: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The model's tensors, without the prefix `model.` and the optimizer's states."""
-    found = {name: piece for name, piece in pieces.items() if not name.startswith(BESIDE)}
+    found = {name: piece for name, piece in pieces.items() if not name.startswith(NOT_MODEL)}
     while found and {name.partition(".")[0] for name in found} <= {"app", "module", "state_dict"}:
         found = {name.partition(".")[2]: piece for name, piece in found.items()}
     # A base model whose own name is `model` is next to its head, or has one more name before its layers.

@@ -22,7 +22,7 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
-from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.window.logs import log_images, log_scalars, window_line
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
 
 
@@ -132,7 +132,7 @@ class MonitorCallback(L.Callback):
             self.say(NO_HEADS)
         seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write_window(step, [*first, *seen.records], seen.values, seen.timing)
-        self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        self.say(window_line(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]
             self.journal.seal()

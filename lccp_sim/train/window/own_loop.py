@@ -32,7 +32,7 @@ from lccp_sim.train.saved.run_directory import CONFIG
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
-ALL_STEPS = range(sys.maxsize)  # in a loop of others each measured step is a window
+ALL_STEPS = range(sys.maxsize)  # in an external loop each measured step is a window
 BEFORE = Moment(-1, -1)
 
 

@@ -1,8 +1,8 @@
 """The monitors as a callback of `transformers.Trainer`, and so of what is built on it (TRL, axolotl, LLaMA-Factory).
 
-It adds three things to `LoopSuite`: where a Trainer's step ends, how many tokens it has trained on, and which loggers
-there are. It measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of
-a checkpoint are on disk before it is.
+It adds three things to `LoopSuite`: when a Trainer's step ends, how many tokens it has trained on, and its loggers. It
+measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of a checkpoint
+are on disk before it is.
 """
 
 from collections.abc import Callable
