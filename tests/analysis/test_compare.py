@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
+from bench import judge_intervals as bench
 from lccp_sim.analysis.judge.compare import Compared, Difference, compare_runs
 from lccp_sim.analysis.judge.intervals import ItemCurve, change_of_shares
 from lccp_sim.analysis.run import load_run
-from lccp_sim.analysis.stats.curve import Curve
-from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
@@ -55,12 +55,8 @@ def test_two_windows_of_one_run_are_compared(pair: tuple[Path, Path]) -> None:
     assert nll.difference.value == pytest.approx(-2) and (nll.a_tokens, nll.b_tokens) == (0, 2000)
 
 
-def measured(before_I: np.ndarray, after_I: np.ndarray, seed: int) -> ItemCurve:
-    item_IW = np.stack([before_I, after_I], axis=1)
-    draws_RW = weights(np.zeros(len(item_IW)), 400, seed) @ item_IW
-    nothing_W = np.zeros(2)
-    curve = Curve("needle", "x_frac", {}, nothing_W, item_IW.mean(0), nothing_W, draws_RW, "paired items", len(item_IW))
-    return ItemCurve(curve, item_IW)
+def measured(before_I: np.ndarray, after_I: np.ndarray) -> ItemCurve:
+    return bench.curve_of(before_I, after_I, np.zeros(len(before_I), int))
 
 
 @pytest.mark.parametrize("kind", ["nats", "shares", "rare misses"])
@@ -69,7 +65,7 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
     if kind == "rare misses":
         truth, before, after = 0.03, 0.96, 0.99
     repetitions, widths, apart = 300, [], []
-    for seed in range(repetitions):
+    for _ in range(repetitions):
         hard_I = rng.standard_normal(60)
         if kind == "nats":  # log-normal, as losses are
             before_I = np.exp(0.5 * hard_I) + 0.1 * rng.standard_normal(60)
@@ -78,7 +74,7 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
             luck_I = rng.random(60)
             before_I = (luck_I < before).astype(float)
             after_I = (np.where(rng.random(60) < 0.5, luck_I, rng.random(60)) < after).astype(float)
-        found = measured(before_I, after_I, seed).estimate(1, "change")
+        found = measured(before_I, after_I).estimate(1, "change")
         assert found.low is not None and found.high is not None
         held += found.low <= truth <= found.high
         widths.append(found.high - found.low)
@@ -91,16 +87,16 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
 def test_the_change_of_a_share_has_its_hand_made_interval() -> None:
     before_I, after_I = hits(30), np.concatenate([hits(28, 30), hits(5, 10)])  # 2 lost, 5 gained of 40
     change = 3 / 42
-    half = 1.959964 * np.sqrt((5.5 + 2.5) / 42 - change**2) / np.sqrt(42)
+    half = student.ppf(0.975, 39) * np.sqrt((5.5 + 2.5) / 42 - change**2) / np.sqrt(42)
     assert change_of_shares(before_I, after_I) == pytest.approx((change - half, change + half))
 
 
 def test_needed_items_tell_the_difference_in_four_of_five_samples() -> None:
     rng, told = np.random.default_rng(0), 0
     n = round((2.8 * 0.5 / 0.15) ** 2)
-    for seed in range(200):
+    for _ in range(200):
         before_I = rng.standard_normal(n)
-        told += measured(before_I, before_I + 0.15 + 0.5 * rng.standard_normal(n), seed).estimate(1, "change").above(0)
+        told += measured(before_I, before_I + 0.15 + 0.5 * rng.standard_normal(n)).estimate(1, "change").above(0)
     assert 0.7 <= told / 200 <= 0.9
 
 

@@ -47,7 +47,7 @@ def loaded(runs: list[Path]) -> list[RunData]:
 def gate(path: Path, criteria: dict[str, Any] | list[dict[str, Any]], **more: Any) -> Path:
     """A criteria file, older than any run."""
     named = criteria if isinstance(criteria, dict) else {f"c{i}": each for i, each in enumerate(criteria)}
-    path.write_text(yaml.safe_dump({"written": "2026-01-31", "criteria": named} | more, sort_keys=False))
+    path.write_text(yaml.safe_dump({"written": "2020-01-31", "criteria": named} | more, sort_keys=False))
     os.utime(path, (0, 0))
     return path
 
@@ -171,13 +171,13 @@ def test_the_exit_status_and_the_files(runs: list[Path], tmp_path: Path, capsys:
         assert main(["gate", str(path), str(runs[1]), "--json", str(files[0]), "--markdown", str(files[1])]) == status
         data, page = json.loads(files[0].read_text()), files[1].read_text()
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert data["criteria_file"]["sha256"] == digest and data["criteria_file"]["written"] == "2026-01-31"
+        assert data["criteria_file"]["sha256"] == digest and data["criteria_file"]["written"] == "2020-01-31"
         assert data["status"] == status and [each["outcome"] for each in data["answers"]] == list(names)
         assert (
             data["answers"][0]["estimate"]["value"] == pytest.approx(1.0)
             and data["answers"][0]["evidence"][0]["items"] == 40
         )
-        assert digest in page and "written 2026-01-31" in page and "Does it?" in page and not data["notes"]
+        assert digest in page and "written 2020-01-31" in page and "Does it?" in page and not data["notes"]
         [table] = [block for block in page.split("\n\n") if block.startswith("| criterion")]
         assert {line.replace("\\|", "").count("|") for line in table.splitlines()} == {6}
         said = capsys.readouterr().out
@@ -194,11 +194,11 @@ def test_a_file_changed_after_the_first_window_is_said(loaded: list[RunData], tm
 
 WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no YAML": ("{", "cannot be read as YAML"),
-    "a name twice": ("written: 2026-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
+    "a name twice": ("written: 2020-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
     "no mapping": ("- a", "must be a group of keys"),
     "no date": ("criteria: {a: {metric: a/b, at_most: 1}}", "gate.written: this key is required"),
-    "no criterion": ("written: 2026-01-31\ncriteria: {}", "is empty"),
-    "a wrong key": ("written: 2026-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),
+    "no criterion": ("written: 2020-01-31\ncriteria: {}", "is empty"),
+    "a wrong key": ("written: 2020-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),
     "a wrong key within": ("{metric: a/b, at_mots: 1}", "criteria.a.at_mots: no such key; did you mean 'at_most'?"),
     "no bound": ("{metric: needle/hit_frac}", "give one of the two"),
     "two bounds": ("{metric: needle/hit_frac, at_least: 0, at_most: 1}", "give one of the two"),
@@ -220,7 +220,7 @@ def test_a_wrong_file_is_refused_in_one_line(
 ) -> None:
     text, message = WRONG[case]
     if text.startswith("{m"):
-        text = f"written: 2026-01-31\ncriteria:\n  a: {text}"
+        text = f"written: 2020-01-31\ncriteria:\n  a: {text}"
     (tmp_path / "gate.yaml").write_text(text)
     assert main(["gate", str(tmp_path / "gate.yaml"), str(runs[0])]) == 1
     [line] = capsys.readouterr().err.splitlines()
