@@ -36,7 +36,7 @@ from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import CONFIG, DONE, claim, measured_of, read_config, write_done
 from lccp_sim.train.window.estimate import estimate
-from lccp_sim.train.window.own_loop import corpus_for, measured_text, write_measured
+from lccp_sim.train.window.measured import corpus_for, measured_text, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 

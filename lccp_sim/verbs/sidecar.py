@@ -39,7 +39,8 @@ from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import DONE, claim, write_done
 from lccp_sim.train.series import architecture_of, device_of_config
 from lccp_sim.train.window.estimate import expected_seconds, kinds, timed
-from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE, corpus_for, write_measured
+from lccp_sim.train.window.measured import corpus_for, write_measured
+from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE
 from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 

@@ -70,7 +70,7 @@ def test_resumed_with_the_best_model_at_the_end_it_writes_the_same_records(measu
     for changed, said in (
         (
             {"tokens_per_step": 2 * STEP_TOKENS},
-            f"tokens_per_step={2 * STEP_TOKENS}: .* begun with others, 512 tokens at",
+            f"tokens_per_step={2 * STEP_TOKENS}: .* begun with others, 768 tokens at",
         ),
         (
             {"config": check(["run=look", "monitors.needle.seed=7"], measuring / "configs")},

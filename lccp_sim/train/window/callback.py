@@ -24,7 +24,7 @@ from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
 from lccp_sim.train.saved.run_directory import DONE, write_done
 from lccp_sim.train.window.logs import headline, log_images, log_scalars
-from lccp_sim.train.window.own_loop import check_measured, write_measured
+from lccp_sim.train.window.measured import check_measured, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
 
 
