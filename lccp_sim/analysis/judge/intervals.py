@@ -47,8 +47,12 @@ class Scatter:
             stratum_I, sizes_H = np.zeros_like(stratum_I), np.array([len(stratum_I)])
         if len(item_I2) < 2:
             return cls(np.zeros((1, 2, 2)), np.ones(1))
-        cells = [np.cov(item_I2[stratum_I == stratum].T) for stratum in range(len(sizes_H))]
-        return cls(np.stack(cells) * sizes_H[:, None, None] / len(item_I2) ** 2, sizes_H - 1.0)
+        mean_H2, cov_H22 = np.zeros((len(sizes_H), 2)), np.zeros((len(sizes_H), 2, 2))
+        np.add.at(mean_H2, stratum_I, item_I2 / sizes_H[stratum_I, None])
+        off_I2 = item_I2 - mean_H2[stratum_I]
+        np.add.at(cov_H22, stratum_I, off_I2[:, :, None] * off_I2[:, None, :])
+        share_H = sizes_H / len(item_I2)
+        return cls(cov_H22 * (share_H**2 / (sizes_H * (sizes_H - 1)))[:, None, None], sizes_H - 1.0)
 
     @classmethod
     def of_errors(cls, stderr_2: Array, n: int) -> "Scatter":
