@@ -245,7 +245,7 @@ def test_the_command_shows_and_writes_the_same(
     [
         (
             ["--json", "/dev/null/no.json"],
-            "--json /dev/null/no.json: cannot be written (Not a directory); name another",
+            "--json /dev/null/no.json: cannot be written (Not a directory);",
         ),
         (["--tokens", "soon"], "--tokens='soon': must be a count of tokens"),
         (["--tokens", "1", "2", "3"], "takes one count, or one each"),
