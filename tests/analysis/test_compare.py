@@ -145,7 +145,7 @@ def test_shares_without_samples_differ_as_statsmodels_says() -> None:
 
 
 def test_too_few_items_are_shown_but_not_judged(tmp_path: Path) -> None:
-    apart = [{NLL: [spread(mean, 0.01, items=5)]} for mean in (1.0, 2.0)]
+    apart = [{NLL: [spread(mean, 0.01, items=5, seed=int(mean))]} for mean in (1.0, 2.0)]
     a, b = (load_run(plant(tmp_path / name, each, (0,))) for name, each in zip("ab", apart, strict=True))
     found = compare_runs(a, b)
     [only] = found.rows
@@ -245,7 +245,7 @@ def test_the_command_shows_and_writes_the_same(
     [
         (
             ["--json", "/dev/null/no.json"],
-            "--json /dev/null/no.json: cannot be written (Not a directory);",
+            "--json /dev/null/no.json: cannot be written (",
         ),
         (["--tokens", "soon"], "--tokens='soon': must be a count of tokens"),
         (["--tokens", "1", "2", "3"], "takes one count, or one each"),

@@ -1,6 +1,6 @@
 """What another trainer's checkpoints are measured with: its tokenizer, held-out text in its tokens, and the config.
 
-measured.yaml and tokenizer.json lie beside the records, so that later measurements can be checked to be alike.
+measured.yaml and tokenizer.json lie next to the records, so that later measurements can be checked to be alike.
 """
 
 from dataclasses import replace
