@@ -3,9 +3,10 @@
 A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two polls. The
 checkpoints that exist at the start are measured in step order. If several later ones are waiting, the newest comes
 first; those before it are reported and left out, because records are in step order. Checkpoints that are deleted,
-damaged, of another shape, or too late are left out, too. A checkpoint that stays incomplete is reported at once,
-and later ones wait for it for two minutes. The end of the training is marked if it is known. The state that must survive a kill is in
-`watched.json`, next to the records, so a restarted sidecar continues and writes what an uninterrupted one would.
+damaged, of another shape, or too late are left out, too. A checkpoint that stays incomplete is reported at once, and
+later ones wait for it for two minutes. The end of the training is marked if it is known. The state that must survive a
+kill is in `watched.json`, next to the records, so a restarted sidecar continues and writes what an uninterrupted one
+would.
 """
 
 import json
