@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lccp_sim.cli import main
+from lccp_sim.cli import check, main
+from lccp_sim.errors import ConfigError
 from lccp_sim.train import series
 from tests.train.foreign import folder
 from tests.train.others import measured_after
@@ -65,3 +66,13 @@ def test_a_setting_that_is_wrong_for_one_of_them_is_one_line(
     assert main(["compare", str(one), str(tmp_path / "nowhere"), *words]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "nowhere: no such directory" in line
+
+
+@pytest.mark.parametrize(("given", "count"), [(1000, 1000), (1000.0, 1000), (1000.5, None), (True, None), (-1.0, None)])
+def test_tokens_of_a_series_may_be_written_as_yaml_reads_them(given: float, count: int | None, tmp_path: Path) -> None:
+    """A whole number with a decimal point is a count; others are refused with their place."""
+    config = check(["run=measure"])
+    (tmp_path / "series.yaml").write_text(f"checkpoints: [{{path: nowhere, tokens: {str(given).lower()}}}]")
+    said = "nowhere: no such checkpoint" if count else r"checkpoints\[0\].tokens=.*: must be an integer >= 0"
+    with pytest.raises(ConfigError, match=said):
+        series.of_list(tmp_path / "series.yaml", config)
