@@ -30,24 +30,27 @@ from typing import Any, NamedTuple
 
 from tests.golden import Commands, Failed, Found, Hook, free_port
 
-STUDY = ["run=smoke_study", "run.log_every_steps=1", "run.checkpoint_every_steps=2"]
-LONGER = [*STUDY, "run.name=longer", "run.init_from=runs/smoke_study-s0-*", "run.precondition=false"]
-LONGER += ["run.context_tokens=512", "data.old_context_tokens=256"]
+OFTEN = ["run.log_every_steps=1", "run.checkpoint_every_steps=2"]
+STUDY = ["train", "run=smoke_study", *OFTEN]
+FROM_STUDY = ["run.init_from=runs/smoke_study-s0-*", "run.precondition=false"]
+LONGER = [*STUDY, "run.name=longer", *FROM_STUDY, "run.context_tokens=512", "data.old_context_tokens=256"]
 CASES: dict[str, tuple[int, list[list[str]]]] = {
-    "smoke": (1, [["run=smoke"]]),
+    "smoke": (1, [["train", "run=smoke"]]),
     "chained": (1, [STUDY, LONGER]),
+    "post": (1, [STUDY, ["chain", "smoke_sft", "smoke_rl", *OFTEN, *FROM_STUDY]]),
     "background": (1, [[*STUDY, "run.checkpoints=background"]]),
     "ddp": (2, [STUDY]),
     "folders": (2, [[*STUDY, "run.shard=true"]]),
 }
 KINDS = ("start", "corpus", "checkpoint", "window")
+ANY = "any"
 MOST_KILLS = 12  # of a command; then it may end
 DELAY = 0.03  # seconds at most from a write to the kill
 WRITES = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
 
 
 class Moment(NamedTuple):
-    """When to kill: after `seconds`, from the start or from the `count`-th write of a `kind`."""
+    """When to kill: after `seconds`, from the start or from the `count`-th write of a `kind`, or of any kind (ANY)."""
 
     seconds: float
     kind: str = ""
@@ -96,7 +99,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     sys.stdout.flush(), sys.stderr.flush()
     began = time.monotonic()
     hooks = [teller(into), *[None] * (ranks - 1)]
-    children = [lccp.start(["train", *words], log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
+    children = [lccp.start(words, log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
     os.close(into)
     writes: list[str] = []
     due = began + moment.seconds if moment and not moment.kind else None
@@ -110,7 +113,8 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
         if not data:  # the first rank is gone by itself
             break
         writes += [KINDS[byte] for byte in data]
-        if moment and moment.kind and due is None and writes.count(moment.kind) >= moment.count:
+        count = len(writes) if moment and moment.kind == ANY else writes.count(moment.kind) if moment else 0
+        if moment and moment.kind and due is None and count >= moment.count:
             due = time.monotonic() + moment.seconds
     seconds = time.monotonic() - began
     if killed:
@@ -123,7 +127,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     # A rank that lost another ends with an error; one alone, or none killed, must not.
     if not finished and (not killed or ranks == 1 and states != [-signal.SIGKILL]):
         said = logs[0].read_text()[-2000:]
-        raise Failed(f"lccp train {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
+        raise Failed(f"lccp {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
     return Ended(killed and not finished, seconds, writes)
 
 
@@ -254,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kill_farm", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder for references and trials")
     parser.add_argument("--kills", type=int, default=200, help="how many there are to be in --out")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained", "background"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["smoke", "chained", "post", "background"])
     parser.add_argument("--out", type=Path, help="default: farm.jsonl in the folder")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)

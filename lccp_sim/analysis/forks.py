@@ -59,7 +59,7 @@ class Spread:
         """What the phase did to the differences."""
         if self.change is None:
             return ""
-        return "widens" if self.change.above(0) else "narrows" if self.change.below(0) else "not told"
+        return "widens" if self.change.above(0) else "narrows" if self.change.below(0) else "undecided"
 
 
 def forks(runs: Runs, repeats: Sequence[Runs] = ()) -> Forks | None:

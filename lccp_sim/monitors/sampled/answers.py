@@ -60,9 +60,10 @@ class Answers(Monitor):
         check_haystack(self.tasks, self.haystack, "monitors.answers.haystack", "name a source of the run")
 
     def prepare(self, corpus: Corpus) -> Asked:
-        """Build the questions, the same at every window. Raises ConfigError if a task's text exceeds a limit."""
+        """Build the questions, the same at every window. Raises ConfigError if a text or answer cannot be written."""
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         teacher, asked = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill), []
+        teacher.check_stops("monitors.answers.tasks")
         half = Half(names=True, phrasings=self.held_out == "phrasings")
         for i in range(self.items):
             rng = np.random.default_rng((self.seed, 1, i))
