@@ -57,7 +57,9 @@ class Scatter:
     @classmethod
     def of_errors(cls, stderr_2: Array, n: int) -> "Scatter":
         """The scatter of two independent means with standard errors, each over n items."""
-        return cls(np.stack([np.diag([stderr_2[0] ** 2, 0.0]), np.diag([0.0, stderr_2[1] ** 2])]), np.full(2, n - 1.0))
+        return cls(
+            np.stack([np.diag([stderr_2[0] ** 2, 0.0]), np.diag([0.0, stderr_2[1] ** 2])]), np.array([n - 1.0] * 2)
+        )
 
     def quantile(self, contrast_2: Array) -> float:
         """The quantile of Student's t for a sum of the two means with these weights.
@@ -141,7 +143,8 @@ class ItemCurve:
         if of == "factor":
             draws_R = draws_R / np.where(draws_RW[:, 0] > 0, draws_RW[:, 0], np.nan)
         ends = self._ends(at, of) if self.item_IW is not None or not self.paired else self._widened(value, draws_R)
-        return _varied(Estimate(value, *(ends or (None, None)), draws_R))
+        low, high = ends or (None, None)
+        return _varied(Estimate(value, low, high, draws_R))
 
     def _ends(self, at: int, of: Of) -> tuple[float, float] | None:
         """The ends of an interval from items, or else from standard errors."""
