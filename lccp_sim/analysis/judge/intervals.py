@@ -57,9 +57,9 @@ class Scatter:
     @classmethod
     def of_errors(cls, stderr_2: Array, n: int) -> "Scatter":
         """The scatter of two independent means with standard errors, each over n items."""
-        return cls(
-            np.stack([np.diag([stderr_2[0] ** 2, 0.0]), np.diag([0.0, stderr_2[1] ** 2])]), np.array([n - 1.0] * 2)
-        )
+        cov_H22 = np.zeros((2, 2, 2))
+        cov_H22[[0, 1], [0, 1], [0, 1]] = stderr_2**2
+        return cls(cov_H22, np.array([n - 1.0, n - 1.0]))
 
     def quantile(self, contrast_2: Array) -> float:
         """The quantile of Student's t for a sum of the two means with these weights.
