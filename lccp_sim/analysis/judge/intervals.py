@@ -52,7 +52,7 @@ class Scatter:
         off_I2 = item_I2 - mean_H2[stratum_I]
         np.add.at(cov_H22, stratum_I, off_I2[:, :, None] * off_I2[:, None, :])
         share_H = sizes_H / len(item_I2)
-        return cls(cov_H22 * (share_H**2 / (sizes_H * (sizes_H - 1)))[:, None, None], sizes_H - 1.0)
+        return cls(cov_H22 * (share_H**2 / (sizes_H * (sizes_H - 1)))[:, None, None], (sizes_H - 1).astype(np.float64))
 
     @classmethod
     def of_errors(cls, stderr_2: Array, n: int) -> "Scatter":
