@@ -29,6 +29,12 @@ def number(value: float) -> str:
     return f"{float(short):.0f}" if 1000 <= abs(value) < np.inf else short
 
 
+def number_apart(value: float, bound: float) -> str:
+    """Format with three significant digits, or as many as show on which side of a bound the value is."""
+    forms = (number(value), *(f"{float(f'{value:.{digits}g}'):.15g}" for digits in range(4, 16)))
+    return next((form for form in forms if np.sign(float(form) - bound) == np.sign(value - bound)), repr(float(value)))
+
+
 class HasInterval(Protocol):
     """A value that may have an interval."""
 

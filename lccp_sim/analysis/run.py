@@ -194,7 +194,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
 
 
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
-MEASURED = "measured.yaml"  # `lccp measure` writes this instead of config.yaml
+MEASURED = "measured.yaml"  # `lccp measure` and the monitors of other trainers write this instead of config.yaml
 # Keys that are paths, not settings. Those of data are declared with its keys, which cannot be imported here.
 PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
@@ -206,8 +206,9 @@ class RunData:
     `records`: FIELDS, `names` (sorted tag names, comma-separated) and a column for each tag. `samples`: step, monitor,
     metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
     forward_tokens. `corpus`: one row per source. Tables that the run did not write are empty, with their columns.
-    `measured`: whether these are checkpoints measured after training, not a run. `spans`: the answer span of a
-    monitor's rows without the tag `span`; HEADLINE for monitors that are not listed.
+    `finished`: whether nothing more is expected. `measured`: whether these are measured checkpoints, or a training of
+    another trainer, not a run. `ended`: whether the end of the training or the measuring is marked. `spans`: the answer
+    span of a monitor's rows without the tag `span`; HEADLINE for monitors that are not listed.
     """
 
     path: Path
@@ -220,6 +221,7 @@ class RunData:
     finished: bool
     measured: bool = False
     spans: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
 
     def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
         """Return a metric's records whose tags are exactly `names` (any value) and `tags` (this value), by step."""
@@ -317,8 +319,9 @@ def load_run(path: str | Path) -> RunData:
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
     check_sums(path)
-    finished = measured or (path / "DONE").exists()
-    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+    ended = (path / "DONE").exists()
+    finished = measured or ended
+    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans, ended)
 
 
 def tokenizer_rules(text: str) -> Any:

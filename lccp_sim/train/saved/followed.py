@@ -6,9 +6,11 @@ OLMo-core write. The latter holds only tensors, so its config.json comes from an
 """
 
 import json
+import math
 import pickle
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,11 @@ class Saved:
             found.append((str(file.relative_to(self.path)), stat.st_size, stat.st_mtime_ns))
         return tuple(found)
 
+    def quiet_seconds(self) -> float:
+        """How long ago the newest file was written, by its own time; infinite if there is no file."""
+        newest = max((changed for _, _, changed in self.signature()), default=-math.inf)
+        return max(0.0, time.time() - newest / 1e9)
+
     def lacks(self) -> str | None:
         """Why the checkpoint is incomplete or unreadable, in one line; None if nothing is missing."""
         try:
@@ -97,16 +104,27 @@ class Saved:
         """Training tokens at this checkpoint. Raises ConfigError if neither the user nor the trainer states them."""
         if per_step is not None:
             return self.step * per_step
-        try:
-            seen = json.loads((self.path / STATE).read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
-        except (OSError, ValueError, AttributeError):
-            seen = 0
+        seen = self._state().get("num_input_tokens_seen", 0)
         if not seen and self.step:
             raise ConfigError(
                 f"{self.path}: the tokens of step {self.step} are unknown: give --tokens-per-step (over all ranks and "
                 "accumulated batches), or train with include_num_input_tokens_seen='all'"
             )
         return int(seen)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the Trainer's state says that the training ends with this checkpoint."""
+        state = self._state()
+        return 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
+
+    def _state(self) -> dict[str, Any]:
+        """The state that the Trainer of transformers saved; empty without one."""
+        try:
+            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def loaded(self, load: Callable[[Path], _Loaded]) -> _Loaded:
         """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
