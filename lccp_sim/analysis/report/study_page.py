@@ -148,7 +148,7 @@ def write_study(
         "answers": to_json(found),
         "stopping": to_json(costs),
         "repeats": to_json(still),
-        "after": to_json({"windows": left.windows, "stages": left.stages, "foretold": ahead, "least_error": least,
+        "after": to_json({"windows": left.windows, "stages": left.stages, "predicted": ahead, "least_error": least,
                           "spreads": apart}) if left else None,
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": _names(runs), "again": [_names(each) for each in repeats],
