@@ -29,9 +29,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "studies"
 KEPT = ("config.yaml", "corpus.json", "records.jsonl", "samples", "timing.jsonl", "decisions.jsonl", "DONE")
 ASKED = ("study", "texts", "reference", "metrics", "failed", "paper", "trained", "controls")
+REPEATED = {"The effect of data order"}  # where a table of stages has the spread of repeats
 RESULTS = "## Results"
 LEFT_OUT = {"Runs", "Warnings"}  # the table of how it was run, and what does not follow, stand beside them
-ANSWERED = {"Results", "Saturation by arm"}  # where the paper's findings are answered one by one
+LONG = 400  # characters of a paragraph that is a list
+MANY = 12  # runs whose rows are one table
+ANSWERED = {"Results", "Saturation by arm"}  # where the study's own questions are answered one by one
 Orders = list[dict[str, dict[str, str]]]  # of each data order the names of runs by arm and seed
 
 
@@ -108,47 +111,53 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
             *judged,
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
-        body = _brief(made_page.split("\n", 1)[1].strip(), asked["paper"])
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        answered = ANSWERED if report["paper"] or report["after"] else set()
+        body = _brief(made_page.split("\n", 1)[1].strip(), answered | (REPEATED if report["after"] else set()))
         path = pages / f"{name}.md"
         above = path.read_text(encoding="utf-8").split(f"\n{RESULTS}\n")[0].rstrip()
         parts = [above, "", RESULTS, "", body, "", "### How it was run", "", *_cost(home, asked["orders"])]
         write_atomic(path, "\n".join(parts) + "\n")
         write_atomic(pages / f"{name}.png", (folder / "arms.png").read_bytes())
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         write_atomic(results / f"study_{name}.json", json.dumps(report, indent=1) + "\n")
     return path
 
 
-def _brief(made: str, paper: bool) -> str:
-    """The sections of a report that a reader of the page needs, one level lower."""
-    left_out = LEFT_OUT | (ANSWERED if paper else set())
+def _brief(made: str, answered: set[str]) -> str:
+    """The parts of a report that a reader of the page needs, one level lower: no long list, no table said elsewhere."""
     first, *sections = made.split("\n## ")
-    kept = [section for section in sections if section.partition("\n")[0] not in left_out]
-    return "\n### ".join([first.rstrip() + "\n", *(section.replace("\n### ", "\n#### ") for section in kept)]).strip()
+    said = "\n\n".join(part for part in first.strip().split("\n\n") if len(part) < LONG)
+    kept = [section for section in sections if section.partition("\n")[0] not in LEFT_OUT | answered]
+    return "\n### ".join([said + "\n", *(section.replace("\n### ", "\n#### ") for section in kept)]).strip()
 
 
 def _cost(home: Path, orders: Orders) -> list[str]:
-    """One row a run: its text, its start, and the seconds that training and monitors took; earlier phases last."""
-    lines = [
-        "| arm | seed | order | run | from | corpus | training, s | monitors, s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """The runs, their starts and texts, and the seconds of training and monitors: a row a run, or a phase if many."""
     last = [(arm, number, run) for number, order in enumerate(orders) for arm in order for run in order[arm].values()]
     known = {run for _, _, run in last}
     before = [("before", "", path.name) for path in sorted(home.glob("*-s*")) if path.name not in known]
+    rows = []
     for arm, number, run in [*last, *before]:
         config = yaml.safe_load((home / run / "config.yaml").read_text(encoding="utf-8"))
         corpus = json.loads((home / run / "corpus.json").read_text(encoding="utf-8"))["hash"][:12]
         seconds = pd.read_json(home / run / "timing.jsonl", lines=True).groupby("what")["seconds"].sum()
-        train, start = seconds["train"], str(config["run"]["init_from"])
-        at = (
-            f"{Path(found[1]).name}, step {int(found[2])}"
-            if (found := CHECKPOINT.fullmatch(start))
-            else Path(start).name
-        )
-        cells = [arm, config["seed"], number, run, at, corpus, f"{train:.0f}", f"{seconds.sum() - train:.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return [*lines, "", "One torch thread a run, two runs at once on a shared machine: times are not to be compared."]
+        train, start, named = seconds["train"], str(config["run"]["init_from"]), config["run"]["name"]
+        found = CHECKPOINT.fullmatch(start)
+        at = f"{Path(found[1]).name}, step {int(found[2])}" if found else Path(start).name
+        rows.append([named, arm, config["seed"], number, run, at, corpus, train, seconds.sum() - train])
+    names = ["phase", "arm", "seed", "order", "run", "from", "corpus", "training, s", "monitors, s"]
+    table = pd.DataFrame(rows, columns=names)
+    if len(table) > MANY:
+        table = table.groupby("phase", sort=False).agg({"run": "size", **dict.fromkeys(names[-2:], "median")})
+        table = table.reset_index().rename(columns={"run": "runs"})
+    else:
+        table = table.drop(columns="phase")
+    shown = table.round(0).astype({name: int for name in names[-2:]}).astype(str)
+    cells = [list(shown.columns), ["---"] * len(shown.columns), *shown.values.tolist()]
+    lines = [f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|") for row in cells]
+    note = "Medians of the runs of a phase. " if len(rows) > MANY else ""
+    note += "One torch thread a run, two runs at once on a shared machine: times are not to be compared."
+    return [*lines, "", note]
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
