@@ -19,7 +19,7 @@ from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
-from lccp_sim.verbs.sweep import Outcome
+from lccp_sim.verbs.sweep import RunOutcome
 
 NAMES = "attention balance context extension heads masking mixture post replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
@@ -175,7 +175,7 @@ def test_repeats_train_each_arm_again_with_an_order_of_its_own_and_share_the_bas
 def test_repeats_may_be_of_some_arms_alone(tmp_path, monkeypatch):
     config_dir = write(tmp_path, repeats=3, repeated=["low"], then=["smoke_sft"])
     monkeypatch.setattr("lccp_sim.verbs.study.sweep", lambda jobs, *rest: [
-        Outcome(job, "finished", f"{tmp_path}/{place}") for place, job in enumerate(jobs)])  # fmt: skip
+        RunOutcome(job, "finished", f"{tmp_path}/{place}") for place, job in enumerate(jobs)])  # fmt: skip
     work = Stages(read_study("mine", config_dir), tmp_path, [], False, config_dir, QUIET)
     first, *again = work.train()
     assert [sorted(first), *map(sorted, again)] == [["high", "low"], ["high", "low"], ["high", "low"]]

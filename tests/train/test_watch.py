@@ -22,7 +22,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.journal import Journal
 from lccp_sim.verbs import sidecar as verb
-from lccp_sim.verbs.sidecar import PATIENCE, SHARES, Followed, watch, with_items
+from lccp_sim.verbs.sidecar import PATIENCE, ITEM_SHARES, Followed, watch, with_items
 from tests.train.foreign import folder as saved
 from tests.train.others import STEP_TOKENS, looking, measured_after, trainer
 
@@ -281,7 +281,7 @@ def test_a_budget_is_chosen_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("run", ["measure", "measure_thorough", "tiny_lccp", "small_lccp"])
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", ITEM_SHARES)
 def test_a_share_of_the_shipped_items_is_legal(run: str, share: float) -> None:
     config = check([f"run={run}"])
     fewer = with_items(config, share)
