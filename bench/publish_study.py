@@ -29,12 +29,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "studies"
 KEPT = ("config.yaml", "corpus.json", "records.jsonl", "samples", "timing.jsonl", "decisions.jsonl", "DONE")
 ASKED = ("study", "texts", "reference", "metrics", "failed", "paper", "trained", "controls")
-REPEATED = {"The effect of data order"}  # where a table of stages has the spread of repeats
 RESULTS = "## Results"
 LEFT_OUT = {"Runs", "Warnings"}  # the table of how it was run, and what does not follow, stand beside them
 LONG = 400  # characters of a paragraph that is a list
 MANY = 12  # runs whose rows are one table
 ANSWERED = {"Results", "Saturation by arm"}  # where the study's own questions are answered one by one
+REPEATED = {"The effect of data order"}  # only where every arm is repeated; other pages say what repeats reach
 Orders = list[dict[str, dict[str, str]]]  # of each data order the names of runs by arm and seed
 
 
@@ -112,8 +112,10 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        answered = ANSWERED if report["paper"] or report["after"] else set()
-        body = _brief(made_page.split("\n", 1)[1].strip(), answered | (REPEATED if report["after"] else set()))
+        answered = (ANSWERED if report["paper"] or report["after"] else set()) | (
+            set() if report["paper"] else REPEATED
+        )
+        body = _brief(made_page.split("\n", 1)[1].strip(), answered)
         path = pages / f"{name}.md"
         above = path.read_text(encoding="utf-8").split(f"\n{RESULTS}\n")[0].rstrip()
         parts = [above, "", RESULTS, "", body, "", "### How it was run", "", *_cost(home, asked["orders"])]

@@ -155,5 +155,7 @@ def test_an_ability_is_told_from_a_score_that_is_trained() -> None:
 
     score, hit, nll = row("heads/score", 0.5), row("needle/hit", 0.05), row("needle/nll", 0.3, rising=False)
     assert [better(each) for each in (score, hit, nll, row("a/b", 0.5, floor=0.6))] == [1, 0, -1, 0]
-    table = scores_table({("x", "control"): [score, hit, nll]}, ["heads/score"])
-    assert table.rows == [["x", "control", "heads/score", "none", "needle/nll", "only the score"]]
+    text = row("perplexity/nll_nats", -0.3, rising=False)
+    table = scores_table({("x", "control"): [score, hit, nll, text]}, ["heads/score"])
+    said = ["heads/score", "none", "needle/nll", "perplexity/nll_nats", "none", "only the score"]
+    assert table.rows == [["x", "control", *said]]

@@ -22,7 +22,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.journal import Journal
 from lccp_sim.verbs import sidecar as verb
-from lccp_sim.verbs.sidecar import PATIENCE, ITEM_SHARES, Followed, watch, with_items
+from lccp_sim.verbs.sidecar import ITEM_SHARES, PATIENCE, Followed, watch, with_items
 from tests.train.foreign import folder as saved
 from tests.train.others import STEP_TOKENS, looking, measured_after, trainer
 

@@ -90,21 +90,26 @@ def spreads_table(found: Sequence[StageSpread]) -> Table:
 
 
 def scores_table(judged: Mapping[tuple[str, str], Sequence[Result]], trained: Sequence[str]) -> Table:
-    """Which trained scores and which abilities got better or worse; `judged`: the rows of (arm, its control)."""
+    """Which trained scores, abilities and held-out text got better or worse; `judged`: rows of (arm, its control)."""
     cells = []
     for (arm, control), rows in judged.items():
+        kinds: dict[str, list[Result]] = {"score": [], "ability": [], "text": []}
+        for row in rows:
+            text = row.metric.startswith("perplexity/")
+            kinds["score" if row.metric in trained else "text" if text else "ability"].append(row)
         said = [
-            ", ".join(row.metric for row in rows if (row.metric in trained) == score and better(row) == way) or "none"
-            for score, way in ((True, 1), (False, 1), (False, -1))
+            ", ".join(row.metric for row in kinds[kind] if better(row) == way) or "none"
+            for kind, way in (("score", 1), ("ability", 1), ("ability", -1), ("text", 1), ("text", -1))
         ]
         verdict = "ability" if said[1] != "none" else "only the score" if said[0] != "none" else "neither is shown"
         cells.append([arm, control, *said, verdict])
     note = (
         "Against the control at the same seed: the 95 % interval of the paired difference excludes 0, and where there "
         "are repeats the difference is larger than they reach. Not adjusted for the number of metrics. Scores are what "
-        f"some arm is trained on, or near to it ({', '.join(trained)}); they show no ability."
+        f"some arm is trained on, or near to it ({', '.join(trained)}); they show no ability. Nor does held-out text, "
+        "which says what the training cost."
     )
-    head = ["arm", "control", "scores up", "abilities up", "abilities down", "moved"]
+    head = ["arm", "control", "scores up", "abilities up", "abilities down", "text better", "text worse", "moved"]
     return Table("Ability, or only the score?", head, cells, note, words=True)
 
 
