@@ -112,9 +112,8 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        answered = (ANSWERED if report["paper"] or report["after"] else set()) | (
-            set() if report["paper"] else REPEATED
-        )
+        asks = report["paper"] or report["after"] or report["controls"]  # questions of its own, answered in tables
+        answered = (ANSWERED if asks else set()) | (set() if report["paper"] else REPEATED)
         body = _brief(made_page.split("\n", 1)[1].strip(), answered)
         path = pages / f"{name}.md"
         above = path.read_text(encoding="utf-8").split(f"\n{RESULTS}\n")[0].rstrip()
