@@ -71,18 +71,20 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@many
-@hypothesis.given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
-def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[str, Any]) -> None:
+CHANGES = st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3)
+
+
+def tried(changes: dict[str, Any]) -> str:
+    """What became of the tiny run with these changes: `refused`, `trained` a step, or accepted but too `large` here."""
     try:
         config = load_config(changed(changes))
     except ConfigError as error:
         assert error.problems and all(line.strip() and "\n" not in line for line in error.problems), error.problems
-        return
+        return "refused"
     json.dumps(config.plain(), allow_nan=True)
     c = config.model
     if max(c.d_model, c.d_expert, c.d_dense or 0, c.num_heads * c.d_head, c.num_layers, c.num_experts) > 4096:
-        return  # right, but not for a test
+        return "large"
     rows = c.vocabulary(400)
     T = min(config.run.context_tokens, 128)
     model = initialise(Transformer(c, rows), config.seed)
@@ -91,6 +93,14 @@ def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[s
     loss = cross_entropy(out.hidden_BTD[0], model.head_weight, tokens[0], T) + out.balance_loss + out.z_loss
     loss.backward()
     assert math.isfinite(loss.item())
+    torch.optim.AdamW(model.parameters(), lr=config.optim.lr).step()
+    return "trained"
+
+
+@many
+@hypothesis.given(CHANGES)
+def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[str, Any]) -> None:
+    tried(changes)
 
 
 TAGS = st.dictionaries(
@@ -104,29 +114,31 @@ RECORDS = st.builds(
 )  # fmt: skip
 
 
-@many
-@hypothesis.given(st.lists(RECORDS, max_size=4))
-def test_records_come_back_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, records: list[Record]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "records.jsonl"
+def written(path: Path, records: list[Record]) -> None:
     path.write_bytes("".join(record.line() for record in records).encode("utf-8", "surrogatepass"))
-    assert read_records(path) == (records, None)
 
 
-@many
-@hypothesis.given(st.lists(RECORDS, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_damaged_records_are_refused_or_still_records(
-    tmp_path_factory: pytest.TempPathFactory, records: list[Record], rng: Any
-) -> None:
-    data = bytearray("".join(record.line() for record in records).encode("utf-8", "surrogatepass"))
+def damaged(path: Path, rng: Any) -> str:
+    """What became of a file of records with up to three random bytes changed: `refused`, or `read` as records."""
+    data = bytearray(path.read_bytes())
     for _ in range(rng.randrange(1, 4)):
         data[rng.randrange(len(data))] = rng.randrange(256)
-    path = tmp_path_factory.getbasetemp() / "records.jsonl"
     path.write_bytes(data)
     try:
         found, _ = read_records(path)
     except DamagedRecords as error:
         assert "line " in str(error) and "\n" not in str(error)
-        return
+        return "refused"
     assert all(isinstance(record, Record) for record in found)
+    return "read"
+
+
+@many
+@hypothesis.given(st.lists(RECORDS, min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_records_come_back_and_damaged_ones_are_refused_or_still_records(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], rng: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "records.jsonl"
+    written(path, records)
+    assert read_records(path) == (records, None)
+    damaged(path, rng)
