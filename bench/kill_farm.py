@@ -12,7 +12,8 @@ each window's checkpoint; and no partial file may be left in a run directory.
 
 A finished trial is one line of `farm.jsonl` in DIR (or of --out): its kills, what each one hit, and the differences. A
 trial that was itself interrupted leaves no line and is done again with the same moments. Each command is a process of
-its own: a fork of this one, which has imported the libraries.
+its own: a fork of this one, which has imported the libraries. Seconds are those of the processor, so that a busy
+machine shifts no moment; of two ranks, those of the first.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from tests.golden import Commands, Failed, Found, Hook, free_port
 
@@ -46,6 +49,7 @@ MOST_KILLS = 12  # of a command; then it may end
 MOST_WRITES = 6  # to wait for, after a moment
 DELAY = 0.03  # seconds at most from a write to the kill
 NEAR = 0.05  # seconds from a write within which a kill fell on what it belongs to
+TICK = 0.01  # seconds in which the system counts a process's time
 START = 0.2  # of the length of a run: what a start costs however far the run is
 WRITES = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
 
@@ -59,7 +63,7 @@ class Moment(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How an attempt ended: killed or not, its seconds, the kinds of its writes in order, seconds since the last."""
+    """How an attempt ended: killed or not, its seconds, the kinds of its writes in order, those since the last."""
 
     killed: bool
     seconds: float
@@ -107,42 +111,46 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     logs[0].parent.mkdir(exist_ok=True)
     port, (out, into) = free_port(), os.pipe()
     sys.stdout.flush(), sys.stderr.flush()
-    began = time.monotonic()
     hooks = [teller(into), *[None] * (ranks - 1)]
     children = [lccp.start(["train", *words], log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
     os.close(into)
     writes: list[str] = []
-    due, awaited = (began + moment.seconds, moment.writes) if moment else (None, 0)
-    counted, last, killed = 0, began, False
-    while True:
-        wait = None if due is None else max(0.0, due - time.monotonic())
-        if not select.select([out], [], [], wait)[0]:
-            if not awaited:
-                killed = True
+    process = psutil.Process(children[0])
+
+    def busy() -> float:
+        used = process.cpu_times()
+        return used.user + used.system
+
+    due, awaited, delay = (moment.seconds, moment.writes, moment.delay) if moment else (None, 0, 0.0)
+    counted, last, killed = None, 0.0, False
+    while not killed:
+        wait = None if due is None else max(TICK, due - busy())
+        if select.select([out], [], [], wait)[0]:
+            data = os.read(out, 65536)
+            if not data:  # the first rank is gone by itself
                 break
+            writes, last = writes + [KINDS[byte] for byte in data], busy()
+            if counted is not None and len(writes) >= counted:
+                time.sleep(delay)
+                killed = True
+        elif due is not None and busy() >= due:
+            killed = not awaited
             due, counted = None, len(writes) + awaited
-            continue
-        data = os.read(out, 65536)
-        if not data:  # the first rank is gone by itself
-            break
-        writes, last = writes + [KINDS[byte] for byte in data], time.monotonic()
-        if moment and due is None and len(writes) >= counted:
-            due, awaited = last + moment.delay, 0
-    seconds = time.monotonic() - began
+    seconds = busy()
     if killed:
         for child in rng.sample(children, len(children)):
             os.kill(child, signal.SIGKILL)
             time.sleep(rng.random() * 0.2 if ranks > 1 else 0)
     states = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     while data := os.read(out, 65536):  # what was written before the signal came
-        writes, last = writes + [KINDS[byte] for byte in data], began + seconds
+        writes, last = writes + [KINDS[byte] for byte in data], seconds
     os.close(out)
     finished = not any(states)
     # A rank that lost another ends with an error; one alone, or none killed, must not.
     if not finished and (not killed or ranks == 1 and states != [-signal.SIGKILL]):
         said = logs[0].read_text()[-2000:]
         raise Failed(f"lccp train {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
-    return Ended(killed and not finished, seconds, writes, began + seconds - last)
+    return Ended(killed and not finished, seconds, writes, seconds - last)
 
 
 def drawn(rng: random.Random, length: Length, done: int, kills: int) -> Moment:
