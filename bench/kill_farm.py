@@ -4,19 +4,20 @@
     python -m bench.kill_farm DIR --kills 20 --cases ddp folders   # two ranks alone
 
 A trial is a case (one or two commands) in an empty folder with an empty cache. Each command is started, killed with
-SIGKILL, and started again, up to a dozen times, until it has ended by itself. The moments are uniform over the length
-of the case and come in order, so that a dozen kills cost a dozen starts and little more than one run. Some are moved:
+SIGKILL, and started again, up to 16 times, until it has ended by itself. The moments are uniform over the length of the
+case and come in order, so that 16 kills cost 16 starts and little more than one run. Some are moved:
 into the first second, or to the n-th write after the moment and at most 30 ms more. Then everything is compared with
 the unkilled reference: config, records, samples, decisions, reference texts, and weights, optimizer and schedule of
 each window's checkpoint; and no partial file may be left in a run directory.
 
 A finished trial is one line of `farm.jsonl` in DIR (or of --out): its kills, what each one hit, and the differences. A
 trial that was itself interrupted leaves no line and is done again with the same moments. Each command is a process of
-its own: a fork of this one, which has imported the libraries. Seconds are those of the processor, so that a busy
+its own: a fork of this one, which has imported the package. Seconds are those of the processor, so that a busy
 machine shifts no moment; of two ranks, those of the first.
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -44,8 +45,9 @@ CASES: dict[str, tuple[int, list[list[str]]]] = {
     "ddp": (2, [STUDY]),
     "folders": (2, [[*STUDY, "run.shard=true"]]),
 }
+SHARES = {"smoke": 1, "chained": 6, "background": 4, "ddp": 2, "folders": 2}  # of the kills; smoke costs the most
 KINDS = ("start", "corpus", "window", "checkpoint")
-MOST_KILLS = 12  # of a command; then it may end
+MOST_KILLS = 16  # of a command; then it may end
 MOST_WRITES = 6  # to wait for, after a moment
 DELAY = 0.03  # seconds at most from a write to the kill
 NEAR = 0.05  # seconds from a write within which a kill fell on what it belongs to
@@ -194,9 +196,13 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 class Patient(Commands):
-    """Commands that may wait for a processor: a farm runs at low priority, for days."""
+    """Commands that may wait for a processor: a farm runs at low priority, for days. They spend no time on imports."""
 
-    seconds = 6 * 3600
+    seconds, imports = 6 * 3600, False
+
+    def __init__(self, package: Path, root: Path):
+        super().__init__(package, root)
+        importlib.import_module("lccp_sim.train.series")
 
 
 class Farm:
@@ -268,7 +274,7 @@ class Farm:
         done = self.lines()
         while sum(len(line["kills"]) for line in done) < kills:
             counts, kills_of = Counter(line["case"] for line in done), by_case(done)
-            case = min(cases, key=lambda name: kills_of[name])
+            case = min(cases, key=lambda name: kills_of[name] / SHARES.get(name, 1))
             done.append(line := self.trial(case, counts[case]))
             with open(self.out, "a") as file:
                 file.write(json.dumps(line) + "\n")

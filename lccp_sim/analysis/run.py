@@ -70,13 +70,15 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
     """Parse complete lines into a frame, or return None if pyarrow does not read every line as a record."""
     if not lines:
         return None
-    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
     try:
-        table = pa.json.read_json(
-            pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options
-        )
-    except pa.ArrowException:
+        return _at_once(lines)
+    except (pa.ArrowException, UnicodeDecodeError):  # also of a tag whose name is no text
         return None
+
+
+def _at_once(lines: bytes) -> pd.DataFrame | None:
+    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
+    table = pa.json.read_json(pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options)
     if table.num_rows != lines.count(b"\n") or set(table.column_names) - {*FIELDS, "tags"}:
         return None
     tags = table.column("tags").combine_chunks() if "tags" in table.column_names else None
