@@ -131,6 +131,14 @@ def test_a_line_that_is_no_record_is_named(make_run, line, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_tag_whose_name_is_no_text_is_a_damaged_record(make_run):
+    path, _ = make_run(windows=2, without=("heads", "probe"))
+    file = path / "records.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"tags": {"', b'"tags": {"\xe9', 1))
+    with pytest.raises(ConfigError, match=r"records.jsonl, line \d+: not a record"):
+        load_run(path)
+
+
 def test_tags_of_mixed_kinds_are_read_line_by_line(make_run):
     path, _ = make_run(windows=2, without=("heads", "probe"))
     with open(path / "records.jsonl", "a") as file:
