@@ -26,7 +26,7 @@ import yaml
 
 from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.config import Effect, RunConfig, keys_with
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 from lccp_sim.sums import check_sums
 
@@ -130,8 +130,9 @@ def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
             try:
                 frames.append(pd.read_parquet(file).assign(step=int(file.stem)))
             except (OSError, ValueError) as error:
+                why = " ".join(str(error).split())
                 raise ConfigError(
-                    f"{file}: not a readable Parquet file ({error}); remove it to continue without these samples"
+                    f"{file}: not a readable Parquet file ({why}); remove it to continue without these samples"
                 ) from error
     if not frames:
         return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
@@ -298,6 +299,16 @@ def load_run(path: str | Path) -> RunData:
     Raises ConfigError, in one line, if `path` is not a run directory or one of its files cannot be read.
     """
     path = Path(path)
+    try:
+        return _load(path)
+    except UserError:
+        raise
+    except Exception:
+        check_sums(path)  # of damage that no parser names
+        raise
+
+
+def _load(path: Path) -> RunData:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory; give a run directory, such as runs/NAME-s0-1a2b3c4d")
     if not (path / "records.jsonl").is_file():
