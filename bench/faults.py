@@ -312,10 +312,10 @@ def rotten(bench: Bench, kind: str, damage: Callable[[Path, random.Random], None
             changed = path.read_bytes() != whole
             try:
                 found = read(path)
-                if not changed or found in right:
-                    outcome = "recovered" if read is of_cache and changed else "unharmed"
-                elif by_user:
+                if by_user and changed:
                     outcome = "read"
+                elif not changed or found in right:
+                    outcome = "recovered" if read is of_cache and changed else "unharmed"
                 elif read is of_texts:
                     outcome = "refused"  # by a run that began before; a new run takes the text that is there
                 else:
