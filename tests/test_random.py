@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lccp_sim.errors import ConfigError, DamagedRecords
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import TIERS, Record, read_records
+from tests import home
 from tests.train.tiny import plain
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -26,7 +28,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 EXAMPLES = int(os.environ.get("LCCP_EXAMPLES", 60))
 many = hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
-TREE = plain(Path("runs"), Path("shared"))
+SHARED = tempfile.TemporaryDirectory(prefix="lccp-random-")  # a config whose texts are not there is refused
+TREE = plain(Path("runs"), home.build(Path(SHARED.name) / "home"))
 MORE = [
     "model.qk_norm", "model.window_tokens", "model.full_attention_every", "model.num_shared_experts", "model.experts",
     "model.num_dense_layers", "model.d_dense", "model.tie_embeddings", "model.qkv_bias", "model.previous_token_heads",
@@ -95,6 +98,15 @@ def tried(changes: dict[str, Any]) -> str:
     assert math.isfinite(loss.item())
     torch.optim.AdamW(model.parameters(), lr=config.optim.lr).step()
     return "trained"
+
+
+def test_the_run_that_is_changed_is_itself_accepted() -> None:
+    assert tried({}) == tried({"seed": 5}) == "trained"
+
+
+@pytest.mark.parametrize("value", [[], {}, {"file": 43}, 1, None])
+def test_a_kind_that_is_no_name_is_refused(value: Any) -> None:
+    assert tried({"data.sources.prose.kind": value}) == "refused"
 
 
 @many
