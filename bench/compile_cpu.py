@@ -73,7 +73,8 @@ def compiled(part: str | None) -> dict[tuple[Any, str], Any]:
     torch._inductor.config.cpp.enable_kernel_profile = True
     found: dict[tuple[Any, str], Any] = {}
     if part in ("norms", "both"):
-        plain = {"RMSNorm": norm, "Rotate": turned, "RotateNorm": turned_norm, "SwiGLU": swiglu}
+        plain = {"RMSNormFunction": norm, "RotateFunction": turned, "RotateNormFunction": turned_norm}
+        plain["SwiGLUFunction"] = swiglu
         found |= {(kernels, k): SimpleNamespace(apply=torch.compile(f, dynamic=True)) for k, f in plain.items()}
     if part in ("router", "both"):
         found[MoE, "route"] = torch.compile(MoE.route, dynamic=True)

@@ -21,10 +21,10 @@ import transformers
 
 from lccp_sim.models.foreign.adapter import Adapter
 from lccp_sim.models.taps import tapping
-from lccp_sim.monitors.heads import METRICS, CopyTap
+from lccp_sim.monitors.heads import HEAD_METRICS, CopyTap
 
 VOCAB, ANSWER = 1024, 24
-SCORES = METRICS[:4]  # the null needs no rows of its own
+SCORES = HEAD_METRICS[:4]  # the null needs no rows of its own
 AGREE = 1e-5
 SIZES = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 4}
 

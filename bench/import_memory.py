@@ -27,11 +27,11 @@ def held() -> int:
 
 def only(way: str, folder: Path) -> None:
     """Prints the bytes that a way takes at its peak, over what there was before."""
-    from lccp_sim.models.foreign.architectures import read_config
+    from lccp_sim.models.foreign.architectures import read_settings
     from lccp_sim.models.foreign.hf_folder import inspect
     from lccp_sim.models.foreign.weights import read_weights, write_weights
 
-    name, config = read_config(json.loads((folder / "config.json").read_text()), str(folder))
+    name, config = read_settings(json.loads((folder / "config.json").read_text()), str(folder))
     if way == "read":
         before = held()
         read_weights(inspect(folder).stream(), name, config, torch.float32, str(folder))

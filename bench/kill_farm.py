@@ -35,17 +35,26 @@ import psutil
 
 from tests.golden import Commands, Failed, Found, Hook, free_port
 
-STUDY = ["run=smoke_study", "run.log_every_steps=1", "run.checkpoint_every_steps=2"]
-LONGER = [*STUDY, "run.name=longer", "run.init_from=runs/smoke_study-s0-*", "run.precondition=false"]
-LONGER += ["run.context_tokens=512", "data.old_context_tokens=256"]
+OFTEN = ["run.log_every_steps=1", "run.checkpoint_every_steps=2"]
+STUDY = ["train", "run=smoke_study", *OFTEN]
+FROM_STUDY = ["run.init_from=runs/smoke_study-s0-*", "run.precondition=false"]
+LONGER = [*STUDY, "run.name=longer", *FROM_STUDY, "run.context_tokens=512", "data.old_context_tokens=256"]
 CASES: dict[str, tuple[int, list[list[str]]]] = {
-    "smoke": (1, [["run=smoke"]]),
+    "smoke": (1, [["train", "run=smoke"]]),
     "chained": (1, [STUDY, LONGER]),
+    "post": (1, [STUDY, ["chain", "smoke_sft", "smoke_rl", *OFTEN, *FROM_STUDY]]),
     "background": (1, [[*STUDY, "run.checkpoints=background"]]),
     "ddp": (2, [STUDY]),
     "folders": (2, [[*STUDY, "run.shard=true"]]),
 }
-SHARES = {"smoke": 1, "chained": 6, "background": 4, "ddp": 2, "folders": 2}  # of the kills; smoke costs the most
+SHARES = {
+    "smoke": 1,
+    "chained": 6,
+    "post": 2,
+    "background": 4,
+    "ddp": 2,
+    "folders": 2,
+}  # of the kills; smoke costs the most
 KINDS = ("start", "corpus", "window", "checkpoint")
 MOST_KILLS = 16  # of a command; then it may end
 MOST_WRITES = 6  # to wait for, after a moment
@@ -114,7 +123,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     port, (out, into) = free_port(), os.pipe()
     sys.stdout.flush(), sys.stderr.flush()
     hooks = [teller(into), *[None] * (ranks - 1)]
-    children = [lccp.start(["train", *words], log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
+    children = [lccp.start(words, log, rank, ranks, port, hooks[rank]) for rank, log in enumerate(logs)]
     os.close(into)
     writes: list[str] = []
     process = psutil.Process(children[0])
@@ -126,6 +135,10 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     due, awaited, delay = (moment.seconds, moment.writes, moment.delay) if moment else (None, 0, 0.0)
     counted, last, killed = None, 0.0, False
     while not killed:
+        if due is not None and busy() >= due:
+            killed = not awaited
+            due, counted = None, len(writes) + awaited
+            continue
         wait = None if due is None else max(TICK, due - busy())
         if select.select([out], [], [], wait)[0]:
             data = os.read(out, 65536)
@@ -135,9 +148,6 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
             if counted is not None and len(writes) >= counted:
                 time.sleep(delay)
                 killed = True
-        elif due is not None and busy() >= due:
-            killed = not awaited
-            due, counted = None, len(writes) + awaited
     seconds = busy()
     if killed:
         for child in rng.sample(children, len(children)):
@@ -151,7 +161,7 @@ def attempt(lccp: Commands, words: Sequence[str], ranks: int, moment: Moment | N
     # A rank that lost another ends with an error; one alone, or none killed, must not.
     if not finished and (not killed or ranks == 1 and states != [-signal.SIGKILL]):
         said = logs[0].read_text()[-2000:]
-        raise Failed(f"lccp train {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
+        raise Failed(f"lccp {' '.join(words)}: ended with {states}:\n{said}\n({logs[0]})")
     return Ended(killed and not finished, seconds, writes, seconds - last)
 
 
@@ -159,7 +169,7 @@ def drawn(rng: random.Random, length: Length, done: int, kills: int) -> Moment:
     """The first of `kills` moments that are uniform over the rest of a command whose step `done` is on disk."""
     if rng.random() < 0.1:
         return Moment(rng.random())
-    rest = length.seconds * (1 - (1 - START) * done / length.steps)
+    rest = length.seconds * (1 - (1 - START) * min(1.0, done / length.steps))
     seconds = rest * (1 - rng.random() ** (1 / kills))
     if rng.random() < 0.4:
         return Moment(seconds)

@@ -1,7 +1,8 @@
 """What the monitors cost on the CPU, in forward passes of the tokens that they send, and what head scoring adds.
 
 Everything is the tiny study's: its model (fresh weights: the cost does not depend on them), its corpus, its settings.
-A plain forward is the decoder without the head, on the very batches that the monitor sends. Times are CPU seconds of
+A plain forward is the decoder without the head, on the very batches that the monitor sends. `last_layer`: what is saved
+where only a few places of a row are read, so that the last layer leaves out the others. Times are CPU seconds of
 one thread, medians over pairs, one of each in turn in one process, so that a busy machine slows both.
 """
 
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -24,7 +26,7 @@ from torch import Tensor  # noqa: E402
 
 from lccp_sim.configure.compose import check  # noqa: E402
 from lccp_sim.data.pools import Corpus, open_corpus  # noqa: E402
-from lccp_sim.models.language_model import Attended  # noqa: E402
+from lccp_sim.models.language_model import Attended, LanguageModel  # noqa: E402
 from lccp_sim.models.taps import tapping  # noqa: E402
 from lccp_sim.models.transformer import Transformer, initialise  # noqa: E402
 from lccp_sim.monitors import Monitor, Needle  # noqa: E402
@@ -79,6 +81,22 @@ def cost(model: Transformer, monitor: Monitor, corpus: Corpus, pairs: int) -> di
     tokens = sent(model, lambda: monitor.score(model, items))
     result = paired(lambda i: monitor.score(model, items), lambda i: [model(t) for t in tokens], pairs)
     return {"forwards": len(tokens), "tokens": sum(t.numel() for t in tokens)} | result
+
+
+def last_layer(model: Transformer, monitor: Monitor, corpus: Corpus, pairs: int) -> dict[str, Any]:
+    """A monitor's score beside its score when the last layer computes all places, and how far their values differ."""
+    items = monitor.prepare(corpus)
+
+    def whole(i: int) -> list[float]:
+        with mock.patch.object(Transformer, "hidden_at", LanguageModel.hidden_at):
+            return values(i)
+
+    def values(i: int) -> list[float]:
+        return [value.value for value in monitor.samples(monitor.score(model, items))]
+
+    difference = float(np.abs(np.subtract(values(0), whole(0))).max(initial=0))
+    assert difference <= AGREE, f"values differ from those of all places by {difference}"
+    return paired(values, whole, pairs) | {"largest_difference": difference}
 
 
 class FullMatrix:
@@ -154,7 +172,7 @@ def main() -> None:
     model = initialise(Transformer(config.model, corpus.vocab_size), config.seed)
     watch = config.monitors.watch
     results: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
-    results |= {"model": "tiny", "monitors": {}, "heads": []}
+    results |= {"model": "tiny", "monitors": {}, "last_layer": {}, "heads": []}
     with evaluating(model):
         for length, batch in GRID:
             row = heads(model, corpus, watch["needle"], length, batch, chosen.pairs)
@@ -164,6 +182,8 @@ def main() -> None:
             fewer = dataclasses.replace(monitor, **FEWER.get(name, {}))
             results["monitors"][name] = cost(model, fewer, corpus, max(3, chosen.pairs // 5))
             print(name, json.dumps(results["monitors"][name]), flush=True)
+            results["last_layer"][name] = last_layer(model, fewer, corpus, max(3, chosen.pairs // 5))
+            print("last layer", name, json.dumps(results["last_layer"][name]), flush=True)
     chosen.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

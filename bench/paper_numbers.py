@@ -11,13 +11,15 @@ of its range, so that a series may go back a little.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t
 
-from lccp_sim.analysis.stats.correlation import correlation_p, critical_r, fisher_interval, williams
+from lccp_sim.analysis.stats.correlation import LEVEL, correlation_p, fisher_interval, williams
 from lccp_sim.files import write_atomic
 
 RESULT = Path(__file__).parent / "results" / "shared_trend.json"
@@ -36,6 +38,12 @@ CORRELATIONS = {  # monitor -> (r, p) by benchmark; Tables 3, 4, 6, 7
 ASSUMED = np.linspace(0.70, 0.98, 57)  # |corr(NIAH score, NIAH PPL)|: not reported
 KINDS = ("steps", "saturating")
 NAMES = {"level": "as they are", "differences": "slopes between checkpoints", "partial": "given log tokens"}
+
+
+def critical_r(df: int) -> float:
+    """Return the |r| above which `correlation_p` is below 1 - LEVEL."""
+    bound = t.isf((1 - LEVEL) / 2, df)
+    return float(bound / math.sqrt(df + bound * bound))
 
 
 def steps(rng: np.random.Generator, pairs: int) -> Array:

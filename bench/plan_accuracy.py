@@ -35,7 +35,7 @@ from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, Rope, YarnRope
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.plan.memory import Layout, Place, memory
-from lccp_sim.plan.rope import KNOWN, base_bound, first_negative
+from lccp_sim.plan.rope import KNOWN_MODELS, base_bound, first_negative
 from lccp_sim.plan.shapes import counts, shape_of, training_flops
 from lccp_sim.train.loop.recompute import recompute
 from lccp_sim.train.parallel.fake_ranks import fake_rank
@@ -247,7 +247,7 @@ def rope_lines() -> dict[str, list[dict[str, Any]]]:
         bound = base_bound(d_head, context)
         bounds.append({"d_head": d_head, "context": context, "bound": bound, "seconds": time.perf_counter() - start})
     known = []
-    for k in KNOWN:
+    for k in KNOWN_MODELS:
         frequencies = np.asarray(KNOWN_ROPES[k.model].frequencies(k.d_head)[0])
         start = time.perf_counter()
         reach = first_negative(frequencies, k.context_tokens)
@@ -282,7 +282,7 @@ def tables(results: dict[str, Any]) -> list[str]:
         for context in contexts
     ]
     known = []
-    for k, line in zip(KNOWN, results["rope"]["known"], strict=True):
+    for k, line in zip(KNOWN_MODELS, results["rope"]["known"], strict=True):
         reach = "nowhere" if line["first_negative"] is None else f"{line['first_negative']:,}"
         scaling = k.scaling or "none"
         row = [k.model, str(k.d_head), f"{k.context_tokens:,}", f"{k.base:.3g}", scaling, f"{line['bound']:.3g}", reach]

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, verb in VERBS.items():
         verb.add_arguments(verbs.add_parser(name, help=verb.text, description=verb.text))
     arguments, rest = parser.parse_known_args(argv)
-    words = next((getattr(arguments, name) for name in ("overrides", "paths") if hasattr(arguments, name)), None)
+    words = next(
+        (getattr(arguments, name) for name in ("overrides", "paths", "names") if hasattr(arguments, name)), None
+    )
     if words is None or any(word.startswith("-") for word in rest):
         parser.parse_args(argv)  # says what is wrong, and ends
     else:

@@ -22,7 +22,7 @@ from lccp_sim.errors import refuse
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Gt(0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
-Coefficient = Annotated[float, Ge(0.0)]
+NonNegative = Annotated[float, Ge(0.0)]
 
 
 class Effect(Enum):
@@ -53,9 +53,9 @@ class RouterConfig:
     are the weights, `renormalise`d to sum 1 or as they are, times `scale`. topk_softmax is a softmax over the chosen.
     """
 
-    balance_loss: Annotated[Coefficient, Effect.APART] = 0.01
-    z_loss: Annotated[Coefficient, Effect.APART] = 0.001
-    bias_update_rate: Annotated[Coefficient, Effect.APART] = 0.0
+    balance_loss: Annotated[NonNegative, Effect.APART] = 0.01
+    z_loss: Annotated[NonNegative, Effect.APART] = 0.001
+    bias_update_rate: Annotated[NonNegative, Effect.APART] = 0.0
     scores: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
     renormalise: bool = True
     scale: Annotated[float, Gt(0)] = 1.0
@@ -156,7 +156,7 @@ class OptimConfig:
     final_lr_frac: Annotated[Fraction, Effect.RATES] = 0.1
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
-    weight_decay: Coefficient = 0.1
+    weight_decay: NonNegative = 0.1
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
 
     def __post_init__(self) -> None:

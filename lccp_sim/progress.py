@@ -67,7 +67,7 @@ class Work:
 
 
 @contextmanager
-def shown(console: "Console") -> Iterator[Work]:
+def shown_on(console: "Console") -> Iterator[Work]:
     """A `Tell` whose words are shown on the console while it is open; on a quiet one they are not."""
     work = Work()
     if console.quiet:

@@ -14,6 +14,7 @@ from lccp_sim.errors import DamagedRecords, NotFinite
 
 TIERS = ("training", "behavioural", "probabilistic", "mechanistic")
 Tag = str | int | float
+ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")  # metrics of a needle's answer
 HEADLINE, SENTENCE = "value", "full"  # the tag `span` of needles: the value's tokens, the whole answer sentence
 OF_SENTENCE = "sentence_"  # begins the name of an overall number that is the whole sentence's
 

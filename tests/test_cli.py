@@ -64,6 +64,15 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.Captu
     assert "usage: lccp" in capsys.readouterr().err
 
 
+def test_words_after_an_option_belong_to_the_words_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "nobody", "--root", str(tmp_path), "launcher=joblib"]) == 1
+    assert "nobody" in capsys.readouterr().err
+    assert main(["chain", "nobody", "--config-dir", str(tmp_path), "seed=1"]) == 1
+    assert "nobody" in capsys.readouterr().err
+
+
 def test_a_finished_run_says_so_and_writes_nothing(
     home: Path, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

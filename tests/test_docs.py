@@ -21,7 +21,7 @@ MODELS = sorted((ROOT / "lccp_sim" / "configs" / "model").glob("*.yaml"))
 RUNS = sorted((ROOT / "lccp_sim" / "configs" / "run").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 # docs/first_hour.md has a test of its own.
-NAMES = "measuring in_your_loop data plan huggingface models analysis real_models post_training studies/README".split()
+NAMES = "measuring in_your_loop data plan huggingface models analysis real_models post_training sweeps".split()
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES)]
 
 

@@ -109,14 +109,14 @@ def test_usable_backends_are_timed_and_what_auto_takes_is_marked(brief: None) ->
 
 def test_a_backend_that_is_faster_than_auto_is_recommended(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = fake(0.1)
-    monkeypatch.setattr(experts, "choose", lambda *_: slow)
+    monkeypatch.setattr(experts, "choose_backend", lambda *_: slow)
     backends = {"loop": loop, "slow": slow}
     found = [doctor.Finding("experts", name, "cpu, float32: agrees") for name in backends]
     auto = doctor.speed_rows(backends, found)[-1]
     assert auto.ok and auto.value.endswith("; loop was faster by more than noise: set model.experts=loop")
     # Nothing is said of one that is faster but not usable, nor of noise.
     assert "faster" not in doctor.speed_rows(backends, found[1:])[-1].value
-    monkeypatch.setattr(experts, "choose", lambda *_: loop)
+    monkeypatch.setattr(experts, "choose_backend", lambda *_: loop)
     assert "faster" not in doctor.speed_rows(backends, found)[-1].value
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.house import shared_names
+
 PACKAGE = Path(__file__).parents[1] / "lccp_sim"
 LEAVES = {"config", "configure.parse", "errors", "files", "progress", "records", "sums"}
 ROOMS = {**dict.fromkeys(("errors", "files", "progress"), set()), "records": {"errors"}}
@@ -114,6 +116,17 @@ def test_no_module_imports_itself_through_others() -> None:
         imports[module] = {full if (full := f"{base}.{name}") in paths else base for base, name in names}
     assert "lccp_sim.errors" in imports["lccp_sim.config"]
     TopologicalSorter(imports).prepare()  # CycleError names the circle
+
+
+def test_a_public_name_is_unique_in_the_package() -> None:
+    sources = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert "records.py" in sources
+    assert shared_names(sources) == {}
+
+
+def test_a_planted_second_home_of_a_name_is_found() -> None:
+    planted = {"a.py": "_own = LIMIT = 1\nfrom b import Row", "b.py": "class Row: ...\n_own = 2", "c.py": "LIMIT: int"}
+    assert shared_names(planted) == {"LIMIT": ["a.py", "c.py"]}
 
 
 def test_a_folder_has_few_files() -> None:

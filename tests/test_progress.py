@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lccp_sim import progress
-from lccp_sim.progress import Work, clock, shown
+from lccp_sim.progress import Work, clock, shown_on
 
 
 class Clock:
@@ -55,7 +55,7 @@ def test_the_time_left_follows_the_pace_since_the_first_word() -> None:
 
 
 def test_a_pipe_gets_no_line_for_work_that_ends_soon(capfd: pytest.CaptureFixture[str]) -> None:
-    with shown(Console()) as tell:
+    with shown_on(Console()) as tell:
         tell("needle: 1 of 4 texts", 0.25)
     assert capfd.readouterr() == ("", "")
 
@@ -91,7 +91,7 @@ class Told(io.StringIO):
 def test_a_pipe_gets_plain_lines_also_during_one_long_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PACE", 0.01)
     file = Told()
-    with shown(Console(file=file, width=40)) as tell:
+    with shown_on(Console(file=file, width=40)) as tell:
         tell("needle: 1 of 4 texts [512]", 0.25)
         assert file.twice.wait(60)  # nothing more is told
     lines = file.getvalue().splitlines()
@@ -101,7 +101,7 @@ def test_a_pipe_gets_plain_lines_also_during_one_long_call(monkeypatch: pytest.M
 def test_a_terminal_gets_one_line_that_goes_at_the_end() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, force_interactive=True, width=80)
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         tell("needle: 1 of 4 texts", 0.25)
         console.print("a line that stays")
     said = file.getvalue()
@@ -111,13 +111,13 @@ def test_a_terminal_gets_one_line_that_goes_at_the_end() -> None:
 
 def test_a_quiet_console_starts_nothing() -> None:
     before = threading.active_count()
-    with shown(Console(quiet=True, force_terminal=True)) as tell:
+    with shown_on(Console(quiet=True, force_terminal=True)) as tell:
         tell("anything", 0.5)
         assert threading.active_count() <= before
 
 
 def test_an_error_ends_the_line() -> None:
     before = threading.active_count()
-    with pytest.raises(ValueError, match="mine"), shown(Console(file=io.StringIO())):
+    with pytest.raises(ValueError, match="mine"), shown_on(Console(file=io.StringIO())):
         raise ValueError("mine")
     assert threading.active_count() <= before

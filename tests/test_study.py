@@ -19,6 +19,7 @@ from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.saved.run_directory import run_directory
 from lccp_sim.verbs.study import Stages, Study, read_study, shape_of_study, studies
+from lccp_sim.verbs.sweep import RunOutcome
 
 NAMES = "attention balance context extension heads masking mixture post replicate rope scale schedule".split()
 QUIET = Console(quiet=True)
@@ -62,7 +63,32 @@ def test_every_study_runs_in_miniature(tmp_path, capsys):
     reinforced = next(run for run in tmp_path.glob("smoke_post-*") if "kind: rl" in (run / "config.yaml").read_text())
     page = write_report(reinforced, tmp_path / "page").read_text()
     assert "What each phase bought" in page and (tmp_path / "page" / "chain.png").exists()
+    for name in ("post", "heads"):
+        published_again(f"{name}-smoke", tmp_path)
     assert len(list(tmp_path.glob("smoke_study-*"))) < sum(len(read_study(name).arms) for name in NAMES), "shared arms"
+
+
+def published_again(name: str, root: Path) -> None:
+    """Fail unless the page of a study of chains can be made from its packed runs alone."""
+    home = root / "published"
+    with tarfile.open(pack(name, root, home / "data")) as archive:
+        kinds = {path.split("/")[0].split("-")[0] for path in archive.getnames() if "/" in path}
+        configs = [archive.extractfile(path).read().decode() for path in archive.getnames() if "config.yaml" in path]
+    assert kinds == ({"smoke_post"} if name == "post-smoke" else {"smoke_sft"})
+    assert not any(str(root) in config for config in configs)
+    shutil.move(root, hidden := root.parent / f"{root.name}-hidden")
+    try:
+        home = hidden / "published"
+        (home / f"{name}.md").write_text("# Design\n")
+        page = publish(name, home / "data", home, home / "results").read_text()
+        kept = (home / "results" / f"study_{name}.json").read_text()
+        made = hidden / "studies" / name
+        assert json.loads(kept) == json.loads((made / "report.json").read_text())
+    finally:
+        shutil.move(hidden, root)
+    body = (root / "studies" / name / "report.md").read_text().split("\n", 1)[1]
+    assert all(line in page for line in body.splitlines() if line.startswith("|"))
+    assert ("| before | 0 |" in page) == (name == "post-smoke")
 
 
 def write(folder: Path, **keys: object) -> Path:
@@ -146,6 +172,17 @@ def test_repeats_train_each_arm_again_with_an_order_of_its_own_and_share_the_bas
         Study("?", "r", {"a": []}, "a", [], repeats=0)
 
 
+def test_repeats_may_be_of_some_arms_alone(tmp_path, monkeypatch):
+    config_dir = write(tmp_path, repeats=3, repeated=["low"], then=["smoke_sft"])
+    monkeypatch.setattr("lccp_sim.verbs.study.sweep", lambda jobs, *rest: [
+        RunOutcome(job, "finished", f"{tmp_path}/{place}") for place, job in enumerate(jobs)])  # fmt: skip
+    work = Stages(read_study("mine", config_dir), tmp_path, [], False, config_dir, QUIET)
+    first, *again = work.train()
+    assert [sorted(first), *map(sorted, again)] == [["high", "low"], ["high", "low"], ["high", "low"]]
+    assert [[len(each["low"]), len(each["high"])] for each in (first, *again)] == [[2, 2], [2, 0], [2, 0]]
+    assert work.schedule.runs == 2 * (1 + 4 + 4), "bases, arms and what they go on through"
+
+
 def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monkeypatch):
     config_dir, root = whole
     shutil.copytree(root, tmp_path / "root", dirs_exist_ok=True)
@@ -182,6 +219,7 @@ def test_an_arm_that_fails_is_listed_and_the_study_goes_on(whole, tmp_path, monk
         ({"then": ["smoke_r"]}, "run=smoke_r: no such config"),
         ({"trained": ["heads/spearman"]}, "study.trained=.*: must be some of study.metrics"),
         ({"controls": {"low": "middle"}}, "study.controls=.*: must name arms, which are low, high"),
+        ({"repeated": ["middle"]}, "study.repeated=.*: must name arms, which are low, high"),
         ({"questions": "?"}, "did you mean 'question'"),
         ({"arms": {"low": ["optim.lrr=1"], "high": []}}, "did you mean 'lr'"),
         ({"arms": {"low": [], "high": ["run.threads=1"]}, "base": []}, "are one run; leave one out"),

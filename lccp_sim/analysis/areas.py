@@ -16,13 +16,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from lccp_sim.analysis.run import RunData
 from lccp_sim.config import OptimConfig
 
-Array = npt.NDArray[np.float64]
 MEMORY = 0.999  # decay of the memory of decreases per step (arXiv 2408.11029 sec. 3)
 HELD = 0.1  # least share of steps at the peak for a schedule to have a plateau; a cosine has a few per cent
 FELL = 1e-3  # a rate that is below the peak by this share of it has fallen
@@ -32,11 +31,11 @@ FELL = 1e-3  # a rate that is below the peak by this share of it has fallen
 class Areas:
     """Forward and annealing areas [W], both in tokens at the peak rate."""
 
-    forward: Array
-    annealing: Array
+    forward: NDArray[np.float64]
+    annealing: NDArray[np.float64]
 
     @classmethod
-    def constant(cls, tokens: Array) -> "Areas":
+    def constant(cls, tokens: NDArray[np.float64]) -> "Areas":
         """Return the areas under a constant rate: the tokens, and no annealing."""
         tokens = np.asarray(tokens, float)
         return cls(tokens, np.zeros_like(tokens))
@@ -58,7 +57,7 @@ class Areas:
 class Rate:
     """The learning rate of each optimizer step, `rate_S`, of `batch_tokens` tokens each."""
 
-    rate_S: Array
+    rate_S: NDArray[np.float64]
     batch_tokens: int
 
     @cached_property
@@ -72,7 +71,7 @@ class Rate:
         below = np.flatnonzero(self.rate_S[self.peak :] < (1 - FELL) * self.rate_S[self.peak])
         return int(self.peak + below[0]) if below.size else None
 
-    def at(self, tokens: Array) -> Areas:
+    def at(self, tokens: NDArray[np.float64]) -> Areas:
         """Compute the areas at token counts, linear between steps. After the schedule's end the last rate continues."""
         tokens = np.asarray(tokens, float)
         more = max(0, int(np.ceil(np.max(tokens, initial=0) / self.batch_tokens)) - len(self.rate_S))
@@ -131,7 +130,7 @@ def rate_of(run: RunData) -> Rate | None:
     return rate if rate.fall is not None and rate_S.max() > 0 else None
 
 
-def _planned(optim: Mapping[str, Any], steps: int) -> Array | None:
+def _planned(optim: Mapping[str, Any], steps: int) -> NDArray[np.float64] | None:
     """Return the rate of each step as the config plans it; None if the config does not say."""
     known = {each.name for each in fields(OptimConfig)}
     if "lr" not in optim or not steps:

@@ -1,7 +1,7 @@
 """The runs that a run comes from, each up to the window that the next one took over: base -> LCCP -> SFT -> RL.
 
-Design note: a run stores the path of its start. Runs are found there, or next to the run if all of them were moved
-together. What is not found ends the chain.
+Design note: a run stores the path of its start. A run of this name is taken next to the run, where it lies if all of
+them were moved together, else at the path. What is not found ends the chain.
 """
 
 import re
@@ -15,7 +15,10 @@ import numpy as np
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.errors import ConfigError
 
-KINDS = {"lm": "pre-training", "sft": "fine-tuning", "rl": "RL"}
+OBJECTIVE_WORDS = {
+    "lm": "pre-training", "sft": "fine-tuning", "rl": "RL", "head_contrast": "contrast of heads",
+    "head_score": "training of head scores",
+}  # fmt: skip
 CHECKPOINT = re.compile(r"(.+)/checkpoints/[^/]*?(\d+)\.(?:ckpt|safetensors)")
 
 
@@ -34,8 +37,10 @@ class Phase:
 
     @property
     def label(self) -> str:
-        """The same in words."""
-        return KINDS.get(self.kind, self.kind)
+        """The same in words; LCCP is pre-training whose rows are longer than before."""
+        before = self.run.setting("data.old_context_tokens", np.inf)
+        longer = self.kind == "lm" and self.run.setting("run.context_tokens", 0) > before
+        return "LCCP" if longer else OBJECTIVE_WORDS.get(self.kind, self.kind)
 
 
 def phases_of(run: RunData) -> list[Phase]:
@@ -45,6 +50,15 @@ def phases_of(run: RunData) -> list[Phase]:
         found.insert(0, before)
     ends = np.cumsum([0, *(phase.tokens for phase in found)])
     return [Phase(each.run, each.tokens, int(end)) for each, end in zip(found, ends, strict=False)]
+
+
+def labels(phases: Sequence[Phase]) -> list[str]:
+    """The labels of phases; those of the same kind are told apart by the names of their runs."""
+    kinds = [phase.label for phase in phases]
+    return [
+        f"{kind} ({phase.run.setting('run.name', phase.run.name)})" if kinds.count(kind) > 1 else kind
+        for kind, phase in zip(kinds, phases, strict=True)
+    ]
 
 
 def chain_of(runs: Sequence[RunData]) -> list[Phase]:
@@ -78,8 +92,8 @@ def _start(run: RunData) -> Phase | None:
 
 
 def _found(path: Path, beside: Path) -> Path | None:
-    """The run directory that a path, or a glob, means: there, else among the neighbours of the run that names it."""
-    for folder in (path.parent, beside):
+    """The run directory that a path, or a glob, means: among the neighbours of the run that names it, else there."""
+    for folder in (beside, path.parent):
         hits = [hit for hit in folder.glob(path.name) if (hit / "records.jsonl").is_file()] if folder.is_dir() else []
         if len(hits) == 1:
             return hits[0]

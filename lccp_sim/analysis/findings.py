@@ -27,7 +27,7 @@ Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
 WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # in order of computation
 ANSWER, HEADS = ("hit_frac", "answer_nll_nats"), ("retrieval_heads_count", "initial_heads_mean_frac")
 PROBE = tuple(each.name for each in shown("page", "probe") if each.scale != SIGNED)
-GAINS = tuple(each.name for each in shown("page", "probe") if each.scale == SIGNED)
+PROBE_GAINS = tuple(each.name for each in shown("page", "probe") if each.scale == SIGNED)
 PART_DRAWS = 250
 
 
@@ -113,16 +113,16 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
     return monitor, metric, tuple(sorted(tags.items()))
 
 
-def examine(run: RunData, eps: float = EPS) -> Findings:
+def examine(run: RunData) -> Findings:
     """Compute all curves of a run, each metric overall and in its parts; what was not recorded is absent."""
-    found = Findings(run, eps=eps)
+    found = Findings(run)
     for monitor in WHOLE:
         for metrics in groups("page", monitor):
             found.add(monitor, metrics, {})
     _probe(found)
     lengths: list[dict[str, Tag]] = [
         {"variant": str(variant), "length": int(length), "span": str(span)}
-        for variant, length, span in values(run, "needle", "answer_nll_nats", "variant", "length", "span")
+        for variant, length, span in tag_values(run, "needle", "answer_nll_nats", "variant", "length", "span")
     ]
     for tags in lengths:
         for metrics in groups("page", "needle"):
@@ -137,11 +137,11 @@ def examine(run: RunData, eps: float = EPS) -> Findings:
         if hit and nll:
             found.lags[key("needle", "answer_nll_nats", tags)] = lag(hit, nll)
     for (metric,) in groups("page", "perplexity"):
-        for (source,) in values(run, "perplexity", metric, "source"):
+        for (source,) in tag_values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), {"source": source})
     for metrics in (HEADS, ANSWER):
         found.add("heads", metrics, {"samples": "longbio"})
-    for (arm,) in values(run, "intervention", "hit_frac", "arm"):
+    for (arm,) in tag_values(run, "intervention", "hit_frac", "arm"):
         found.add("intervention", ANSWER, {"arm": arm})
     found.heads = {texts: moved for texts in SETS if (moved := dynamics(run, texts))}
     planned = int(run.setting("run.tokens", run.tokens)) if not run.finished else run.tokens
@@ -163,7 +163,7 @@ def examine_signals(run: RunData) -> Findings:
         for metrics in groups("signal", monitor):
             found.add(monitor, metrics, {})
     for (metric,) in groups("signal", "perplexity"):
-        for (source,) in values(run, "perplexity", metric, "source"):
+        for (source,) in tag_values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), {"source": source})
     found.steps_sft = _tuning_steps(run)
     for metrics in groups("signal", "probe") if found.steps_sft else ():
@@ -172,7 +172,7 @@ def examine_signals(run: RunData) -> Findings:
     return found
 
 
-def values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) -> list[tuple[Tag, ...]]:
+def tag_values(run: RunData, monitor: str, metric: str, *names: str, **tags: Tag) -> list[tuple[Tag, ...]]:
     """Return the combinations of values of the tags `names` with which a metric was recorded (given `tags`), sorted."""
     rows = run.select(monitor, metric, *names, **tags)
     if rows.empty:
@@ -191,12 +191,12 @@ def _probe(found: Findings) -> None:
         found.add("probe", (metric,), {}, of=last)
         for step in found.steps_sft:
             found.add("probe", (metric,), {"sft_step": step})
-    for metric in GAINS:
+    for metric in PROBE_GAINS:
         found.add("probe", (metric,), {})
     for metric in ("exact_match_frac", "answer_nll_nats"):
-        for (task,) in values(run, "probe", metric, "task", **last):
+        for (task,) in tag_values(run, "probe", metric, "task", **last):
             found.add("probe", (metric,), last | {"task": task})
 
 
 def _tuning_steps(run: RunData) -> list[int]:
-    return sorted({int(step) for metric in PROBE for (step,) in values(run, "probe", metric, "sft_step")})
+    return sorted({int(step) for metric in PROBE for (step,) in tag_values(run, "probe", metric, "sft_step")})

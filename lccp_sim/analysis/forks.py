@@ -59,7 +59,7 @@ class Spread:
         """What the phase did to the differences."""
         if self.change is None:
             return ""
-        return "widens" if self.change.above(0) else "narrows" if self.change.below(0) else "not told"
+        return "widens" if self.change.above(0) else "narrows" if self.change.below(0) else "undecided"
 
 
 def forks(runs: Runs, repeats: Sequence[Runs] = ()) -> Forks | None:
@@ -120,7 +120,7 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
     return Curve(monitor, metric, {}, tokens_W, value_W, np.full(len(means), np.nan))
 
 
-def predicted(found: Forks) -> list[Prediction]:
+def monitor_predictions(found: Forks) -> list[Prediction]:
     """Return how well each monitor predicts the last pass@1 in seeds left out: best first, undefined last."""
     panels = panels_of(found)
     names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]

@@ -29,7 +29,13 @@ def number(value: float) -> str:
     return f"{float(short):.0f}" if 1000 <= abs(value) < np.inf else short
 
 
-class Spread(Protocol):
+def number_apart(value: float, bound: float) -> str:
+    """Format with three significant digits, or as many as show on which side of a bound the value is."""
+    forms = (number(value), *(f"{float(f'{value:.{digits}g}'):.15g}" for digits in range(4, 16)))
+    return next((form for form in forms if np.sign(float(form) - bound) == np.sign(value - bound)), repr(float(value)))
+
+
+class HasInterval(Protocol):
     """A value that may have an interval."""
 
     @property
@@ -45,7 +51,7 @@ class Spread(Protocol):
         """The upper end; None if there is no interval."""
 
 
-def interval(estimate: Spread | None, form: Callable[[float], str] = number) -> str:
+def interval(estimate: HasInterval | None, form: Callable[[float], str] = number) -> str:
     """Format an estimate with its interval in parentheses: "2.9 (2.5 to 3.4)"."""
     if estimate is None:
         return "not defined"

@@ -9,9 +9,8 @@ quantities.
 import numpy as np
 import pandas as pd
 
-from lccp_sim.records import HEADLINE, SENTENCE
+from lccp_sim.records import ANSWER, HEADLINE, SENTENCE
 
-ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
 SPANNED = {  # monitors that record spans: their metrics, and the other tags of the rows that form the headline
     "needle": ((*ANSWER, "control_nll_nats", "gain_nats"), ("", "depth")),
     "intervention": ((*ANSWER, "causal_nll_nats"), ("", "arm")),

@@ -31,7 +31,7 @@ from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 from lccp_sim.sums import check_sums
 
 FIELDS = ["step", "tokens", "tier", "monitor", "metric", "value", "n", "stderr"]
-TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
+FIELD_TYPES = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.float64()]
 WORDS = ["tier", "monitor", "metric", "names"]  # few different values: kept as categories
 TIMES = ["step", "tokens", "what", "seconds", "forward_tokens"]
 
@@ -77,7 +77,7 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
 
 
 def _at_once(lines: bytes) -> pd.DataFrame | None:
-    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, TYPES, strict=True)), unexpected_field_behavior="infer")
+    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, FIELD_TYPES, strict=True)), unexpected_field_behavior="infer")
     table = pa.json.read_json(pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options)
     if table.num_rows != lines.count(b"\n") or set(table.column_names) - {*FIELDS, "tags"}:
         return None
@@ -197,7 +197,7 @@ def _mixed(path: Path, frame: pd.DataFrame) -> list[str]:
 
 
 __all__ = ["FIELDS", "RunData", "differing", "load_run", "matching", "tidy", "tokenizer_rules", "unlike"]
-MEASURED = "measured.yaml"  # `lccp measure` writes this instead of config.yaml
+MEASURED = "measured.yaml"  # `lccp measure` and the monitors of other trainers write this instead of config.yaml
 # Keys that are paths, not settings. Those of data are declared with its keys, which cannot be imported here.
 PLACE_KEYS = keys_with(RunConfig, "run.", Effect.PLACE) | {"run.name", "data.cache", "data.mirror"}
 
@@ -209,8 +209,9 @@ class RunData:
     `records`: FIELDS, `names` (sorted tag names, comma-separated) and a column for each tag. `samples`: step, monitor,
     metric, item_id, tags (JSON), value and a column for each tag. `timing`: step, tokens, what, seconds,
     forward_tokens. `corpus`: one row per source. Tables that the run did not write are empty, with their columns.
-    `measured`: whether these are checkpoints measured after training, not a run. `spans`: the answer span of a
-    monitor's rows without the tag `span`; HEADLINE for monitors that are not listed.
+    `finished`: whether nothing more is expected. `measured`: whether these are measured checkpoints, or a training of
+    another trainer, not a run. `ended`: whether the end of the training or the measuring is marked. `spans`: the answer
+    span of a monitor's rows without the tag `span`; HEADLINE for monitors that are not listed.
     """
 
     path: Path
@@ -223,6 +224,7 @@ class RunData:
     finished: bool
     measured: bool = False
     spans: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
 
     def select(self, monitor: str, metric: str, *names: str, **tags: Tag) -> pd.DataFrame:
         """Return a metric's records whose tags are exactly `names` (any value) and `tags` (this value), by step."""
@@ -330,8 +332,9 @@ def _load(path: Path) -> RunData:
         )
     timing = timing_frame(path / "timing.jsonl", warnings)
     check_sums(path)
-    finished = measured or (path / "DONE").exists()
-    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans)
+    ended = (path / "DONE").exists()
+    finished = measured or ended
+    return RunData(path, records, samples, timing, config, _corpus(corpus), warnings, finished, measured, spans, ended)
 
 
 def tokenizer_rules(text: str) -> Any:

@@ -69,7 +69,7 @@ def over_orders(curves: Sequence[Curve]) -> Curve:
     return replace(curves[0], tokens_W=tokens_W, value_W=value_OW.mean(0), stderr_W=stderr_W, draws_RW=draws_RW)
 
 
-def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
+def over_seeds(curves: Sequence[Curve]) -> Curve | None:
     """Average the curves [W] of one metric over seeds, at the windows that all share, with resamples [R, W].
 
     None with fewer than two curves or shared windows. A seed without resamples is used as it is. `stderr_W` is the
@@ -85,7 +85,7 @@ def over_seeds(curves: Sequence[Curve], seed: int = 0) -> Curve | None:
         np.broadcast_to(value_W, (RESAMPLES, len(tokens_W))) if curve.draws_RW is None else curve.draws_RW[:, kept_W]
         for curve, value_W, kept_W in zip(curves, value_SW, kept, strict=True)
     ])  # fmt: skip
-    weight_RS = seed_weights(len(curves), draws_SRW.shape[1], seed + 1)
+    weight_RS = seed_weights(len(curves), draws_SRW.shape[1], 1)
     draws_RW = np.einsum("rs,srw->rw", weight_RS, draws_SRW)
     return replace(
         curves[0], tokens_W=tokens_W, value_W=value_SW.mean(0), stderr_W=draws_RW.std(0, ddof=1), draws_RW=draws_RW,

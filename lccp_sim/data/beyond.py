@@ -31,7 +31,7 @@ def check_rows(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, wher
     return f"{beyond}; no text becomes those that it lacks ({shown}), so they do no harm"
 
 
-def check_same(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
+def check_pair(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
     """As `check_rows`, for a model and a tokenizer that came together: far fewer tokens are another vocabulary, too."""
     tokens = vocab_size(tokenizer)
     if tokens < (1 - UNUSED) * rows:

@@ -115,7 +115,7 @@ def _join(key: str, model: Published, directory: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def command(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 and the path, with what to do with it, or 1 after one line about what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m lccp_sim.data.gguf_files", description=__doc__)
     parser.add_argument("model", choices=MODELS)
@@ -131,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

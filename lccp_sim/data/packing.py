@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.cache import build_once, digest
-from lccp_sim.data.documents.synthetic import MIN_DOCUMENT, Synthetic, compose
+from lccp_sim.data.documents.synthetic import MIN_DOCUMENT, Synthetic, draw_document
 from lccp_sim.data.placement import PACKINGS, Packed, packed
 from lccp_sim.data.tokens import Tokens, id_dtype
 from lccp_sim.progress import Tell, silent
@@ -45,7 +45,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """What all pools of a corpus share: tokenizer, width of a row, how rows are filled, seed, cache, who is told."""
 
     tokenizer: tokenizers.Tokenizer
@@ -62,7 +62,7 @@ class Layout:
         return self.tokenizer_key, self.bos, self.context_tokens, self.seed
 
 
-def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: Layout) -> Pool:
+def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: RowLayout) -> Pool:
     """The pool of the `chosen` pieces of a source, in an order shuffled by the seed; it may have no row."""
 
     def build(directory: Path) -> None:
@@ -135,7 +135,7 @@ def filler(tokens: Tokens, chosen: np.ndarray) -> Callable[[np.random.Generator,
 
 
 def synthesize(
-    name: str, bucket: str, source: Synthetic, text: Tokens | None, without: frozenset[str], layout: Layout
+    name: str, bucket: str, source: Synthetic, text: Tokens | None, without: frozenset[str], layout: RowLayout
 ) -> tuple[Pool, list[np.ndarray]]:
     """The pool of a synthetic source, and its held-out documents of `context_tokens` ids without BOS.
 
@@ -156,14 +156,14 @@ def synthesize(
             layout.tell(f"composing {name}: {row:,} of {rows:,} rows", row / rows)
             column, rng = 0, np.random.default_rng((layout.seed, 0, row))
             for length in lengths:
-                got, learn = compose(source, layout.tokenizer, fill, length - 1, rng)
+                got, learn = draw_document(source, layout.tokenizer, fill, length - 1, rng)
                 ids[row, column + 1 : column + length] = got
                 flags[row, column + 1 : column + length] = np.where(learn, 0, SKIP)
                 flags[row, column] = START
                 column += length
         count = min(HELD_OUT_DOCUMENTS, source.documents) if held_fill or not text else 0
         rngs = [np.random.default_rng((layout.seed, 1, index)) for index in range(count)]
-        held = [compose(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0] for rng in rngs]
+        held = [draw_document(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0] for rng in rngs]
         pieces = np.repeat(np.arange(rows), len(lengths)).tolist()
         names = [f"{source.task}:{index}" for index in range(len(pieces))]
         counts = Packed(len(pieces), ids.size, 0, 0, 0, 0)

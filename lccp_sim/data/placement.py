@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class Placed(NamedTuple):
     """`size` tokens of a document from its token `at` on; their BOS stands at `column` of `row`."""
 
     row: int
@@ -35,22 +35,22 @@ class Packed(NamedTuple):
     padding_tokens: int
 
 
-def concatenate(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
+def concatenate(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
     """The parts of documents of `sizes` tokens, in their order, and the count of rows; the last, partial row goes."""
-    parts: list[Part] = []
+    parts: list[Placed] = []
     row = column = 0
     for document, stop in enumerate(sizes):
         at = 0
         while at < stop:
             size = min(stop - at, width - column - 1)
-            parts.append(Part(row, column, size, document, at))
+            parts.append(Placed(row, column, size, document, at))
             at, column = at + size, column + size + 1
             if column == width:
                 row, column = row + 1, 0
     return [part for part in parts if part.row < row], row
 
 
-def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
+def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
     """The parts of documents of `sizes` tokens, in rows of best-fit-decreasing packing, and the count of rows.
 
     A document longer than a row is split into parts that fill one, and a rest. In a row, documents keep their order.
@@ -60,10 +60,10 @@ def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Part], int]:
     cut = [(document, at, min(full, size - at)) for document, size in enumerate(sizes) for at in range(0, size, full)]
     cut.sort(key=lambda part: -part[2])
     rows = fill_bins((size + 1 for _, _, size in cut), width)
-    parts: list[Part] = []
+    parts: list[Placed] = []
     used: dict[int, int] = defaultdict(int)
     for row, document, at, size in sorted((row, *part) for row, part in zip(rows, cut, strict=True)):
-        parts.append(Part(row, used[row], size, document, at))
+        parts.append(Placed(row, used[row], size, document, at))
         used[row] += size + 1
     return parts, len(used)
 
@@ -94,7 +94,7 @@ def fill_bins(sizes: Iterable[int], capacity: int) -> list[int]:
     return bins
 
 
-def packed(sizes: Sequence[int], parts: Sequence[Part], rows: int, width: int) -> Packed:
+def packed(sizes: Sequence[int], parts: Sequence[Placed], rows: int, width: int) -> Packed:
     """What a placement did to the documents: counts of documents and tokens."""
     placed, pieces = [0] * len(sizes), [0] * len(sizes)
     for part in parts:
@@ -112,7 +112,7 @@ def packed(sizes: Sequence[int], parts: Sequence[Part], rows: int, width: int) -
     )
 
 
-PACKINGS: dict[str, Callable[[Sequence[int], int], tuple[list[Part], int]]] = {
+PACKINGS: dict[str, Callable[[Sequence[int], int], tuple[list[Placed], int]]] = {
     "concatenate": concatenate,
     "best_fit": best_fit,
 }

@@ -13,11 +13,11 @@ import tokenizers
 
 from lccp_sim.config import Count, Effect
 from lccp_sim.data.cache import cache_root, digest
-from lccp_sim.data.documents.document import LeftOut, TextSource, counted
+from lccp_sim.data.documents.document import LeftOut, TextSource, count_reasons
 from lccp_sim.data.documents.files import RowSource
 from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.data.mixture import Mixture
-from lccp_sim.data.packing import Layout, Pool, document_lengths, pack, synthesize
+from lccp_sim.data.packing import Pool, RowLayout, document_lengths, pack, synthesize
 from lccp_sim.data.shares import Each, MixtureConfig, mixture_of
 from lccp_sim.data.tokenizer import TokenizerConfig, bos_id, load_tokenizer, read_tokenizer, tokenizer_hash
 from lccp_sim.data.tokens import Text, Tokens, tokenize, tokenizer_sample, vocab_size
@@ -120,7 +120,7 @@ def open_corpus(
         tokenizer = read_tokenizer(tokenizer)
     key, bos = tokenizer_hash(tokenizer), bos_id(tokenizer, config.tokenizer.bos_token)
     _check_tokenized_with(config, key)
-    layout = Layout(tokenizer, key, bos, context_tokens, config.packing, seed, root, tell)
+    layout = RowLayout(tokenizer, key, bos, context_tokens, config.packing, seed, root, tell)
     tokens = {
         name: tokenize(text, config.sources[name].max_document_tokens, tokenizer, key, root)
         for name, text in texts.items()
@@ -193,7 +193,7 @@ def _tokenized_with(config: DataConfig) -> dict[str, str]:
     return {name: source.tokenized_with for name, source in rows.items() if source.tokenized_with is not None}
 
 
-def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConfig, layout: Layout) -> _Part:
+def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConfig, layout: RowLayout) -> _Part:
     train, aside = tokens.pieces(False, held), tokens.pieces(True)
     lengths = tokens.lengths[train]
     of = config.bucket_of(lengths)
@@ -205,7 +205,7 @@ def _text_part(name: str, tokens: Tokens, held: frozenset[str], config: DataConf
 
 
 def _synthetic_part(
-    name: str, source: Synthetic, text: Tokens | None, held: frozenset[str], config: DataConfig, layout: Layout
+    name: str, source: Synthetic, text: Tokens | None, held: frozenset[str], config: DataConfig, layout: RowLayout
 ) -> _Part:
     lengths = np.array(document_lengths(source, layout.context_tokens + 1))
     bucket = config.buckets[int(config.bucket_of(lengths[:1])[0])]
@@ -259,7 +259,7 @@ def _line(name: str, config: DataConfig, part: _Part) -> dict[str, Any]:
         "held_out_tokens": held,
         "held_out_frac": held / max(held + total, 1),
         "rows": rows,
-        "left_out": counted(part.left_out),
+        "left_out": count_reasons(part.left_out),
         "documents_per_row": pieces / max(sum(rows.values()), 1),
         "cut_token_frac": sum(pool.packed.cut_tokens for pool in part.pools.values()) / max(total, 1),
         "padding_frac": padding / max(positions, 1),

@@ -13,7 +13,7 @@ import tokenizers
 
 from lccp_sim.errors import ConfigError
 
-BEFORE = "a"  # a letter: no common rule for white space or punctuation joins it with a line break
+PARTING_LETTER = "a"  # a letter: no common rule for white space or punctuation joins it with a line break
 
 
 def encode_parts(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def encode_parts(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[
 
 def encode_after(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[np.ndarray]:
     """`encode_parts` of parts that continue a text: a tokenizer that opens every text with a space adds none here."""
-    return encode_parts(tokenizer, (BEFORE, *parts))[1:]
+    return encode_parts(tokenizer, (PARTING_LETTER, *parts))[1:]
 
 
 @lru_cache(maxsize=8)

@@ -20,7 +20,7 @@ from torch.nn.attention.varlen import varlen_attn
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import kernels
 from lccp_sim.models.comm import Comm
-from lccp_sim.models.language_model import Attended, Tap
+from lccp_sim.models.language_model import Attended, Tap, picked
 
 SMALLEST_BLOCK = 64  # queries of a block, so that narrow windows do not make thousands of tiny products
 VARLEN_WIDTHS = range(8, 257, 8)  # head widths that the variable-length kernel takes
@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.RMSNorm.apply(x, self.weight.to(x.dtype), self.eps)
+        return kernels.RMSNormFunction.apply(x, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -61,10 +61,18 @@ class Attention(nn.Module):
         self.tap: Tap | None = None
         self.gate_N: Tensor | None = None
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], bounds: Tensor, sparse: bool = False) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bounds: Tensor,
+        sparse: bool = False,
+        place_BA: Tensor | None = None,
+    ) -> Tensor:
         """[B, T, D]. `bounds` are the offsets of the documents in the flattened [B*T] tokens, first 0, last B*T.
 
         `sparse`: use the sparse attention of the config if this layer has any. A tap always sees dense attention.
+        `place_BA`: the queries asked for, in rows of one document each; the result is [B, A, D].
         """
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, -1, self.d_head)
@@ -76,20 +84,23 @@ class Attention(nn.Module):
             vector_norm(qk.detach(), dim=-1, dtype=torch.promote_types(qk.dtype, torch.float32)) if chooses else None
         )
         if self.qk_norm == "after_rope":
-            qk = kernels.RotateNorm.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+            qk = kernels.RotateNormFunction.apply(qk, *rope, self.qk_weight().to(qk.dtype), self.q_norm.eps)
         else:
             if self.qk_norm == "before_rope":
-                qk = kernels.RMSNorm.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
+                qk = kernels.RMSNormFunction.apply(qk, self.qk_weight().to(qk.dtype), self.q_norm.eps)
             elif self.qk_norm == "full_width":
                 q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
                 qk = torch.cat((self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))), dim=-1).view_as(qk)
-            qk = kernels.Rotate.apply(qk, *rope)
+            qk = kernels.RotateFunction.apply(qk, *rope)
         q_BTNH, k_BTMH = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         if self.tap is not None:
             start_BT = None if len(bounds) == B + 1 else first_keys(bounds, B, T).to(x_BTD.device)
             self.tap(self.layer, Attended(q_BTNH, k_BTMH, self.scale, self.window, start_BT=start_BT))
         if chooses:
             y_BTNH = chooses.attend(q_BTNH, k_BTMH, v_BTMH, self.scale, bounds, loud_BTX)
+            y_BTNH = y_BTNH if place_BA is None else picked(y_BTNH, place_BA)
+        elif place_BA is not None:
+            y_BTNH = attend_at(picked(q_BTNH, place_BA), k_BTMH, v_BTMH, self.scale, place_BA, self.window)
         else:
             # v alone: as a view it would keep all of qkv for the backward pass.
             v_BTMH = v_BTMH.contiguous()
@@ -185,6 +196,18 @@ def by_document(function: Callable[..., Tensor], bounds: Tensor, *inputs_BTX: Te
         start = stop
     y_RX = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return y_RX.unflatten(0, (B, T))
+
+
+def attend_at(
+    q_BANH: Tensor, k_BTMH: Tensor, v_BTMH: Tensor, scale: float, place_BA: Tensor, window: int | None = None
+) -> Tensor:
+    """[B, A, N, H]: as `attend` in rows of one document each, for the queries at `place_BA` alone."""
+    age_BAT = place_BA[..., None] - torch.arange(k_BTMH.shape[1], device=place_BA.device)
+    seen_BAT = (age_BAT >= 0) if window is None else (age_BAT >= 0) & (age_BAT < window)
+    q, k, v = (x.transpose(1, 2) for x in (q_BANH, k_BTMH, v_BTMH))
+    gqa = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BAT[:, None], scale=scale, enable_gqa=gqa)
+    return y.transpose(1, 2)
 
 
 def attend_pieces(

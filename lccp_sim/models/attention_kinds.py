@@ -38,8 +38,8 @@ class WindowAttention:
         return {"window_tokens": self.tokens, "full_attention_every": self.full_every}
 
 
-Kind = FullAttention | WindowAttention | LighthouseAttention
-ATTENTION: dict[str, type[Kind]] = {
+AttentionKind = FullAttention | WindowAttention | LighthouseAttention
+ATTENTION: dict[str, type[AttentionKind]] = {
     "full": FullAttention,
     "window": WindowAttention,
     "lighthouse": LighthouseAttention,

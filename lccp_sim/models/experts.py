@@ -53,7 +53,7 @@ def megablocks(
 EXPERTS: dict[str, Experts] = {"loop": loop, "grouped_mm": grouped_mm, "megablocks": megablocks}
 
 
-def choose(name: str, d_model: int, d_expert: int, device: torch.device, dtype: torch.dtype) -> Experts:
+def choose_backend(name: str, d_model: int, d_expert: int, device: torch.device, dtype: torch.dtype) -> Experts:
     """The backend called `name`; `auto` is `grouped_mm` if the strides allow it, else the loop."""
     if name != "auto":
         return EXPERTS[name]

@@ -20,7 +20,7 @@ def divides(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and bool(weight.all())
 
 
-class RMSNorm(Function):
+class RMSNormFunction(Function):
     """x / rms(x) * weight over the last dimension; `weight` has the shape of x's last dimensions.
 
     It keeps 1/rms and its own output, which the next product keeps anyway, and divides the weight out again. x itself
@@ -58,7 +58,7 @@ def turn(x_BTNH: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return out
 
 
-class Rotate(Function):
+class RotateFunction(Function):
     """RoPE; its gradient is the inverse rotation, so it keeps only the angles. Works in the precision of the angles."""
 
     @staticmethod
@@ -73,8 +73,8 @@ class Rotate(Function):
         return turn(grad.to(cos.dtype), cos, sin, -1).to(grad.dtype), None, None
 
 
-class RotateNorm(Function):
-    """RoPE, then RMSNorm of each head with `weight_NH`. Keeps 1/rms and its output, as RMSNorm does."""
+class RotateNormFunction(Function):
+    """RoPE, then RMSNorm of each head with `weight_NH`. Keeps 1/rms and its output, as RMSNormFunction does."""
 
     @staticmethod
     def forward(ctx: Any, x_BTNH: Tensor, cos: Tensor, sin: Tensor, weight_NH: Tensor, eps: float) -> Tensor:
@@ -102,7 +102,7 @@ class RotateNorm(Function):
         return turn(product, cos, sin, -1).to(dtype), None, None, grad_weight, None
 
 
-class SwiGLU(Function):
+class SwiGLUFunction(Function):
     """(silu(x gate^T) * (x up^T)) down^T with gate and up stacked [2F, D], down [D, F]. Keeps x and that product."""
 
     @staticmethod
@@ -137,7 +137,7 @@ class SwiGLU(Function):
 def mixture(
     x_TD: Tensor, row_R: Tensor, weight_R: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EFD: Tensor, counts: list[int]
 ) -> Tensor:
-    """The sum of `Mixture`. In bf16 each expert's rows are padded to a round number, with rows of weight zero.
+    """The sum of `MixtureFunction`. In bf16 each expert's rows are padded to a round number, with rows of weight zero.
 
     In bf16 a CPU compiles a kernel (0.5 ms, 0.6 MiB, cached) for every new number of rows, and routing rarely repeats
     one.
@@ -152,10 +152,10 @@ def mixture(
         row_R = row_R.new_zeros(rows).index_copy(0, place_R, row_R)
         weight_R = weight_R.new_zeros(rows).index_copy(0, place_R, weight_R)
         counts = full_E.tolist()
-    return Mixture.apply(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, counts)
+    return MixtureFunction.apply(x_TD, row_R, weight_R, gate_EFD, up_EFD, down_EFD, counts)
 
 
-class Mixture(Function):
+class MixtureFunction(Function):
     """Sum over a token's experts of weight * expert(x), [T, D], one expert after the other, never gathering all rows.
 
     `row_R` is the token of each routed row, sorted by expert, and `weight_R` its weight. Keeps x, and gate and up of

@@ -68,6 +68,11 @@ class Attended(NamedTuple):
 Tap = Callable[[int, Attended], None]
 
 
+def picked(x_BTX: Tensor, place_BA: Tensor) -> Tensor:
+    """[B, A, ...]: the places `place_BA` of each row."""
+    return x_BTX[torch.arange(len(x_BTX), device=x_BTX.device)[:, None], place_BA]
+
+
 class LanguageModel(nn.Module, ABC):
     """A causal decoder of `num_layers` layers with `num_heads` query heads each, over `vocab_size` tokens.
 
@@ -82,6 +87,13 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:
         """An object with `hidden_BTD`, the inputs of the head, for causal rows that may be padded at the end."""
+
+    def hidden_at(self, tokens_BT: Tensor, place_BA: Tensor) -> Tensor:
+        """The hidden states of the places `place_BA` (int64) of each row, [B, A, D].
+
+        A model may leave out of its last layer what only other places need; this one computes and picks.
+        """
+        return picked(self(tokens_BT).hidden_BTD, place_BA)
 
     @abstractmethod
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lighthouse attention: a pyramid of windows, of which each head opens the loudest, then plain causal attention.
+"""Lighthouse attention: each head opens the loudest windows of a pyramid, then plain causal attention follows.
 
 Window i of level l is the mean of q, k and v over `factor`^l tokens; level 0 is the tokens. Each coarsest window enters
 the attention, and on each level above 0 the windows with the largest |q| and |k| are opened: their parts enter, too. A
@@ -86,7 +86,7 @@ class LighthouseAttention:
         return self.factor ** (self.levels - 1)
 
     def entries(self, tokens: int) -> int:
-        """The number of windows that attend to each other in a row of one document, padded to whole windows.
+        """The number of windows that attend to each other in a row of one document, padded to full windows.
 
         N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer where a level has fewer windows than the budget.
         """
@@ -109,7 +109,7 @@ class LighthouseAttention:
         def sparse(q: Tensor, k: Tensor, v: Tensor, loud_GTX: Tensor) -> Tensor:
             loud_q, loud_k = loud_GTX.split((N, M), dim=2)
             loud_k = loud_k.repeat_interleave(N // M, dim=2)
-            chosen = choose(loud_q, loud_k, self.levels, self.factor, self.tile_budget, width)
+            chosen = choose_windows(loud_q, loud_k, self.levels, self.factor, self.tile_budget, width)
             return attend_chosen(q, k, v, scale, chosen)
 
         return by_document(sparse, bounds, q_BTNH, k_BTMH, v_BTMH, loud_BTX)
@@ -129,7 +129,7 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def choose(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
+def choose_windows(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
     """The windows of G documents of T tokens, from the norms of q and k of each token and query head (fp32).
 
     A tile is `width` coarsest windows (the last may be narrower); in it, `opened` windows of each level above 0 are

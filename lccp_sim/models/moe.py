@@ -16,10 +16,10 @@ from lccp_sim.config import ModelConfig
 from lccp_sim.models import experts, kernels
 from lccp_sim.models.comm import Comm
 
-TINY = 1e-20  # the least sum of scores: all of them may underflow
+LEAST_SCORE_SUM = 1e-20  # the least sum of scores: all of them may underflow
 
 
-class Routing(NamedTuple):
+class Routed(NamedTuple):
     """The result of a router: two losses (fp32 scalars, means over sequences) and each expert's rows [E] int64."""
 
     balance_loss: Tensor
@@ -44,7 +44,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         rows = x.flatten(0, -2).to(dtype)
-        return kernels.SwiGLU.apply(rows, self.gate_up.weight.to(dtype), self.down.weight.to(dtype)).view_as(x)
+        return kernels.SwiGLUFunction.apply(rows, self.gate_up.weight.to(dtype), self.down.weight.to(dtype)).view_as(x)
 
 
 class Router(nn.Linear):
@@ -71,12 +71,12 @@ class MoE(nn.Module):
         # Shifts only the selection, not the weights: balance without a loss (arXiv 2408.15664, equation 1).
         self.register_buffer("bias_E", torch.zeros(c.num_experts))
 
-    def forward(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Routed]:
         """[B, T, D] and the routing. Tokens outside `text_BT` (bool; None: all are text) are padding without expert."""
         x_TD = x_BTD.flatten(0, 1)
         weight_TK, expert_TK, routing = self.route(x_BTD, text_BT)
         x_TD = x_TD.to(compute_dtype(x_TD))
-        run = experts.choose(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
+        run = experts.choose_backend(self.backend, x_TD.shape[1], self.gate_EFD.shape[1], x_TD.device, x_TD.dtype)
         order_R = expert_TK.flatten().argsort(stable=True)
         # Padding comes after the last expert. Grouped products include it, because removing it would synchronise.
         if text_BT is not None and (run is not experts.grouped_mm or self.comm.experts_apart):
@@ -93,7 +93,7 @@ class MoE(nn.Module):
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing
 
-    def route(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Routing]:
+    def route(self, x_BTD: Tensor, text_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Routed]:
         """Weights and experts of each token, both [B*T, K], and the routing, all in fp32. Padding: expert E, weight 0.
 
         The balance loss is E * sum_e f_e P_e with f_e the share of the top-k slots, 1 when balanced, and P_e the mean
@@ -105,7 +105,7 @@ class MoE(nn.Module):
             logits_BTE = self.router(x_BTD)
             if rule.scores == "sigmoid":
                 score_BTE = logits_BTE.sigmoid()
-                prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True).clamp_min(TINY)
+                prob_BTE = score_BTE / score_BTE.sum(-1, keepdim=True).clamp_min(LEAST_SCORE_SUM)
             else:
                 prob_BTE = logits_BTE.softmax(-1)
                 score_BTE = logits_BTE if rule.scores == "topk_softmax" else prob_BTE
@@ -114,7 +114,7 @@ class MoE(nn.Module):
             if rule.scores == "topk_softmax":
                 weight_BTK = weight_BTK.softmax(-1)
             elif rule.renormalise:
-                weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(TINY)
+                weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp_min(LEAST_SCORE_SUM)
             weight_BTK = weight_BTK * rule.scale
             B, T, E = prob_BTE.shape
             if text_BT is not None:
@@ -131,12 +131,12 @@ class MoE(nn.Module):
                 z_loss = square_BT.mean()
             else:
                 text_B1, share_BE = self.comm.mean(text_BT.sum(1, keepdim=True)), self.comm.mean(count_BE)
-                part_BT = text_BT / text_B1.clamp_min(TINY)  # of the mean over a sequence's text
-                share_BE = share_BE / share_BE.sum(1, keepdim=True).clamp_min(TINY)
+                part_BT = text_BT / text_B1.clamp_min(LEAST_SCORE_SUM)  # of the mean over a sequence's text
+                share_BE = share_BE / share_BE.sum(1, keepdim=True).clamp_min(LEAST_SCORE_SUM)
                 mean_BE = self.comm.mean((part_BT[..., None] * prob_BTE).sum(1))
                 balance_loss = E * (share_BE * mean_BE).sum(-1).mean()
                 z_loss = (part_BT * square_BT).sum(1).mean()
-        routing = Routing(balance_loss, z_loss, count_BE.sum(0))
+        routing = Routed(balance_loss, z_loss, count_BE.sum(0))
         return weight_BTK.flatten(0, 1), expert_BTK.flatten(0, 1), routing
 
     def choose(self, score_BTE: Tensor) -> Tensor:

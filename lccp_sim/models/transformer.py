@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.models.attention import Attention, RMSNorm
-from lccp_sim.models.language_model import LanguageModel, Tap
-from lccp_sim.models.moe import MoE, Routing, SwiGLU
+from lccp_sim.models.language_model import LanguageModel, Tap, picked
+from lccp_sim.models.moe import MoE, Routed, SwiGLU
 from lccp_sim.models.positions import rotation
 
 
@@ -51,9 +51,11 @@ class Block(nn.Module):
         bounds: Tensor,
         text_BT: Tensor | None = None,
         sparse: bool = False,
-    ) -> tuple[Tensor, Routing | None]:
-        """[B, T, D], and the routing if the layer has experts."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, sparse)
+        place_BA: Tensor | None = None,
+    ) -> tuple[Tensor, Routed | None]:
+        """[B, T, D], or [B, A, D] of the places asked for; and the routing if the layer has experts."""
+        y_BTD = self.attention(self.attention_norm(x_BTD), rope, bounds, sparse, place_BA)
+        x_BTD = (x_BTD if place_BA is None else picked(x_BTD, place_BA)) + y_BTD
         z_BTD = self.moe_norm(x_BTD)
         if self.moe is None:
             assert self.dense is not None
@@ -91,6 +93,10 @@ class Transformer(LanguageModel):
         with torch.autocast(hidden_RD.device.type, enabled=False):  # bf16 logits would lose an NLL near 0
             return (hidden_RD @ self.head_weight.to(hidden_RD.dtype).T).float()
 
+    def hidden_at(self, tokens_BT: Tensor, place_BA: Tensor) -> Tensor:
+        """[B, A, D], without the last layer's work for other places."""
+        return self(tokens_BT, place_BA=place_BA).hidden_BTD
+
     def set_tap(self, tap: Tap | None) -> None:
         """Set the tap of every layer."""
         for block in self.layers:
@@ -112,8 +118,12 @@ class Transformer(LanguageModel):
         bounds: Tensor | None = None,
         text_BT: Tensor | None = None,
         sparse: bool = False,
+        place_BA: Tensor | None = None,
     ) -> Output:
         """Hidden states of packed rows. `bounds`: offsets of documents in the flattened tokens; default one per row.
+
+        `place_BA` (rows of one document each): only these places go through the last layer, for which no other place
+        has more than a key and a value; the result is [B, A, D].
 
         Tokens outside `text_BT` (bool; None: all are text) are padding, which the router's losses and counts leave out.
         Attention is dense unless `sparse` (set by training) or `set_sparse`: then `config.attention` applies, if any.
@@ -129,8 +139,8 @@ class Transformer(LanguageModel):
         rope = rotation(positions_BT, self.frequencies, self.rope_scale, x_BTD.dtype)
         sparse = sparse or self.sparse
         routings = []
-        for block in self.layers:
-            x_BTD, routing = block(x_BTD, rope, bounds, text_BT, sparse)
+        for layer, block in enumerate(self.layers, 1):
+            x_BTD, routing = block(x_BTD, rope, bounds, text_BT, sparse, place_BA if layer == self.num_layers else None)
             routings += [routing] if routing is not None else []
         hidden_BTD, c = self.norm(x_BTD), self.config
         if not routings:

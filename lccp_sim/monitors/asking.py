@@ -13,7 +13,7 @@ from lccp_sim.data.tasks import Question, score_text
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 
-Scores = dict[str, float]
+AnswerScores = dict[str, float]
 
 
 def ask(
@@ -22,14 +22,14 @@ def ask(
     to_decode: set[int],
     decode: Callable[[list[int]], str],
     tokens_per_forward: int,
-) -> list[Scores]:
+) -> list[AnswerScores]:
     """Score each question by its canonical answer; for those in `to_decode` also score the model's greedy answer.
 
     exact_match_frac: every token is the argmax, including the stop. canonical_pass_at_k_frac: 1 - (1 - p)^k, where p is
     the product of the tokens' probabilities. answer_nll_nats: mean over the tokens. The greedy answer is scored with
     `score_text`, up to its first line break and at most as many tokens as the reference has.
     """
-    scores: list[Scores] = [{} for _ in questions]
+    scores: list[AnswerScores] = [{} for _ in questions]
     tops: list[np.ndarray] = [np.zeros(0, np.int64) for _ in questions]
     for group, spans in _scored(model, [q.tokens for q in questions], questions, tokens_per_forward):
         for row, i in enumerate(group):

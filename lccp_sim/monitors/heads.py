@@ -16,7 +16,7 @@ from lccp_sim.models.language_model import Attended
 from lccp_sim.monitors.values import Moment, Tags, Value, mean_and_stderr
 from lccp_sim.records import Record, Tag
 
-METRICS = ("copy_hard_frac", "copy_soft_frac", "needle_mass_frac", "sink_mass_frac", "copy_null_frac")
+HEAD_METRICS = ("copy_hard_frac", "copy_soft_frac", "needle_mass_frac", "sink_mass_frac", "copy_null_frac")
 
 
 class CopyTap:
@@ -60,7 +60,7 @@ class CopyTap:
 
     @property
     def scores(self) -> np.ndarray:
-        """[items, layers, heads, metrics] fp32, in the order of METRICS."""
+        """[items, layers, heads, metrics] fp32, in the order of HEAD_METRICS."""
         return np.stack(self.layers, axis=1)
 
 

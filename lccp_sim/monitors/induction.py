@@ -26,7 +26,7 @@ from lccp_sim.monitors.observing import Spans, map_batches, score_places
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
 from lccp_sim.records import Record
 
-METRICS = ("induction_frac", "previous_token_frac")
+INDUCTION_METRICS = ("induction_frac", "previous_token_frac")
 
 
 class RepeatItem(NamedTuple):
@@ -40,7 +40,7 @@ class RepeatItem(NamedTuple):
 
 
 class RepeatValues(NamedTuple):
-    """Per-item values, and scores [items, layers, heads, METRICS]."""
+    """Per-item values, and scores [items, layers, heads, INDUCTION_METRICS]."""
 
     values: list[Value]
     scores: np.ndarray
@@ -84,7 +84,7 @@ class Induction(Monitor):
             chosen = [items[i] for i in group]
             tokens, places = [c.tokens for c in chosen], [_places(c) for c in chosen]
             if not model.num_heads:
-                return score_places(model, tokens, places), np.zeros((len(chosen), 0, 0, len(METRICS)))
+                return score_places(model, tokens, places), np.zeros((len(chosen), 0, 0, len(INDUCTION_METRICS)))
             tap = _PrefixTap([item.first for item in chosen], [item.second for item in chosen])
             with tapping(model, tap):
                 return score_places(model, tokens, places), tap.scores
@@ -106,7 +106,7 @@ class Induction(Monitor):
         """Return records over all lengths, per length, and both scores of every head."""
         records = summarise(measured.values, moment, self.tier, lambda v: {})
         records += summarise(measured.values, moment, self.tier)
-        return records + head_records(measured.scores, METRICS, moment)
+        return records + head_records(measured.scores, INDUCTION_METRICS, moment)
 
     def passes(self) -> list[Pass]:
         """Return each text once."""
@@ -123,7 +123,7 @@ def _places(item: RepeatItem) -> np.ndarray:
 
 
 class _PrefixTap:
-    """A tap that collects `scores` [items, layers, heads, METRICS] from the second copy's rows, except the last.
+    """A tap that collects `scores` [items, layers, heads, metrics] from the second copy's rows, except the last.
 
     induction: attention on the token after the first occurrence of the row's token (arXiv 2209.11895). previous_token:
     attention on the preceding position.

@@ -21,10 +21,10 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import gating
 from lccp_sim.monitors.monitor import Monitor, Pass
-from lccp_sim.monitors.needle import ANSWER, Needle
+from lccp_sim.monitors.needle import Needle
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.values import Moment, Tags, Value, summarise
-from lccp_sim.records import Record, Tag
+from lccp_sim.records import ANSWER, Record, Tag
 
 Heads = list[tuple[int, int]]  # (layer, head)
 
@@ -91,7 +91,7 @@ class Intervention(Monitor):
         selects = [i % self.items < self.items // 2 for i in range(len(items))]
         chosen = self._needle(heads=True).score(model, [item for item, s in zip(items, selects, strict=True) if s])
         score_LN = chosen.head_scores[..., 0].mean(0)
-        top = strongest(score_LN, self.k or top_k(score_LN.size))
+        top = strongest_heads(score_LN, self.k or top_k(score_LN.size))
         others = [random_heads(score_LN, top, np.random.default_rng((self.seed, draw))) for draw in range(self.draws)]
         measured = [item for item, s in zip(items, selects, strict=True) if not s]
         values: list[Value] = []
@@ -153,7 +153,7 @@ class Intervention(Monitor):
         return measured.values + _effects(measured.values)
 
 
-def strongest(score_LN: np.ndarray, k: int) -> Heads:
+def strongest_heads(score_LN: np.ndarray, k: int) -> Heads:
     """Return the k heads with the highest scores; ties by layer, then head."""
     flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(flat, score_LN.shape), strict=True)]

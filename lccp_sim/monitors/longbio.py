@@ -15,7 +15,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks.completion import completion
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.language_model import LanguageModel
-from lccp_sim.monitors.heads import METRICS, answer_tokens_record, head_records, head_samples
+from lccp_sim.monitors.heads import HEAD_METRICS, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.needle import score_answers
 from lccp_sim.monitors.needle_items import NeedleItem
@@ -27,7 +27,7 @@ SAMPLES: Tags = {"samples": "longbio"}
 
 
 class LongBioValues(NamedTuple):
-    """Per-item values, copy scores [items, layers, heads, METRICS] in the order of `items`, and total answer tokens."""
+    """Per-item values, copy scores [items, layers, heads, metrics] in the order of `items`, and total answer tokens."""
 
     values: list[Value]
     items: list[str]
@@ -88,7 +88,7 @@ class LongBioHeads(Monitor):
     def aggregate(self, measured: LongBioValues, moment: Moment) -> list[Record]:
         """Return records of the answers over all texts and of every head, all with the tag samples=longbio."""
         records = summarise(measured.values, moment, self.tier, lambda v: SAMPLES)
-        records += head_records(measured.scores, METRICS, moment, SAMPLES)
+        records += head_records(measured.scores, HEAD_METRICS, moment, SAMPLES)
         if not measured.scores.size:
             return records
         return [*records, answer_tokens_record(measured.answer_tokens, len(measured.items), moment, SAMPLES)]

@@ -18,20 +18,19 @@ from lccp_sim.errors import refuse
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.haystack import Haystack
-from lccp_sim.monitors.heads import METRICS, CopyTap, answer_tokens_record, head_records, head_samples
+from lccp_sim.monitors.heads import HEAD_METRICS, CopyTap, answer_tokens_record, head_records, head_samples
 from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.needle_items import VARIANTS, NeedleItem, Texts, Variant
 from lccp_sim.monitors.observing import Spans, map_batches, score_spans
 from lccp_sim.monitors.recovery import alone_values, recovery_records
 from lccp_sim.monitors.values import Moment, Value, summarise
-from lccp_sim.records import HEADLINE, SENTENCE, Record
+from lccp_sim.records import ANSWER, HEADLINE, SENTENCE, Record
 
-ANSWER = ("hit_frac", "answer_nll_nats", "answer_ppl")
-ALONE = 50  # approximate tokens of a needle with its question and answer, without a haystack
+NEEDLE_TOKENS = 50  # approximate tokens of a needle with its question and answer, without a haystack
 
 
 class NeedleValues(NamedTuple):
-    """Per-item values; for single needles also copy scores [items, layers, heads, METRICS] and total answer tokens."""
+    """Per-item values; for single needles also copy scores [items, layers, heads, metrics] and total answer tokens."""
 
     values: list[Value]
     head_items: list[str]
@@ -111,7 +110,7 @@ class Needle(Monitor):
                 values += _values(items[which], spans.nll[i, spans.mask[i]], spans.hit[i, spans.mask[i]])
         values += self._controls(model, items, values)
         values += alone_values(model, items, values, self.tokens_per_forward)
-        scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, len(METRICS)))
+        scores = np.stack(head_scores) if head_scores else np.zeros((0, 0, 0, len(HEAD_METRICS)))
         return NeedleValues(values, head_items, scores, answer_tokens)
 
     def _controls(self, model: LanguageModel, items: list[NeedleItem], values: list[Value]) -> Iterator[Value]:
@@ -143,7 +142,7 @@ class Needle(Monitor):
         records += summarise(answers, moment, self.tier, lambda v: {k: v.tags[k] for k in ("depth", "span")})
         records += recovery_records(values, moment, self.tier)
         if measured.head_scores.size:
-            records += head_records(measured.head_scores, METRICS, moment)
+            records += head_records(measured.head_scores, HEAD_METRICS, moment)
             records.append(answer_tokens_record(measured.answer_tokens, len(measured.head_items), moment))
         return records
 
@@ -154,7 +153,7 @@ class Needle(Monitor):
         for n in self.lengths:
             others = [count for v, count in (self.variants or {}).items() if v != "interference" or n > short]
             grid.append(Pass(self.items + controls + sum(others), n))
-        return [*grid, Pass(controls * len(self.lengths), ALONE)]
+        return [*grid, Pass(controls * len(self.lengths), NEEDLE_TOKENS)]
 
     def samples(self, measured: NeedleValues) -> list[Value]:
         """Return the per-item values, including the hard copy score of each head."""
@@ -162,13 +161,13 @@ class Needle(Monitor):
 
 
 def score_answers(model: LanguageModel, items: list[NeedleItem], tapped: list[int]) -> tuple[Spans, np.ndarray]:
-    """Score the answers to items of one length, and the heads [tapped, layers, heads, METRICS] on items at `tapped`.
+    """Score the answers to items of one length, and the heads [tapped, layers, heads, metrics] on items at `tapped`.
 
     Layers and heads are 0 if the model exposes no heads.
     """
     tokens, answers = [item.tokens for item in items], [item.answer for item in items]
     if not tapped or not model.num_heads:
-        return score_spans(model, tokens, answers), np.zeros((len(tapped), 0, 0, len(METRICS)))
+        return score_spans(model, tokens, answers), np.zeros((len(tapped), 0, 0, len(HEAD_METRICS)))
     tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], tapped)
     with tapping(model, tap):
         return score_spans(model, tokens, answers), tap.scores

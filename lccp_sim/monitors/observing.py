@@ -10,7 +10,7 @@ import torch
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.loss import token_scores
 
-Given = TypeVar("Given")
+_Given = TypeVar("_Given")
 
 
 @contextmanager
@@ -92,12 +92,13 @@ def score_places(model: LanguageModel, tokens: list[np.ndarray], places: list[np
     cannot reach.
     """
     padded, (answer, mask) = pad(tokens)[0], pad(places, fill=1)
-    row, place = mask.nonzero()[0], answer[mask]
-    # Indices into the flattened rows, not a mask: a mask would force a GPU to synchronise.
-    seen, targets = row * (padded.shape[1] - 1) + place - 1, padded[row, place]
-    tokens_BT, seen_R, targets_R = (torch.from_numpy(x).to(model.device) for x in (padded, seen, targets))
-    hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-    nll_R, hit_R, top_R = token_scores(model.logits, hidden_BTD.flatten(0, 1)[seen_R], targets_R)
+    row, column = mask.nonzero()
+    # Indices, not a mask: a mask would force a GPU to synchronise.
+    targets = padded[row, answer[mask]]
+    given = (padded[:, :-1], answer - 1, row, column, targets)
+    tokens_BT, place_BA, row_R, column_R, targets_R = (torch.from_numpy(x).to(model.device) for x in given)
+    hidden_BAD = model.hidden_at(tokens_BT, place_BA)
+    nll_R, hit_R, top_R = token_scores(model.logits, hidden_BAD[row_R, column_R], targets_R)
     nll, hit, top = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape, dtype=np.int64)
     nll[mask], hit[mask], top[mask] = nll_R.double().cpu().numpy(), hit_R.cpu().numpy(), top_R.cpu().numpy()
     return Spans(nll, hit, top, mask)
@@ -125,9 +126,9 @@ def map_batches(
     model: LanguageModel,
     lengths: list[int],
     tokens_per_forward: int,
-    look: Callable[[list[int]], Given],
+    look: Callable[[list[int]], _Given],
     grouped: Callable[[list[int], int], Iterable[list[int]]] = batches,
-) -> Iterator[tuple[list[int], Given]]:
+) -> Iterator[tuple[list[int], _Given]]:
     """Yield groups of indices of texts, each with the result of `look(group)`, computed by one of the processes."""
     groups = list(grouped(lengths, model.comm.tokens(tokens_per_forward, lengths)))
     return zip(groups, model.comm.map(look, groups), strict=True)

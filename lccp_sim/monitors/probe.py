@@ -33,7 +33,7 @@ from lccp_sim.records import Record
 
 Drawn = TypeVar("Drawn")
 # metric -> the metric of its gain by fine-tuning, and the sign of that gain (+1: more is better)
-GAINS = {"exact_match_frac": ("exact_match_gain_frac", 1), "answer_nll_nats": ("answer_nll_gain_nats", -1)}
+GAIN_METRICS = {"exact_match_frac": ("exact_match_gain_frac", 1), "answer_nll_nats": ("answer_nll_gain_nats", -1)}
 SPREADS = {"exact_match_frac": "exact_match_seed_std_frac", "answer_nll_nats": "answer_nll_seed_std_nats"}
 
 
@@ -243,7 +243,7 @@ def probe_records(answered: Answered, moment: Moment, tier: str) -> list[Record]
     records = summarise(averaged, moment, tier, lambda value: {} if value.tags["sft_step"] == steps else None)
     records += picked("sft_step") + picked("sft_step", "task") + binned() + binned("task")
     records += picked("seed", "sft_step") + picked("seed", "sft_step", "task")
-    for metric, (gain, sign) in GAINS.items():
+    for metric, (gain, sign) in GAIN_METRICS.items():
         before, after = (
             {value.item: value.value for value in averaged if value.metric == metric and value.tags["sft_step"] == step}
             for step in (0, steps)

@@ -201,7 +201,7 @@ def _norm(config: ModelConfig, place: Place) -> float:
 
 
 def _fused(config: ModelConfig, place: Place, ep: int = 1) -> bool:
-    """Whether experts run in kernels.Mixture, as models/experts.py chooses."""
+    """Whether experts run in kernels.MixtureFunction, as models/experts.py chooses."""
     size, c = 2 if place.bf16 else 4, config
     aligned = c.d_model * size % 16 == 0 and c.d_expert * size % 16 == 0
     return c.experts == "auto" and ep == 1 and not (aligned and (place.gpu or c.d_model >= 512))

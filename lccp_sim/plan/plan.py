@@ -13,8 +13,8 @@ from lccp_sim.config import Config
 from lccp_sim.errors import ConfigError
 from lccp_sim.plan.hardware import RESERVE, Hardware, fits, rows_at_once
 from lccp_sim.plan.memory import Layout, Memory, memory, place_of
-from lccp_sim.plan.rope import KNOWN, base_bound, critical_dimension, first_negative, plain_base
-from lccp_sim.plan.shapes import Shape, counted, counts, forward_flops, shape_of, sparse_frac, training_flops
+from lccp_sim.plan.rope import KNOWN_MODELS, base_bound, critical_dimension, first_negative, plain_base
+from lccp_sim.plan.shapes import Shape, counted_shape, counts, forward_flops, shape_of, sparse_frac, training_flops
 
 
 def plan_run(
@@ -59,7 +59,7 @@ def plan_run(
 
 def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) -> dict[str, Any]:
     """The plan of a model that is counted only, at a run's context and tokens. Raises ConfigError for another."""
-    run, shape = config.run, counted(name)
+    run, shape = config.run, counted_shape(name)
     tokens = run.steps * run.batch_tokens
     return {
         "run": f"{name} (counted only)",
@@ -181,7 +181,7 @@ def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_conte
         "first_negative": first_negative(frequencies, context_tokens),
         "critical_dimension": critical_dimension(frequencies, context_tokens),
         "critical_dimension_old": critical_dimension(frequencies, old_context_tokens),
-        "known": [known._asdict() for known in KNOWN],
+        "known": [known._asdict() for known in KNOWN_MODELS],
     }
 
 

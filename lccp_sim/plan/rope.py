@@ -26,7 +26,7 @@ class Known(NamedTuple):
     paper: str
 
 
-KNOWN = (
+KNOWN_MODELS = (
     Known("OLMoE-1B-7B", 128, 4096, 1e4, "", "arXiv 2409.02060"),
     Known("Llama-3.1", 128, 131072, 5e5, "llama3 x8 from 8192", "arXiv 2407.21783"),
     Known("Mixtral-8x7B", 128, 32768, 1e6, "", "arXiv 2401.04088"),

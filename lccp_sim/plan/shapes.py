@@ -10,7 +10,7 @@ from lccp_sim.config import Config, ModelConfig
 from lccp_sim.errors import ConfigError, nearest
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """Weights, those that one token uses, and the multiply-adds of its matrix products for one token."""
 
     total: int
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
     `attention`: what the layer attends by in a sparse stage of training, with `entries(tokens)`; None: as ever.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, WeightPart]
     pair_products: int
     window: int | None
     attention: Any = None
@@ -36,15 +36,15 @@ class Shape(NamedTuple):
     d_model: int
     vocab_size: int
     layers: tuple[Layer, ...]
-    ends: dict[str, Part]
+    ends: dict[str, WeightPart]
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, WeightPart]:
         """The parts by name, summed over the layers."""
         sums = dict(self.ends)
         for layer in self.layers:
             for name, part in layer.parts.items():
-                before = sums.get(name, Part(0, 0, 0))
-                sums[name] = Part(*(a + b for a, b in zip(before, part, strict=True)))
+                before = sums.get(name, WeightPart(0, 0, 0))
+                sums[name] = WeightPart(*(a + b for a, b in zip(before, part, strict=True)))
         return sums
 
 
@@ -105,33 +105,37 @@ def sparse_frac(config: Config) -> float:
     return 1.0 if until is None else min(1.0, -(-until // batch) / config.run.steps)
 
 
-def matrix(rows: int, columns: int, bias: bool = False) -> Part:
+def matrix(rows: int, columns: int, bias: bool = False) -> WeightPart:
     """A dense layer that every token passes."""
     weights = rows * columns + rows * bias
-    return Part(weights, weights, rows * columns)
+    return WeightPart(weights, weights, rows * columns)
 
 
-def vector(width: int) -> Part:
+def vector(width: int) -> WeightPart:
     """Weights that multiply or add elementwise."""
-    return Part(width, width, 0)
+    return WeightPart(width, width, 0)
 
 
-def added(*parts: Part) -> Part:
+def added(*parts: WeightPart) -> WeightPart:
     """The parts as one."""
-    return Part(*(sum(column) for column in zip(*parts, strict=True)))
+    return WeightPart(*(sum(column) for column in zip(*parts, strict=True)))
 
 
-def experts(number: int, per_token: int, d_model: int, d_expert: int, bias: bool = False) -> Part:
+def experts(number: int, per_token: int, d_model: int, d_expert: int, bias: bool = False) -> WeightPart:
     """SwiGLU experts; each token passes through `per_token` of them."""
     one = 3 * d_model * d_expert + bias * (2 * d_expert + d_model)
-    return Part(number * one, per_token * one, per_token * 3 * d_model * d_expert)
+    return WeightPart(number * one, per_token * one, per_token * 3 * d_model * d_expert)
 
 
-def ends(d_model: int, vocab_size: int, tied: bool) -> dict[str, Part]:
+def ends(d_model: int, vocab_size: int, tied: bool) -> dict[str, WeightPart]:
     """The embedding, the head and the last norm."""
     weights = vocab_size * d_model
     head = 0 if tied else weights
-    return {"embedding": Part(weights, weights, 0), "head": Part(head, head, weights), "norms": vector(d_model)}
+    return {
+        "embedding": WeightPart(weights, weights, 0),
+        "head": WeightPart(head, head, weights),
+        "norms": vector(d_model),
+    }
 
 
 def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
@@ -195,15 +199,17 @@ def deepseek_v3() -> Shape:
 
 
 # Counted only: no code here builds or trains them.
-COUNTED = {
+COUNTED_SHAPES = {
     "gpt_oss_20b": lambda: gpt_oss(24, 32),
     "gpt_oss_120b": lambda: gpt_oss(36, 128),
     "deepseek_v3": deepseek_v3,
 }
 
 
-def counted(name: str) -> Shape:
+def counted_shape(name: str) -> Shape:
     """The shape of a model that is counted only. Raises ConfigError with the nearest name."""
-    if name not in COUNTED:
-        raise ConfigError(f"--counted {name}: no such shape; there are {', '.join(COUNTED)}{nearest(name, COUNTED)}")
-    return COUNTED[name]()
+    if name not in COUNTED_SHAPES:
+        raise ConfigError(
+            f"--counted {name}: no such shape; there are {', '.join(COUNTED_SHAPES)}{nearest(name, COUNTED_SHAPES)}"
+        )
+    return COUNTED_SHAPES[name]()

@@ -24,7 +24,7 @@ from lccp_sim.errors import ConfigError, DamagedRecords, NotFinite, one_line, re
 from lccp_sim.files import write_atomic
 from lccp_sim.models.transformer import Transformer, fresh, initialise
 from lccp_sim.plan.rope import warning as rope_warning
-from lccp_sim.progress import shown
+from lccp_sim.progress import shown_on
 from lccp_sim.records import Record
 from lccp_sim.train.corpus import print_corpus, usage_of
 from lccp_sim.train.loop.loader import LccpData
@@ -81,7 +81,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     config = settle(config, native := bf16_is_native(config.run.accelerator))
     check_bf16(config, native)
     set_threads(config)
-    with shown(console if place_here().rank == 0 else Console(quiet=True)) as tell:
+    with shown_on(console if place_here().rank == 0 else Console(quiet=True)) as tell:
         start = Start.of(config, tell)
     config = start.complete(config)
     return Prepared(config, start, run_directory(config, start.hash))
@@ -124,7 +124,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     ranks.first(lambda: branch(config, directory))
     checkpoint = ranks.first(lambda: _checkpoint(directory, console))
     tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer, tell))
     start.check_tokenizer(corpus)
     for said in start.notes:
@@ -141,7 +141,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     moments = start.moments(config)
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     store, bf16 = directory / REFERENCE, config.watched_in_bf16
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         beside = config.model.attention if config.monitors.attention == "both" else None
         suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell, beside)
     for note in suite.notes:
@@ -153,7 +153,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     else:
         check_sources(config.monitors.watch, suite.unreferenced)
     # Before a checkpoint is loaded: an objective compares with the weights that the run starts from.
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         if config.objective.needs_weights:
             tell(f"preparing objective {config.objective.kind}", 0.0)
         rows_of_run = config.objective.rows(corpus, config, model)
@@ -198,7 +198,7 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
     monitors.after_window = [*([stopping.look] if stopping else []), board.look]
     began = time.perf_counter()
-    with enough_memory(config, rows, ranks.world, device), shown(console) as tell:
+    with enough_memory(config, rows, ranks.world, device), shown_on(console) as tell:
         monitors.tell = tell.beside()
         ours = [ProgressLine(tell, tokens, config.run.steps), monitors, *([stopping] if stopping else [])]
         _fit(config, module, ours, directory, rows_of_run, checkpoint, ranks)

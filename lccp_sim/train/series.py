@@ -17,24 +17,26 @@ import torch
 import yaml
 from rich.console import Console
 
-from lccp_sim.config import Config
+from lccp_sim.analysis.run import MEASURED
+from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, windows_of
-from lccp_sim.data.beyond import check_ids, check_rows, check_same
+from lccp_sim.data.beyond import check_ids, check_pair, check_rows
 from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import shown
+from lccp_sim.progress import shown_on
 from lccp_sim.records import Record
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.checkpoint import checkpoints, read_checkpoint, step_of
+from lccp_sim.train.saved.followed import Saved
 from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.init import load_transformer
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
-from lccp_sim.train.saved.run_directory import CONFIG, claim, read_config
+from lccp_sim.train.saved.run_directory import CONFIG, DONE, claim, measured_of, read_config, write_done
 from lccp_sim.train.window.estimate import estimate
-from lccp_sim.train.window.own_loop import corpus_for, write_measured
+from lccp_sim.train.window.measured import corpus_for, measured_text, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
@@ -50,7 +52,7 @@ class Loaded(NamedTuple):
     notes: Sequence[str] = ()
 
 
-class Point(NamedTuple):
+class SavedPoint(NamedTuple):
     """A checkpoint: its path, its moment (optimizer step, training tokens), and how to load it."""
 
     path: Path
@@ -66,11 +68,19 @@ class Series:
     `foreign`: the checkpoints are those of transformers, not lccp-sim's.
     """
 
-    points: list[Point]
+    points: list[SavedPoint]
     windows: list[int]
     tokenizer: Path | str
     bos: str | None = None
     foreign: bool = False
+
+
+def architecture_of(model: LanguageModel) -> dict[str, Any]:
+    """What all checkpoints of one training share: the sizes that monitors use, and the names and shapes of weights."""
+    sizes = {name: getattr(model, name) for name in ("num_layers", "num_heads", "vocab_size")}
+    shapes = {name: list(weight.shape) for name, weight in model.named_parameters()}
+    counted = sum(weight.numel() for weight in model.parameters())
+    return sizes | {"parameters": counted, "weights": short_hash(shapes)}
 
 
 def device_of_config(config: Config) -> str:
@@ -85,14 +95,14 @@ def of_run(run: Path, config: Config) -> Series:
         raise ConfigError(f"{run}: no checkpoints in {run / 'checkpoints'}")
     steps = sorted(paths)
     tokens = config.run.batch_tokens
-    points = [Point(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
+    points = [SavedPoint(paths[step], Moment(step, step * tokens), _ours(paths[step], config)) for step in steps]
     return Series(points, windows_of(config), run / "tokenizer.json")
 
 
 def of_checkpoint(path: Path, config: Config) -> Series:
     """One checkpoint of a run."""
     facts = read_checkpoint(path)["lccp"]
-    point = Point(path, Moment(facts["step"], facts["tokens"]), _ours(path, config))
+    point = SavedPoint(path, Moment(facts["step"], facts["tokens"]), _ours(path, config))
     return Series([point], [facts["step"]], path.parent.parent / "tokenizer.json")
 
 
@@ -135,6 +145,7 @@ def of_list(path: Path, config: Config) -> Series:
 
 
 def _count(value: Any, where: str) -> int:
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(f"{where}={value!r}: must be an integer >= 0")
     return value
@@ -159,21 +170,21 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
     return Series(_same(places, loads), steps, text, bos, foreign=True)
 
 
-def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[Point]:
-    """Points that refuse a model whose layers, heads or vocabulary differ from those of the first one loaded."""
+def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[SavedPoint]:
+    """Points that refuse a model whose architecture differs from that of the first one loaded."""
     known: dict[str, Any] = {}
 
     def checked(path: Path, load: Callable[[], Loaded]) -> Callable[[], Loaded]:
         def loaded() -> Loaded:
             found = load()
-            shape = {name: getattr(found.model, name) for name in ("num_layers", "num_heads", "vocab_size")}
+            shape = architecture_of(found.model)
             if known.setdefault("shape", shape) != shape:
                 raise ConfigError(f"{path}: has another architecture ({shape}) than the first ({known['shape']})")
             return Loaded(found.model, notes=found.notes)
 
         return loaded
 
-    return [Point(path, moment, checked(path, load)) for (path, moment), load in zip(places, loads, strict=True)]
+    return [SavedPoint(path, moment, checked(path, load)) for (path, moment), load in zip(places, loads, strict=True)]
 
 
 def _theirs(path: Path, dtype: torch.dtype, device: str) -> Callable[[], Loaded]:
@@ -187,6 +198,59 @@ def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
         return Loaded(model, windows_of(load_config(content["lccp"]["config"])))
 
     return load
+
+
+def measured_places(paths: Sequence[Path], external: Callable[[], Config]) -> list[Path]:
+    """Where the records of each path go by default; the parent's name tells apart those that share one name.
+
+    Raises ConfigError if two paths would still share a folder.
+    """
+    found = [_place(path, external) for path in paths]
+    for place in {each for each in found if found.count(each) > 1}:
+        for i, path in enumerate(paths):
+            if found[i] == place:
+                found[i] = place.with_name(f"{path.resolve().parent.name}-{place.name}")
+    twice = next((path for i, path in enumerate(paths) if found[i] in found[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"{twice}: given twice, or named like another path; measure each with its own --out")
+    return found
+
+
+def _place(path: Path, external: Callable[[], Config]) -> Path:
+    if path.suffix == ".ckpt":
+        return path.parent.parent / f"measured-{path.stem}"
+    if _is_run(path):
+        return path / "measured"
+    name = path.stem if path.is_file() else path.resolve().name
+    return Path(external().run.root).expanduser() / f"{name}-measured"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path))
+
+
+def is_single_checkpoint(path: Path) -> bool:
+    """Whether a path is one checkpoint, of lccp-sim or of `transformers`."""
+    return path.exists() and (path.suffix == ".ckpt" or hf.is_checkpoint(path))
+
+
+def measure_once(path: Path, out: Path, overrides: list[str], external: Callable[[], Config], console: Console) -> None:
+    """Measure a checkpoint into `out`, unless `out` holds its records with the same settings already."""
+    _, config = _open(path, overrides, external)
+    measured = out / MEASURED
+    alike = measured.exists() and measured.read_text(encoding="utf-8") == measured_text(config)
+    if alike and measured_of(out) == _identity(path):
+        console.print(f"{path}: measured before, in {out}", markup=False)
+        return
+    measure(path, out, False, overrides, external, console)
+
+
+def _identity(path: Path) -> str:
+    """A name for what lies at a path: where it is, and the sizes and times of its files."""
+    stat = path.stat()
+    return short_hash(
+        [str(path.resolve()), path.is_file() and [stat.st_size, stat.st_mtime_ns], Saved(path).signature()]
+    )
 
 
 def measure(
@@ -203,13 +267,13 @@ def measure(
         raise ConfigError(
             f"--check compares with a run's own records, which is not possible: {path}: {why}; leave it out"
         )
-    series, config, default = _open(path, overrides, external)
-    out = out or default
+    series, config = _open(path, overrides, external)
+    out, of = out or _place(path, external), _identity(path) if is_single_checkpoint(path) else None
     if (out / "checkpoints").exists():
         raise ConfigError(f"--out {out}: is a run directory, whose records would be lost; name another one")
     own = Journal(path).records() if check else []
     set_threads(config)
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         corpus = corpus_for(config, series.tokenizer, series.bos, tell)
         monitors, bf16 = config.monitors.watch, config.watched_in_bf16
         beside = config.model.attention if config.monitors.attention == "both" and not series.foreign else None
@@ -220,7 +284,7 @@ def measure(
         console.print(f"warning: {warning}", style="yellow", markup=False)
     history = HeadHistory([], series.windows)
     records: list[Record] = []
-    with claim(out), shown(console) as tell:
+    with claim(out), shown_on(console) as tell:
         files = WindowFiles(out, config.run.tensorboard_axis)
         # Training wrote records at windows only.
         points = [point for point in series.points if not check or point.path.name.startswith("window")]
@@ -230,10 +294,11 @@ def measure(
             tell(f"{place}loading {point.path.name}", whole[0])
             loaded = point.load()
             rows, bos = loaded.model.vocab_size, corpus.tokenizer.id_to_token(corpus.bos)
-            fits = check_same if hf.is_checkpoint(point.path) else check_rows
+            fits = check_pair if hf.is_checkpoint(point.path) else check_rows
             note = fits(corpus.tokenizer, rows, bos, str(point.path))
             check_ids(corpus.largest, rows)
             if not number:  # keep earlier measurements until a model to replace them has loaded
+                (out / DONE).unlink(missing_ok=True)
                 files.journal.truncate({}, -1)
                 write_measured(out, config, corpus)
             for line in [*loaded.notes, *([note] if note else [])]:
@@ -250,25 +315,24 @@ def measure(
             console.print(files.write(seen, point.moment))
             records += seen.records
         files.close()
+        write_done(out, points[-1].moment.tokens if points else 0, of=of)
         console.print(f"{len(records):,} records in {out / RECORDS}", markup=False)
     return _compare(own, records, console) if check else 0
 
 
-def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config, Path]:
-    """The series at a path, the config to measure it with, and the default folder for the records."""
+def _open(path: Path, overrides: list[str], external: Callable[[], Config]) -> tuple[Series, Config]:
+    """The series at a path, and the config to measure it with."""
     if path.suffix == ".ckpt":  # a file or a folder
-        run = path.parent.parent
-        config = read_config(run, overrides)
-        return of_checkpoint(path, config), config, run / f"measured-{path.stem}"
-    if (path / CONFIG).exists() or (path.is_dir() and not hf.is_checkpoint(path)):
+        config = read_config(path.parent.parent, overrides)
+        return of_checkpoint(path, config), config
+    if _is_run(path):
         config = read_config(path, overrides)
-        return of_run(path, config), config, path / "measured"
+        return of_run(path, config), config
     config = external()
-    out = Path(config.run.root).expanduser() / f"{path.stem or path.resolve().name}-measured"
     if hf.is_checkpoint(path):
-        return of_transformers(path, config), config, out
+        return of_transformers(path, config), config
     if path.suffix in (".yaml", ".yml"):
-        return of_list(path, config), config, out
+        return of_list(path, config), config
     raise ConfigError(f"{path}: not a run directory, checkpoint, or series file (YAML); nothing to measure")
 
 

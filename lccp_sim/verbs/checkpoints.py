@@ -1,7 +1,7 @@
 """The verbs of checkpoints: `lccp measure`, `lccp watch`, `lccp import` and `lccp export`."""
 
 from argparse import ArgumentParser, Namespace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,17 @@ def _add_measure(parser: ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="compare with the run's own records, value by value")
 
 
-def _measure(arguments: Namespace, console: "Console") -> int:
+def config_of_measure(overrides: list[str], config_dir: Path | None) -> "Config":
+    """The config for checkpoints that are not of a run: run=measure, unless the overrides name another."""
     from lccp_sim.train.loop.precision import bf16_is_native, settle
-    from lccp_sim.train.series import measure
+
+    named = any(word.startswith("run=") for word in overrides)
+    config = check([*([] if named else ["run=measure"]), *overrides], config_dir)
+    return settle(config, bf16_is_native(config.run.accelerator))
+
+
+def _measure(arguments: Namespace, console: "Console") -> int:
+    from lccp_sim.train.series import measure, measured_places
 
     overrides = [word for word in arguments.paths if "=" in word and not Path(word).exists()]
     named = next((word for word in overrides if word.startswith("run=")), None)
@@ -34,13 +42,11 @@ def _measure(arguments: Namespace, console: "Console") -> int:
     paths = [Path(word) for word in arguments.paths if word not in overrides]
     if not paths:
         raise ConfigError("measure: no path given, only key=value; name what to measure")
-    outs = [arguments.out / path.name if arguments.out and paths[1:] else arguments.out for path in paths]
-
-    def external() -> "Config":
-        shorter = [] if named or arguments.thorough else ["run=measure"]
-        config = check([*shorter, *overrides], arguments.config_dir)
-        return settle(config, bf16_is_native(config.run.accelerator))
-
+    external = cache(partial(config_of_measure, overrides, arguments.config_dir))
+    named_outs = [arguments.out / path.name if paths[1:] else arguments.out for path in paths if arguments.out]
+    rule = "two paths have one name, and would be written to one place; measure them one at a time"
+    refuse(len(set(named_outs)) < len(named_outs), "--out", str(arguments.out), rule)
+    outs = named_outs or measured_places(paths, external)
     return max(
         measure(path, out, arguments.check, overrides, external, console) for path, out in zip(paths, outs, strict=True)
     )
@@ -57,19 +63,18 @@ def _add_watch(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="folder with config.json and tokenizer.json")
     parser.add_argument("--minutes", type=float, metavar="M", help="the longest a checkpoint may take: fewer texts")
     parser.add_argument("--once", action="store_true", help="measure the present checkpoints, and end")
+    parser.add_argument("--until", type=int, metavar="STEP", help="the last step of the training: end after it")
 
 
 def _watch(arguments: Namespace, console: "Console") -> int:
-    from lccp_sim.train.loop.precision import bf16_is_native, settle
     from lccp_sim.verbs.sidecar import Followed, watch
 
-    for option, given in (("--tokens-per-step", arguments.tokens_per_step), ("--minutes", arguments.minutes)):
-        refuse(given is not None and given <= 0, option, given, "must be greater than 0")
-    named = any(word.startswith("run=") for word in arguments.overrides)
-    config = check([*([] if named else ["run=measure"]), *arguments.overrides], arguments.config_dir)
-    config = settle(config, bf16_is_native(config.run.accelerator))
+    for option in ("tokens_per_step", "minutes", "until"):
+        given = getattr(arguments, option)
+        refuse(given is not None and given <= 0, f"--{option.replace('_', '-')}", given, "must be greater than 0")
+    config = config_of_measure(arguments.overrides, arguments.config_dir)
     counted, model, minutes = arguments.tokens_per_step, arguments.model, arguments.minutes
-    followed = Followed(arguments.folder, config, counted, model, minutes, arguments.once)
+    followed = Followed(arguments.folder, config, counted, model, minutes, arguments.once, arguments.until)
     return watch(followed, arguments.out, console)
 
 
@@ -80,20 +85,20 @@ def _add_exchange(known: str, parser: ArgumentParser) -> None:
 
 
 def _import(arguments: Namespace, console: "Console") -> int:
-    from lccp_sim.progress import shown
+    from lccp_sim.progress import shown_on
     from lccp_sim.train.saved.exchange import import_checkpoint
 
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         said = import_checkpoint(arguments.path, arguments.out, arguments.dtype, check(["run=measure"]), tell)
     print(said)
     return 0
 
 
 def _export(arguments: Namespace, console: "Console") -> int:
-    from lccp_sim.progress import shown
+    from lccp_sim.progress import shown_on
     from lccp_sim.train.saved.exchange import export_checkpoint
 
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         form = export_checkpoint(str(arguments.path), arguments.out, arguments.dtype, tell)
     print(f"{arguments.out}: exported as {form}")
     return 0

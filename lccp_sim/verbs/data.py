@@ -20,18 +20,18 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace, console: "Console") -> int:
     config = check(arguments.overrides, arguments.config_dir)  # before torch is imported
     from lccp_sim.data.pools import DataConfig, open_corpus
-    from lccp_sim.progress import shown
+    from lccp_sim.progress import shown_on
     from lccp_sim.train.corpus import print_corpus, print_left_out, print_packings, usage_of
     from lccp_sim.train.saved.init import Start, tokenizer_for
 
-    with shown(console) as tell:
+    with shown_on(console) as tell:
         start = Start.of(config, tell)
     config = start.complete(config)
     corpora = {}
     for packing in get_args(get_type_hints(DataConfig)["packing"]):
         if arguments.compare_packings or packing == config.data.packing:
             data, tokenizer = replace(config.data, packing=packing), tokenizer_for(config, start, None)
-            with shown(console) as tell:
+            with shown_on(console) as tell:
                 corpora[packing] = open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
     corpus = corpora[config.data.packing]
     start.check_tokenizer(corpus)

@@ -161,7 +161,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
     """
     import torch
 
-    from lccp_sim.models.experts import choose
+    from lccp_sim.models.experts import choose_backend
 
     rows = []
     for device, dtype in _places():
@@ -172,7 +172,7 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
         for name, (low, middle, high) in times.items():
             text = f"{where}: {1e3 * middle:.1f} ms, half of the times within {1e3 * low:.1f} to {1e3 * high:.1f}"
             rows.append(Finding("speed", name, text))
-        chosen = choose("auto", D, F, torch.device(device), dtype)
+        chosen = choose_backend("auto", D, F, torch.device(device), dtype)
         auto = next((name for name, expert in usable.items() if expert is chosen), None)
         text = f"{where}: takes {auto} for {R:,} rows and {E} experts of {D} x {F}, whatever these times"
         best = min(times, key=lambda name: times[name][1], default=None)

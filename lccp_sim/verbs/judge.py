@@ -1,14 +1,16 @@
-"""The verbs that judge measurements: `lccp gate` and `lccp compare`."""
+"""The verbs that judge measurements: `lccp gate` and `lccp compare`, which measures checkpoints first."""
 
 import json
 from argparse import ArgumentParser, Namespace
 from datetime import date
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
-from lccp_sim.verbs import Verb
+from lccp_sim.verbs import Verb, add_config_dir
+from lccp_sim.verbs.checkpoints import config_of_measure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,8 +30,10 @@ def _add_gate(parser: ArgumentParser) -> None:
 
 def _add_compare(parser: ArgumentParser) -> None:
     _add_json(parser)
-    parser.add_argument("a", type=Path, metavar="A", help="a run, or the output of lccp measure")
-    parser.add_argument("b", type=Path, metavar="B", help="another, or the same with two --tokens")
+    parser.add_argument("a", type=Path, metavar="A", help="a run, the output of lccp measure, or a checkpoint")
+    parser.add_argument("b", type=Path, metavar="B", help="another, or the same run with two --tokens")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="how to measure checkpoints")
+    add_config_dir(parser)
     tokens = "the last windows up to this count, one for both or one each: 1.5M, or 1M 2M (default: the last)"
     parser.add_argument("--tokens", nargs="+", default=[], metavar="N", help=tokens)
 
@@ -52,6 +56,8 @@ def _gate(arguments: Namespace, console: "Console") -> int:
     if not arguments.runs:
         raise ConfigError(f"gate: no run given to answer {path}; lccp gate {path} RUN...")
     found = answer_gate(path, [load_run(each) for each in arguments.runs])
+    _write("--json", arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
+    _write("--markdown", arguments.markdown, found.markdown())
     table = Table("criterion", "answer", "asked", "measured (95 % interval)", "why")
     for cells in found.rows():
         table.add_row(*map(_plain, cells))
@@ -59,10 +65,6 @@ def _gate(arguments: Namespace, console: "Console") -> int:
     for note in found.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"{found.outcome}: {path}, {found.provenance}", markup=False)
-    if arguments.json is not None:
-        write_atomic(arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
-    if arguments.markdown is not None:
-        write_atomic(arguments.markdown, found.markdown())
     return found.status
 
 
@@ -77,7 +79,9 @@ def _compare(arguments: Namespace, console: "Console") -> int:
         len(arguments.tokens) > 2, "--tokens", " ".join(arguments.tokens), "takes one count, or one each for A and B"
     )
     at = [parse_tokens(each, "--tokens") for each in arguments.tokens]
-    found = compare_runs(load_run(arguments.a), load_run(arguments.b), at)
+    a, b = _with_records([arguments.a, arguments.b], arguments, console)
+    found = compare_runs(load_run(a), load_run(b), at)
+    _write("--json", arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
     table = Table("metric", "A", "B", "B - A (95 % interval)", "answer", "items", "items needed")
     for cells in found.table():
         table.add_row(*map(_plain, cells))
@@ -86,9 +90,38 @@ def _compare(arguments: Namespace, console: "Console") -> int:
     console.print(table)
     for line in found.foot():
         console.print(line, markup=False)
-    if arguments.json is not None:
-        write_atomic(arguments.json, json.dumps(found.plain(), indent=1, allow_nan=False) + "\n")
     return 0
+
+
+def _with_records(paths: list[Path], arguments: Namespace, console: "Console") -> list[Path]:
+    """The directories with the records of these paths; checkpoints are measured, unless they were before."""
+    overrides = arguments.overrides
+    bare = [path for path in paths if path.exists() and not (path / "records.jsonl").is_file()]
+    if bare:  # torch is needed
+        from lccp_sim.train.series import is_single_checkpoint, measure_once, measured_places
+
+        bare = [path for path in bare if is_single_checkpoint(path)]
+    rule = "says how to measure checkpoints, but both paths hold records already"
+    refuse(overrides and not bare, "compare", " ".join(overrides), rule)
+    if not bare:
+        return paths
+    external = cache(partial(config_of_measure, overrides, arguments.config_dir))
+    outs = dict(zip(bare, measured_places(bare, external), strict=True))
+    for path, out in outs.items():
+        measure_once(path, out, overrides, external, console)
+    return [outs.get(path, path) for path in paths]
+
+
+def _write(option: str, path: Path | None, text: str) -> None:
+    """Write a file that an option names, if it does. Raises ConfigError if that is not possible."""
+    if path is None:
+        return
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror or error}); name another file"
+        ) from None
 
 
 def _plain(cell: str) -> str:

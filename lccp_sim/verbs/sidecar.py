@@ -3,14 +3,17 @@
 A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two polls. The
 checkpoints that exist at the start are measured in step order. If several later ones are waiting, the newest comes
 first; those before it are reported and left out, because records are in step order. Checkpoints that are deleted,
-damaged, of another shape, or too late are left out, too. The state that must survive a kill is in `watched.json`, next
-to the records, so a restarted sidecar continues and writes what an uninterrupted one would.
+damaged, of another shape, or too late are left out, too. A checkpoint that stays incomplete is reported at once, and
+later ones wait for it for two minutes. The end of the training is marked if it is known. The state that must survive a
+kill is in `watched.json`, next to the records, so a restarted sidecar continues and writes what an uninterrupted one
+would.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +25,30 @@ from lccp_sim.analysis.report.run_page import write_report
 from lccp_sim.analysis.run import MEASURED
 from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, plain_config
-from lccp_sim.data.beyond import check_ids, check_same
+from lccp_sim.data.beyond import check_ids, check_pair
 from lccp_sim.data.documents.synthetic import plain_tokens
 from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.files import write_atomic
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import Tell, clock, shown
+from lccp_sim.progress import Tell, clock, shown_on
 from lccp_sim.train.loop.precision import set_threads
 from lccp_sim.train.saved.followed import Saved, Signature, saved_in
 from lccp_sim.train.saved.foreign import Vocabulary, read_vocabulary
 from lccp_sim.train.saved.journal import RECORDS, REFERENCE, Journal
-from lccp_sim.train.saved.run_directory import claim
-from lccp_sim.train.series import device_of_config
+from lccp_sim.train.saved.run_directory import DONE, claim, write_done
+from lccp_sim.train.series import architecture_of, device_of_config
 from lccp_sim.train.window.estimate import expected_seconds, kinds, timed
-from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE, corpus_for, write_measured
+from lccp_sim.train.window.measured import corpus_for, write_measured
+from lccp_sim.train.window.own_loop import ALL_STEPS, BEFORE
 from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
 GLANCE = 10.0  # seconds between two polls of the folder
 PATIENCE = 1800.0  # seconds without a change after which an incomplete checkpoint is given up
-SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
+YIELDING = 120.0  # the same if a later checkpoint is complete
+ITEM_SHARES = (1.0, 0.5, 0.25, 0.125)  # shares of each monitor's items, tried in this order for a budget
 FEWEST = 2  # items of a monitor
 WATCHED = "watched.json"
 
@@ -53,7 +58,8 @@ class Followed:
     """The folder to follow and the settings, all fixed at the start.
 
     `model`: a folder with config.json and tokenizer.json for checkpoints that have none. `minutes`: the longest that a
-    checkpoint may take, estimated at the first one. `once`: end when nothing is left to measure.
+    checkpoint may take, estimated at the first one. `once`: end when nothing is left to measure. `until`: the last step
+    of the training: end after it.
     """
 
     folder: Path
@@ -62,6 +68,7 @@ class Followed:
     model: Path | None = None
     minutes: float | None = None
     once: bool = False
+    until: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """The settings that a restarted sidecar must repeat."""
@@ -85,6 +92,7 @@ class Sidecar:
         self.files = WindowFiles(out, followed.config.run.tensorboard_axis, self.last)
         self.suite: MonitorSuite | None = None
         self.known: dict[Path, tuple[Signature, float]] = {}  # at the last poll, and since when
+        self.reported: set[Path] = set()  # as incomplete
         self.backlog = max((each.step for each in saved_in(followed.folder)), default=-1)
 
     def _read_facts(self) -> dict[str, Any]:
@@ -106,15 +114,19 @@ class Sidecar:
             )
         return facts
 
+    @property
+    def ended(self) -> bool:
+        """Whether the checkpoint of the last step was measured or left out."""
+        until, seen = self.followed.until, [*self.measured, *(row["step"] for row in self.left_out.values())]
+        return until is not None and any(step >= until for step in seen)
+
     def glance(self) -> bool:
         """Inspect the folder, and measure what is due; return False if no checkpoint remains to be measured."""
         waiting = self._waiting()
-        whole = []
-        for each in [each for each in waiting if self._is_steady(each)]:
-            if (lacks := each.lacks()) is None:
-                whole.append(each)
-            elif self.followed.once or self.now() - self.known[each.path][1] > PATIENCE:
-                self._leave_out(each, f"never became complete ({lacks})")
+        lacking = {each: each.lacks() for each in waiting if self._is_steady(each)}
+        whole = [each for each, lacks in lacking.items() if lacks is None]
+        for each, lacks in lacking.items():
+            if lacks is not None and self._is_given_up(each, lacks, whole):
                 waiting.remove(each)
         in_order = bool(waiting) and (waiting[0].step <= self.backlog or len(whole) < 2)
         if in_order and waiting[0] in whole:
@@ -126,7 +138,22 @@ class Sidecar:
             for each in behind:
                 self._leave_out(each, f"skipped, because {newest.name} is newer and waits, too")
             self._measure(newest)
-        return bool(waiting)
+        return any(map(self._is_open, waiting))
+
+    def _is_given_up(self, saved: Saved, lacks: str, whole: list[Saved]) -> bool:
+        """Whether an incomplete checkpoint is left out now; the first time that it is incomplete, report it."""
+        later = any(each.step > saved.step for each in whole)
+        if self.followed.once or self.now() - self.known[saved.path][1] > (YIELDING if later else PATIENCE):
+            self._leave_out(saved, f"never became complete ({lacks})")
+            return True
+        if saved.path not in self.reported:
+            self.reported.add(saved.path)
+            how_long = f"{clock(PATIENCE)}, or {clock(YIELDING)} once a later one is complete"
+            self.console.print(
+                f"{saved.name}: cannot be read yet ({lacks}); tried again while it changes, and for {how_long}",
+                style="yellow", markup=False,
+            )  # fmt: skip
+        return False
 
     def _waiting(self) -> list[Saved]:
         """The checkpoints that may still be measured, in step order; the others are left out."""
@@ -146,13 +173,13 @@ class Sidecar:
         return saved.step not in self.measured and saved.name not in self.left_out
 
     def _is_steady(self, saved: Saved) -> bool:
-        """Whether nothing was written to a checkpoint since the last poll."""
+        """Whether nothing was written to a checkpoint for GLANCE seconds; with `once`, by the times of its files."""
         signature = saved.signature()
         before = self.known.get(saved.path)
-        if before is not None and before[0] == signature:
-            return True
-        self.known[saved.path] = signature, self.now()
-        return False
+        if before is None or before[0] != signature:
+            quiet = saved.quiet_seconds() if self.followed.once else 0.0
+            self.known[saved.path] = before = signature, self.now() - quiet
+        return self.now() - before[1] >= GLANCE
 
     def _leave_out(self, saved: Saved, why: str) -> None:
         self.left_out[saved.name] = {"checkpoint": saved.name, "step": saved.step, "why": why}
@@ -167,7 +194,7 @@ class Sidecar:
         """Measure a checkpoint, write the results and print the verdict so far; or leave it out, and print why."""
         signature, config = self.known[saved.path][0], self.followed.config
         dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-        with shown(self.console) as tell:
+        with shown_on(self.console) as tell:
             tell(f"loading {saved.name}", 0.0)
             try:
                 moment = Moment(saved.step, saved.tokens(self.followed.tokens_per_step))
@@ -184,25 +211,32 @@ class Sidecar:
                     raise
                 self._leave_out(saved, str(error))
                 return
+        (self.out / DONE).unlink(missing_ok=True)
         self.console.print(self.files.write(seen, moment))
         self.last = moment
         self.measured.add(moment.step)
         self._write_facts()
+        if saved.is_last:
+            self.mark_end()
         try:
             write_report(self.out, tell=lambda text: self.console.print(text.partition("\n")[0], markup=False))
         except UserError as error:
             self.console.print(f"warning: no report yet: {error}", style="yellow", markup=False)
 
+    def mark_end(self) -> None:
+        """Mark that the last window is the end of the training, which `lccp gate` asks for."""
+        write_done(self.out, self.last.tokens)
+
     def _check(self, saved: Saved, model: LanguageModel, moment: Moment) -> None:
         """Raise ConfigError if a model's shape differs from the first one's, or its tokens or tokenizer do not fit."""
         if moment.tokens <= self.last.tokens:
             raise ConfigError(f"{saved.path}: has {moment.tokens:,} tokens, no more than step {self.last.step}")
-        shape = {name: getattr(model, name) for name in ("num_layers", "num_heads", "vocab_size")}
+        shape = architecture_of(model)
         if self.facts.setdefault("shape", shape) != shape:
             first = self.facts["shape"]
             raise ConfigError(f"{saved.path}: has another architecture ({shape}) than the first ({first})")
         tokenizer = self.corpus.tokenizer
-        check_same(tokenizer, model.vocab_size, tokenizer.id_to_token(self.corpus.bos), str(saved.path))
+        check_pair(tokenizer, model.vocab_size, tokenizer.id_to_token(self.corpus.bos), str(saved.path))
         check_ids(self.corpus.largest, model.vocab_size)
 
     def _prepare(self, saved: Saved, model: LanguageModel, tell: Tell) -> MonitorSuite:
@@ -242,27 +276,33 @@ class Sidecar:
             return config
         wanted = {kind for of in kinds(config.monitors.watch).values() for kind in of}
         seconds = timed(model, wanted, plain_tokens(self.corpus.tokenizer), config.watched_in_bf16)
-        for share in SHARES:
+        for share in ITEM_SHARES:
             fewer = with_items(config, share)
             expected = sum(expected_seconds(fewer.monitors.watch, seconds).values())
             if expected <= 60 * minutes:
                 self.console.print(f"budget: {share:.3g} of the items, about {clock(expected)} a checkpoint")
                 return fewer
         raise ConfigError(
-            f"--minutes={minutes:g}: {SHARES[-1]:g} of the items take about {clock(expected)} a checkpoint here; give "
-            "more, or shorten the monitors' lengths"
+            f"--minutes={minutes:g}: {ITEM_SHARES[-1]:g} of the items take about {clock(expected)} a checkpoint here; "
+            "give more, or shorten the monitors' lengths"
         )
 
 
 def with_items(config: Config, share: float) -> Config:
-    """The config with a share of each monitor's items, rounded up, at least FEWEST."""
-    watch = {
-        name: replace(monitor, items=max(min(FEWEST, monitor.items), -int(-monitor.items * share // 1)))
-        if hasattr(monitor, "items")
-        else monitor
-        for name, monitor in config.monitors.watch.items()
-    }
+    """The config with a share of each monitor's items, rounded up to what its rules allow, at least FEWEST."""
+    watch = {name: _fewer(monitor, share) for name, monitor in config.monitors.watch.items()}
     return replace(config, monitors=replace(config.monitors, watch=watch))
+
+
+def _fewer(monitor: Any, share: float) -> Any:
+    """The monitor with the fewest items from `share` of its items on that it accepts (a multiple of its depths)."""
+    items = getattr(monitor, "items", 0)
+    for fewer in range(max(min(FEWEST, items), ceil(items * share)), items):
+        try:
+            return replace(monitor, items=fewer)
+        except ConfigError:
+            continue
+    return monitor
 
 
 def watch(
@@ -272,25 +312,38 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Follow a folder until interrupted, or with `once` until done; return 0, or 1 if `once` left a checkpoint out.
+    """Follow a folder until interrupted, or with `once` or `until` until done; return 1 if these left out a checkpoint.
 
     Records, TensorBoard, report and `watched.json` go to `out`, by default `<root>/<FOLDER>-watched`. Raises
-    ConfigError if the folder does not exist, the first checkpoint cannot be measured, or `out` holds other records.
+    ConfigError if the folder does not exist, the first checkpoint cannot be measured, `out` holds other records, or
+    with `once` there is no checkpoint.
     """
     folder = followed.folder
     saved_in(folder)
     out = out or Path(followed.config.run.root).expanduser() / f"{folder.resolve().name}-watched"
     if out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--out {out}: is inside {folder}, which is never written to; name a directory elsewhere")
+    if followed.once and not saved_in(folder) and not (out / RECORDS).exists():
+        raise ConfigError(
+            f"{folder}: holds no checkpoint yet (a subfolder with a number in its name that holds weights or a "
+            "config.json); leave out --once to wait for one"
+        )
     set_threads(followed.config)
     with claim(out):
         sidecar = Sidecar(followed, out, console, now)
         console.print(f"{folder}: following its checkpoints; records in {out}", markup=False)
         try:
-            while sidecar.glance() or not followed.once:
-                wait(GLANCE)
+            while not sidecar.ended:
+                before = sidecar.last
+                remains = sidecar.glance()
+                if followed.once and not remains:
+                    break
+                if sidecar.last == before and not sidecar.ended:
+                    wait(GLANCE)
+            if sidecar.ended and sidecar.last.step >= (followed.until or 0):
+                sidecar.mark_end()
         except KeyboardInterrupt:
             console.print("stopped; the same command continues from here")
         finally:
             sidecar.files.close()
-    return int(followed.once and bool(sidecar.left_out))
+    return int((followed.once or sidecar.ended) and bool(sidecar.left_out))

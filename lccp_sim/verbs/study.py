@@ -37,8 +37,8 @@ class Study:
     `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
     whether the reference arm answers the findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on,
     so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`:
-    runs of each arm and seed, which differ in the order of their data alone. `smoke`: keys that the miniature has in
-    place of these.
+    runs of each arm and seed, which differ in the order of their data alone; of the arms `repeated` only, if it names
+    some. `smoke`: keys that the miniature has in place of these.
     """
 
     question: str
@@ -57,6 +57,7 @@ class Study:
     trained: list[str] = field(default_factory=list)
     controls: dict[str, str] = field(default_factory=dict)
     repeats: int = 1
+    repeated: list[str] = field(default_factory=list)
     smoke: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ class Study:
             "between": self.between,
             "windows": self.windows,
             "controls": {*self.controls, *self.controls.values()},
+            "repeated": self.repeated,
         }
         for key, named in arms.items():
             stray = [name for name in named if name not in self.arms]
@@ -81,6 +83,10 @@ class Study:
             refuse(not all(metric.partition("/")[::2]), "study.metrics", metric, "must be monitor/metric")
         stray = [metric for metric in self.trained if metric not in self.metrics]
         refuse(stray, "study.trained", stray, "must be some of study.metrics")
+
+    def repeats_of(self, arm: str) -> int:
+        """The number of runs of an arm for each seed."""
+        return self.repeats if arm in (self.repeated or self.arms) else 1
 
     def small(self) -> "Study":
         """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone.
@@ -238,11 +244,13 @@ class Stages:
         # Bases and what lies between are shared by arms of the same words, unless these begin at other windows.
         shared = [self.jobs(base, self.shapes) for base in plan.base] + [self.jobs(plan.run, plan.between)]
         times = {tuple(job): len(plan.seeds) for jobs in shared for job in jobs.values()}
-        own = [(self.jobs(run, plan.arms), plan.repeats * len(plan.seeds)) for run in (plan.run, *plan.then)]
-        for jobs, count in own:
-            starts = {(tuple(job), plan.windows.get(arm)) for arm, job in jobs.items()}
-            for job in {job for job, _ in starts}:
-                times[job] = count * sum(job == each for each, _ in starts)
+        for run in (plan.run, *plan.then):
+            jobs = {arm: tuple(job) for arm, job in self.jobs(run, plan.arms).items()}
+            starts: dict[tuple[str, ...], dict[int | None, int]] = {job: {} for job in jobs.values()}
+            for arm, job in jobs.items():
+                at = plan.windows.get(arm)
+                starts[job][at] = max(starts[job].get(at, 0), plan.repeats_of(arm))
+            times |= {job: len(plan.seeds) * sum(repeats.values()) for job, repeats in starts.items()}
         works = {job: work_of(check(job, self.config_dir)) for job in times}
         for arm in plan.windows:
             self.window(arm)
@@ -284,6 +292,7 @@ class Stages:
             for repeat, start in enumerate(starts)
             for seed in self.study.seeds
             for arm, words in jobs.items()
+            if repeat < self.study.repeats_of(arm)
             if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
         }
         if not wanted:  # nothing of the stage before is finished

@@ -34,7 +34,7 @@ QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logg
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """The outcome of one run: `state` is finished, unfinished or failed.
 
     `directory`: None if it failed before it had one. `reason`: the message of the failure. `trained`: it was not done
@@ -110,7 +110,7 @@ def sweep(
     retry: bool = False,
     config_dir: Path | None = None,
     schedule: Schedule | None = None,
-) -> list[Outcome]:
+) -> list[RunOutcome]:
     """Run all jobs (each the overrides of one run); return their outcomes in order.
 
     `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. `schedule`:
@@ -231,9 +231,9 @@ def run_job(settings: Any) -> None:
             directory = fit(prepared, console, again=plan["retry"])
         done = directory / "DONE"
         trained = not done.exists() or done.stat().st_mtime >= began
-        outcome = Outcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
+        outcome = RunOutcome(job, "finished" if done.exists() else "unfinished", str(directory), trained=trained)
     except Exception as error:
-        outcome = Outcome(job, "failed", where, one_line(error))
+        outcome = RunOutcome(job, "failed", where, one_line(error))
     write_atomic(out, json.dumps(asdict(outcome)) + "\n")
     if outcome.state == "unfinished":
         raise KeyboardInterrupt  # the signal that ended it is meant for the sweep, too
@@ -264,13 +264,13 @@ def _own_core() -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def _outcome(path: Path, job: list[str]) -> Outcome:
+def _outcome(path: Path, job: list[str]) -> RunOutcome:
     if not path.exists():
-        return Outcome(job, "unfinished", None, "it was killed, or its machine was")
-    return Outcome(**json.loads(path.read_text()))
+        return RunOutcome(job, "unfinished", None, "it was killed, or its machine was")
+    return RunOutcome(**json.loads(path.read_text()))
 
 
-def print_outcomes(outcomes: Sequence[Outcome], console: "Console") -> int:
+def print_outcomes(outcomes: Sequence[RunOutcome], console: "Console") -> int:
     """Print a table of outcomes; return the exit status, 0 if all finished."""
     from rich.table import Table
 

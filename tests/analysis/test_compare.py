@@ -6,16 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
+from scipy.stats import ttest_ind, ttest_rel
+from statsmodels.stats.proportion import confint_proportions_2indep
 
+from bench import judge_intervals as bench
 from lccp_sim.analysis.judge.compare import Compared, Difference, compare_runs
-from lccp_sim.analysis.judge.intervals import ItemCurve, change_of_shares
+from lccp_sim.analysis.judge.intervals import (
+    FEWEST_ITEMS,
+    ItemCurve,
+    Scatter,
+    change_of_shares,
+    difference_of_shares,
+)
 from lccp_sim.analysis.run import load_run
-from lccp_sim.analysis.stats.curve import Curve
-from lccp_sim.analysis.stats.estimate import weights
 from lccp_sim.cli import main
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
 from tests.analysis.planted import CONFIG, hits, plant, spread
+from tests.test_docs import ROOT
 
 NLL, HIT, SHORT = "needle/answer_nll_nats", "needle/hit_frac", "perplexity/short_nll_nats"
 
@@ -41,9 +50,9 @@ def test_items_are_paired_and_what_is_told_apart_is_said(pair: tuple[Path, Path]
     assert nll.difference.value == pytest.approx(-0.1) and nll.answer == "B lower" and nll.needed is None
     low, high = nll.difference.low, nll.difference.high
     assert low is not None and high is not None and high - low == pytest.approx(2 * 1.96 * 0.1 / 40**0.5, rel=0.15)
-    assert short.answer == "not told apart" and short.paired and short.items == 40
+    assert short.answer == "undecided" and short.paired and short.items == 40
     assert short.needed == pytest.approx((2.8 * 0.1 / 0.005) ** 2, rel=0.3)
-    assert row(found, HIT).answer == "not told apart" and row(found, HIT).difference.value == pytest.approx(1 / 40)
+    assert row(found, HIT).answer == "undecided" and row(found, HIT).difference.value == pytest.approx(1 / 40)
     assert row(compare_runs(*map(load_run, pair), [0]), NLL).answer == "equal"
     turned = row(compare_runs(*map(load_run, pair[::-1])), NLL)
     assert turned.answer == "B higher" and turned.difference.value == pytest.approx(0.1)
@@ -55,12 +64,8 @@ def test_two_windows_of_one_run_are_compared(pair: tuple[Path, Path]) -> None:
     assert nll.difference.value == pytest.approx(-2) and (nll.a_tokens, nll.b_tokens) == (0, 2000)
 
 
-def measured(before_I: np.ndarray, after_I: np.ndarray, seed: int) -> ItemCurve:
-    item_IW = np.stack([before_I, after_I], axis=1)
-    draws_RW = weights(np.zeros(len(item_IW)), 400, seed) @ item_IW
-    nothing_W = np.zeros(2)
-    curve = Curve("needle", "x_frac", {}, nothing_W, item_IW.mean(0), nothing_W, draws_RW, "paired items", len(item_IW))
-    return ItemCurve(curve, item_IW)
+def measured(before_I: np.ndarray, after_I: np.ndarray) -> ItemCurve:
+    return bench.curve_of(before_I, after_I, np.zeros(len(before_I), int))
 
 
 @pytest.mark.parametrize("kind", ["nats", "shares", "rare misses"])
@@ -69,7 +74,7 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
     if kind == "rare misses":
         truth, before, after = 0.03, 0.96, 0.99
     repetitions, widths, apart = 300, [], []
-    for seed in range(repetitions):
+    for _ in range(repetitions):
         hard_I = rng.standard_normal(60)
         if kind == "nats":  # log-normal, as losses are
             before_I = np.exp(0.5 * hard_I) + 0.1 * rng.standard_normal(60)
@@ -78,7 +83,7 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
             luck_I = rng.random(60)
             before_I = (luck_I < before).astype(float)
             after_I = (np.where(rng.random(60) < 0.5, luck_I, rng.random(60)) < after).astype(float)
-        found = measured(before_I, after_I, seed).estimate(1, "change")
+        found = measured(before_I, after_I).estimate(1, "change")
         assert found.low is not None and found.high is not None
         held += found.low <= truth <= found.high
         widths.append(found.high - found.low)
@@ -88,19 +93,79 @@ def test_the_paired_interval_holds_the_planted_difference(kind: str) -> None:
         assert np.mean(widths) < 0.9 * np.mean(apart), "pairing pays"
 
 
+@pytest.mark.parametrize("kind", bench.KINDS)
+@pytest.mark.parametrize("layout", bench.LAYOUTS)
+def test_two_equal_models_are_seldom_told_apart_however_few_the_items(kind: str, layout: str) -> None:
+    """A small version of bench/judge_intervals.py: one of 200 is 2.2 standard errors above the nominal 5 %."""
+    told = [bench.rates(kind, layout, n, 200)["told_apart"] for n in bench.SIZES]
+    assert told[0] == 0 and max(told) <= 0.085 and np.mean(told[1:]) <= 0.06
+
+
+def test_the_published_simulation_holds_its_bound() -> None:
+    found = json.loads((ROOT / "bench" / "results" / "judge_intervals.json").read_text())
+    assert found["fewest_items"] == FEWEST_ITEMS and len(found["rows"]) == 45
+    assert max(row["told_apart"] for row in found["rows"]) <= 0.06
+
+
+def test_intervals_of_few_items_are_those_of_students_t() -> None:
+    """One cell: the paired t-test. Two cells of another scatter: Welch's test of the two means."""
+    rng = np.random.default_rng(0)
+    before_I, after_I = rng.standard_normal((2, 8))
+    found = measured(before_I, after_I).estimate(1, "change")
+    expected = ttest_rel(after_I, before_I).confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    cells = np.repeat([0, 1], 4)
+    item_IW, scale_I = np.stack([np.zeros(8), before_I], axis=1), np.where(cells == 1, 1, -1)
+    scatter = Scatter.of_items(item_IW * scale_I[:, None] * [0, 1], cells)
+    welch = ttest_ind(before_I[4:], before_I[:4], equal_var=False)
+    half = np.diff(welch.confidence_interval())[0] / 2
+    low, high = scatter.interval(np.zeros(2), np.array([0.0, 1.0]))
+    assert high - low == pytest.approx(half), "of half the difference of two means, which share the items"
+    assert scatter.quantile(np.array([0.0, 1.0])) == pytest.approx(student.ppf(0.975, welch.df))
+
+
+def test_a_factor_is_just_told_from_the_ends_of_its_interval() -> None:
+    """Fieller's interval inverts the paired t-test of `after - r before`."""
+    rng = np.random.default_rng(1)
+    before_I = 3 + rng.standard_normal(12)
+    after_I = 0.5 * before_I + 0.3 * rng.standard_normal(12)
+    curve = measured(before_I, after_I)
+    found = curve.estimate(1, "factor")
+    assert found.low is not None and found.high is not None and found.low < found.value < found.high
+    for end in (found.low, found.high):
+        assert ttest_rel(after_I, end * before_I).pvalue == pytest.approx(0.05)
+    unsure = measured(before_I - 2.9, after_I).estimate(1, "factor")
+    assert unsure.low is None and np.isfinite(unsure.value), "its first value is not told from 0"
+
+
+def test_shares_without_samples_differ_as_statsmodels_says() -> None:
+    for before, after in (((3, 10), (9, 10)), ((10, 10), (10, 10)), ((0, 7), (4, 12))):
+        expected = confint_proportions_2indep(*after, *before, method="newcomb")
+        assert difference_of_shares(before, after) == pytest.approx(expected, abs=1e-6)
+
+
+def test_too_few_items_are_shown_but_not_judged(tmp_path: Path) -> None:
+    apart = [{NLL: [spread(mean, 0.01, items=5, seed=int(mean))]} for mean in (1.0, 2.0)]
+    a, b = (load_run(plant(tmp_path / name, each, (0,))) for name, each in zip("ab", apart, strict=True))
+    found = compare_runs(a, b)
+    [only] = found.rows
+    assert only.answer == "too few items" and not only.told and only.difference.above(0)
+    assert any(line.startswith("too few items: fewer than 6") for line in found.foot())
+
+
 def test_the_change_of_a_share_has_its_hand_made_interval() -> None:
     before_I, after_I = hits(30), np.concatenate([hits(28, 30), hits(5, 10)])  # 2 lost, 5 gained of 40
     change = 3 / 42
-    half = 1.959964 * np.sqrt((5.5 + 2.5) / 42 - change**2) / np.sqrt(42)
+    half = student.ppf(0.975, 39) * np.sqrt((5.5 + 2.5) / 42 - change**2) / np.sqrt(42)
     assert change_of_shares(before_I, after_I) == pytest.approx((change - half, change + half))
 
 
 def test_needed_items_tell_the_difference_in_four_of_five_samples() -> None:
     rng, told = np.random.default_rng(0), 0
     n = round((2.8 * 0.5 / 0.15) ** 2)
-    for seed in range(200):
+    for _ in range(200):
         before_I = rng.standard_normal(n)
-        told += measured(before_I, before_I + 0.15 + 0.5 * rng.standard_normal(n), seed).estimate(1, "change").above(0)
+        told += measured(before_I, before_I + 0.15 + 0.5 * rng.standard_normal(n)).estimate(1, "change").above(0)
     assert 0.7 <= told / 200 <= 0.9
 
 
@@ -109,8 +174,9 @@ def test_a_difference_without_samples_is_unpaired_and_says_so(tmp_path: Path) ->
     a, b = (plant(tmp_path / n, {NLL: [hard + d]}, (0,), samples=False) for n, d in (("a", 0.0), ("b", 0.1)))
     found = compare_runs(load_run(a), load_run(b))
     low, high = row(found, NLL).difference.low, row(found, NLL).difference.high
-    assert not row(found, NLL).paired and "not told apart (unpaired)" in found.table()[0]
-    assert low is not None and high is not None and high - low == pytest.approx(2 * 1.96 * (2 / 40) ** 0.5, rel=0.1)
+    assert not row(found, NLL).paired and "undecided (unpaired)" in found.table()[0]
+    wide = 2 * student.ppf(0.975, 78) * (2 / 40) ** 0.5
+    assert low is not None and high is not None and high - low == pytest.approx(wide)
     assert any(line.startswith("unpaired: ") for line in found.foot())
 
 
@@ -177,6 +243,10 @@ def test_the_command_shows_and_writes_the_same(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["--json", "/dev/null/no.json"],
+            "--json /dev/null/no.json: cannot be written (",
+        ),
         (["--tokens", "soon"], "--tokens='soon': must be a count of tokens"),
         (["--tokens", "1", "2", "3"], "takes one count, or one each"),
         (["--tokens", "3k"], "--tokens 3000: a has records from 0 to 2000 tokens"),

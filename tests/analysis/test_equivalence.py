@@ -54,6 +54,11 @@ def test_a_probe_that_moves_either_way_does_not_stay(tmp_path, last):
     assert not stays.holds and "is not shown to be stable" in stays.said()
 
 
+def test_a_window_is_not_held_against_itself(tmp_path):
+    stays = probe_stays(probed(tmp_path, {0: 0.5}))
+    assert not stays.holds and "half its last window's tokens" in stays.reason.code
+
+
 def test_without_probe_windows_or_samples_it_says_so(tmp_path):
     assert "half its last window's tokens" in probe_stays(probed(tmp_path / "a", {7: 0.5, 10: 0.5})).reason.code
     bare = probe_stays(probed(tmp_path / "b", {4: 0.5, 10: 0.5}, samples=False))

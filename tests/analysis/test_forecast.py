@@ -25,7 +25,7 @@ TOKENS = np.array([0, *1000 * 2 ** np.arange(0, 9.5, 0.5)])
 LOG = 6 - 0.4 * np.log(TOKENS + 1000)
 
 
-def test_a_log_law_is_foretold_from_half_and_two_thirds():
+def test_a_log_law_is_predicted_from_half_and_two_thirds():
     curve = made(LOG, TOKENS, noise=0.05)
     found = forecasts(curve, int(TOKENS[-1]))
     assert [round(f.share, 2) for f in found] == [0.33, 0.5, 0.67]
@@ -50,7 +50,7 @@ def test_a_flat_curve_never_reaches_what_came_later():
     assert np.isinf(f.reach.value) and f.reached > TOKENS[11] and not f.held
 
 
-def test_a_live_run_is_foretold_from_all_windows():
+def test_a_live_run_is_predicted_from_all_windows():
     (f,) = forecasts(made(LOG, TOKENS, noise=0.05), int(4 * TOKENS[-1]))
     assert (f.share, f.windows, f.came, f.held, f.reach) == (1.0, len(TOKENS), None, None, None)
     truth = 6 - 0.4 * np.log(f.end + 1000)

@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 import yaml
 
-from lccp_sim.analysis.chain import chain_of, phases_of
-from lccp_sim.analysis.forks import FIRST, PASS, forks, least_error, predicted, spreads
-from lccp_sim.analysis.report.after import better, predicted_table, scores_table, spreads_table, windows_table
-from lccp_sim.analysis.report.chain import bought, curves_of_phases, of_chain
+from lccp_sim.analysis.chain import chain_of, labels, phases_of
+from lccp_sim.analysis.forks import FIRST, PASS, forks, least_error, monitor_predictions, spreads
+from lccp_sim.analysis.report.after import (
+    better,
+    predicted_table,
+    scores_table,
+    signals_table,
+    spreads_table,
+    window_stages_table,
+)
+from lccp_sim.analysis.report.chain import LEAST, bought, curves_of_phases, of_chain, widths
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.curve import Estimate
 
 WINDOWS = (0, 100, 200, 400, 800)
+REWARDS = {100: 0.2, 200: 0.8}
 COPY = "induction/second_copy_nll_nats"
 
 
@@ -54,7 +62,7 @@ def study(root: Path, repeats: int = 2, noise: float = 0.0) -> list[dict[str, di
                 last = 0.5 + good[t] / 2 + noise * rng.standard_normal()
                 write(root, sft, start, {PASS: {0: 0.3, 100: good[t]}}, "sft")
                 found[repeat].setdefault(f"w{t}", {})[seed] = write(
-                    root, rl, f"{root}/{sft}", {PASS: {0: good[t], 200: last}}, "rl"
+                    root, rl, f"{root}/{sft}", {PASS: {0: good[t], 200: last}, "train/reward": REWARDS}, "rl"
                 )
     return found
 
@@ -89,9 +97,30 @@ def test_a_phase_is_charged_with_its_own_windows_up_to_the_one_that_was_taken_ov
     assert lccp is None and bought(sft) is not None and bought(rl) is not None
     assert curves[COPY][0] is not None and curves[COPY][0].tokens_W.tolist() == [0, 100, 200]
     assert bought(rl).value == pytest.approx(rl.value_W[-1] - sft.value_W[-1])
-    (drawing,), (told, table) = of_chain(phases)
+    (drawing,), (told, table, signal) = of_chain(phases)
     assert drawing.png.startswith(b"\x89PNG") and [row[-1] for row in told.rows] == ["200 of 800", "its end", "its end"]
-    assert table.head == ["metric", "pre-training", "fine-tuning", "RL"]
+    assert [row[0] for row in table.rows] == ["pre-training", "pre-training", "fine-tuning", "RL"]
+    assert all(row[4].startswith(("+", "-")) for row in table.rows if row[2] != row[3])
+    assert [row[:3] for row in signal.rows if row[0] == "reward"] == [["reward", "0.2", "0.8"]]
+
+
+def test_short_phases_are_wide_enough_to_read_and_long_ones_keep_their_order() -> None:
+    edges = widths(np.array([0, 2_000_000, 2_030_000, 2_500_000]))
+    assert edges[0] == 0 and edges[-1] == pytest.approx(1)
+    share = np.diff(edges)
+    assert share.min() >= LEAST / (1 + 2 * LEAST) and share.argmax() == 0
+    assert widths(np.array([0, 1, 2])).tolist() == [0, 0.5, 1]
+    assert len(widths(np.arange(9))) == 9
+
+
+def test_phases_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    base = write(tmp_path, "base", None, {PASS: {0: 0.1, 100: 0.2}})
+    lccp = write(tmp_path, "lccp", str(base), {PASS: {0: 0.2, 100: 0.3}})
+    assert labels(phases_of(load_run(lccp))) == ["pre-training (base)", "pre-training (lccp)"]
+    config = yaml.safe_load((lccp / "config.yaml").read_text())
+    config |= {"data": {"old_context_tokens": 8}, "run": config["run"] | {"context_tokens": 16}}
+    (lccp / "config.yaml").write_text(yaml.safe_dump(config))
+    assert labels(phases_of(load_run(lccp))) == ["pre-training", "LCCP"]
 
 
 def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(tmp_path: Path) -> None:
@@ -100,15 +129,17 @@ def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(t
     assert found is not None and found.windows == {f"w{t}": t for t in WINDOWS}
     assert list(found.stages) == ["at the window", "after fine-tuning", "after RL"]
     assert all(len(own) == 2 for seeds in found.last.values() for own in seeds.values())
-    rows = {row.monitor: row for row in predicted(found)}
+    rows = {row.monitor: row for row in monitor_predictions(found)}
     assert next(iter(rows)) == COPY and rows[COPY].wins == 3
     assert rows[COPY].ratio < 0.3 and rows["perplexity/nll_nats"].ratio == pytest.approx(1, abs=0.05)
     assert rows[FIRST].ratio is None, "pass@1 at the window is the same at all"
     assert least_error(found) == pytest.approx(0.01 * np.sqrt(2 / np.pi / 2), rel=0.4)
     assert least_error(found) < rows[COPY].mae_tokens
-    assert [row.said for row in spreads(found)] == ["", "not told", "narrows"], "all seeds alike before, no interval"
-    for table in (windows_table(found), predicted_table(list(rows.values()), None), spreads_table(spreads(found))):
+    assert [row.said for row in spreads(found)] == ["", "undecided", "narrows"], "all seeds alike before, no interval"
+    for table in (window_stages_table(found), predicted_table(list(rows.values()), None), spreads_table(spreads(found)),
+                  signals_table(found, first)):  # fmt: skip
         assert table.rows and all(len(row) == len(table.head) for row in table.rows)
+    assert [row[:2] for row in signals_table(found, first).rows] == [[f"w{t}", "0.5"] for t in WINDOWS]
 
 
 def test_arms_that_leave_no_run_at_several_windows_are_no_forks(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 import yaml
 from scipy.stats import t as student
 
+from lccp_sim.analysis.format import number_apart
 from lccp_sim.analysis.judge.criteria import read_gate
 from lccp_sim.analysis.judge.gate import answer_gate
 from lccp_sim.analysis.judge.intervals import share
 from lccp_sim.analysis.run import RunData, load_run
 from lccp_sim.cli import main
+from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
 from tests.analysis.planted import CONFIG, hits, plant, spread
 
@@ -47,7 +51,7 @@ def loaded(runs: list[Path]) -> list[RunData]:
 def gate(path: Path, criteria: dict[str, Any] | list[dict[str, Any]], **more: Any) -> Path:
     """A criteria file, older than any run."""
     named = criteria if isinstance(criteria, dict) else {f"c{i}": each for i, each in enumerate(criteria)}
-    path.write_text(yaml.safe_dump({"written": "2026-01-31", "criteria": named} | more, sort_keys=False))
+    path.write_text(yaml.safe_dump({"written": "2020-01-31", "criteria": named} | more, sort_keys=False))
     os.utime(path, (0, 0))
     return path
 
@@ -153,6 +157,84 @@ def test_what_cannot_be_told_says_why(
     assert outcome(tmp_path, loaded[:1], criterion, **more) == (OPEN, reason)
 
 
+@pytest.mark.parametrize("at", ["end", "50 %", "last", 1000])
+def test_the_end_of_another_trainers_run_is_told_only_if_it_is_marked(at: str | int, tmp_path: Path) -> None:
+    """Of a loop, a Trainer or `lccp watch`; a share of a length that nobody knows cannot be told either."""
+    path = plant(tmp_path / "run", {NLL: [spread(4.0), spread(2.0)]}, (0, 1000), done=False)
+    (path / "config.yaml").rename(path / "measured.yaml")
+    criterion = {"metric": NLL, "at_most": 5.0, "at": at}
+    found = outcome(tmp_path, [load_run(path)], criterion)
+    if at in ("end", "50 %"):
+        said = "no end is marked after the last window, at 1k tokens; `at: last` judges that"
+        assert found == (OPEN, said)
+    else:
+        assert found == (PASS, "")
+    (path / "DONE").write_text('{"tokens": 1000}')
+    assert outcome(tmp_path, [load_run(path)], criterion) == (PASS, "")
+
+
+def test_fewer_than_six_items_are_not_judged_by_an_interval(tmp_path: Path) -> None:
+    run = load_run(plant(tmp_path / "run", {NLL: [spread(2.0, items=5)]}, (0,)))
+    criterion = {"metric": NLL, "at_most": 9}
+    assert outcome(tmp_path, [run], criterion) == (
+        OPEN,
+        "an interval needs 6 items or more; `by: value` judges the number",
+    )
+    assert outcome(tmp_path, [run], criterion | {"by": "value"}) == (PASS, "")
+
+
+def test_a_value_and_a_bound_that_differ_are_seen_to_differ(tmp_path: Path) -> None:
+    run = load_run(plant(tmp_path / "run", {NLL: [spread(0.9496, 1e-5)]}, (0,)))
+    path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_least": 0.95}, {"metric": NLL, "at_least": 0.9495678}])
+    first, second = answer_gate(path, [run]).rows()
+    assert "0.9496 (0.9496 to 0.9496)" in first[3] and "at least 0.95 " in first[2] and first[1] == FAIL
+    assert "0.95 (0.95 to 0.95)" in second[3] and "at least 0.9495678" in second[2] and second[1] == PASS
+    for value, bound in ((0.9496, 0.95), (1234.4, 1234.0), (123456.789, 123456.7), (1e-10, 0.0), (2.0, 2.0)):
+        shown = float(number_apart(value, bound))
+        assert (shown > bound) == (value > bound) and shown == pytest.approx(value, rel=1e-2)
+
+
+def test_a_date_that_is_not_before_the_run_is_said(loaded: list[RunData], tmp_path: Path) -> None:
+    path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_most": 9}], written="2999-01-01")
+    [note] = answer_gate(path, loaded[:1]).notes
+    assert "was written on 2999-01-01, which is in the future" in note
+    [note] = answer_gate(path, loaded[:1], today=date(3000, 1, 1)).notes
+    assert "was written on 2999-01-01, after the first window of s0" in note
+
+
+def test_a_run_without_samples_has_a_first_window_too(tmp_path: Path) -> None:
+    run = load_run(plant(tmp_path / "run", {NLL: [spread(2.0)]}, (0,), samples=False))
+    path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_most": 9}])
+    assert not answer_gate(path, [run]).notes
+    later = time.time() + 100
+    os.utime(path, (later, later))
+    [note] = answer_gate(path, [run]).notes
+    assert "was changed after the first window of run" in note
+
+
+@pytest.mark.parametrize("at", [1000, 1000.0, "1000", "1k"])
+def test_tokens_may_be_written_as_yaml_reads_them(at: str | float, loaded: list[RunData], tmp_path: Path) -> None:
+    criterion = {"metric": NLL, "at_most": 2.2, "at": at}
+    assert outcome(tmp_path, loaded[:1], criterion) == (PASS, "")
+
+
+def test_a_metric_without_tags_suggests_none(loaded: list[RunData], runs: list[Path], tmp_path: Path) -> None:
+    path = gate(tmp_path / "gate.yaml", [{"metric": "train/loss_nats", "tags": {"length": 512}, "at_most": 9}])
+    with pytest.raises(ConfigError, match="no record of train/loss_nats has tags; leave them out"):
+        answer_gate(path, loaded[:1])
+
+
+def test_files_that_cannot_be_written_are_one_line(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gate(tmp_path / "gate.yaml", [{"metric": NLL, "at_most": 9}])
+    for option in ("--json", "--markdown"):
+        assert main(["gate", str(path), str(runs[0]), option, str(tmp_path)]) == 1
+        said = capsys.readouterr()
+        [line] = said.err.splitlines()
+        assert f"{option} {tmp_path}: cannot be written (Is a directory)" in line and not said.out
+
+
 def test_a_live_run_has_no_end_yet_but_its_windows_count(tmp_path: Path) -> None:
     metrics = {NLL: [spread(4.0), spread(2.0)]}
     run = load_run(plant(tmp_path / "run", metrics, (0, 1000), done=False))
@@ -171,13 +253,13 @@ def test_the_exit_status_and_the_files(runs: list[Path], tmp_path: Path, capsys:
         assert main(["gate", str(path), str(runs[1]), "--json", str(files[0]), "--markdown", str(files[1])]) == status
         data, page = json.loads(files[0].read_text()), files[1].read_text()
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert data["criteria_file"]["sha256"] == digest and data["criteria_file"]["written"] == "2026-01-31"
+        assert data["criteria_file"]["sha256"] == digest and data["criteria_file"]["written"] == "2020-01-31"
         assert data["status"] == status and [each["outcome"] for each in data["answers"]] == list(names)
         assert (
             data["answers"][0]["estimate"]["value"] == pytest.approx(1.0)
             and data["answers"][0]["evidence"][0]["items"] == 40
         )
-        assert digest in page and "written 2026-01-31" in page and "Does it?" in page and not data["notes"]
+        assert digest in page and "written 2020-01-31" in page and "Does it?" in page and not data["notes"]
         [table] = [block for block in page.split("\n\n") if block.startswith("| criterion")]
         assert {line.replace("\\|", "").count("|") for line in table.splitlines()} == {6}
         said = capsys.readouterr().out
@@ -194,15 +276,16 @@ def test_a_file_changed_after_the_first_window_is_said(loaded: list[RunData], tm
 
 WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no YAML": ("{", "cannot be read as YAML"),
-    "a name twice": ("written: 2026-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
+    "a name twice": ("written: 2020-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
     "no mapping": ("- a", "must be a group of keys"),
     "no date": ("criteria: {a: {metric: a/b, at_most: 1}}", "gate.written: this key is required"),
-    "no criterion": ("written: 2026-01-31\ncriteria: {}", "is empty"),
-    "a wrong key": ("written: 2026-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),
+    "no criterion": ("written: 2020-01-31\ncriteria: {}", "is empty"),
+    "a wrong key": ("written: 2020-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),
     "a wrong key within": ("{metric: a/b, at_mots: 1}", "criteria.a.at_mots: no such key; did you mean 'at_most'?"),
     "no bound": ("{metric: needle/hit_frac}", "give one of the two"),
     "two bounds": ("{metric: needle/hit_frac, at_least: 0, at_most: 1}", "give one of the two"),
     "no number": ("{metric: needle/hit_frac, at_least: .nan}", "must be a finite number"),
+    "half a token": ("{metric: needle/hit_frac, at_least: 0, at: 10.5}", "must be a count of tokens"),
     "no window": ("{metric: needle/hit_frac, at_least: 0, at: soon}", "must be a count of tokens"),
     "too late": ("{metric: needle/hit_frac, at_least: 0, at: 120 %}", "at most 100 % of the run"),
     "no metric": ("{metric: needle/hit_frc, at_least: 0}", "no record of it; did you mean 'needle/hit_frac'?"),
@@ -220,7 +303,7 @@ def test_a_wrong_file_is_refused_in_one_line(
 ) -> None:
     text, message = WRONG[case]
     if text.startswith("{m"):
-        text = f"written: 2026-01-31\ncriteria:\n  a: {text}"
+        text = f"written: 2020-01-31\ncriteria:\n  a: {text}"
     (tmp_path / "gate.yaml").write_text(text)
     assert main(["gate", str(tmp_path / "gate.yaml"), str(runs[0])]) == 1
     [line] = capsys.readouterr().err.splitlines()

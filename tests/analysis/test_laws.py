@@ -119,7 +119,7 @@ def test_the_gain_of_a_doubling_is_that_of_the_planted_law(law):
     assert gain_per_doubling(curve(-value_W, "score")).value == pytest.approx(truth, abs=0.02), "more is better"
 
 
-def test_a_share_of_items_is_not_foretold_above_one():
+def test_a_share_of_items_is_not_predicted_above_one():
     rising = 1 / (1 + np.exp(3 - 2 * np.log(GRID / FIRST + 1)))
     draws_RW = np.clip(rising + 0.03 * np.random.default_rng(0).standard_normal((300, len(GRID))), 0, 1)
     gain = gain_per_doubling(curve(rising, "hit_frac", draws_RW, n=200))

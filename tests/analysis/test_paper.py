@@ -16,10 +16,11 @@ from bench.paper_numbers import (
     by_chance,
     coefficients,
     comparison,
+    critical_r,
     shared_trend,
     williams_range,
 )
-from lccp_sim.analysis.stats.correlation import correlation_p, critical_r, fisher_interval, holm, williams
+from lccp_sim.analysis.stats.correlation import correlation_p, fisher_interval, holm, williams
 
 TEXT = (Path(__file__).parents[2] / "docs" / "paper.md").read_text()
 CELLS = [(monitor, number) for monitor in CORRELATIONS for number in range(len(BENCHMARKS))]

@@ -17,7 +17,7 @@ from lccp_sim.data.documents.facts import (
     is_evaluation_key,
     word_atoms,
 )
-from lccp_sim.data.documents.synthetic import Synthetic, compose, plain_tokens
+from lccp_sim.data.documents.synthetic import Synthetic, draw_document, plain_tokens
 from lccp_sim.data.tokenizer import encode, train_tokenizer
 from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS  # noqa: TID251
@@ -144,7 +144,9 @@ def test_a_vocabulary_without_words_is_refused() -> None:
 @pytest.mark.parametrize("length", [31, 127, 1000])
 def test_documents_have_exactly_their_length_and_come_again(tokenizer, fill, task: str, length: int) -> None:
     source = Synthetic(task=task, text_from="x", skip_unpredictable=True)  # type: ignore[arg-type]
-    one, again, other = (compose(source, tokenizer, fill, length, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    one, again, other = (
+        draw_document(source, tokenizer, fill, length, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
     assert one[0].shape == one[1].shape == (length,) and one[1].dtype == bool
     assert (one[0] == again[0]).all() and (one[1] == again[1]).all()
     if length > 31:
@@ -156,7 +158,7 @@ def test_each_fact_is_stated_before_its_question_and_answered_verbatim(tokenizer
     asked = 0
     gaps = []
     for seed in range(20):
-        ids, learn = compose(source, tokenizer, fill, 2000, np.random.default_rng(seed))
+        ids, learn = draw_document(source, tokenizer, fill, 2000, np.random.default_rng(seed))
         assert learn.all()
         text = tokenizer.decode(ids.tolist())
         for hit in re.finditer(r"\nQuestion: (.*?)\nAnswer:", text):
@@ -192,7 +194,7 @@ def test_keyed_documents_hold_many_facts_of_one_template_each_asked_as_often_as_
     )
     asked = stated = short = 0
     for seed in range(20):
-        text = tokenizer.decode(compose(source, tokenizer, fill, 1000, np.random.default_rng(seed))[0].tolist())
+        text = tokenizer.decode(draw_document(source, tokenizer, fill, 1000, np.random.default_rng(seed))[0].tolist())
         questions = questions_of(text)
         (statement,) = {statement for _, _, statement, _, _ in questions}
         before = " " + statement.split("{value}")[0]
@@ -216,7 +218,7 @@ def test_log_uniform_distances_have_as_many_near_as_far(tokenizer, fill) -> None
     source = Synthetic(task="facts", text_from="x", distances="log_uniform", answers="statement")
     gaps = []
     for seed in range(40):
-        text = tokenizer.decode(compose(source, tokenizer, fill, 2000, np.random.default_rng(seed))[0].tolist())
+        text = tokenizer.decode(draw_document(source, tokenizer, fill, 2000, np.random.default_rng(seed))[0].tolist())
         for start, _, statement, key, _ in questions_of(text):
             gaps.append(start - text.index(" " + statement.format(key=key, value="{value}").split("{value}")[0]))
     middle = np.log(gaps).mean() / np.log(len(text))
@@ -241,7 +243,7 @@ def test_questions_as_documents_teach_their_answers_alone(tokenizer) -> None:
         task="questions", questions={"niah_single_1": 1, "longbio_standard": 1}, question_tokens=200,
         skip_unpredictable=True,
     )  # fmt: skip
-    ids, learn = compose(source, tokenizer, None, 900, np.random.default_rng(0))
+    ids, learn = draw_document(source, tokenizer, None, 900, np.random.default_rng(0))
     assert len(ids) == len(learn) == 900
     taught = [list(run) for on, run in itertools.groupby(range(900), key=lambda i: bool(learn[i])) if on]
     text = tokenizer.decode(ids.tolist())
@@ -249,7 +251,10 @@ def test_questions_as_documents_teach_their_answers_alone(tokenizer) -> None:
     for run in taught[:-1]:
         assert tokenizer.decode(ids[: run[0]].tolist()).endswith("\nAnswer:")
         assert tokenizer.decode(ids[run].tolist()).endswith("\n")
-    assert compose(source, tokenizer, None, 900, np.random.default_rng(0), evaluation=True)[0].tolist() != ids.tolist()
+    assert (
+        draw_document(source, tokenizer, None, 900, np.random.default_rng(0), evaluation=True)[0].tolist()
+        != ids.tolist()
+    )
 
 
 def test_keys_of_training_and_evaluation_never_meet(tokenizer) -> None:
@@ -264,7 +269,7 @@ def test_keys_of_training_and_evaluation_never_meet(tokenizer) -> None:
 
 def test_unpredictable_facts_are_marked_at_their_first_mention_only(tokenizer, fill) -> None:
     source = Synthetic(task="facts", text_from="x", skip_unpredictable=True)
-    ids, learn = compose(source, tokenizer, fill, 1000, np.random.default_rng(0))
+    ids, learn = draw_document(source, tokenizer, fill, 1000, np.random.default_rng(0))
     runs = [list(run) for skipped, run in itertools.groupby(range(1000), key=lambda i: not learn[i]) if skipped]
     questions = tokenizer.decode(ids.tolist()).count("\nQuestion:")
     assert [len(run) for run in runs] == [2, 4] * questions
@@ -284,7 +289,7 @@ def test_copies_repeat_spans_and_mark_random_first_copies(tokenizer) -> None:
 
     marked = repeated = 0
     for seed in range(5):
-        ids, learn = compose(source, tokenizer, fill, 1000, np.random.default_rng(seed))
+        ids, learn = draw_document(source, tokenizer, fill, 1000, np.random.default_rng(seed))
         grams = [tuple(ids[i : i + 6].tolist()) for i in range(995)]
         first = {gram: i for i, gram in reversed(list(enumerate(grams)))}
         for i, gram in enumerate(grams):
@@ -300,22 +305,22 @@ def test_of_records_only_what_a_key_tells_is_learnt(tokenizer) -> None:
     source = Synthetic(task="records", skip_unpredictable=True)
     told = 0
     for seed in range(40):
-        ids, learn = compose(source, tokenizer, None, 120, np.random.default_rng(seed))
+        ids, learn = draw_document(source, tokenizer, None, 120, np.random.default_rng(seed))
         assert len(ids) == len(learn) == 120
-        assert compose(source, tokenizer, None, 120, np.random.default_rng(seed))[0].tolist() == ids.tolist()
+        assert draw_document(source, tokenizer, None, 120, np.random.default_rng(seed))[0].tolist() == ids.tolist()
         for at in np.flatnonzero(learn):
             seen = [n for n in range(1, at) if ids[n] == ids[at]]
             assert seen, "a token that never stood before is not to be learnt"
         told += learn.sum()
     assert told > 40 * 50
-    assert compose(Synthetic(task="records"), tokenizer, None, 100, np.random.default_rng(0))[1].all()
+    assert draw_document(Synthetic(task="records"), tokenizer, None, 100, np.random.default_rng(0))[1].all()
 
 
 def test_repeats_have_one_period_and_learn_from_the_second(tokenizer) -> None:
     for seed in range(10):
         source = Synthetic(task="repeats", skip_unpredictable=True)
-        ids, learn = compose(source, tokenizer, None, 100, np.random.default_rng(seed))
+        ids, learn = draw_document(source, tokenizer, None, 100, np.random.default_rng(seed))
         period = int((~learn).sum())
         assert 4 <= period <= 20 and not learn[:period].any() and learn[period:].all()
         assert (ids[period:] == ids[:-period]).all()
-    assert compose(Synthetic(task="repeats"), tokenizer, None, 100, np.random.default_rng(0))[1].all()
+    assert draw_document(Synthetic(task="repeats"), tokenizer, None, 100, np.random.default_rng(0))[1].all()

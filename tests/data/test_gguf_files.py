@@ -12,7 +12,7 @@ import pytest
 
 from lccp_sim.data import gguf_files
 from lccp_sim.data.documents.archives import download
-from lccp_sim.data.gguf_files import MODELS, Published, fetch, main
+from lccp_sim.data.gguf_files import MODELS, Published, command, fetch
 from lccp_sim.errors import ConfigError
 from lccp_sim.sums import SUMS
 
@@ -88,7 +88,7 @@ def test_the_parts_are_joined_once(cache: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_command_says_what_to_do_with_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["planted", "--cache", str(cache)]) == 0
+    assert command(["planted", "--cache", str(cache)]) == 0
     said = capsys.readouterr()
     assert said.out == f"lccp measure {MODEL.path(cache)}\n"
     assert said.err.startswith("planted.gguf is under terms of use: https://example.org/terms\n")
@@ -103,7 +103,7 @@ def test_nothing_is_fetched_before_the_terms_are_accepted(
     if answer:
         monkeypatch.delenv("ACCEPT_PLANTED_TERMS")
         monkeypatch.setattr("sys.stdin", Terminal(answer))
-    assert main(["planted", "--cache", str(cache)]) == 1
+    assert command(["planted", "--cache", str(cache)]) == 1
     said = capsys.readouterr().err
     assert "/terms\n" in said and ("[y/N]" in said) == bool(answer)
     assert said.count("error: ") == 1 and said.endswith("or set ACCEPT_PLANTED_TERMS=yes\n")

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from lccp_sim.config import ModelConfig, RouterConfig
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.foreign.architectures import ARCHITECTURES, choose, function_of, read_config, write_config
+from lccp_sim.models.foreign.architectures import (
+    ARCHITECTURES,
+    choose_architecture,
+    function_of,
+    read_settings,
+    write_config,
+)
 from lccp_sim.models.foreign.hf_folder import inspect
 from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.models.positions import AlphaRope, BaseRope, Llama3Rope, NtkRope, YarnRope
@@ -31,7 +37,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> Transformer:
     """Our model of a folder of transformers, in fp32."""
-    name, config = read_config(settings_of(path), str(path))
+    name, config = read_settings(settings_of(path), str(path))
     model = Transformer(config, config.vocab_size or 0)
     model.load_state_dict(read_weights(inspect(path).stream(), name, config, torch.float32, str(path)))
     return model.eval()
@@ -76,20 +82,20 @@ def test_gradients(variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("variant", "rope"), [*CASES, ("hunyuan_v1_moe, bias", "alpha")])
 def test_a_written_config_is_the_one_that_was_read(variant: str, rope: str) -> None:
-    name, config = read_config(build(variant, (ROPES | {"alpha": ALPHA})[rope]).config.to_dict(), "theirs")
+    name, config = read_settings(build(variant, (ROPES | {"alpha": ALPHA})[rope]).config.to_dict(), "theirs")
     written = write_config(name, config)
-    assert read_config(written, "ours") == (name, config)
+    assert read_settings(written, "ours") == (name, config)
     older = {key: value for key, value in written.items() if key != "rope_parameters"}
     newer = {key: value for key, value in written.items() if key not in ("rope_theta", "rope_scaling")}
-    assert read_config(older, "older")[1] == read_config(newer, "newer")[1] == config
+    assert read_settings(older, "older")[1] == read_settings(newer, "newer")[1] == config
 
 
 @pytest.mark.parametrize("rope", [NtkRope(1e4, 4.0), AlphaRope(1e4, 1000.0)])
 def test_what_an_architecture_has_no_word_for_becomes_a_base(rope: Any) -> None:
-    _, config = read_config(build("llama").config.to_dict(), "llama")
+    _, config = read_settings(build("llama").config.to_dict(), "llama")
     written = write_config("llama", dataclasses.replace(config, rope=rope))
     assert written["rope_scaling"] is None
-    again = read_config(written, "llama")[1].rope
+    again = read_settings(written, "llama")[1].rope
     assert isinstance(again, BaseRope)
     torch.testing.assert_close(again.frequencies(8)[0], rope.frequencies(8)[0], rtol=1e-12, atol=0)
 
@@ -104,7 +110,7 @@ def test_configs_as_they_were_published() -> None:
             "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "type": "dynamic"
         },
     }  # fmt: skip
-    _, config = read_config(hunyuan, "config.json")
+    _, config = read_settings(hunyuan, "config.json")
     assert (
         config.rope == AlphaRope(1e4, 1000.0) and config.num_experts_per_token == 8 and config.num_shared_experts == 1
     )
@@ -116,14 +122,14 @@ def test_configs_as_they_were_published() -> None:
             "original_max_position_embeddings": 8192,
         },
     }  # fmt: skip
-    _, config = read_config(llama, "config.json")
+    _, config = read_settings(llama, "config.json")
     assert config.rope == Llama3Rope(5e5, 8.0, 1.0, 4.0, 8192) and config.d_head == 128 and not config.tie_embeddings
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     qwen = llama | {"model_type": "qwen3", "rope_scaling": yarn, "rope_theta": 1e6}
-    assert read_config(qwen, "config.json")[1].rope == YarnRope(1e6, 4.0, 32768)
+    assert read_settings(qwen, "config.json")[1].rope == YarnRope(1e6, 4.0, 32768)
     mixtral = {key: value for key, value in llama.items() if not key.startswith("rope")}
     mixtral |= {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
-    assert read_config(mixtral, "config.json")[1].rope == BaseRope(1e6)
+    assert read_settings(mixtral, "config.json")[1].rope == BaseRope(1e6)
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -158,7 +164,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_a_config_that_cannot_be_ours(case: str) -> None:
     variant, changes, message = WRONG[case]
     with pytest.raises(ConfigError, match=re.escape(message)) as raised:
-        read_config(build(variant).config.to_dict() | changes, "config.json")
+        read_settings(build(variant).config.to_dict() | changes, "config.json")
     assert "\n" not in str(raised.value)
 
 
@@ -180,8 +186,8 @@ def ours(**changes: Any) -> ModelConfig:
 )
 def test_the_architecture_that_a_config_is(changes: dict[str, Any], name: str) -> None:
     config = ours(**changes)
-    assert choose(config) == name
-    assert function_of(read_config(write_config(name, config), "")[1]) == function_of(config)
+    assert choose_architecture(config) == name
+    assert function_of(read_settings(write_config(name, config), "")[1]) == function_of(config)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +208,4 @@ def test_the_architecture_that_a_config_is(changes: dict[str, Any], name: str) -
 )
 def test_a_config_that_no_architecture_has(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        choose(ours(**{"num_kv_heads": 1, **changes}))
+        choose_architecture(ours(**{"num_kv_heads": 1, **changes}))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lccp_sim.models.experts import EXPERTS, choose, loop
+from lccp_sim.models.experts import EXPERTS, choose_backend, loop
 
 COUNTS = {"even": [6, 6, 6, 6], "first empty": [0, 9, 7, 8], "last empty": [11, 5, 8, 0], "all in one": [0, 0, 24, 0]}
 
@@ -64,7 +64,7 @@ def test_megablocks_is_imported_late_and_its_absence_is_plain(monkeypatch: pytes
 
 def test_auto_follows_shape_and_device() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose("auto", 128, 64, cpu, torch.float32) is loop
-    assert choose("auto", 128, 64, cuda, torch.bfloat16) is EXPERTS["grouped_mm"]
-    assert choose("auto", 128, 60, cuda, torch.bfloat16) is loop, "rows of 120 bytes are not 16-byte aligned"
-    assert choose("grouped_mm", 128, 60, cpu, torch.float32) is EXPERTS["grouped_mm"]
+    assert choose_backend("auto", 128, 64, cpu, torch.float32) is loop
+    assert choose_backend("auto", 128, 64, cuda, torch.bfloat16) is EXPERTS["grouped_mm"]
+    assert choose_backend("auto", 128, 60, cuda, torch.bfloat16) is loop, "rows of 120 bytes are not 16-byte aligned"
+    assert choose_backend("grouped_mm", 128, 60, cpu, torch.float32) is EXPERTS["grouped_mm"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.foreign.architectures import read_config, write_config
+from lccp_sim.models.foreign.architectures import read_settings, write_config
 from lccp_sim.models.foreign.hf import (
     ALPHA_SINCE,
     is_checkpoint,
@@ -40,7 +40,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 def imported(path: Path) -> Transformer:
     """Our model of a folder, as `lccp import` reads it."""
     settings, stream, _ = open_weights(path, torch.float32)
-    name, config = read_config(settings, str(path))
+    name, config = read_settings(settings, str(path))
     model = Transformer(config, config.vocab_size or 0)
     model.load_state_dict(read_weights(stream, name, config, torch.float32, str(path)))
     return model.eval()
@@ -299,7 +299,7 @@ def test_every_way_to_name_rope(rope: str, form: str, tmp_path: Path) -> None:
     variant = "hunyuan_v1_moe" if rope == "alpha" else "llama"
     whole = save(tmp_path, variant, KINDS[rope])
     plain = json.loads((tmp_path / "config.json").read_text())
-    name, config = read_config(plain, "config.json")
+    name, config = read_settings(plain, "config.json")
     rewritten = {k: v for k, v in write_config(name, config).items() if k.startswith("rope")}
     (tmp_path / "config.json").write_text(json.dumps(FORMS[form](plain | rewritten)))
     tokens_BT = torch.randint(3, V, (1, 4 * CONTEXT), generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from lccp_sim.config import ModelConfig
 from lccp_sim.models import lighthouse
 from lccp_sim.models.attention import Attention
-from lccp_sim.models.lighthouse import LighthouseAttention, attend_chosen, choose
+from lccp_sim.models.lighthouse import LighthouseAttention, attend_chosen, choose_windows
 from lccp_sim.models.positions import BaseRope, rotation
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.loop.recompute import recompute
@@ -87,7 +87,7 @@ def reference(q_TH: Tensor, k_TH: Tensor, v_TH: Tensor, scale: float, settings: 
 def test_it_is_the_plain_definition_with_its_gradients(case: tuple[int, ...]) -> None:
     *settings, tokens, queries, keys = case
     q, k, v = heads(tokens, queries, keys, documents=2)
-    got = attend_chosen(q, k, v, 0.3, choose(*loud(q, k), *settings))
+    got = attend_chosen(q, k, v, 0.3, choose_windows(*loud(q, k), *settings))
     group = queries // keys
     want = torch.stack([
         torch.stack([reference(q[g, :, n], k[g, :, n // group], v[g, :, n // group], 0.3, settings)
@@ -108,7 +108,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_one_level_is_dense_attention_and_more_are_not() -> None:
     """Even where every window is open: the means stay in, and so the end of training has to be dense (trap f)."""
     q, k, v = heads(48, 4, 2)
-    one, more = (attend_chosen(q, k, v, 0.3, choose(*loud(q, k), levels, 2, 64, 48)) for levels in (1, 3))
+    one, more = (attend_chosen(q, k, v, 0.3, choose_windows(*loud(q, k), levels, 2, 64, 48)) for levels in (1, 3))
     torch.testing.assert_close(one, dense(q, k, v))
     assert (more - dense(q, k, v)).abs().mean() > 0.1
 
@@ -121,7 +121,7 @@ def test_entries_are_as_many_as_the_formula_says_whatever_the_content(
     width = tokens // attention.coarsest * 8 // budget
     for seed in range(3):
         q, k, _ = heads(tokens, 2, 2, seed)
-        chosen = choose(*loud(q, k), levels, factor, 8, width)
+        chosen = choose_windows(*loud(q, k), levels, factor, 8, width)
         want = tokens // factor ** (levels - 1) + (levels - 1) * factor * budget
         assert chosen.window_GNS.shape[-1] == attention.entries(tokens) == want
         assert torch.equal(chosen.place_GNS.sort(-1).values[0, 0], torch.arange(want))
@@ -130,13 +130,13 @@ def test_entries_are_as_many_as_the_formula_says_whatever_the_content(
 def test_a_text_shorter_than_the_budget_has_all_its_windows_and_no_more() -> None:
     attention = LighthouseAttention(3, 2, 64, tile_budget=8)
     q, k, _ = heads(40, 2, 2)
-    chosen = choose(*loud(q, k), 3, 2, 8, width=2)
+    chosen = choose_windows(*loud(q, k), 3, 2, 8, width=2)
     assert chosen.window_GNS.shape[-1] == attention.entries(40) == 40 + 20 + 10
 
 
 def test_of_a_choice_held_fixed_nothing_of_the_future_comes_through() -> None:
     q, k, v = heads(40, 2, 1)
-    chosen = choose(*loud(q, k), 3, 2, 2, 5)
+    chosen = choose_windows(*loud(q, k), 3, 2, 2, 5)
     y, sees_itself = attend_chosen(q, k, v, 0.3, chosen), []
     for t in range(40):
         grads = torch.autograd.grad(y[:, t].sum(), (q, k, v), retain_graph=True)
@@ -147,7 +147,7 @@ def test_of_a_choice_held_fixed_nothing_of_the_future_comes_through() -> None:
 
 def test_gradients_are_those_of_finite_differences() -> None:
     q, k, v = heads(9, 2, 1)
-    chosen = choose(*loud(q, k), 3, 2, 2, 2)
+    chosen = choose_windows(*loud(q, k), 3, 2, 2, 2)
     assert torch.autograd.gradcheck(lambda *x: attend_chosen(*x, 0.3, chosen), (q, k, v))
 
 
@@ -159,7 +159,7 @@ def test_the_choice_sees_the_future_and_the_leak_is_as_large_as_documented() -> 
         later = [
             torch.cat((a[:, :192], 2 * b[:, 192:]), dim=1) for a, b in zip((q, k, v), heads(256, 1, 1, 9), strict=True)
         ]
-        chosen, again = choose(*loud(q, k), 3, 4, 4, 16), choose(*loud(*later[:2]), 3, 4, 4, 16)
+        chosen, again = choose_windows(*loud(q, k), 3, 4, 4, 16), choose_windows(*loud(*later[:2]), 3, 4, 4, 16)
         before = attend_chosen(q, k, v, 0.3, chosen)[:, :192]
         assert torch.equal(attend_chosen(*later, 0.3, chosen)[:, :192], before)
         change = attend_chosen(*later, 0.3, again)[:, :192] - before
@@ -173,7 +173,7 @@ def test_every_token_is_answered_by_one_window_a_level_at_most(case: tuple[int, 
     levels, factor, opened, width, tokens, queries, keys = case
     q, k, _ = (x.detach().clone() for x in heads(tokens, queries, keys))
     q[:, : factor**levels], k[:, : factor**levels] = 0, 0
-    chosen = choose(*loud(q, k), levels, factor, opened, width)
+    chosen = choose_windows(*loud(q, k), levels, factor, opened, width)
     answers = attend_chosen(q, k, torch.ones_like(k), 0.3, chosen)
     torch.testing.assert_close(answers, answers.round())
     assert answers.min() > 0.5 and answers.max() < levels + 0.5
@@ -184,7 +184,7 @@ def test_every_token_is_answered_by_one_window_a_level_at_most(case: tuple[int, 
 def test_heads_that_share_a_key_choose_for_themselves() -> None:
     """Trap e."""
     q, k, _ = heads(128, 4, 1)
-    window = choose(*loud(q, k), 3, 2, 4, 16).window_GNS[0].sort(-1).values
+    window = choose_windows(*loud(q, k), 3, 2, 4, 16).window_GNS[0].sort(-1).values
     assert not any(torch.equal(window[0], window[n]) for n in range(1, 4))
 
 
@@ -192,10 +192,10 @@ def test_in_bf16_choices_are_those_of_fp32_and_sums_stay_near() -> None:
     q, k, v = (x.detach().bfloat16() for x in heads(256, 2, 1))
     norms = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32) for x in (q, k)]
     norms[1] = norms[1].repeat_interleave(2, dim=2)
-    chosen = choose(*norms, 3, 2, 8, 16)
-    exact = choose(*loud(q.double(), k.double()), 3, 2, 8, 16)
+    chosen = choose_windows(*norms, 3, 2, 8, 16)
+    exact = choose_windows(*loud(q.double(), k.double()), 3, 2, 8, 16)
     assert torch.equal(chosen.window_GNS, exact.window_GNS)
-    coarse = choose(*(x.bfloat16() for x in norms), 3, 2, 8, 16)
+    coarse = choose_windows(*(x.bfloat16() for x in norms), 3, 2, 8, 16)
     assert not torch.equal(coarse.window_GNS, exact.window_GNS), "ties of bf16 would choose by chance"
     got, want = (attend_chosen(*(x.to(dtype) for x in (q, k, v)), 0.3, exact) for dtype in (q.dtype, torch.float64))
     assert got.dtype == torch.bfloat16
@@ -216,7 +216,7 @@ def test_documents_share_neither_windows_nor_choices(lengths: list[int]) -> None
     packed = attention.attend(q, k, v, 0.3, bounds, norms).flatten(0, 1)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         alone = [x.flatten(0, 1)[None, start:stop] for x in (q, k, v)]
-        chosen = choose(*loud(*alone[:2]), 3, 2, 4, 64 // 4 * 4 // 8)
+        chosen = choose_windows(*loud(*alone[:2]), 3, 2, 4, 64 // 4 * 4 // 8)
         torch.testing.assert_close(packed[start:stop], attend_chosen(*alone, 0.3, chosen)[0])
     start, stop = bounds[1].item(), bounds[2].item()
     for grad in torch.autograd.grad(packed[start:stop].square().sum(), (q, k, v)):
@@ -232,9 +232,9 @@ def test_loudness_is_measured_before_qk_norm(qk_norm: Any, monkeypatch: pytest.M
     layer = Attention(ModelConfig(rope=None, qk_norm=qk_norm, attention=settings, **shape), 0)
     x_BTD = torch.randn(1, 64, 32) * torch.rand(1, 64, 1).mul(3).exp()
     norms = F.linear(x_BTD, layer.qkv.weight).unflatten(-1, (-1, H)).norm(dim=-1).detach()
-    want = choose(norms[..., :4], norms[..., 4:6].repeat_interleave(2, dim=2), 3, 2, 4, 8)
+    want = choose_windows(norms[..., :4], norms[..., 4:6].repeat_interleave(2, dim=2), 3, 2, 4, 8)
     seen, hidden = [], []
-    monkeypatch.setattr(lighthouse, "choose", lambda *x: seen.append(choose(*x)) or seen[0])
+    monkeypatch.setattr(lighthouse, "choose_windows", lambda *x: seen.append(choose_windows(*x)) or seen[0])
     monkeypatch.setattr(lighthouse, "attend_chosen", lambda *x: hidden.append(x[0]) or attend_chosen(*x))
     rope = rotation(torch.arange(64)[None], *BaseRope(100.0).frequencies(H), torch.float32)
     y_BTD = layer(x_BTD, rope, torch.tensor([0, 64]), sparse=True)
@@ -248,7 +248,7 @@ def test_a_layer_in_bf16_measures_loudness_in_fp32(monkeypatch: pytest.MonkeyPat
     settings = LighthouseAttention(levels=3, factor=2, budget=8, tile_budget=4)
     layer = Attention(ModelConfig(rope=None, d_model=32, num_heads=2, num_kv_heads=2, d_head=H, attention=settings), 0)
     seen: list[Tensor] = []
-    monkeypatch.setattr(lighthouse, "choose", lambda *x: seen.extend(x[:2]) or choose(*x))
+    monkeypatch.setattr(lighthouse, "choose_windows", lambda *x: seen.extend(x[:2]) or choose_windows(*x))
     rope = rotation(torch.arange(256)[None], *BaseRope(100.0).frequencies(H), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y_BTD = layer(torch.randn(1, 256, 32), rope, torch.tensor([0, 256]), sparse=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lccp_sim.models.decoding import sampling
-from lccp_sim.models.decoding.sampling import sample
+from lccp_sim.models import sampling
+from lccp_sim.models.sampling import sample
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.observing import score_spans
 from tests.monitors.worlds import tiny_model

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lccp_sim.config import RouterConfig
+from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.positions import rotation
-from lccp_sim.models.taps import tapping
+from lccp_sim.models.taps import attending_as_trained, gating, tapping
 from lccp_sim.models.transformer import Transformer, initialise
 
 LENGTHS = (6, 7, 9)  # documents A, B, C of one row
@@ -42,6 +44,24 @@ def leak(model: Transformer, bounds: Tensor, layer: int) -> Tensor:
     logits = hidden_BTD[0, LENGTHS[0] : LENGTHS[0] + LENGTHS[1]] @ model.head_weight.detach().T
     logits.square().sum().backward()
     return kept["x"].grad[0].norm(dim=-1)
+
+
+SPARSE = {"attention": LighthouseAttention(levels=2, factor=2, budget=4, tile_budget=2)}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER, {"window_tokens": 4}, SPARSE], ids=["", "other", "window", "sparse"])
+@pytest.mark.parametrize("gate", [None, 0.5], ids=["", "gated"])
+def test_hidden_states_of_some_places_are_those_of_the_whole_row(model, changes: dict, gate: float | None) -> None:
+    transformer = model(**changes).eval()
+    tokens_BT, place_BA = torch.randint(transformer.vocab_size, (2, 24)), torch.tensor([[23, 3, 0], [7, 8, 9]])
+    gate_LN = torch.ones(transformer.num_layers, transformer.num_heads)
+    gate_LN[-1, 1] = 1.0 if gate is None else gate
+    widths = []
+    transformer.layers[-1].attention.out.register_forward_hook(lambda *seen: widths.append(seen[2].shape[1]))
+    with torch.no_grad(), gating(transformer, gate_LN), attending_as_trained(transformer):
+        some = transformer.hidden_at(tokens_BT, place_BA)
+        torch.testing.assert_close(some, LanguageModel.hidden_at(transformer, tokens_BT, place_BA), atol=1e-6, rtol=0)
+    assert widths == [3, 24], "the last layer computes what was asked for"
 
 
 @pytest.mark.parametrize("changes", [{}, OTHER], ids=["", "other"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.foreign.architectures import read_config, write_config
+from lccp_sim.models.foreign.architectures import read_settings, write_config
 from lccp_sim.models.foreign.hf_folder import INDEX, inspect
 from lccp_sim.models.foreign.weights import read_weights, untied, write_weights
 from lccp_sim.models.positions import BaseRope
@@ -21,7 +21,7 @@ from tests.models.checkpoints import VARIANTS, save
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[str, ModelConfig, dict[str, Tensor]]:
-    name, config = read_config(json.loads((folder / "config.json").read_text()), str(folder))
+    name, config = read_settings(json.loads((folder / "config.json").read_text()), str(folder))
     return name, config, read_weights(inspect(folder).stream(), name, config, dtype, str(folder))
 
 

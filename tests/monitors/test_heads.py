@@ -8,7 +8,7 @@ import torch
 
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors import Needle
-from lccp_sim.monitors.heads import METRICS, CopyTap
+from lccp_sim.monitors.heads import HEAD_METRICS, CopyTap
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import evaluating, score_spans
 from lccp_sim.monitors.values import Moment
@@ -185,5 +185,5 @@ def test_scoring_heads_does_not_change_what_the_forward_gives() -> None:
         tap = CopyTap(torch.from_numpy(np.stack(tokens)), answers, [item.needle for item in items], [0, 2])
         with tapping(model, tap):
             tapped = score_spans(model, tokens, answers)
-    assert (plain.nll == tapped.nll).all() and tap.scores.shape == (2, 2, 4, len(METRICS))
+    assert (plain.nll == tapped.nll).all() and tap.scores.shape == (2, 2, 4, len(HEAD_METRICS))
     assert all(block.attention.tap is None for block in model.blocks)

@@ -11,7 +11,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors import Intervention, Needle
-from lccp_sim.monitors.intervention import ArmValues, random_heads, strongest
+from lccp_sim.monitors.intervention import ArmValues, random_heads, strongest_heads
 from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment, Value
@@ -97,7 +97,7 @@ SCORES = np.array([[0.9, 0.05, 0.02, 0.0], [0.0, 0.0, 0.2, 0.3], [0.5, 0.4, 0.15
 
 
 def test_sets_of_heads() -> None:
-    top = strongest(SCORES, 4)
+    top = strongest_heads(SCORES, 4)
     assert top == [(0, 0), (2, 0), (2, 1), (1, 3)]
     seen = set()
     for draw in range(40):
@@ -108,14 +108,14 @@ def test_sets_of_heads() -> None:
         assert {0, 1, 2} <= {layer for layer, _ in heads} and (2, 3) in heads  # layer 2 has one for two
         seen |= set(heads)
     assert seen == {(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 3), (3, 0), (3, 1), (3, 2), (3, 3)}
-    assert strongest(np.zeros((2, 3)), 4) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert strongest_heads(np.zeros((2, 3)), 4) == [(0, 0), (0, 1), (0, 2), (1, 0)]
 
 
 def test_random_heads_are_of_the_layers_of_the_strongest_where_these_have_enough() -> None:
     score_LN = np.zeros((3, 8))
     score_LN[1, :3], score_LN[2, 0] = 0.5, 0.4
     for draw in range(20):
-        heads = random_heads(score_LN, strongest(score_LN, 4), np.random.default_rng(draw))
+        heads = random_heads(score_LN, strongest_heads(score_LN, 4), np.random.default_rng(draw))
         assert sorted(layer for layer, _ in heads) == [1, 1, 1, 2]
 
 
@@ -133,7 +133,7 @@ def test_arms_equal_models_with_the_heads_cut_out() -> None:
     with evaluating(model):
         seen = monitor.score(model, items)
         scores = dataclasses.replace(needle, heads=True).score(model, items[:10]).head_scores[..., 0].mean(0)
-        top = strongest(scores, 2)
+        top = strongest_heads(scores, 2)
         sets = [random_heads(scores, top, np.random.default_rng((0, draw))) for draw in range(2)]
         assert (seen.top, seen.others) == (top, sets)
         for arm, cuts in (("none", [[]]), ("mask_top", [top]), ("mask_random", sets)):

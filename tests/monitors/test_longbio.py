@@ -8,7 +8,7 @@ import pytest
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError
 from lccp_sim.monitors import LongBioHeads, Needle
-from lccp_sim.monitors.heads import METRICS
+from lccp_sim.monitors.heads import HEAD_METRICS
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from tests.monitors.worlds import COPY_HEAD, NEEDLE, digest, make_corpus, planted_item, planted_model, tiny_model
@@ -52,7 +52,7 @@ def test_the_planted_head_is_found_under_its_tag() -> None:
     whole = {r.metric: r for r in records if r.tags == {"samples": "longbio"}}
     assert whole["hit_frac"].value == 1.0 and whole["hit_frac"].n == 3 and whole["answer_nll_nats"].value < 0.01
     assert whole["answer_tokens_count"].value == 4 + 9 + 17
-    assert len(records) == 8 * len(METRICS) + 3
+    assert len(records) == 8 * len(HEAD_METRICS) + 3
     samples = [v for v in MONITOR.samples(seen) if v.metric == "copy_hard_frac"]
     assert len(samples) == 3 * 8 and all(v.tags["samples"] == "longbio" for v in samples)
 

@@ -14,7 +14,7 @@ from lccp_sim.monitors.needle_items import NeedleItem
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.window.images import window_maps
-from lccp_sim.train.window.logs import headline, overall_values
+from lccp_sim.train.window.logs import overall_values, window_line
 from tests.monitors.worlds import NEEDLE, planted_item, planted_model, tiny_model
 
 MONITOR = Needle(
@@ -106,7 +106,7 @@ def test_a_model_that_knows_the_value_and_not_the_sentence_hits() -> None:
     overall = overall_values(records)
     assert (overall["needle/hit_frac"], overall["needle/sentence_hit_frac"]) == (1.0, 0.0)
     assert overall["needle/answer_nll_nats"] < overall["needle/sentence_answer_nll_nats"]
-    assert "| hit 1.00 | sentence 0.00 | answer NLL " in headline(moment, records, 1.0)
+    assert "| hit 1.00 | sentence 0.00 | answer NLL " in window_line(moment, records, 1.0)
     grid = window_maps(records)["needle/hit"][1]
     assert grid.equals(window_maps([r for r in records if r.tags.get("span") == "value"])["needle/hit"][1])
     other = [dataclasses.replace(r, tags=r.tags | {"span": "value"}) for r in records if r.tags.get("span") == "full"]

@@ -10,7 +10,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.data.tasks.question import Question
 from lccp_sim.data.tasks.rewards import REWARDS
 from lccp_sim.errors import ConfigError
-from lccp_sim.models.decoding.sampling import Sampled
+from lccp_sim.models.sampling import Sampled
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.sampled import answers
 from lccp_sim.monitors.sampled.answers import Answers, pass_at

@@ -33,14 +33,14 @@ def of(layout: Layout, tokens: int = 1024, bf16: bool = True) -> Memory:
         ("grouped products", False, True, False),
     ],
 )
-def test_the_peak_is_foretold_within_15_percent(name: str, bf16: bool, checkpointed: bool, gpu: bool) -> None:
+def test_the_peak_is_predicted_within_15_percent(name: str, bf16: bool, checkpointed: bool, gpu: bool) -> None:
     config, vocab_size, _ = SHAPES[name]
     small = dataclasses.replace(config, num_layers=2), vocab_size, 512
     assert memory_line(small, bf16, checkpointed, gpu)["ratio"] == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize(("name", "bf16"), [("tiny", False), ("16 experts", True)])
-def test_every_other_block_checkpointed_is_foretold_as_well(name: str, bf16: bool) -> None:
+def test_every_other_block_checkpointed_is_predicted_as_well(name: str, bf16: bool) -> None:
     config, vocab_size, _ = SHAPES[name]
     one = dataclasses.replace(config, num_layers=4), vocab_size, 512
     two = memory_line(one, bf16, True, False, every=2)
@@ -60,7 +60,7 @@ def test_every_other_block_checkpointed_is_foretold_as_well(name: str, bf16: boo
         ("dp=2, ep=2, cp=2", True, False, False),
     ],
 )
-def test_the_peak_of_a_rank_is_foretold_as_well(
+def test_the_peak_of_a_rank_is_predicted_as_well(
     name: str, layout: str, bf16: bool, checkpointed: bool, exact: bool
 ) -> None:
     config, vocab_size, _ = SHAPES[name]
@@ -93,7 +93,7 @@ def test_constants_are_those_of_the_code_that_is_planned() -> None:
 def test_experts_run_where_the_model_lets_them(name: str, width: int, bf16: bool, gpu: bool) -> None:
     config = model_config(d_model=width, experts=name)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    chosen = experts.choose(name, width, config.d_expert, torch.device("cuda" if gpu else "cpu"), dtype)
+    chosen = experts.choose_backend(name, width, config.d_expert, torch.device("cuda" if gpu else "cpu"), dtype)
     fused = planned._fused(config, Place(bf16, gpu))
     assert fused == (name == "auto" and chosen is experts.loop)
 

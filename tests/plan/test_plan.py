@@ -10,7 +10,7 @@ from bench.plan_accuracy import KNOWN_ROPES, RESULT, tables
 from lccp_sim.cli import main
 from lccp_sim.plan.hardware import GPUS, hardware, parse_layout
 from lccp_sim.plan.memory import Layout
-from lccp_sim.plan.rope import KNOWN
+from lccp_sim.plan.rope import KNOWN_MODELS
 
 ROOT = Path(__file__).parents[2]
 PAPER = ["plan", "run=paper", "--hardware", "h200", "--layout", "dp=2,ep=8,cp=8"]
@@ -98,7 +98,7 @@ def test_experts_cannot_be_split_where_there_are_none(capsys: pytest.CaptureFixt
 def test_the_page_has_the_tables_of_the_bench() -> None:
     page = (ROOT / "docs" / "plan.md").read_text()
     results = json.loads(RESULT.read_text())
-    assert [known.model for known in KNOWN] == list(KNOWN_ROPES)
+    assert [known.model for known in KNOWN_MODELS] == list(KNOWN_ROPES)
     assert all(table in page for table in tables(results))
     assert {line["ratio"] for line in results["flops"]} == {1.0}
     for checkpointed, low, high in ((False, "-4 %", "+8 %"), (True, "-7 %", "+14 %")):

@@ -15,7 +15,7 @@ from lccp_sim.errors import ConfigError
 from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.positions import POSITIONS
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.plan.shapes import counted, counts, forward_flops, mean_keys, shape_of, sparse_frac, training_flops
+from lccp_sim.plan.shapes import counted_shape, counts, forward_flops, mean_keys, shape_of, sparse_frac, training_flops
 from tests.train.tiny import BATCH, STEPS, plain
 
 MODELS = sorted((Path(__file__).parents[2] / "lccp_sim" / "configs" / "model").glob("*.yaml"))
@@ -69,7 +69,7 @@ def test_a_counted_model_is_that_of_transformers_and_of_its_report(name: str) ->
         else:
             config = GptOssConfig(**(small if name == "gpt_oss_20b" else {}))
             model, each, of = GptOssForCausalLM(config), 4, config.num_local_experts
-    shape = counted(name)
+    shape = counted_shape(name)
     found = counts(shape)
     assert found.total == sum(p.numel() for p in model.parameters())
     matrices = {n: p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("bias")}
@@ -85,7 +85,7 @@ def test_a_counted_model_is_that_of_transformers_and_of_its_report(name: str) ->
 
 def test_an_unknown_shape_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"--counted gpt_oss_12b: no such shape; .*did you mean 'gpt_oss_120b'\?"):
-        counted("gpt_oss_12b")
+        counted_shape("gpt_oss_12b")
 
 
 @pytest.mark.parametrize(("context", "window"), [(1, None), (7, None), (7, 1), (7, 3), (7, 7), (7, 20)])

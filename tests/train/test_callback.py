@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from lccp_sim.analysis.run import load_run
 from lccp_sim.cli import main
 from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
@@ -105,15 +106,18 @@ def fit(measuring: Path, tmp_path: Path) -> Callable[..., Foreign]:
         name: str = "out",
         resume: str | None = None,
         say: Callable[[str], None] = lambda line: None,
+        seed: int = 0,
+        tokens: int = 2 * ROWS * LENGTH,
     ) -> Foreign:
         module = Foreign(kind)
         callbacks: list[L.Callback] = [
             ModelCheckpoint(tmp_path / f"{name}-kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
         ]
         if watched:
-            config = check(["run=look", "monitors.perplexity.items=2"], measuring / "configs")
+            keys = ["monitors.perplexity.items=2", f"monitors.needle.seed={seed}"]
+            config = check(["run=look", *keys], measuring / "configs")
             callbacks.insert(0, MonitorCallback.of(
-                config, tmp_path / name, measuring / "tokenizer.json", WINDOWS, 2 * ROWS * LENGTH,
+                config, tmp_path / name, measuring / "tokenizer.json", WINDOWS, tokens,
                 model=lambda module: module.net, say=say,
             ))  # fmt: skip
         torch.manual_seed(9)
@@ -199,6 +203,19 @@ def test_records_of_another_run_are_not_lost(fit: Callable[..., Foreign], tmp_pa
     with pytest.raises(ConfigError, match="out: holds records already; resume with ckpt_path, or name another"):
         fit(steps=1)
     assert (tmp_path / "out" / "records.jsonl").read_bytes() == before
+
+
+def test_the_end_is_marked_and_going_on_with_other_settings_is_refused(
+    fit: Callable[..., Foreign], tmp_path: Path
+) -> None:
+    fit(steps=2)
+    assert load_run(tmp_path / "out").ended and load_run(tmp_path / "out").measured
+    kept, before = str(tmp_path / "out-kept" / "step=2.ckpt"), (tmp_path / "out" / "records.jsonl").read_bytes()
+    others = (({"seed": 7}, "needle.seed .0 there, 7 now"), ({"tokens": 64}, "tokens_per_step=64: "))
+    for changed, said in others:
+        with pytest.raises(ConfigError, match=said):
+            fit(steps=3, resume=kept, **changed)
+        assert (tmp_path / "out" / "records.jsonl").read_bytes() == before
 
 
 def test_what_is_no_language_model_is_refused(fit: Callable[..., Foreign], monkeypatch: pytest.MonkeyPatch) -> None:

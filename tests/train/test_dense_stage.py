@@ -43,10 +43,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         finally:
             inside.pop()
 
-    def attend(self: Any, x: Any, rope: Any, bounds: Any, sparse: bool = False) -> Any:
+    def attend(self: Any, x: Any, rope: Any, bounds: Any, sparse: bool = False, *at: Any) -> Any:
         if self.layer == 0:
             found["training" if inside else "watching"].append(sparse)
-        return forward(self, x, rope, bounds, sparse)
+        return forward(self, x, rope, bounds, sparse, *at)
 
     monkeypatch.setattr(LccpModule, "training_step", training_step)
     monkeypatch.setattr(Attention, "forward", attend)

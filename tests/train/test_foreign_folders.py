@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bench.transformers_sweep import CLASS_NAME
 from lccp_sim.cli import main
-from lccp_sim.data.beyond import check_rows, check_same
+from lccp_sim.data.beyond import check_pair, check_rows
 from lccp_sim.data.tokenizer import encode, parse_tokenizer
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
@@ -198,7 +198,7 @@ def test_tokens_beyond_the_embedding_that_text_needs(measuring: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks \(that which begins a text\)"):
         check_rows(pad, 400, "<pad>", "here")
     with pytest.raises(ConfigError, match="400 tokens, its embedding 500 rows; put its own tokenizer there"):
-        check_same(tokenizer, 500, None, "here")
+        check_pair(tokenizer, 500, None, "here")
 
 
 def test_tokenizer_json_is_read_and_not_what_a_class_makes_of_it(

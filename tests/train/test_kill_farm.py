@@ -2,16 +2,20 @@
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
 import pytest
+import yaml
 
 from bench import kill_farm
-from bench.kill_farm import START, Ended, Farm, Length, drawn, hit, kind_of, summary
+from bench.kill_farm import START, Ended, Farm, Length, Moment, attempt, drawn, hashes, hit, kind_of, summary
 from tests import home
 from tests.golden import Commands
-from tests.train.tiny import STEPS
+from tests.train.test_objectives import SFT
+from tests.train.test_rl import RL
+from tests.train.tiny import BATCH, STEPS
 
 FEW = [f"monitors.{name}=null" for name in ("probe", "heads", "intervention", "routing", "induction")]
 
@@ -28,7 +32,7 @@ class Here(Commands):
 def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
     """A farm whose only case is the tiny run with two monitors."""
     place = home.build(tmp_path / "home")
-    words = ["run=tiny", *FEW, "run.root=runs", "data.cache=cache", "--config-dir", str(place / "configs")]
+    words = ["train", "run=tiny", *FEW, "run.root=runs", "data.cache=cache", "--config-dir", str(place / "configs")]
     monkeypatch.delenv("LCCP_CACHE", raising=False)
     monkeypatch.setattr(kill_farm, "Patient", Here)
     monkeypatch.setattr(kill_farm, "CASES", {"tiny": (1, [words])})
@@ -45,6 +49,35 @@ def test_killed_at_random_moments_it_ends_as_the_unkilled_run(farm: Farm) -> Non
     farm.wanted["tiny"]["records.jsonl"] = "another hash"
     assert farm.trial("tiny", 1, most=0)["differences"] == ["records.jsonl"]
     assert (farm.root / "tiny-1").exists(), "what differs is kept"
+
+
+def test_a_chain_killed_at_five_random_moments_gives_the_same_bytes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """base -> LCCP -> fine-tuning -> RL as one command; a kill lies in each fifth of its writes."""
+    place = home.build(tmp_path / "home")
+    tree = yaml.safe_load((place / "configs" / "run" / "tiny.yaml").read_text())
+    often = {"checkpoint_every_steps": 1, "log_every_steps": 1}
+    for name, keys in (("lccp", {"run.context_tokens": 64, "run.tokens": 3 * BATCH}), ("sft", SFT), ("rl", RL)):
+        own = {key.removeprefix("run."): value for key, value in keys.items() if key.startswith("run.")}
+        phase = tree | {"run": {**tree["run"], **own, "name": name, **often}}
+        phase |= {"objective": keys["objective"]} if "objective" in keys else {}
+        (place / "configs" / "run" / f"{name}.yaml").write_text("# @package _global_\n" + yaml.safe_dump(phase))
+    monkeypatch.delenv("LCCP_CACHE", raising=False)
+    words = ["chain", "lccp", "sft", "rl", f"run.init_from={finished}", *FEW, "monitors.needle=null"]
+    words += ["run.root=runs", "data.cache=cache", "--config-dir", str(place / "configs")]
+    rng = random.Random(20)
+    whole, broken = (Here(Path(kill_farm.__file__).parents[1], tmp_path / name) for name in ("whole", "broken"))
+    writes = len(attempt(whole, words, 1, None, rng).writes)
+    at = [rng.randrange(writes * fifth // 5 + 1, writes * (fifth + 1) // 5) for fifth in range(5)]
+    begun = []
+    for before, place_ in pairwise([0, *at]):
+        assert attempt(broken, words, 1, Moment(0.0, place_ - before), rng).killed
+        begun.append(len(list((broken.root / "runs").glob("*-s0-*"))))
+    assert begun[-1] > begun[0], "not all kills are in one phase"
+    assert not attempt(broken, words, 1, None, rng).killed
+    found = hashes(broken.root)
+    assert found == hashes(whole.root) and {name.split("/")[0] for name in found} == {"lccp", "sft", "rl"}
 
 
 def test_a_farm_goes_on_where_it_stopped(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.train.parallel import meeting
-from lccp_sim.train.parallel.meeting import Place, place_here
+from lccp_sim.train.parallel.meeting import RankEnvironment, place_here
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -108,10 +108,10 @@ def test_variables_that_do_not_fit_together_are_refused(
 
 
 def test_a_process_is_alone_without_world_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place_here() == Place()
+    assert place_here() == RankEnvironment()
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert place_here() == Place()
+    assert place_here() == RankEnvironment()
     for name, value in FULL.items():
         monkeypatch.setenv(name, value)
-    assert place_here() == Place(2, 0, 0, "localhost", 29500)
+    assert place_here() == RankEnvironment(2, 0, 0, "localhost", 29500)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from lccp_sim.config import Config
@@ -21,6 +22,7 @@ from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.taps import tapping
 from lccp_sim.monitors.observing import evaluating
 from lccp_sim.monitors.probe import _answer_loss
+from lccp_sim.monitors.sampled.answers import Answers
 from lccp_sim.train.loop.loader import tensors_of
 from lccp_sim.train.objectives import OBJECTIVES
 from lccp_sim.train.objectives.head_choice import HeadChoice
@@ -118,6 +120,18 @@ def test_a_run_says_that_its_texts_are_shorter_than_the_window(
     assert {row["monitor"] for row in rows(directory)} == {"train"} and "objective" in (
         directory / "config.yaml"
     ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("long_frac", "base", "longest"), [(0.1, 128, None), (0.1, None, None), (0.1, 256, 128), (0.0, 64, 100)]
+)
+def test_texts_shorter_than_the_window_of_the_run_before_are_warned_of(
+    long_frac: float, base: int | None, longest: int | None
+) -> None:
+    settings = Finetuning(tasks={"facts_multikey": 1}, text_tokens=100, long_frac=long_frac)
+    notes = settings.notes(sized(128, 2), base)
+    assert len(notes) == (longest is not None)
+    assert not notes or f"longer than {longest} tokens, but the window is {max(base or 0, 128)}" in notes[0]
 
 
 def test_far_targets_weigh_more_and_all_buckets_alike(make: Make) -> None:
@@ -240,6 +254,16 @@ def test_a_task_without_an_answer_and_one_that_tokens_cannot_express(
     with pytest.raises(ConfigError) as error:
         teacher(corpus).check_answers("objective.tasks", 90)
     assert str(error.value).startswith(line)
+
+
+def test_a_tokenizer_without_a_token_that_ends_an_answer_is_refused(corpus: Corpus) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "the": 1}, unk_token="?"))
+    line = "=.'facts_multikey': 1.: the tokenizer has no token with a line break, which ends an answer; take another"
+    with pytest.raises(ConfigError, match=f"^objective.tasks{line}"):
+        Teacher({"facts_multikey": 1}, words, 0, None).check_answers("objective.tasks", 90)
+    monitor = Answers(tasks={"facts_multikey": 1}, short_tokens=80, long_tokens=110)
+    with pytest.raises(ConfigError, match=f"^monitors.answers.tasks{line}"):
+        monitor.prepare(dataclasses.replace(corpus, tokenizer=words))
 
 
 @pytest.mark.parametrize(

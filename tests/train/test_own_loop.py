@@ -1,6 +1,7 @@
 """The monitors in a plain loop: `suite.measure(model, step, tokens)` where its owner likes."""
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from lccp_sim.analysis.run import load_run
 from lccp_sim.cli import main
+from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
+from lccp_sim.monitors.values import Moment
 from lccp_sim.records import read_records
 from lccp_sim.sums import check_sums, read_sums
 from lccp_sim.train.parallel.ranks import joined
@@ -20,8 +24,8 @@ from tests.train.test_parallel import ended, start
 TOKENS = 128  # of a step: those of `measured_after`
 
 
-def suite_of(measuring: Path, out: Path, windows: Windows | None = None) -> LoopSuite:
-    return LoopSuite(looking(measuring), out, measuring / "tokenizer.json", windows, say=lambda line: None)
+def suite_of(measuring: Path, out: Path, windows: Windows | None = None, **given: Any) -> LoopSuite:
+    return LoopSuite(looking(measuring), out, measuring / "tokenizer.json", windows, say=lambda line: None, **given)
 
 
 def loop(model: Any, suite: LoopSuite | None, first: int = 0, last: int = 4, keep: Path | None = None) -> list[float]:
@@ -87,8 +91,7 @@ def test_a_resumed_loop_writes_the_same_records(measuring: Path, tmp_path: Path)
     torn = [line for line in whole.splitlines(keepends=True) if '"step": 4,' in line]
     with (tmp_path / "parts" / "records.jsonl").open("a") as file:
         file.write("".join(torn[:3]) + torn[3][:20])
-    again = suite_of(measuring, tmp_path / "parts", windows)
-    again.resume(4)  # its window was not written to the end
+    again = suite_of(measuring, tmp_path / "parts", windows, start=4)  # its window was not written to the end
     assert again.last.step == 2 and not again.due(2, 256) and again.due(4, 512)
     torch.manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -110,8 +113,7 @@ def test_a_window_has_its_sums_and_resuming_keeps_them_true(measuring: Path, tmp
         suite.measure(model, step, step * TOKENS)
     known = read_sums(tmp_path)
     assert {"records.jsonl", "timing.jsonl", "samples/00000004.parquet"} <= known.keys()
-    again = suite_of(measuring, tmp_path)
-    again.resume(2)
+    again = suite_of(measuring, tmp_path, start=2)
     check_sums(tmp_path)
     assert known.keys() - read_sums(tmp_path).keys() == {"samples/00000004.parquet"}
     again.measure(model, 4, 4 * TOKENS)
@@ -121,7 +123,7 @@ def test_a_window_has_its_sums_and_resuming_keeps_them_true(measuring: Path, tmp
     records = tmp_path / "records.jsonl"
     records.write_text(records.read_text().replace('"value": ', '"value": 1', 1))
     with pytest.raises(ConfigError, match="records.jsonl: is damaged or was edited"):
-        suite_of(measuring, tmp_path).resume(4)
+        suite_of(measuring, tmp_path, start=4)
 
 
 def test_windows_at_tokens_are_due_once_and_others_when_asked(measuring: Path, tmp_path: Path) -> None:
@@ -143,8 +145,12 @@ def test_bad_calls_are_one_line(measuring: Path, tmp_path: Path) -> None:
     suite.measure(model, 2, 256)
     with pytest.raises(ConfigError, match="comes after step 2 with 256 tokens; both must grow; after a restart"):
         suite.measure(model, 1, 128)
-    with pytest.raises(ConfigError, match=r"holds records already; call resume\(step\) to go on"):
-        suite_of(measuring, tmp_path / "out").measure(model, 3, 384)
+    with pytest.raises(ConfigError, match="tokens=2: must be the tokens of all 3 steps so far"):
+        suite.due(3, 2)
+    with pytest.raises(ConfigError, match=r"holds records already; give the step to go on from \(start=STEP\)"):
+        suite_of(measuring, tmp_path / "out")
+    with pytest.raises(ConfigError, match="start=-1: must be the step of the checkpoint to go on from, or 0"):
+        suite_of(measuring, tmp_path / "out", start=-1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
     with pytest.raises(ConfigError, match="run: is a run of lccp-sim, whose records would be lost"):
@@ -153,6 +159,42 @@ def test_bad_calls_are_one_line(measuring: Path, tmp_path: Path) -> None:
         Windows([1], [2])
     with pytest.raises(ConfigError, match=r"tokens=\[-1\] must be integers >= 0"):
         Windows(tokens=[-1])
+
+
+def test_going_on_with_other_settings_is_refused_and_nothing_is_dropped(measuring: Path, tmp_path: Path) -> None:
+    suite, model = suite_of(measuring, tmp_path, Windows(steps=[2, 4])), tiny("llama")
+    for step in (2, 4):
+        suite.measure(model, step, step * TOKENS)
+    kept = (tmp_path / "records.jsonl").read_bytes()
+    other = check(["run=look", "monitors.needle.seed=7"], measuring / "configs")
+    with pytest.raises(
+        ConfigError, match="other settings: monitors.needle.seed .0 there, 7 now.; give the same"
+    ) as said:
+        LoopSuite(other, tmp_path, measuring / "tokenizer.json", start=2)
+    assert "\n" not in str(said.value) and (tmp_path / "records.jsonl").read_bytes() == kept
+    again = suite_of(measuring, tmp_path, Windows(steps=[2, 4]), start=2)
+    with pytest.raises(ConfigError, match="tokens=128: .* has 256 at step 2; was it begun with other tokens per step"):
+        again.due(2, 128)
+
+
+def test_close_marks_the_end_and_going_on_removes_the_mark(measuring: Path, tmp_path: Path) -> None:
+    suite, model = suite_of(measuring, tmp_path), tiny("llama")
+    suite.measure(model, 2, 256)
+    assert not load_run(tmp_path).ended
+    suite.close()
+    assert load_run(tmp_path).ended
+    suite_of(measuring, tmp_path, start=2)
+    assert not load_run(tmp_path).ended
+
+
+def test_many_windows_are_found_without_counting_them_all() -> None:
+    windows = Windows(tokens=range(0, 2_000_000, 2))
+    assert [windows.reached(Moment(step, step)) for step in (-1, 0, 1, 2, 1_999_999)] == [0, 1, 1, 2, 1_000_000]
+    assert windows.count == 1_000_000
+    started = time.perf_counter()
+    for step in range(1000):
+        windows.reached(Moment(step, step))
+    assert time.perf_counter() - started < 1, "each of the steps would count a million"
 
 
 def test_sharded_weights_are_refused_in_one_line(measuring: Path, tmp_path: Path) -> None:
@@ -172,13 +214,9 @@ def test_under_ddp_rank_0_measures_and_all_know(measuring: Path, tmp_path: Path)
             model = torch.nn.parallel.DistributedDataParallel(tiny("llama"))
             suite = suite_of(measuring, tmp_path / "two", Windows(steps=[1]))
             assert suite.due(1, 128) and len(suite.measure(model, 1, 128)) > 100 and not suite.due(1, 128)
-            again = suite_of(measuring, tmp_path / "two")
-            if ranks.rank:
-                with pytest.raises(SystemExit):
-                    again.measure(model, 2, 256)
-            else:
-                with pytest.raises(ConfigError, match="holds records already"):
-                    again.measure(model, 2, 256)
+            refused = pytest.raises(SystemExit) if ranks.rank else pytest.raises(ConfigError, match="holds records al")
+            with refused:
+                suite_of(measuring, tmp_path / "two")
 
     assert ended(start(config, 2, work=work)) == [0, 0]
     assert (tmp_path / "two" / "records.jsonl").read_text() == (tmp_path / "one" / "records.jsonl").read_text()

@@ -20,6 +20,7 @@ from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.objectives.rl import Reinforcement, Rollouts
 from lccp_sim.train.run import train
 from tests.monitors.worlds import tiny_model
+from tests.train.test_dense_stage import SPARSE
 from tests.train.test_resume import at_step, before_checkpoint, killed
 from tests.train.test_run import UNWATCHED, losses
 from tests.train.tiny import assert_same_run
@@ -239,6 +240,10 @@ def wrong(**keys: Any) -> dict[str, Any]:
         ),
         (wrong(tasks={}), "objective.tasks={}: needs a task with a weight above 0"),
         (wrong(tasks={"facts_single": 1}), "objective.haystack=None: task facts_single hides its needle in real text"),
+        (
+            {**RL, "model.attention": SPARSE, "monitors.attention": "both"},
+            "monitors.attention='both': objective rl trains densely, so there is nothing to compare; leave this out",
+        ),
         (wrong(group=3), "objective.group=3: the 8 rows of a step (run.batch_tokens / run.context_tokens) must be a"),
         ({**RL, "objective": {"kind": "lr"}}, "objective.kind='lr': one of lm, sft, rl"),
     ],

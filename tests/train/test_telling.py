@@ -11,7 +11,7 @@ from rich.console import Console
 from lccp_sim.cli import main
 from lccp_sim.progress import Work
 from lccp_sim.train import run
-from lccp_sim.train.parallel.meeting import Place
+from lccp_sim.train.parallel.meeting import RankEnvironment
 from lccp_sim.train.run import train
 from tests.train.foreign import folder
 from tests.train.test_exchange import DENSE, QUIET
@@ -47,7 +47,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
         yield found
 
     for module in ("progress", "train.run", "train.series"):
-        monkeypatch.setattr(f"lccp_sim.{module}.shown", shown)
+        monkeypatch.setattr(f"lccp_sim.{module}.shown_on", shown)
     return found
 
 
@@ -84,7 +84,7 @@ def test_measure_tells_of_the_items_that_it_prepares(
 def test_a_run_from_a_folder_tells_what_it_reads_on_the_first_rank(
     rank: int, llama: Path, heard: Heard, make: Callable[..., Any], say: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "place_here", lambda: Place(world=2, rank=rank))
+    monkeypatch.setattr(run, "place_here", lambda: RankEnvironment(world=2, rank=rank))
     changes = {"run.init_from": str(llama), "run.tokens": 256, "run.name": "told", "model": DENSE, "monitors": QUIET}
     train(make(changes), say)
     assert heard.quiet[0] == bool(rank) and not any(heard.quiet[1:])

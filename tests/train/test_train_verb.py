@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lccp_sim.analysis.report.run_page import brief_report
-from lccp_sim.train.parallel.meeting import Place
+from lccp_sim.train.parallel.meeting import RankEnvironment
 from lccp_sim.verbs import train
 
 
@@ -27,7 +27,7 @@ def test_a_run_that_a_signal_ended_has_no_verdict(tmp_path: Path, say: Console) 
 
 
 def test_only_the_first_rank_speaks(finished: Path, say: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lccp_sim.train.parallel.meeting.place_here", lambda: Place(world=2, rank=1))
+    monkeypatch.setattr("lccp_sim.train.parallel.meeting.place_here", lambda: RankEnvironment(world=2, rank=1))
     assert ends(finished, say) == ""
 
 

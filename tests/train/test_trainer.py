@@ -9,7 +9,9 @@ import torch
 import transformers as t
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lccp_sim.analysis.run import load_run
 from lccp_sim.cli import main
+from lccp_sim.configure.compose import check
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import overall_name, read_records
 from lccp_sim.train.window.own_loop import Windows
@@ -21,9 +23,8 @@ quiet: Any = {"say": lambda line: None}
 
 
 def watched(measuring: Path, **changes: Any) -> TrainerMonitors:
-    return TrainerMonitors(
-        looking(measuring), **({"windows": WINDOWS, "tokens_per_step": STEP_TOKENS} | quiet | changes)
-    )
+    given = {"config": looking(measuring), "windows": WINDOWS, "tokens_per_step": STEP_TOKENS}
+    return TrainerMonitors(**(given | quiet | changes))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
@@ -63,8 +64,24 @@ def test_resumed_with_the_best_model_at_the_end_it_writes_the_same_records(measu
         assert parts.read_bytes() == one.read_bytes(), name
     times = [json.loads(line) for line in (tmp_path / "parts" / "lccp" / "timing.jsonl").read_text().splitlines()]
     assert len({(row["step"], row["what"]) for row in times}) == len(times)
-    with pytest.raises(ConfigError, match=r"lccp: holds records already; call resume\(step\) to go on"):
+    with pytest.raises(ConfigError, match="lccp: holds records already; give the step to go on from"):
         trainer(measuring, tmp_path / "parts", callbacks=[watched(measuring)]).train()
+    records, folder = (tmp_path / "parts" / "lccp" / "records.jsonl").read_bytes(), tmp_path / "parts"
+    for changed, said in (
+        (
+            {"tokens_per_step": 2 * STEP_TOKENS},
+            f"tokens_per_step={2 * STEP_TOKENS}: .* begun with others, 768 tokens at",
+        ),
+        (
+            {"config": check(["run=look", "monitors.needle.seed=7"], measuring / "configs")},
+            "monitors.needle.seed .0 there",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            trainer(measuring, folder, callbacks=[watched(measuring, **changed)], **best).train(
+                resume_from_checkpoint=str(folder / "checkpoint-6")
+            )
+        assert (folder / "lccp" / "records.jsonl").read_bytes() == records
     assert main(["report", str(tmp_path / "parts" / "lccp")]) == 0
 
 
@@ -103,6 +120,32 @@ def test_bad_input_is_one_line_before_the_first_step(
         trainer(measuring, tmp_path / "out", callbacks=[watched(measuring, **changes)]).train()
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "lccp").exists()
+
+
+def test_tokens_per_step_below_1_are_refused_where_they_are_given(measuring: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens_per_step=0: must be the tokens of an optimizer step"):
+        watched(measuring, tokens_per_step=0)
+
+
+def test_the_end_is_marked_when_training_ends_and_not_when_it_crashes(measuring: Path, tmp_path: Path) -> None:
+    """A gate at the end asks for this mark."""
+
+    class Crashing(t.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 5:
+                raise ZeroDivisionError
+
+    short = Windows(steps=[0, 4])
+    with pytest.raises(ZeroDivisionError):
+        trainer(measuring, tmp_path, callbacks=[watched(measuring, windows=short), Crashing()]).train()
+    path = tmp_path / "gate.yaml"
+    path.write_text("written: 2020-01-31\ncriteria: {a: {metric: needle/answer_nll_nats, at_most: 99, by: value}}")
+    words = ["gate", str(path), str(tmp_path / "lccp")]
+    assert not load_run(tmp_path / "lccp").ended and main(words) == 2
+    trainer(measuring, tmp_path, callbacks=[watched(measuring, windows=short)]).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+    )
+    assert load_run(tmp_path / "lccp").ended and main(words) == 0
 
 
 def test_a_trainer_without_a_tokenizer_needs_one(measuring: Path, tmp_path: Path) -> None:

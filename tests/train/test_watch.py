@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch.distributed.checkpoint as dcp
 import transformers as t
 from rich.console import Console
 
+from lccp_sim.analysis.run import load_run
 from lccp_sim.cli import main
+from lccp_sim.configure.compose import check
+from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import read_records
 from lccp_sim.train.saved.journal import Journal
 from lccp_sim.verbs import sidecar as verb
-from lccp_sim.verbs.sidecar import PATIENCE, Followed, watch
+from lccp_sim.verbs.sidecar import PATIENCE, ITEM_SHARES, Followed, watch, with_items
 from tests.train.foreign import folder as saved
 from tests.train.others import STEP_TOKENS, looking, measured_after, trainer
 
@@ -156,6 +160,10 @@ def test_another_shape_is_left_out_also_after_a_restart(job: Job) -> None:
     job.watched(int, int)
     assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10}
     assert "checkpoint-20: left out: " in job.said and job.said.count("has another architecture") == 2
+    job.save(40, hidden_size=48, head_dim=8)  # as many layers, heads and tokens
+    job.watched(int, int)
+    assert "checkpoint-40: left out: " in job.said and job.said.count("has another architecture") == 3
+    assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10}
 
 
 def test_one_that_never_becomes_whole_is_named_once(job: Job) -> None:
@@ -165,12 +173,49 @@ def test_one_that_never_becomes_whole_is_named_once(job: Job) -> None:
     assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {20}
 
 
-def test_once_ends_and_tells_by_its_status(job: Job) -> None:
+def test_one_that_cannot_be_read_is_named_at_once_and_later_ones_do_not_wait_for_long(job: Job) -> None:
+    """Two minutes, in which an earlier one may still become complete; then it is named and left out."""
     job.save(10)
-    assert job.watched(*[int] * 9, once=True) == 0
+    path = job.folder / "checkpoint-20"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(b"no weights at all")
+    job.watched(int)
+    assert job.said.count("checkpoint-20: cannot be read yet (") == 1
+    assert "tried again while it changes, and for 30 min, or 2 min once a later one is complete" in job.said
+    job.watched(lambda: job.save(30), *[int] * 4)
+    assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10, 30}
+    assert job.said.count("checkpoint-20: left out: never became complete (") == 1
+
+
+def test_once_ends_and_tells_by_its_status(job: Job) -> None:
+    with pytest.raises(ConfigError, match="job: holds no checkpoint yet .* leave out --once to wait for one") as caught:
+        job.watched(once=True)
+    assert "\n" not in str(caught.value) and not (job.root / "out").exists()
+    for step in (10, 15):
+        job.save(step)
+        for file in (job.folder / f"checkpoint-{step}").iterdir():
+            os.utime(file, (0, 0))
+    assert job.watched(once=True) == 0 and job.clock == 0, "nothing to wait for"
+    assert job.records() == job.expected(10, 15)
     job.begin(20)
     assert job.watched(*[int] * 9, once=True) == 1
     assert "stopped" not in job.said and "checkpoint-20: left out: never became complete" in job.said
+
+
+def test_the_end_is_marked_if_it_is_told_or_the_trainer_says_so(job: Job) -> None:
+    job.save(10)
+    job.watched(int)
+    assert not load_run(job.root / "out").ended
+    assert job.watched(int, lambda: job.save(20), *[int] * 9, until=20) == 0, "it ends by itself"
+    assert load_run(job.root / "out").ended and "stopped" not in job.said.partition("checkpoint-20")[2]
+    job.save(30)
+    job.watched(int)
+    assert not load_run(job.root / "out").ended, "it went on"
+    job.save(40)
+    state = {"global_step": 40, "max_steps": 40}
+    (job.folder / "checkpoint-40" / "trainer_state.json").write_text(json.dumps(state))
+    job.watched(int)
+    assert load_run(job.root / "out").ended
 
 
 def test_shards_with_an_index_and_other_names(job: Job) -> None:
@@ -235,6 +280,19 @@ def test_a_budget_is_chosen_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
     assert "items: 2" in (job.root / "out" / "measured.yaml").read_text()
 
 
+@pytest.mark.parametrize("run", ["measure", "measure_thorough", "tiny_lccp", "small_lccp"])
+@pytest.mark.parametrize("share", ITEM_SHARES)
+def test_a_share_of_the_shipped_items_is_legal(run: str, share: float) -> None:
+    config = check([f"run={run}"])
+    fewer = with_items(config, share)
+    load_config(plain_config(fewer))  # the config that is written is accepted again
+    for name, monitor in config.monitors.watch.items():
+        if hasattr(monitor, "items"):
+            least = max(2, share * monitor.items)
+            most = least + 2 * getattr(monitor, "depths", 1)
+            assert least <= fewer.monitors.watch[name].items <= min(most, monitor.items)
+
+
 @pytest.mark.parametrize(
     ("prepare", "given", "said"),
     [
@@ -278,11 +336,14 @@ def test_no_folder_and_records_of_another(job: Job, measuring: Path) -> None:
         job.watched(out="after")
 
 
-def test_beside_a_trainer_that_rotates_its_checkpoints_with_a_live_report(job: Job) -> None:
+def test_beside_a_trainer_that_rotates_its_checkpoints_with_a_live_report(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sidecar that glances in the middle of saving and after it, while only the last checkpoint is kept."""
     config = looking(job.measuring)
     followed = Followed(job.folder, config, STEP_TOKENS)
     (job.root / "out").mkdir()
+    monkeypatch.setattr(verb, "GLANCE", 0.0)
     sidecar = verb.Sidecar(followed, job.root / "out", job.console)
 
     class Beside(t.TrainerCallback):

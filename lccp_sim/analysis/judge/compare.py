@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.judge.intervals import Z, item_curve, names_of
+from lccp_sim.analysis.judge.intervals import FEWEST_ITEMS, Z, item_curve, names_of
 from lccp_sim.analysis.judge.items import unlike_items
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name, to_json
@@ -32,9 +32,9 @@ WORTH_NAMING = 1000  # largest multiple of the items that is reported as needed
 class Difference:
     """A metric in A and B and `difference`, B minus A, with its 95 % interval; `items` is None for summaries of heads.
 
-    `told`: whether the interval excludes 0. `paired`: whether it is taken item by item; else it comes from standard
-    errors and is too wide. `detectable`: the least difference that these items detect with 80 % power. `needed`: the
-    number of items that would detect this difference.
+    `told`: whether the interval excludes 0. `few`: whether there are too few items to say. `paired`: whether it is
+    taken item by item; else it comes from standard errors and is too wide. `detectable`: the least difference that
+    these items detect with 80 % power. `needed`: the number of items that would detect this difference.
     """
 
     metric: str
@@ -45,6 +45,7 @@ class Difference:
     difference: Estimate
     items: int | None
     paired: bool
+    few: bool
     told: bool
     detectable: float | None
     needed: int | None
@@ -53,10 +54,12 @@ class Difference:
     def answer(self) -> str:
         """The result in a few words."""
         if abs(self.difference.value) <= SAME and not self.told:
-            return "equal" if self.difference.low is None else "not told apart"
+            return "equal" if self.difference.low is None else "undecided"
         if self.difference.low is None:
             return "no interval"
-        return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "not told apart"
+        if self.few:
+            return "too few items"
+        return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "undecided"
 
     def row(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -77,7 +80,7 @@ class Compared:
         return {
             "a": {"run": self.a.name, "path": str(self.a.path)},
             "b": {"run": self.b.name, "path": str(self.b.path)},
-            "method": {"interval_level": LEVEL, "power": POWER},
+            "method": {"interval_level": LEVEL, "power": POWER, "fewest_items": FEWEST_ITEMS},
             "rows": [row.row() for row in self.rows],
             "left_out": self.left_out,
             "warnings": [f"{run.name}: {line}" for run in (self.a, self.b) for line in dict.fromkeys(run.warnings)],
@@ -114,6 +117,8 @@ class Compared:
         ]
         if any(not row.paired and row.difference.low is not None for row in self.rows):
             lines.append("unpaired: no samples, so the interval comes from two standard errors and is too wide")
+        if any(row.few for row in self.rows):
+            lines.append(f"too few items: fewer than {FEWEST_ITEMS}, so a difference is shown but not judged")
         told = sum(row.told for row in self.rows)
         return [
             *lines,
@@ -169,13 +174,13 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         return None
     curve, difference = found.curve, found.estimate(1, "change")
     items = found.items
-    told = bool(difference.above(SAME) or difference.below(-SAME))
+    told = not found.few and bool(difference.above(SAME) or difference.below(-SAME))
     detectable = needed = None
     if difference.low is not None and difference.high is not None:
         spread = (difference.high - difference.low) / 2 / Z
         detectable = (Z + float(norm.ppf(POWER))) * spread
         if items and not told and abs(difference.value) > SAME:
-            needed = ceil(items * max(1.0, (detectable / abs(difference.value)) ** 2))
+            needed = max(FEWEST_ITEMS, ceil(items * max(1.0, (detectable / abs(difference.value)) ** 2)))
     (first, last), (before, after) = curve.value_W, curve.tokens_W
     return Difference(
         metric=name,
@@ -186,6 +191,7 @@ def _difference(a: RunData, b: RunData, name: str, limits: Sequence[int]) -> Dif
         difference=difference,
         items=items,
         paired=found.paired,
+        few=found.few,
         told=told,
         detectable=detectable,
         needed=needed,

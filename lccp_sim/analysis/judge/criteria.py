@@ -40,8 +40,9 @@ class Criterion:
 
     `metric`: monitor/metric. `tags`: none for its overall value. `of`: the value, its change since the first window, or
     its ratio to the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to it
-    is judged. `by`: both ends of the interval decide, or one of them (low, high), or the value. `over`: intervals over
-    items, for each run alone, or over seeds, for their mean; unset: over seeds if the gate needs two or more.
+    is judged. `at: last`: the last window that exists, also if the run has not ended. `by`: both ends of the interval
+    decide, or one of them (low, high), or the value. `over`: intervals over items, for each run alone, or over seeds,
+    for their mean; unset: over seeds if the gate needs two or more.
     """
 
     metric: str
@@ -49,7 +50,7 @@ class Criterion:
     of: Of = "value"
     at_least: float | None = None
     at_most: float | None = None
-    at: str | int = "end"
+    at: str | int | float = "end"
     by: Literal["interval", "low", "high", "value"] = "interval"
     over: Literal["items", "seeds"] | None = None
 
@@ -61,7 +62,7 @@ class Criterion:
         refuse(not isfinite(given[0]), "at_least, at_most", given[0], "must be a finite number")
         if self.share is not None:
             refuse(not 0 < self.share <= 1, "at", self.at, "must be more than 0 % and at most 100 % of the run")
-        elif self.at != "end":
+        elif self.at not in ("end", "last"):
             parse_tokens(self.at, "at")
 
     @property
@@ -76,10 +77,16 @@ class Criterion:
         tags = ", ".join(f"{name}={value}" for name, value in self.tags.items())
         of = {"value": "", "change": "change of ", "factor": "factor of "}[self.of]
         since = "" if self.of == "value" else " since the first window"
-        bound = f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
-        where = "at the end" if self.at == "end" else f"at {self.at}" + (" of the run" if self.share else " tokens")
+        bound = f"at least {self.at_least:.15g}" if self.at_least is not None else f"at most {self.at_most:.15g}"
+        where = {"end": "at the end", "last": "at the last window"}.get(str(self.at))
+        where = where or f"at {self.at}" + (" of the run" if self.share else " tokens")
         by = {"interval": "", "value": ", by the value"}.get(self.by, f", by the {self.by} end of the interval")
         return f"{of}{self.metric}{f' ({tags})' if tags else ''}{since} {bound} {where}{by}"
+
+    @property
+    def bound(self) -> float:
+        """The bound."""
+        return self.at_least if self.at_least is not None else self.at_most or 0.0
 
     def outcome(self, estimate: Estimate) -> Outcome:
         """Answer with an estimate. `by: interval` needs both ends on one side of the bound."""
@@ -91,7 +98,7 @@ class Criterion:
         return "pass" if all(kept) else "cannot be told" if any(kept) else "fail"
 
     def _kept(self, value: float) -> bool:
-        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+        return value >= self.bound if self.at_least is not None else value <= self.bound
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,8 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
 def write_first(run_path: Path, path: Path, today: date) -> Path:
     """Write a new criteria file from the values of `run_path`, and return its path.
 
-    A metric without an interval is left out, and so is a share whose bound would require nothing. Raises ConfigError if
+    A metric without an interval, or with one of too few items, is left out, and so is a share whose bound would require
+    nothing. Raises ConfigError if
     the file exists, or if no criterion can be made.
     """
     refuse(path.exists(), "--init", str(path), "exists already; name another file, or remove it")
@@ -163,9 +171,9 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
 
 
 def _block(run: RunData, name: str, metric: str, of: Of, side: str) -> str:
-    """Write the lines of one criterion; "" if the run has no interval for it."""
+    """Write the lines of one criterion; "" if the run has no interval to judge it by."""
     found = item_curve(run, metric)
-    if found is None:
+    if found is None or found.few:
         return ""
     last = len(found.curve.value_W) - 1
     of = of if last else "value"

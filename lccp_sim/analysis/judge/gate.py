@@ -8,35 +8,44 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lccp_sim.analysis.format import interval, tokens
+from lccp_sim.analysis.format import interval, number_apart, tokens
 from lccp_sim.analysis.judge.criteria import Criterion, Gate, Outcome, read_gate
-from lccp_sim.analysis.judge.intervals import ItemCurve, item_curve, mean_over_seeds, parse_tokens, refuse_missing
+from lccp_sim.analysis.judge.intervals import (
+    FEWEST_ITEMS,
+    ItemCurve,
+    item_curve,
+    mean_over_seeds,
+    parse_tokens,
+    refuse_missing,
+)
 from lccp_sim.analysis.judge.items import unlike_items
-from lccp_sim.analysis.run import RunData, differing
+from lccp_sim.analysis.run import MEASURED, RunData, differing
 from lccp_sim.analysis.stats.curve import LEVEL, Estimate, split_name
 from lccp_sim.errors import ConfigError
 
-STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
+EXIT_STATUS: dict[Outcome, int] = {"pass": 0, "fail": 1, "cannot be told": 2}
 SEEDS = {"seed", "data.order_seed"}  # keys in which runs of one gate may differ
 RUN = ("context_tokens", "batch_tokens", "tokens", "precision", "init_optimizer", "stopping")  # keys of `run.` compared
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of one run for a criterion; `why`: what it lacks."""
+    """The evidence of one run for a criterion; `why`: what it lacks; `few`: its items are too few for an interval."""
 
     run: str
     tokens: int | None
     items: int | None
     estimate: Estimate | None
     why: str = ""
+    few: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class GateAnswer:
     @property
     def status(self) -> int:
         """The exit status: 0 pass, 1 fail, 2 cannot be told."""
-        return STATUS[self.outcome]
+        return EXIT_STATUS[self.outcome]
 
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -97,6 +106,7 @@ class GateAnswer:
             "runs": self.runs,
             "seeds_needed": self.gate.seeds,
             "interval_level": LEVEL,
+            "fewest_items": FEWEST_ITEMS,
             "answers": [answer.row() for answer in self.answers],
             "notes": self.notes,
         }
@@ -126,7 +136,7 @@ class GateAnswer:
         return f"written {self.gate.written}, SHA-256 {self.sha256}"
 
 
-def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
+def answer_gate(path: Path, runs: Sequence[RunData], today: date | None = None) -> GateAnswer:
     """Answer the criteria of a file with runs that differ only in their seed.
 
     Raises ConfigError for an invalid file, runs that differ otherwise or are given twice, and criteria without records.
@@ -140,21 +150,28 @@ def answer_gate(path: Path, runs: Sequence[RunData]) -> GateAnswer:
     changed = path.stat().st_mtime
     modified = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return GateAnswer(path, gate, digest, modified, [run.name for run in runs], answers, _notes(path, runs))
+    notes = _notes(path, gate.written, runs, today or date.today())
+    return GateAnswer(path, gate, digest, modified, [run.name for run in runs], answers, notes)
 
 
-def _notes(path: Path, runs: Sequence[RunData]) -> list[str]:
-    """List what weakens an answer: a file newer than a run's first window, a run of unknown length."""
-    changed, notes = path.stat().st_mtime, []
-    begun = [min((file.stat().st_mtime for file in (run.path / "samples").glob("*")), default=changed) for run in runs]
-    late = [run.name for run, first in zip(runs, begun, strict=True) if first < changed]
-    unknown = [run.name for run in runs if not run.config and not run.finished]
-    if late:
-        said = "its date does not show that it was fixed before the run"
+def _notes(path: Path, written: date, runs: Sequence[RunData], today: date) -> list[str]:
+    """List what weakens an answer: a file that is newer than a run's first window, or says so."""
+    begun, notes = {run.name: _begun(run) for run in runs}, []
+    said = "its date does not show that it was fixed before the run"
+    if late := [name for name, first in begun.items() if first < path.stat().st_mtime]:
         notes.append(f"{path.name} was changed after the first window of {', '.join(late)}: {said}")
-    if unknown:
-        notes.append(f"{', '.join(unknown)}: no config.yaml, so the last window is taken as the end")
+    if written > today:
+        notes.append(f"{path.name} was written on {written}, which is in the future: {said}")
+    elif late := [name for name, first in begun.items() if date.fromtimestamp(first) < written]:
+        notes.append(f"{path.name} was written on {written}, after the first window of {', '.join(late)}")
     return notes
+
+
+def _begun(run: RunData) -> float:
+    """The time of the first window: that of its samples, or else of the oldest file about the run."""
+    samples = [*(run.path / "samples").glob("*")]
+    files = samples or [run.path / name for name in ("config.yaml", MEASURED, "records.jsonl")]
+    return min(file.stat().st_mtime for file in files if file.exists())
 
 
 def _check_runs(runs: Sequence[RunData]) -> None:
@@ -209,6 +226,9 @@ def _answer(
         return told("cannot be told", f"{len(seeds)} of {gate.seeds} seeds needed")
     if over == "seeds" and len(seeds) < 2:
         return told("cannot be told", "an interval over seeds needs two seeds or more")
+    few = [each for each in evidence if each.few]
+    if few and over == "items" and criterion.by != "value":
+        return told("cannot be told", f"an interval needs {FEWEST_ITEMS} items or more; `by: value` judges the number")
     deciding = [together] if over == "seeds" and together is not None else estimates
     worst = _worst(criterion.outcome(each) for each in deciding)
     if worst != "cannot be told":
@@ -216,9 +236,11 @@ def _answer(
     if not all(isfinite(each.value) for each in deciding):
         return told(worst, "its first value is not above 0, so there is no factor")
     if any(each.low is None for each in deciding):
-        lacks = (
-            "its records have no interval" if all(each.draws is None for each in deciding) else "all its items agree"
-        )
+        lacks = "all its items agree"
+        if all(each.draws is None for each in deciding):
+            lacks = "its records have no interval"
+        elif criterion.of == "factor":
+            lacks = "its first value is not told from 0, so the factor has no interval"
         return told(worst, f"{lacks}; `by: value` judges the number alone")
     return told(worst, "the interval contains the bound")
 
@@ -239,16 +261,17 @@ def _evidence(run: RunData, criterion: Criterion, found: ItemCurve | None) -> Ev
     """Collect a run's evidence at the window of a criterion."""
     if found is None:
         return Evidence(run.name, None, None, None, "no record of it yet")
-    planned = run.tokens if run.measured or not run.config else int(run.setting("run.tokens", run.tokens))
-    ended = run.finished or not run.config
-    why = ""
-    if criterion.at == "end":
-        limit = run.tokens
-        why = "" if ended else f"the run has not ended, it is at {tokens(run.tokens)} of {tokens(planned)} tokens"
-    else:
+    unplanned = run.measured or not run.config  # how long it trains is known at its end alone
+    planned = run.tokens if unplanned else int(run.setting("run.tokens", run.tokens))
+    limit, why = run.tokens, ""
+    if not run.ended and (criterion.at == "end" or (criterion.share and unplanned)):
+        why = f"the run has not ended, it is at {tokens(run.tokens)} of {tokens(planned)} tokens"
+        if unplanned:
+            why = f"no end is marked after the last window, at {tokens(run.tokens)} tokens; `at: last` judges that"
+    elif criterion.at not in ("end", "last"):
         limit = round(criterion.share * planned) if criterion.share else parse_tokens(criterion.at, "at")
         if run.tokens < limit:
-            why = f"the run {'ended' if ended else 'is'} at {tokens(run.tokens)} tokens, before {tokens(limit)}"
+            why = f"the run {'ended' if run.ended else 'is'} at {tokens(run.tokens)} tokens, before {tokens(limit)}"
     there = np.flatnonzero(found.curve.tokens_W <= limit)
     if not len(there):
         first = tokens(float(found.curve.tokens_W[0]))
@@ -256,7 +279,8 @@ def _evidence(run: RunData, criterion: Criterion, found: ItemCurve | None) -> Ev
     at = int(there[-1])
     if criterion.of != "value" and at == 0:
         why = why or "there is no window after the first"
-    return Evidence(run.name, int(found.curve.tokens_W[at]), found.items, found.estimate(at, criterion.of), why)
+    estimate = found.estimate(at, criterion.of)
+    return Evidence(run.name, int(found.curve.tokens_W[at]), found.items, estimate, why, found.few)
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
@@ -266,10 +290,11 @@ def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
 
 
 def _measured(answer: CriterionAnswer) -> str:
-    """Format the numbers behind an answer: one estimate, or one for each run."""
+    """Format the numbers behind an answer, with digits that tell them from the bound: one estimate, or one per run."""
+    form = partial(number_apart, bound=answer.criterion.bound)
     if answer.over == "seeds" and answer.estimate is not None and answer.evidence[1:]:
-        return f"{interval(answer.estimate)} over {len(answer.evidence)} runs, {_where(answer.evidence)}"
-    parts = [f"{interval(each.estimate)}" for each in answer.evidence if each.estimate is not None]
+        return f"{interval(answer.estimate, form)} over {len(answer.evidence)} runs, {_where(answer.evidence)}"
+    parts = [f"{interval(each.estimate, form)}" for each in answer.evidence if each.estimate is not None]
     return f"{'; '.join(parts)}, {_where(answer.evidence)}" if parts else "nothing"
 
 

@@ -7,12 +7,14 @@ import numpy as np
 from lccp_sim.analysis.forks import FIRST, Forks, over_few
 from lccp_sim.analysis.forks import Spread as StageSpread
 from lccp_sim.analysis.format import interval, number, tokens
+from lccp_sim.analysis.metrics import labelled, metric_of
+from lccp_sim.analysis.report.chain import SIGNALS
 from lccp_sim.analysis.report.tables import Table
-from lccp_sim.analysis.stats.arms import Result
+from lccp_sim.analysis.stats.arms import Result, Runs
 from lccp_sim.analysis.stats.prediction import Prediction
 
 
-def windows_table(found: Forks) -> Table:
+def window_stages_table(found: Forks) -> Table:
     """pass@1 by window and stage: means over seeds, with intervals over them."""
     rows = []
     for arm, window in sorted(found.windows.items(), key=lambda each: each[1]):
@@ -29,11 +31,25 @@ def windows_table(found: Forks) -> Table:
     return Table("pass@1 by window", ["arm", "LCCP tokens", *found.stages], rows, note)
 
 
+def signals_table(found: Forks, runs: Runs) -> Table:
+    """What RL learnt from, by arm: means over all logged steps and seeds."""
+    rows = []
+    for arm in sorted(runs, key=lambda arm: found.windows[arm]):
+        means = [[run.select("train", each).value.mean() for each in SIGNALS] for run in runs[arm].values()]
+        if np.isfinite(mean := np.mean(means, axis=0)).any():
+            rows.append([arm, *("" if np.isnan(value) else number(value) for value in mean)])
+    note = (
+        "Means over the logged steps of RL and over seeds. Groups without signal have equal rewards, so nothing is "
+        "learnt from them."
+    )
+    return Table("What RL learnt from", ["arm", *(metric_of("train", each).label for each in SIGNALS)], rows, note)
+
+
 def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
     """Which monitor, read at the window, predicts the last pass@1 in seeds left out."""
     rows = []
     for row in found:
-        name = "pass@1 at the window" if row.monitor == FIRST else row.monitor
+        name = "pass@1 at the window" if row.monitor == FIRST else labelled(row.monitor)
         if row.ratio is None or row.mae is None or row.mae_tokens is None:
             rows.append([name, str(row.windows), "", "", "", str(row.reason)])
             continue

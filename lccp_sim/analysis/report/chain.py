@@ -10,16 +10,19 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from lccp_sim.analysis.chain import Phase
+from lccp_sim.analysis.chain import Phase, labels
 from lccp_sim.analysis.format import interval, number, tokens
-from lccp_sim.analysis.metrics import LOG, metric_of, shown
+from lccp_sim.analysis.metrics import DOWN, LOG, metric_of, shown
 from lccp_sim.analysis.report.plots import COLOURS, STYLE, Drawing, log_values, panels, png
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.curve import Curve, Estimate, whole_curve
 
 MOST_PANELS = 6
+LEAST = 0.25  # of an axis: narrower phases could not be read, nor the labels at their borders
+SIGNALS = (
+    "reward", "answer_reward_frac", "place_reward_frac", "silent_groups_frac", "entropy_nats", "sampled_tokens_count",
+)  # fmt: skip
 
 
 def of_chain(phases: Sequence[Phase]) -> tuple[list[Drawing], list[Table]]:
@@ -28,7 +31,8 @@ def of_chain(phases: Sequence[Phase]) -> tuple[list[Drawing], list[Table]]:
         return [], []
     curves = curves_of_phases(phases)
     figure = chain_figure(phases, curves)
-    return [figure] if figure else [], [phases_table(phases), bought_table(phases, curves)]
+    made = [phases_table(phases), bought_table(phases, curves), signal_table(phases)]
+    return [figure] if figure else [], [table for table in made if table.rows]
 
 
 def curves_of_phases(phases: Sequence[Phase]) -> dict[str, list[Curve | None]]:
@@ -50,31 +54,54 @@ def bought(curve: Curve | None) -> Estimate | None:
 
 def phases_table(phases: Sequence[Phase]) -> Table:
     """One row a phase: its run, what it learns, where it lies."""
-    rows = [[each.label, each.run.name, tokens(each.tokens), tokens(each.before), _left(each)] for each in phases]
+    rows = [
+        [label, each.run.name, tokens(each.tokens), tokens(each.before), _left(each)]
+        for label, each in zip(labels(phases), phases, strict=True)
+    ]
     note = "Tokens of RL count full rows, though samples are shorter. Before: tokens of the phases before it."
     return Table("Phases", ["phase", "run", "tokens", "before", "left at"], rows, note, words=True)
 
 
 def bought_table(phases: Sequence[Phase], curves: dict[str, list[Curve | None]]) -> Table:
-    """One row a metric, a column a phase: from its first to its last window, and the change."""
+    """One row for each metric that a phase measured: from its first to its last window, and the change."""
     rows = []
-    for name, of_phase in curves.items():
-        cells = []
-        for curve in of_phase:
-            change = bought(curve)
-            if curve is None:
-                cells.append("not measured")
-            elif change is None:
-                cells.append(f"{number(float(curve.value_W[0]))} at its only window")
-            else:
-                way = f"{number(float(curve.value_W[0]))} to {number(float(curve.value_W[-1]))}"
-                cells.append(f"{way}: {interval(change)}")
-        rows.append([metric_of(*name.split("/")).title, *cells])
+    for place, label in enumerate(labels(phases)):
+        for name, of_phase in curves.items():
+            if (curve := of_phase[place]) is None:
+                continue
+            of, change = metric_of(*name.split("/")), bought(curve)
+            title = f"{of.title} (lower is better)" if of.better == DOWN else of.title
+            first, last = (number(float(curve.value_W[at])) for at in (0, -1))
+            rows.append([label, title, first, last, "only one window" if change is None else interval(change, signed)])
     note = (
-        "Change inside a phase, in brackets its 95 % interval over items, which says nothing about another seed. "
-        "Phases may have other items, so do not compare the end of one with the start of the next."
+        "The first and the last window of a phase, and the change between them; in parentheses its 95 % interval over "
+        "items, which does not cover other seeds. Phases may measure other items, so do not compare the end of one "
+        "phase with the start of the next."
     )
-    return Table("What each phase bought", ["metric", *(each.label for each in phases)], rows, note)
+    return Table("What each phase bought", ["phase", "metric", "first", "last", "change"], rows, note, words=True)
+
+
+def signal_table(phases: Sequence[Phase]) -> Table:
+    """Rewards, signal and entropy of the last phase with samples: the means of its first and its last quarter."""
+    found = [phase.run for phase in phases if phase.kind == "rl"]
+    rows = []
+    for metric in SIGNALS if found else ():
+        value_T = found[-1].select("train", metric).value.to_numpy()
+        if len(value_T):
+            quarter = -(-len(value_T) // 4)
+            first, last = value_T[:quarter].mean(), value_T[-quarter:].mean()
+            rows.append([metric_of("train", metric).title, number(first), number(last), str(quarter)])
+    note = (
+        "Means over the logged steps at the start and at the end of RL. Groups without signal have equal rewards, so "
+        "nothing is learnt from them. If pass@1 did not rise: with many such groups, or an entropy near 0, there is "
+        "little to learn from. If the reward for the place rises alone, the model quotes more but answers no better."
+    )
+    return Table("What RL learnt from", ["training record", "first quarter", "last quarter", "steps"], rows, note)
+
+
+def signed(value: float) -> str:
+    """Format a change with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]]) -> Drawing | None:
@@ -83,6 +110,8 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
     if not names:
         return None
     columns = min(3, len(names))
+    ends = np.array([0, *(phase.before + phase.tokens for phase in phases)])
+    edges = widths(ends)
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(columns, height=2.5, width=3.2, rows=-(-len(names) // columns))
         for ax in axes.ravel()[len(names) :]:
@@ -90,23 +119,37 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
         for ax, name in zip(axes.ravel(), names, strict=False):
             for place, (phase, curve) in enumerate(zip(phases, curves[name], strict=True)):
                 colour = COLOURS[place % len(COLOURS)]
-                ax.axvspan(phase.before, phase.before + phase.tokens, color=colour, alpha=0.06, linewidth=0)
+                ax.axvspan(edges[place], edges[place + 1], color=colour, alpha=0.06, linewidth=0)
                 if curve is not None:
-                    ax.plot(phase.before + curve.tokens_W, curve.value_W, color=colour, marker="o", markersize=3)
+                    x_W = np.interp(phase.before + curve.tokens_W, ends, edges)
+                    ax.plot(x_W, curve.value_W, color=colour, marker="o", markersize=3)
             of = metric_of(*name.split("/"))
             ax.set_title(of.title, fontsize=8.5, fontweight="normal")
-            ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.xaxis.set_major_formatter(lambda count, _: tokens(count))
-            ax.set_xlabel("tokens of all phases")
+            ax.set_xticks(edges, [tokens(end) for end in ends])
+            ax.set_xlabel("training tokens of all phases")
             if of.scale == LOG and all((np.asarray(each.get_ydata()) > 0).all() for each in ax.lines):
                 log_values(ax)
-        handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)]) for i in range(len(phases))]
-        figure.legend(handles, [each.label for each in phases], loc="outside upper left", ncols=4)
+        handles = [
+            Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", markersize=3) for i in range(len(phases))
+        ]
+        figure.legend(handles, labels(phases), loc="outside upper left", ncols=4)
         image = png(figure)
-    said = ", ".join(f"{each.label} ({tokens(each.tokens)} tokens)" for each in phases)
-    caption = f"Phases: {said}. A point is a window. A curve may jump where a phase begins, as its items may be others."
+    said = ", ".join(
+        f"{label} ({tokens(each.tokens)} tokens)" for label, each in zip(labels(phases), phases, strict=True)
+    )
+    caption = (
+        f"Phases: {said}. A point is a window. The axis is linear within a phase; a short phase is drawn wider than "
+        "its share of the tokens. A curve may jump where a phase begins, because the phase may measure other items."
+    )
     alt = f"{len(names)} metrics over the phases {said}"
     return Drawing("chain", "All phases on one axis of tokens", alt, caption, image)
+
+
+def widths(ends: np.ndarray) -> np.ndarray:
+    """The places of the borders between phases, 0 to 1: in proportion to tokens, but each phase LEAST wide or more."""
+    share = np.diff(ends) / ends[-1]
+    wide = np.maximum(share, min(LEAST, 1 / len(share)))
+    return np.concatenate(([0.0], np.cumsum(wide / wide.sum())))
 
 
 def _left(phase: Phase) -> str:

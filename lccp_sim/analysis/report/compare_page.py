@@ -48,11 +48,11 @@ from lccp_sim.analysis.stats.curve import to_json
 from lccp_sim.analysis.stats.deceptive import deceptive
 from lccp_sim.analysis.stats.pairs import gather
 from lccp_sim.analysis.stats.prediction import Prediction, predictions
-from lccp_sim.analysis.stats.rule import SHOWN as SHOWN_VERDICTS
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS as SHOWN_VERDICTS
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import SENTENCE, Tag
 
-SHOWN = tuple(shown("overlay"))
+OVERLAID = tuple(shown("overlay"))
 
 
 def write_comparison(
@@ -112,8 +112,8 @@ def write_comparison(
 
 
 def overlaid_figure(found: Sequence[Findings]) -> Drawing | None:
-    """Draw each metric of SHOWN in a panel, one line per run; None if no run has a curve of two windows."""
-    drawn = [m for m in SHOWN if any((c := each.curve(m.monitor, m.name)) and len(c.tokens_W) > 1 for each in found)]
+    """Draw each metric of OVERLAID in a panel, one line per run; None if no run has a curve of two windows."""
+    drawn = [m for m in OVERLAID if any((c := each.curve(m.monitor, m.name)) and len(c.tokens_W) > 1 for each in found)]
     if not drawn:
         return None
     curves = [curve for each in found for m in drawn if (curve := each.curve(m.monitor, m.name))]
@@ -164,7 +164,10 @@ def _metrics(found: Sequence[Findings]) -> Table:
     """Tabulate metrics, with three columns per run: change, t95, and the rule's verdict."""
     rows = []
     sentence: dict[str, Tag] = {"span": SENTENCE}
-    for monitor, metric, tags in (*((each.monitor, each.name, {}) for each in SHOWN), ("needle", "hit_frac", sentence)):
+    for monitor, metric, tags in (
+        *((each.monitor, each.name, {}) for each in OVERLAID),
+        ("needle", "hit_frac", sentence),
+    ):
         cells = []
         for each in found:
             row, decision = each.row(monitor, metric, **tags), each.decision(monitor, metric, **tags)

@@ -12,7 +12,7 @@ from lccp_sim.analysis.format import interval, judged, number, percent, tokens
 from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.dynamics import like_the_paper
-from lccp_sim.analysis.stats.rule import SHOWN
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS
 
 PAPER = "arXiv 2604.02650"
 TOTAL = 200  # billions of tokens in the paper's run
@@ -119,7 +119,9 @@ def _ppl(found: Findings) -> list[str] | None:
     if row is None or decision is None:
         return None
     ours = f"{change(row)}; t95 {_share(found, row.t95.value)}" if row.t95 else f"{change(row)}; no t95"
-    ours += f"; by the rule {SHOWN[decision.verdict]}" + (f" (its NLL: {SHOWN[nll.verdict]})" if nll else "")
+    ours += f"; by the rule {VERDICT_WORDS[decision.verdict]}" + (
+        f" (its NLL: {VERDICT_WORDS[nll.verdict]})" if nll else ""
+    )
     ours += whole_sentence(found, "answer_ppl")
     return ["sec. 5", "needle perplexity", "falls until 150 B (75 %)", ours]
 

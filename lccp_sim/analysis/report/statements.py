@@ -7,7 +7,7 @@ arXiv 2604.02650 leads a reader to expect, with the number behind it.
 from lccp_sim.analysis.areas import rate_of
 from lccp_sim.analysis.findings import Findings
 from lccp_sim.analysis.format import interval, number, percent, tokens
-from lccp_sim.analysis.stats.rule import SHOWN, decided
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS, decided
 from lccp_sim.analysis.stats.saturation import FRAC, Lag, Progress
 
 
@@ -80,7 +80,7 @@ def _scale(found: Findings, gap: Lag | None) -> str:
         parts.append(f"the index is {interval(gap.index)} with the NLL, {interval(gap.index_log)} with its logarithm")
     ppl = found.decision("needle", "answer_ppl")
     if ppl is not None and ppl.verdict != "not enough points":
-        parts.append(f"by the rule the needle's perplexity, which is exp(NLL), is {SHOWN[ppl.verdict]}")
+        parts.append(f"by the rule the needle's perplexity, which is exp(NLL), is {VERDICT_WORDS[ppl.verdict]}")
     if not parts:
         return ""
     text = "; ".join(parts)
@@ -111,7 +111,7 @@ def _lengths(found: Findings) -> str:
         length = row.tags["length"]
         verdicts = ""
         if decision and nll:
-            verdicts = f"; by the rule it is {SHOWN[decision.verdict]} (NLL: {SHOWN[nll.verdict]})"
+            verdicts = f"; by the rule it is {VERDICT_WORDS[decision.verdict]} (NLL: {VERDICT_WORDS[nll.verdict]})"
         if gap and row.t95:
             index = "" if gap.index is None else f", index {interval(gap.index)}"
             parts.append(f"at {length} tokens the hit has t95 = {interval(row.t95, tokens)}{index}{verdicts}")
@@ -236,9 +236,9 @@ def _sources(found: Findings) -> str:
         said = []
         for source, row in of_source.items():
             decision = found.decision("perplexity", metric, source=source)
-            status = f", {SHOWN[decision.verdict]}" if decision else ""
+            status = f", {VERDICT_WORDS[decision.verdict]}" if decision else ""
             said.append(f"{source} goes {change(row)}{beyond(row)}{status}")
-        parts.append(f"by the rule the mean {name} is {SHOWN[mean.verdict]}; {'; '.join(said)}")
+        parts.append(f"by the rule the mean {name} is {VERDICT_WORDS[mean.verdict]}; {'; '.join(said)}")
     return _sentences(parts)
 
 

@@ -14,10 +14,16 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from lccp_sim.analysis.findings import Findings, examine
-from lccp_sim.analysis.forks import forks, least_error, predicted, spreads
+from lccp_sim.analysis.forks import forks, least_error, monitor_predictions, spreads
 from lccp_sim.analysis.format import interval, number, percent, setting, tokens
 from lccp_sim.analysis.metrics import LOG, labelled, metric_of
-from lccp_sim.analysis.report.after import predicted_table, scores_table, spreads_table, windows_table
+from lccp_sim.analysis.report.after import (
+    predicted_table,
+    scores_table,
+    signals_table,
+    spreads_table,
+    window_stages_table,
+)
 from lccp_sim.analysis.report.answers import answers
 from lccp_sim.analysis.report.answers import table as answer_table
 from lccp_sim.analysis.report.plots import (
@@ -52,7 +58,7 @@ from lccp_sim.analysis.stats.arms import (
 )
 from lccp_sim.analysis.stats.cpt_law import replay
 from lccp_sim.analysis.stats.curve import to_json
-from lccp_sim.analysis.stats.rule import SHOWN, decide
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS, decide
 from lccp_sim.analysis.stats.saturation import progress
 from lccp_sim.files import write_atomic
 
@@ -92,8 +98,12 @@ def write_study(
         for arm, control in against.items()
     }
     left = forks(runs, repeats)
-    ahead, least, apart = (predicted(left), least_error(left), spreads(left)) if left else ([], None, [])
-    after = [windows_table(left), predicted_table(ahead, least), spreads_table(apart)] if left else []
+    ahead, least, apart = (monitor_predictions(left), least_error(left), spreads(left)) if left else ([], None, [])
+    after = (
+        [window_stages_table(left), predicted_table(ahead, least), spreads_table(apart), signals_table(left, runs)]
+        if left
+        else []
+    )
     with matplotlib.rc_context(STYLE):
         figure = arms_figure(curves, list(runs), [run.dense_from for run in drawn])
     made = [
@@ -102,7 +112,7 @@ def write_study(
         Section("Needles and probe", [], [needle_table(told), probe_over_seeds_table(told)] if told else []),
         Section("After the window", [], after),
         Section("What training for heads moves", [], [scores_table(judged, trained)]),
-        Section("The effect of data order", [], [_order(still, len(repeats) + 1)]),
+        Section("The effect of data order", [], [_order(still, repeats)]),
         Section("Results", [], [_results(rows, metrics), _leverages(rows, metrics)]),
         Section("Saturation by arm", [], [_saturation(curves)]),
         Section("The effect of replay", [], [_replay(runs)]),
@@ -132,12 +142,13 @@ def write_study(
     }
     data = {
         "study": name, "texts": list(texts), "reference": reference, "metrics": list(metrics), "paper": paper,
-        "failed": list(failed), "precondition_not_met": weak,
+        "failed": list(failed), "trained": list(trained), "controls": dict(controls or {}),
+        "precondition_not_met": weak,
         "results": to_json(rows), "agreements": to_json(agreed),
         "answers": to_json(found),
         "stopping": to_json(costs),
         "repeats": to_json(still),
-        "after": to_json({"windows": left.windows, "stages": left.stages, "foretold": ahead, "least_error": least,
+        "after": to_json({"windows": left.windows, "stages": left.stages, "predicted": ahead, "least_error": least,
                           "spreads": apart}) if left else None,
         "leverage": {metric: leverage(rows, metric) for metric in metrics},
         "runs": _names(runs), "again": [_names(each) for each in repeats],
@@ -218,15 +229,18 @@ def _label(key: str) -> str:
     return metric_of(*key.split("/")).label
 
 
-def _order(still: Sequence[Moved], orders: int) -> Table:
+def _order(still: Sequence[Moved], repeats: Sequence[Runs]) -> Table:
     cells = []
+    several = {arm for each in repeats for arm in each}
+    of = "" if several >= {row.arm for row in still} else f" of {', '.join(sorted(several))} alone"
     for row in still:
         told = "yes" if row.told else "no: within the spread of repeats"
         cells.append([labelled(row.metric), row.arm, number(row.change), number(row.spread), number(row.floor), told])
     note = (
-        f"Runs of one seed that differ only in the order of their data, {orders} orders. Change: from first to last "
-        "window, mean over seeds. Spread: standard deviation of repeats at the end, pooled over seeds and arms. Noise "
-        "limit: the largest such change from data order alone (95 %). A change within it does not count."
+        f"Runs of one seed that differ only in the order of their data, {len(repeats) + 1} orders{of}. Change: from "
+        "first to last window, mean over seeds. Spread: standard deviation of repeats at the end, pooled over seeds "
+        "and arms. Noise limit: the largest such change from data order alone (95 %). A change within it does not "
+        "count."
     )
     head = ["metric", "arm", "change", "spread of repeats", "noise limit", "changed"]
     return Table("Repeated runs", head, cells, note)
@@ -274,7 +288,7 @@ def _saturation(found: Curves) -> Table:
                 f"{interval(moved.t95, tokens)}" if moved.t95 else f"none: {moved.reason.code if moved.reason else ''}"
             )
             way = f"{number(moved.first)} to {number(moved.last)}"
-            cells.append([labelled(metric), arm, SHOWN[decision.verdict], way, gain, t95])
+            cells.append([labelled(metric), arm, VERDICT_WORDS[decision.verdict], way, gain, t95])
     note = (
         "Means over seeds. t95: tokens to 95 % of the arm's own improvement in its run, not a point of saturation. "
         "For the rule and the next doubling see docs/analysis.md. In parentheses: 95 % intervals over seeds and items."

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lccp_sim.analysis.findings import Findings, values
+from lccp_sim.analysis.findings import Findings, tag_values
 from lccp_sim.analysis.format import interval, judged, measured, number, percent, tagged, tokens
 from lccp_sim.analysis.metrics import METRICS, shown
 from lccp_sim.analysis.report.statements import change
 from lccp_sim.analysis.stats.correlation import Coefficient, Comparison, Correlation
 from lccp_sim.analysis.stats.forecast import GAIN
 from lccp_sim.analysis.stats.laws import LAWS
-from lccp_sim.analysis.stats.pairs import KINDS
+from lccp_sim.analysis.stats.pairs import PAIR_KINDS
 from lccp_sim.analysis.stats.prediction import Prediction
-from lccp_sim.analysis.stats.rule import SHOWN
+from lccp_sim.analysis.stats.rule import VERDICT_WORDS
 from lccp_sim.analysis.stats.saturation import Progress
 from lccp_sim.records import SENTENCE, Tag
 
@@ -28,7 +28,7 @@ MORE: dict[str, tuple[str, dict[str, Tag]]] = {  # second column of a metric in 
     "needle/answer_nll_nats": ("full sentence", {"span": SENTENCE}),
     "heads/initial_heads_mean_frac": ("LongBio", {"samples": "longbio"}),
 }
-MONITORS = tuple(dict.fromkeys(each.monitor for each in METRICS))
+MONITOR_ORDER = tuple(dict.fromkeys(each.monitor for each in METRICS))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def probe_table(found: Findings) -> Table:
     """Tabulate exact match at the first and last window, by task (rows) and length (columns), and overall."""
     last: dict[str, Tag] = {"sft_step": found.steps_sft[-1]} if found.steps_sft else {}
     run, metric = found.run, "exact_match_frac"
-    lengths = sorted({int(length) for (length,) in values(run, "probe", metric, "length", **last)})
-    tasks = sorted({str(task) for (task,) in values(run, "probe", metric, "task", **last)})
+    lengths = sorted({int(length) for (length,) in tag_values(run, "probe", metric, "length", **last)})
+    tasks = sorted({str(task) for (task,) in tag_values(run, "probe", metric, "task", **last)})
 
     def cell(tags: Mapping[str, Tag]) -> str:
         rows = run.select("probe", metric, **tags)
@@ -245,7 +245,7 @@ def by_length_table(found: Findings) -> Table:
             if moved and metric != "answer_ppl":
                 decision = found.decision("needle", metric, **row.tags)
                 cells.append(interval(moved.t95, tokens) if moved.t95 else "none")
-                cells.append(SHOWN[decision.verdict] if decision else "")
+                cells.append(VERDICT_WORDS[decision.verdict] if decision else "")
             elif metric != "answer_ppl":
                 cells += ["", ""]
         gap = found.lag(**row.tags)
@@ -263,7 +263,7 @@ def _moved(found: Findings, row: Progress) -> list[str]:
     knee = found.knees.get((row.monitor, row.metric, tuple(sorted(row.tags.items()))))
     source = " *" if row.interval == "standard errors" else ""
     gain = decision.gain if decision and decision.gain and decision.gain.value == decision.gain.value else None
-    cells = [tagged(row.monitor, row.metric, row.tags) + source, SHOWN[decision.verdict] if decision else ""]
+    cells = [tagged(row.monitor, row.metric, row.tags) + source, VERDICT_WORDS[decision.verdict] if decision else ""]
     cells += [change(row).removeprefix("from "), interval(gain) if gain else ""]
     cells += [tokens(estimate.value) if estimate else "" for estimate in (row.t50, row.t90)]
     why = row.reason.code if row.reason else ""
@@ -275,17 +275,17 @@ def _moved(found: Findings, row: Progress) -> list[str]:
 
 def _ordered(rows: Iterable[Progress]) -> list[Progress]:
     """Sort rows by monitor in the order of the report, and within a monitor in order of entry."""
-    return sorted(rows, key=lambda row: MONITORS.index(row.monitor))
+    return sorted(rows, key=lambda row: MONITOR_ORDER.index(row.monitor))
 
 
-NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}
+COLUMN_NAMES = {"long_token_frac": "tokens in long documents", "held_out_frac": "held out"}
 
 
 def corpus_table(found: Findings) -> Table:
     """Tabulate the corpus of the run."""
     frame = found.run.corpus
     frame = frame[[name for name in frame if not frame[name].map(lambda value: isinstance(value, dict | list)).any()]]
-    head = [NAMES.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
+    head = [COLUMN_NAMES.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
     rows = [[_cell(str(name), value) for name, value in row.items()] for _, row in frame.iterrows()]
     note = "Long documents are longer than the old context." if "long_token_frac" in frame else ""
     return Table("Corpus", head, rows, note)
@@ -333,7 +333,7 @@ def coefficients_table(found: Sequence[Correlation]) -> Table:
     rows = []
     for target, monitor in dict.fromkeys((each.target, each.monitor) for each in found):
         by_kind = {e.kind: e for e in found if (e.target, e.monitor, e.task) == (target, monitor, None)}
-        rows.append([target, monitor, *(_pearson(by_kind[kind]) if kind in by_kind else "" for kind in KINDS)])
+        rows.append([target, monitor, *(_pearson(by_kind[kind]) if kind in by_kind else "" for kind in PAIR_KINDS)])
     resampled = sorted({each.interval for each in found if each.pearson and each.task is None})
     note = (
         "Pearson's r within runs, with its 95 % bootstrap interval and the number of points. Two series that both "

@@ -27,11 +27,11 @@ from lccp_sim.records import SENTENCE
 LEVELLED, IMPROVING, UNDECIDED = "levelled", "still improving", "undecided"
 FEW, WORSE = "too few points", "worse"
 STATUS = dict(zip(VERDICTS, (LEVELLED, IMPROVING, UNDECIDED, FEW), strict=True))
-NAMED = {
+SIGNAL_NAMES = {
     "perplexity/short_nll_nats": "forgetting (short-context NLL)",
     "heads/initial_heads_mean_frac": "heads (initial)",
 }
-LEAST = 0.001  # smaller improvements are shown as 0
+LEAST_SHOWN = 0.001  # smaller improvements are shown as 0
 COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below", "levelled at")
 
 
@@ -62,7 +62,7 @@ class Signal:
         gain, buys = self.next_doubling, ""
         ends = [] if gain is None or gain.low is None or gain.high is None else [gain.low, gain.high]
         value = [] if gain is None else [gain.value]
-        size = max(map(abs, (*value, *ends, self.threshold or 0, LEAST)))
+        size = max(map(abs, (*value, *ends, self.threshold or 0, LEAST_SHOWN)))
         digits = max(0, 1 - floor(log10(size)))  # two of the largest
         if value:
             buys = f"{round(value[0], digits) + 0.0:+.{digits}f}"
@@ -129,7 +129,7 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
     gain = decision.gain if decision.gain is not None and isfinite(decision.gain.value) else None
     threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
     since = since if status == LEVELLED else None
-    name, sources = NAMED.get(of.key, of.label), _by_source(found, of)
+    name, sources = SIGNAL_NAMES.get(of.key, of.label), _by_source(found, of)
     return Signal(of.key, name, of.unit, row.first, row.last, status, gain, threshold, since, sources)
 
 

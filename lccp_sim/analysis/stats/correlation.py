@@ -26,8 +26,8 @@ from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.curve import LEVEL, Absent
 from lccp_sim.analysis.stats.pairs import (
     HIT,
-    KINDS,
     MIN_POINTS,
+    PAIR_KINDS,
     Name,
     Panel,
     Points,
@@ -58,13 +58,7 @@ def correlation_p(r: float, df: int) -> float:
     return float(2 * t.sf(abs(r) * math.sqrt(df / (1 - r * r)), df))
 
 
-def critical_r(df: int, alpha: float = 1 - LEVEL) -> float:
-    """Return the |r| above which `correlation_p` is below `alpha`."""
-    bound = t.isf(alpha / 2, df)
-    return float(bound / math.sqrt(df + bound * bound))
-
-
-def fisher_interval(r: float, df: int, ranks: bool = False, level: float = LEVEL) -> tuple[float, float] | None:
+def fisher_interval(r: float, df: int, ranks: bool = False) -> tuple[float, float] | None:
     """Compute the interval of a correlation with `df` degrees of freedom (n - 2 for two variables).
 
     None for df < 2 or |r| = 1. `ranks`: r is Spearman's, whose z has a 1.06 times larger variance. Source: Fisher 1921
@@ -72,7 +66,7 @@ def fisher_interval(r: float, df: int, ranks: bool = False, level: float = LEVEL
     """
     if df < 2 or abs(r) >= 1:
         return None
-    half = norm.ppf((1 + level) / 2) * math.sqrt((RANKS if ranks else 1.0) / (df - 1))
+    half = norm.ppf((1 + LEVEL) / 2) * math.sqrt((RANKS if ranks else 1.0) / (df - 1))
     low, high = np.tanh([math.atanh(r) - half, math.atanh(r) + half])
     return float(low), float(high)
 
@@ -163,7 +157,7 @@ def correlations(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Correla
         _correlation(panels, target, task, monitor, kind, seed)
         for target, task in targets(panels)
         for monitor in monitors(panels)
-        for kind in KINDS
+        for kind in PAIR_KINDS
     ]
     keys = [(row.target, row.monitor, row.kind) if row.task else None for row in rows]
     for name in ("pearson", "spearman"):
@@ -295,18 +289,18 @@ class Comparison:
     reason: Absent | None
 
 
-def comparisons(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Comparison]:
+def comparisons(runs: Sequence[RunData | Panel]) -> list[Comparison]:
     """Run Williams's test of each monitor against the hit, by target, task and kind; [] if no run has hits or a probe.
 
     Source: Williams 1959; Steiger 1980 (see `williams`).
     """
-    panels = gather(runs, seed)
+    panels = gather(runs)
     others = [name for name in monitors(panels) if name != HIT]
     rows = [
         _comparison(panels, target, task, monitor, kind)
         for target, task in targets(panels)
         for monitor in (others if HIT in monitors(panels) else ())
-        for kind in KINDS
+        for kind in PAIR_KINDS
     ]
     keys = [(row.target, row.monitor, row.kind) if row.task else None for row in rows]
     adjusted = over_tasks(keys, [row.p for row in rows])

@@ -10,7 +10,7 @@ old domain may rise and return. The tokens until it is back at its value of step
 Domains are fitted together. They share S0, which belongs to the model, and S1 and S2; E, beta and the linear parameters
 are separate. Arms of a sweep start from one model and share everything but B, which decreases with r.
 
-Design note: parameters that a run much shorter than pre-training cannot determine are not searched. alpha is ALPHA,
+Design note: parameters that a run much shorter than pre-training cannot determine are not searched. alpha is 0.5,
 between the 0.50 and 0.68 that the paper prints, and A and C are not negative. The paper says that replay enters
 exponentially; B times exp(-kappa r) is our interpretation. The fit uses variable projection, as in `laws.py`.
 """
@@ -24,13 +24,12 @@ import numpy as np
 from lccp_sim.analysis.areas import Areas
 from lccp_sim.analysis.stats.curve import Curve, Estimate
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.forecast import first_at, open_estimate
+from lccp_sim.analysis.stats.forecast import HORIZON, first_at, open_estimate
 from lccp_sim.analysis.stats.laws import first_window, root_weights, scattered
 
-ALPHA = 0.5
+SLOW_EXPONENT = 0.5
 CPT_WINDOWS = 9  # least windows of a curve: the law has up to eight parameters, and the scale of the noise
-HORIZON = 10  # times the run's tokens: a loss that has not returned by then is reported as "never"
-BEFORE = np.geomspace(0.1, 100, 8)  # S0, in forward areas of the run
+AREAS_BEFORE = np.geomspace(0.1, 100, 8)  # S0, in forward areas of the run
 BETAS = np.geomspace(0.05, 5, 8)
 SPEEDS = 16  # values of E
 KAPPAS = np.linspace(0, 6, 25)
@@ -154,7 +153,7 @@ def _columns(at: Areas, replay_N: Array, before: float, theta_GQ: Array, kappa: 
     """Compute the law's linear part [G, N, 4] at points (E, beta): constant, slow decrease, shift, annealing."""
     speed_G1, beta_G1 = theta_GQ[:, :1], theta_GQ[:, 1:]
     shift_GN = np.exp(-kappa * replay_N) * -np.expm1(-beta_G1 * np.log1p(speed_G1 * at.forward))
-    slow_N = (1 + at.forward / before) ** -ALPHA - 1
+    slow_N = (1 + at.forward / before) ** -SLOW_EXPONENT - 1
     same = [np.broadcast_to(column_N, shift_GN.shape) for column_N in (np.ones_like(slow_N), slow_N, -at.annealing)]
     return np.stack([same[0], same[1], shift_GN, same[2]], -1)
 
@@ -166,7 +165,7 @@ def _fit(domains: Sequence[_Domain], kappas: Array = KAPPAS[:1]) -> list[list[Cp
     would be: of the fits with and without it, the best that keeps the signs is the constrained minimum.
     """
     end = float(domains[0].seen.forward.max())
-    found = [[_best(domain, before * end, kappas) for domain in domains] for before in BEFORE]  # by S0 and domain
+    found = [[_best(domain, before * end, kappas) for domain in domains] for before in AREAS_BEFORE]  # by S0 and domain
     twice_SR = np.array([
         sum(len(domain.root_W) * np.log(rss_R) for domain, (rss_R, _) in zip(domains, each, strict=True))
         for each in found

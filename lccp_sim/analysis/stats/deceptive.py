@@ -60,7 +60,7 @@ def t95_of(tokens_W: Array, value_RW: Array, rising: bool) -> Array:
     return np.array([tokens_to(tokens_W, isotonic(value_W, rising)) for value_W in value_RW])
 
 
-ALPHA = 0.05
+SIGNIFICANCE = 0.05
 RULES = ("mean", "wilson")
 LATE = (NLL, *(f"probe/{target}" for target in TARGETS))
 
@@ -194,7 +194,7 @@ def _index(name: str, late: Curve | None, hit: Curve, drawn: tuple[Array, ...] |
         p=p,
         null_own=null_own,
         p_own=p_own,
-        exceeds=max(p, p_own) < ALPHA,
+        exceeds=max(p, p_own) < SIGNIFICANCE,
         excess=excess,
         reason=None,
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lccp_sim.analysis.run import RunData
 from lccp_sim.analysis.stats.estimate import Array
-from lccp_sim.analysis.stats.heads import Scores, initial_heads, rank_correlation, strongest, topk_overlap
+from lccp_sim.analysis.stats.heads import HeadScores, initial_heads, rank_correlation, strongest, topk_overlap
 from lccp_sim.config import RETRIEVES, top_k
 from lccp_sim.records import Tag
 
@@ -89,7 +89,7 @@ def dynamics(run: RunData, texts: str = "needle") -> Dynamics | None:
     )
 
 
-def stages(tokens_W: Array, score_WLN: Scores, windows: range | list[int], k: int) -> list[Stage]:
+def stages(tokens_W: Array, score_WLN: HeadScores, windows: range | list[int], k: int) -> list[Stage]:
     """Return one stage for each pair of neighbours in `windows`. Source: arXiv 2604.02650 table 5."""
     found = []
     for before, after in zip(windows[:-1], windows[1:], strict=True):
@@ -111,7 +111,7 @@ def like_the_paper(run: RunData, fractions: tuple[float, ...], texts: str = "nee
     return stages(tokens_W, score_WLN, windows, top_k(score_WLN[0].size))
 
 
-def scores(run: RunData, metric: str, tags: dict[str, Tag]) -> tuple[Array, Scores] | None:
+def scores(run: RunData, metric: str, tags: dict[str, Tag]) -> tuple[Array, HeadScores] | None:
     """Return tokens [W] and scores [W, L, N] of the windows at which every head has a score; None if there are none.
 
     Heads without any record (a layer of another kind) count as 0, so that rows and columns are layers and heads.

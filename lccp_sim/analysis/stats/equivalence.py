@@ -55,7 +55,7 @@ def probe_stays(run: RunData, margin: float = MARGIN) -> Equivalence | None:
     tags = {"sft_step": int(rows.sft_step.max())}
     windows = rows[rows.sft_step == tags["sft_step"]].drop_duplicates("step").set_index("step").tokens.sort_index()
     none = Equivalence(None, None, 0, None, margin, False, None)
-    early = windows[windows <= windows.iloc[-1] / 2]
+    early = windows.iloc[:-1][windows.iloc[:-1] <= windows.iloc[-1] / 2]  # at step 0 half of no tokens is no tokens
     if early.empty:
         return replace(none, reason=Absent("no window of the probe lies at half its last window's tokens or before"))
     found = item_values(run, "probe", [METRIC], [int(early.index[-1]), int(windows.index[-1])], tags)

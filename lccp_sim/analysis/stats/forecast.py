@@ -18,7 +18,7 @@ from lccp_sim.analysis.stats.laws import LAW_WINDOWS, law_predictions, scattered
 from lccp_sim.analysis.stats.saturation import isotonic, tokens_to
 from lccp_sim.records import Tag
 
-SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows
+WINDOW_SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows
 GAIN = 0.9  # of the run's own improvement: the gain whose tokens are predicted
 HORIZON = 10  # times the run's tokens: a later time is reported as "never"
 DRAWS = 300
@@ -65,7 +65,7 @@ def forecasts(curve: Curve, planned: int) -> list[Forecast]:
     if planned > 1.01 * curve.tokens_W[-1]:
         return [_forecast(curve, windows, 1.0, planned)] if _able(curve, windows, planned) else []
     end = int(curve.tokens_W[-1])
-    cuts = [(share, round(share * windows)) for share in SHARES]
+    cuts = [(share, round(share * windows)) for share in WINDOW_SHARES]
     return [_forecast(curve, cut, share, end) for share, cut in cuts if _able(curve, cut, end)]
 
 
@@ -76,7 +76,7 @@ def _able(curve: Curve, windows: int, end: float) -> bool:
     return knows and windows >= max(LAW_WINDOWS, windows_needed(seen))
 
 
-def predicted(curve: Curve, ahead: Array) -> tuple[Array, Array]:
+def predict_values(curve: Curve, ahead: Array) -> tuple[Array, Array]:
     """Predict the values at the tokens `ahead` by the laws: a row for the curve and one per resample, [1 + R, ahead].
 
     Also return the same with the scatter of single windows, as a measurement would have it.
@@ -100,7 +100,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
     )
     over = end <= tokens_W[-1]
     grid = np.geomspace(seen.tokens_W[-1], HORIZON * end if curve.rate is None else end, 120)
-    path_RN, measured_RN = predicted(seen, np.append(grid, end))
+    path_RN, measured_RN = predict_values(seen, np.append(grid, end))
     reach, reached = None, None
     sign = 1.0 if curve.rising else -1.0
     fit_W = sign * isotonic(curve.value_W, curve.rising)

@@ -11,10 +11,10 @@ from scipy.stats import spearmanr
 
 from lccp_sim.config import RETRIEVES, TOP_FRAC, top_k
 
-Scores = npt.NDArray[np.floating]
+HeadScores = npt.NDArray[np.floating]
 
 
-def retrieval_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
+def retrieval_heads(score_LN: HeadScores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
     """Find the heads with scores above `threshold`, as pairs [n, 2] of (layer, head), strongest first.
 
     Ties by layer, then head. Source: arXiv 2604.02650 sec. 6, the number of heads above r = 0.1; arXiv 2404.15574
@@ -23,24 +23,24 @@ def retrieval_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArr
     return strongest(score_LN, int((score_LN > threshold).sum()))
 
 
-def initial_heads(score_LN: Scores, threshold: float = RETRIEVES) -> npt.NDArray[np.intp]:
+def initial_heads(score_LN: HeadScores) -> npt.NDArray[np.intp]:
     """Choose the heads to follow, pairs [n, 2], from the first window's scores: the retrieval heads, or the top 3 %.
 
     Source: arXiv 2604.02650 sec. 6 fixes the set at the checkpoint before training; the fallback (at least one head)
     is our own.
     """
-    heads = retrieval_heads(score_LN, threshold)
+    heads = retrieval_heads(score_LN)
     return heads if len(heads) else strongest(score_LN, max(1, round(TOP_FRAC * score_LN.size)))
 
 
-def mean_score(score_LN: Scores, heads: npt.NDArray[np.intp]) -> float:
+def mean_score(score_LN: HeadScores, heads: npt.NDArray[np.intp]) -> float:
     """Average the score over `heads`, pairs [n, 2] of (layer, head) with n > 0."""
     if not len(heads):
         raise ValueError("mean_score: no heads given; initial_heads() always names at least one")
     return float(score_LN[heads[:, 0], heads[:, 1]].mean())
 
 
-def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
+def topk_overlap(a_LN: HeadScores, b_LN: HeadScores, k: int | None = None) -> float:
     """Return the fraction of the k strongest heads of one window that are among the k strongest of the other.
 
     Two unrelated rankings share k / (L N) on average. Ties are ordered by layer, then head, so windows full of zeros
@@ -52,7 +52,7 @@ def topk_overlap(a_LN: Scores, b_LN: Scores, k: int | None = None) -> float:
     return len(both) / k
 
 
-def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
+def rank_correlation(a_LN: HeadScores, b_LN: HeadScores) -> float | None:
     """Compute Spearman's rank correlation over all heads; None if one window's scores are all equal (undefined).
 
     Source: arXiv 2604.02650 Table 5.
@@ -63,13 +63,13 @@ def rank_correlation(a_LN: Scores, b_LN: Scores) -> float | None:
     return float(spearmanr(a_LN.ravel(), b_LN.ravel()).statistic)
 
 
-def strongest(score_LN: Scores, k: int) -> npt.NDArray[np.intp]:
+def strongest(score_LN: HeadScores, k: int) -> npt.NDArray[np.intp]:
     """Return the pairs [k, 2] of (layer, head) with the highest scores, strongest first; ties by layer, then head."""
     flat = np.argsort(-score_LN.ravel(), kind="stable")[:k]
     return np.stack(np.unravel_index(flat, score_LN.shape), axis=-1)
 
 
-def _check_shapes(a_LN: Scores, b_LN: Scores) -> None:
+def _check_shapes(a_LN: HeadScores, b_LN: HeadScores) -> None:
     if a_LN.shape != b_LN.shape:
         raise ValueError(
             f"scores of two windows have different shapes, {a_LN.shape} and {b_LN.shape}: not the same model"

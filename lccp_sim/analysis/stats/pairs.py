@@ -27,9 +27,9 @@ from lccp_sim.analysis.stats.saturation import progress
 
 CEILING = 0.95
 HIT, NLL = "needle/hit_frac", "needle/answer_nll_nats"
-BESIDE = tuple(dict.fromkeys(each.monitor for each in shown("beside")))
+SECOND_MONITORS = tuple(dict.fromkeys(each.monitor for each in shown("beside")))
 TARGETS = tuple(each.name for each in shown("target"))
-KINDS = ("level", "differences", "partial", "after_hit")
+PAIR_KINDS = ("level", "differences", "partial", "after_hit")
 MIN_POINTS = 4
 Name = str  # "monitor/metric", "probe/metric" or "probe/metric/task"
 
@@ -85,8 +85,8 @@ class Panel:
         constant slopes wherever the windows lie. `partial`: values, with log tokens as their trend. `after_hit`: values
         from `after` on. `items`: with resamples over items, if there are any. Raises ValueError for another kind.
         """
-        if kind not in KINDS:
-            raise ValueError(f"aligned: kind {kind!r} is not one of {', '.join(KINDS)}")
+        if kind not in PAIR_KINDS:
+            raise ValueError(f"aligned: kind {kind!r} is not one of {', '.join(PAIR_KINDS)}")
         shared = self.shared(*names)
         if shared is None or (kind == "after_hit" and self.after is None):
             return None
@@ -156,19 +156,19 @@ def tasks(panels: Sequence[Panel], metric: str) -> list[str]:
 
 def _panel(run: RunData, seed: int, by_task: bool) -> Panel:
     found: dict[Name, Curve] = {}
-    for number, monitor in enumerate(BESIDE):
+    for number, monitor in enumerate(SECOND_MONITORS):
         alone = [(each.name,) for each in shown("beside", monitor)]  # a gap in one must not affect another
         for group in groups("beside", monitor) if monitor == "heads" else alone:
             for metric, curve in curves(run, monitor, group, {}, seed=seed + number).items():
                 found[f"{monitor}/{metric}"] = curve
     for metric in TARGETS:
         tags = probe_tags(run, metric)
-        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(BESIDE)).values():
+        for curve in curves(run, "probe", (metric,), tags, seed=seed + len(SECOND_MONITORS)).values():
             found[f"probe/{metric}"] = curve
         if tags and by_task:
             rows = run.select("probe", metric, "task", **tags)
             for task in sorted(set(rows.task)) if len(rows) else ():
-                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(BESIDE))
+                only = curves(run, "probe", (metric,), tags | {"task": str(task)}, seed=seed + len(SECOND_MONITORS))
                 found[f"probe/{metric}/{task}"] = only[metric]
     later = [float(t) for curve in found.values() for t in curve.tokens_W if t > 0]
     return Panel(run.path.resolve(), run.name, found, min(later, default=1.0), *_after(found.get(HIT)))

@@ -43,9 +43,9 @@ class Prediction:
     reason: Absent | None
 
 
-def predictions(runs: Sequence[RunData | Panel], seed: int = 0) -> list[Prediction]:
+def predictions(runs: Sequence[RunData | Panel]) -> list[Prediction]:
     """Predict each target by each monitor, leaving one run out, over all windows and over those after the hit."""
-    panels = gather(runs, seed)
+    panels = gather(runs)
     return [
         predict(panels, target, task, monitor, after_hit)
         for target, task in targets(panels)

@@ -20,7 +20,9 @@ from lccp_sim.errors import ConfigError
 
 EPS = 0.05
 VERDICTS = ("saturated", "improving", "not told apart", "not enough points")
-SHOWN = dict(zip(VERDICTS, ("saturated", "improving", "undecided", "too few points"), strict=True))  # to readers
+VERDICT_WORDS = dict(
+    zip(VERDICTS, ("saturated", "improving", "undecided", "too few points"), strict=True)
+)  # to readers
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def decided(decision: Decision, eps: float) -> str:
     if decision.gain is None or isnan(decision.gain.value):
         return decision.verdict
     if decision.gain_so_far <= 0:
-        return f"{SHOWN[decision.verdict]}, because there is no gain so far"
+        return f"{VERDICT_WORDS[decision.verdict]}, because there is no gain so far"
     since = "" if decision.since_tokens is None else f" from {tokens(decision.since_tokens)} tokens on"
     bound = number(eps * decision.gain_so_far)
-    return f"{SHOWN[decision.verdict]}{since} (next doubling {interval(decision.gain)}, threshold {bound})"
+    return f"{VERDICT_WORDS[decision.verdict]}{since} (next doubling {interval(decision.gain)}, threshold {bound})"
 
 
 def kneedle(curve: Curve) -> int | None:

@@ -98,8 +98,8 @@ def axis(tokens_W: Array, tokens: Any) -> Any:
     return np.log(tokens + tokens_W[1])
 
 
-def tokens_reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estimate]:
-    """Find the tokens to each share of the curve's own improvement, with intervals; nan if it did not improve.
+def tokens_reached(curve: Curve) -> list[Estimate]:
+    """Find the tokens to each share FRACS of the curve's own improvement, with intervals; nan if it did not improve.
 
     The resamples are the curve's own; see `scattered` for what they should include in addition to items. Between step 0
     and the next window nothing was measured, so an estimate there has an interval that covers at least this stretch.
@@ -107,7 +107,7 @@ def tokens_reached(curve: Curve, fracs: tuple[float, ...] = FRACS) -> list[Estim
     fit_W = isotonic(curve.value_W, curve.rising)
     fits = [] if curve.draws_RW is None else [isotonic(draw_W, curve.rising) for draw_W in curve.draws_RW]
     found = []
-    for frac in fracs:
+    for frac in FRACS:
         draws_R = np.array([tokens_to(curve.tokens_W, draw_W, frac) for draw_W in fits]) if fits else None
         estimate = Estimate.of(tokens_to(curve.tokens_W, fit_W, frac), draws_R)
         if estimate.low is not None and estimate.high is not None and estimate.value <= curve.tokens_W[1]:

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal, Self
 
 from lccp_sim.data.cache import build_once
 from lccp_sim.data.documents.document import Document, TextSource, join_files, text_hash
-from lccp_sim.data.documents.files import names
+from lccp_sim.data.documents.files import strings_of
 from lccp_sim.errors import ConfigError, refuse
 
 # Name and version, and the platforms that pip is to pretend: a wheel that holds no code for one version of Python.
@@ -49,8 +49,8 @@ class PackageArchive(TextSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "include", names("include", self.include))
-        object.__setattr__(self, "exclude", names("exclude", self.exclude))
+        object.__setattr__(self, "include", strings_of("include", self.include))
+        object.__setattr__(self, "exclude", strings_of("exclude", self.exclude))
         rule = "must be the file name of a wheel for any Python 3 (NAME-VERSION-py3-none-PLATFORM.whl)"
         refuse(not WHEEL.fullmatch(self.wheel), "wheel", self.wheel, rule)
         rule = "must be the SHA-256 of the wheel, 64 hex digits in lower case"

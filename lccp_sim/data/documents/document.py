@@ -140,12 +140,12 @@ def collect(name: str, source: TextSource) -> tuple[list[Document], list[LeftOut
         refuse(few, f"data.sources.{name}.max_megabytes", source.max_megabytes, "less than every document; raise it")
         documents = kept
     if not documents:
-        counts = "".join(f"; left out: {count} {reason}" for reason, count in counted(left_out).items())
+        counts = "".join(f"; left out: {count} {reason}" for reason, count in count_reasons(left_out).items())
         raise ConfigError(f"data.sources.{name} has no document with text{counts}; check its settings")
     return documents, left_out
 
 
-def counted(left_out: Sequence[LeftOut]) -> dict[str, int]:
+def count_reasons(left_out: Sequence[LeftOut]) -> dict[str, int]:
     """How many are left out, by reason."""
     return dict(sorted(Counter(each.reason for each in left_out).items()))
 

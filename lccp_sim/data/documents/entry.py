@@ -8,9 +8,16 @@ from lccp_sim.data.documents.document import Document, LeftOut, text_hash
 from lccp_sim.errors import ConfigError, refuse
 
 OnBadRow = Literal["refuse", "skip"]
-KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", int: "a number", float: "a number"}
-KINDS |= {str: "text"}
-REMEDY = "; fix it, or set on_bad_row to skip"
+VALUE_KINDS = {
+    dict: "an object",
+    list: "a list",
+    bytes: "bytes",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+VALUE_KINDS |= {str: "text"}
+ROW_REMEDY = "; fix it, or set on_bad_row to skip"
 
 
 def check_policy(on_bad_row: str) -> None:
@@ -46,7 +53,7 @@ def decode(data: bytes, name: str) -> str:
 
 def field(row: Any, key: str, name: str) -> Any:
     """The value under a key; dots lead into objects if no key has the full name. Raises ConfigError."""
-    refused = f"{name} is {KINDS.get(type(row), 'no object')}, not an object with the key {key!r}"
+    refused = f"{name} is {VALUE_KINDS.get(type(row), 'no object')}, not an object with the key {key!r}"
     if not isinstance(row, dict):
         raise ConfigError(f"{refused}; write one object a row")
     if key in row:
@@ -56,7 +63,9 @@ def field(row: Any, key: str, name: str) -> Any:
         inner = row[head]
         if inner is None or isinstance(inner, dict):
             return None if inner is None else field(inner, rest, name)
-        what = f"{KINDS.get(type(inner), 'no object')} under the key {head!r}, not an object with the key {rest!r}"
+        what = (
+            f"{VALUE_KINDS.get(type(inner), 'no object')} under the key {head!r}, not an object with the key {rest!r}"
+        )
         raise ConfigError(f"{name} holds {what}; set text_key to the key of a text")
     keys = ", ".join(map(str, row)) or "none"
     raise ConfigError(f"{name} has no key {key!r}, its keys are {keys}; set text_key to the right one")
@@ -70,10 +79,10 @@ def document(value: Any, key: str, name: str) -> Document | LeftOut:
         what = "token ids, not text; name their tokenizer.json in tokenized_with"
         raise ConfigError(f"{name} holds {what}, or the key of the text in text_key")
     if not isinstance(value, str):
-        what = KINDS.get(type(value), "no string")
-        raise ConfigError(f"{name} holds {what} under the key {key!r}, not a string{REMEDY}")
+        what = VALUE_KINDS.get(type(value), "no string")
+        raise ConfigError(f"{name} holds {what} under the key {key!r}, not a string{ROW_REMEDY}")
     text = value.removeprefix("\ufeff")
     if at := next((i for i, sign in enumerate(text) if "\ud800" <= sign <= "\udfff"), -1) + 1:
         what = f"half a character (the lone surrogate U+{ord(text[at - 1]):04X} at character {at})"
-        raise ConfigError(f"{name} holds {what}{REMEDY}")
+        raise ConfigError(f"{name} holds {what}{ROW_REMEDY}")
     return Document(text, name, text_hash(text))

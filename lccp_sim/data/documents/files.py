@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from lccp_sim.data.documents.document import Document, LeftOut, TextSource
 from lccp_sim.data.documents.entry import OnBadRow, check_policy, document, field, needing, unreadable
-from lccp_sim.data.documents.folder import KINDS, is_saved, reason, walk
+from lccp_sim.data.documents.folder import FILE_KINDS, is_saved, reason, walk
 from lccp_sim.data.documents.pretokenized import Pretokenized
 from lccp_sim.data.documents.rows import Row, attempt, cause, quiet, rows
 from lccp_sim.errors import ConfigError, refuse
@@ -25,7 +25,7 @@ def stat(path: Path) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def names(key: str, value: Any) -> tuple[str, ...]:
+def strings_of(key: str, value: Any) -> tuple[str, ...]:
     """The strings of a list. Raises ConfigError where it is none."""
     bad = isinstance(value, str) or not all(isinstance(name, str) for name in value)
     refuse(bad, key, value, "must be a list of strings")
@@ -87,9 +87,9 @@ class TextFiles(RowSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "paths", names("paths", self.paths))
+        object.__setattr__(self, "paths", strings_of("paths", self.paths))
         bad = not self.paths or not all(path.strip() for path in self.paths)
-        rule = f"is empty; name at least one file, folder or glob ({', '.join(KINDS)})"
+        rule = f"is empty; name at least one file, folder or glob ({', '.join(FILE_KINDS)})"
         refuse(bad, "paths", list(self.paths), rule)
         self._found()
 
@@ -115,7 +115,8 @@ class TextFiles(RowSource):
                 else:
                     inner.append(hit)
             usable = [each for each in inner if isinstance(each, Path)]
-            rule = f"holds no {', '.join(KINDS[:-1])} or {KINDS[-1]} file; convert the text, or name another path"
+            kinds = f"{', '.join(FILE_KINDS[:-1])} or {FILE_KINDS[-1]}"
+            rule = f"holds no {kinds} file; convert the text, or name another path"
             refuse(not usable, "paths", name, rule)
             found.update(dict.fromkeys(inner))
         read = {str(each) for each in found if isinstance(each, Path)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lccp_sim.data.documents.document import LeftOut
 
-KINDS = ("jsonl", "ndjson", "json", "parquet", "txt", "md")
+FILE_KINDS = ("jsonl", "ndjson", "json", "parquet", "txt", "md")
 PACKED = ("gz", "zst")
 LICENCES = ("license", "licence", "copying", "notice", "citation")
 ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -15,7 +15,7 @@ def kind_of(path: Path) -> tuple[str, str]:
     """The kind of a file and its compression by the end of its name; "" where it has none that is read."""
     parts = path.name.lower().split(".")
     packed = parts.pop() if len(parts) > 2 and parts[-1] in PACKED else ""
-    return (parts[-1] if len(parts) > 1 and parts[-1] in KINDS else ""), packed
+    return (parts[-1] if len(parts) > 1 and parts[-1] in FILE_KINDS else ""), packed
 
 
 def is_saved(path: Path) -> bool:

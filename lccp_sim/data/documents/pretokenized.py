@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.documents.document import Document, LeftOut, text_hash
-from lccp_sim.data.documents.entry import KINDS, REMEDY
+from lccp_sim.data.documents.entry import ROW_REMEDY, VALUE_KINDS
 from lccp_sim.data.tokenizer import bos_id, read_tokenizer
 from lccp_sim.data.tokens import vocab_size
 from lccp_sim.errors import ConfigError
@@ -39,11 +39,11 @@ class Pretokenized:
         if value is None:
             return [LeftOut("null", name)]
         if not isinstance(value, list):
-            what = f"holds {KINDS.get(type(value), 'no list')} under the key {key!r}, not a list of token ids"
-            raise ConfigError(f"{name} {what}{REMEDY}, or text_key to the right key")
+            what = f"holds {VALUE_KINDS.get(type(value), 'no list')} under the key {key!r}, not a list of token ids"
+            raise ConfigError(f"{name} {what}{ROW_REMEDY}, or text_key to the right key")
         if set(map(type, value)) - {int} or (value and not 0 <= min(value) <= max(value) < self.size):
             at, what = next((at, what) for at, each in enumerate(value, 1) if (what := self._fault(each)))
-            raise ConfigError(f"{name}: token {at} is {what}{REMEDY}")
+            raise ConfigError(f"{name}: token {at} is {what}{ROW_REMEDY}")
         ids = np.array(value, dtype=np.uint32)
         starts = np.flatnonzero(ids == self.bos)
         parts = [part[part != self.bos] for part in np.split(ids, starts)]
@@ -60,7 +60,7 @@ class Pretokenized:
         if type(value) is float:
             return f"{value}, and ids are integers"
         if type(value) is not int:
-            return "null" if value is None else KINDS.get(type(value), "no number")
+            return "null" if value is None else VALUE_KINDS.get(type(value), "no number")
         if value < 0:
             return f"{value}, and no id is below 0"
         return f"{value}, and {self.path} has the ids 0 to {self.size - 1}" if value >= self.size else ""

@@ -18,7 +18,7 @@ from typing import Any
 from lccp_sim.configure.parse import parse_kind
 from lccp_sim.data.documents.archives import PackageArchive
 from lccp_sim.data.documents.document import Document, TextSource, join_files, text_hash
-from lccp_sim.data.documents.files import Hub, TextFiles, names, stat
+from lccp_sim.data.documents.files import Hub, TextFiles, stat, strings_of
 from lccp_sim.data.documents.synthetic import Synthetic
 from lccp_sim.errors import ConfigError, nearest, refuse
 
@@ -39,7 +39,7 @@ class PythonCode(TextSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "packages", names("packages", self.packages))
+        object.__setattr__(self, "packages", strings_of("packages", self.packages))
         for name in self.packages:
             bad = not name.isidentifier() or name == "lccp_sim"
             refuse(bad, "packages", name, "must be the name of a top-level package, and not lccp_sim; take it out")

@@ -22,9 +22,9 @@ from lccp_sim.data.tasks import TASKS as QUESTIONS
 from lccp_sim.data.tasks import Half, check_tasks
 from lccp_sim.errors import refuse
 
-Piece = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
-Event = tuple[float, Piece]  # where in the filler (0 ... 1), and what
-TASKS = ("facts", "copies", "repeats", "records", "questions")
+TaughtIds = tuple[np.ndarray, np.ndarray]  # ids and learn, of one length
+Event = tuple[float, TaughtIds]  # where in the filler (0 ... 1), and what
+SYNTHETIC_TASKS = ("facts", "copies", "repeats", "records", "questions")
 FILLED = ("facts", "copies")  # the tasks that need real text
 MIN_DOCUMENT = 32
 NEAREST = 8  # tokens: the least of log-uniform distances
@@ -66,7 +66,7 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.share < float("inf"), "share", self.share, "must be a number >= 0")
-        refuse(self.task not in TASKS, "task", self.task, f"must be one of {', '.join(TASKS)}")
+        refuse(self.task not in SYNTHETIC_TASKS, "task", self.task, f"must be one of {', '.join(SYNTHETIC_TASKS)}")
         unfilled = self.task in FILLED and not self.text_from
         refuse(unfilled, "text_from", self.text_from, f"task {self.task} needs the name of a text source to fill from")
         refuse(self.documents < 1, "documents", self.documents, "must be at least 1")
@@ -84,14 +84,14 @@ class Synthetic:
             check_tasks(self.questions, "questions")
 
 
-def compose(
+def draw_document(
     task: Synthetic,
     tokenizer: tokenizers.Tokenizer,
     fill: Filler | None,
     length: int,
     rng: np.random.Generator,
     evaluation: bool = False,
-) -> Piece:
+) -> TaughtIds:
     """Ids (int64) and learn (bool) of one document of exactly `length` tokens, without its BOS.
 
     `evaluation` draws keys that training never uses. Same rng state, same document.
@@ -113,7 +113,7 @@ def compose(
         events = _copies(task.copy_frac, tokenizer, fill, length, rng)
     room = length - sum(len(ids) for _, (ids, _) in events)
     filler = fill(rng, room)
-    pieces: list[Piece] = []
+    pieces: list[TaughtIds] = []
     last = 0
     for at, piece in sorted(events, key=lambda event: event[0]):
         stop = int(at * room)
@@ -124,7 +124,7 @@ def compose(
     return np.concatenate([ids for ids, _ in pieces]), learn | (not task.skip_unpredictable)
 
 
-def _records(tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator) -> Piece:
+def _records(tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator) -> TaughtIds:
     """2-12 records, one after another in random order. Learnt: separators, and what follows the key of a known one."""
     separator = _random_tokens(rng, tokenizer, int(rng.integers(1, 4)))
     size = int(rng.integers(1, 5))
@@ -197,7 +197,7 @@ def _questions(
     length: int,
     rng: np.random.Generator,
     evaluation: bool,
-) -> Piece:
+) -> TaughtIds:
     """Questions with their contexts until `length` is full; the last one is truncated. Only answers are learned."""
     turns = [name for name, weight in task.questions.items() for _ in range(weight)]
     ids, learn, size = [], [], 0

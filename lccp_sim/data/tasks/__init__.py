@@ -60,7 +60,7 @@ DRAFTS: dict[str, Drafter] = {
     "two_hop": people.two_hop,
     "niah_single_1": needles.single_number,
     "niah_single_3": needles.single_code,
-    "niah_multikey_2": needles.multikey,
+    "niah_multikey_2": needles.number_multikey,
     "niah_multivalue": needles.multivalue,
     "niah_multiquery": needles.multiquery,
     **{f"variable_tracking_{hops}": partial(needles.variables, hops=hops) for hops in (1, 2, 3, 4)},
@@ -70,9 +70,9 @@ DRAFTS: dict[str, Drafter] = {
 }
 # These draw their words from the tokenizer.
 KEYED: dict[str, Callable[[tokenizers.Tokenizer, np.random.Generator, int, Half], Draft]] = {
-    "facts_single": partial(keyed.among, facts=1),
-    "facts_distractor": partial(keyed.among, facts=3),
-    "facts_multikey": keyed.multikey,
+    "facts_single": partial(keyed.facts_among, facts=1),
+    "facts_distractor": partial(keyed.facts_among, facts=3),
+    "facts_multikey": keyed.facts_multikey,
 }
 REAL_TEXT = frozenset({"niah_single_3", "facts_single", "facts_distractor"})  # the tasks that need `fill`
 

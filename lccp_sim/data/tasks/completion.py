@@ -12,12 +12,12 @@ import numpy as np
 import tokenizers
 
 from lccp_sim.data.spans import encode_after
-from lccp_sim.data.tasks.people import biography, names, sentences_of
+from lccp_sim.data.tasks.people import biography, people_names, sentences_of
 from lccp_sim.data.tasks.phrases import ATTRIBUTES
-from lccp_sim.data.tasks.question import UNSEEN, Half, half, unit_ids
+from lccp_sim.data.tasks.question import UNSEEN, half, unit_ids
 from lccp_sim.errors import ConfigError
 
-DRAWS = 20  # of a needle whose ids are the same in the context and after the question
+MOST_DRAWS = 20  # of a needle whose ids are the same in the context and after the question
 
 
 class Completion(NamedTuple):
@@ -35,7 +35,6 @@ def completion(
     bos: int,
     length: int,
     depth: float,
-    held_out: Half = UNSEEN,
 ) -> Completion:
     """Exactly `length` tokens: BOS, biographies, the question for an attribute of one, and its sentence as the answer.
 
@@ -43,15 +42,15 @@ def completion(
     other ids in the context than after the question is dropped. Raises ConfigError where `length` holds no biography,
     and where 20 draws in a row are dropped.
     """
-    people = names(rng, held_out)
-    for _ in range(DRAWS):
+    people = people_names(rng, UNSEEN)
+    for _ in range(MOST_DRAWS):
         who, attribute = next(people), list(ATTRIBUTES.values())[int(rng.integers(len(ATTRIBUTES)))]
-        sentences, value = sentences_of(rng, length, held_out, who, attribute, "standard")
-        sentence = half(attribute.standard, held_out.phrasings)[0].format(x=who, v=value)
+        sentences, value = sentences_of(rng, length, UNSEEN, who, attribute, "standard")
+        sentence = half(attribute.standard, UNSEEN.phrasings)[0].format(x=who, v=value)
         sentences.remove(sentence)
         at = int(rng.integers(1, len(sentences) + 1))  # never first: after a line break its first token may differ
         head, tail = f" {sentence}".split(f" {value}")
-        asked = f"\nQuestion: {half(attribute.asked, held_out.phrasings)[0].format(x=who)}\nAnswer:"
+        asked = f"\nQuestion: {half(attribute.asked, UNSEEN.phrasings)[0].format(x=who)}\nAnswer:"
         around = "\n" + " ".join(sentences[:at]), "".join(f" {other}" for other in sentences[at:])
         before, needle, after = encode_after(tokenizer, (around[0], f" {sentence}", around[1]))
         asked_ids, *answer = encode_after(tokenizer, (asked, head, f" {value}", tail))
@@ -62,7 +61,7 @@ def completion(
     room = length - 1 - sum(map(len, (before, needle, after, asked_ids, needle)))
     if room < 0:
         raise ConfigError(f"completion: the shortest text has {length - room} tokens; allow at least as many")
-    others = (unit_ids(tokenizer, biography(rng, length, held_out, x, attribute, "standard")[0]) for x in people)
+    others = (unit_ids(tokenizer, biography(rng, length, UNSEEN, x, attribute, "standard")[0]) for x in people)
     left, right = _around(others, room, depth)
     tokens = np.concatenate([np.array([bos]), left, before, needle, after, right, asked_ids, needle]).astype(np.int64)
     start, stop = 1 + len(left) + len(before), len(tokens) - len(needle)

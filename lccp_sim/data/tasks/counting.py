@@ -13,7 +13,7 @@ import numpy as np
 
 from lccp_sim.data.tasks.needles import keys
 from lccp_sim.data.tasks.question import SHORT, Draft, Half, half, made_up, pick
-from lccp_sim.data.tasks.words import COUNTED, FORMS, NOUNS, VERBS
+from lccp_sim.data.tasks.words import COUNTED_WORDS, FORMS, NOUNS, VERB_WORDS
 
 COMMON_ASKED = ("Which {n} words come most often in the list?", "Name the top {n} of this list, by count.")
 FREQUENT_ASKED = ("Which three codes come most often, dots aside?", "Leave out the dots: what are the top three codes?")
@@ -33,7 +33,7 @@ def common_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     RULER), and of the ten words one per 64 tokens, at least two.
     """
     often, seldom, n = (6, 1, max(2, min(10, limit // 64))) if limit < SHORT else (30, 3, 10)
-    words = pick(rng, COUNTED, held_out.names, len(half(COUNTED, held_out.names)))
+    words = pick(rng, COUNTED_WORDS, held_out.names, len(half(COUNTED_WORDS, held_out.names)))
     listed = [word for word in words[:n] for _ in range(often)]
     listed = [listed[i] for i in rng.permutation(len(listed))]
 
@@ -91,7 +91,7 @@ def coreference(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     things = keys(rng, held_out)
 
     def round_of(form: str, topic: str) -> tuple[str, str]:
-        (verb,) = pick(rng, VERBS, held_out.names, 1)
+        (verb,) = pick(rng, VERB_WORDS, held_out.names, 1)
         reply = f"The {next(things)} {verb} the {next(things)}."
         return f"{REQUESTS[held_out.phrasings].format(form=form, topic=topic)} {reply}", reply
 

@@ -20,12 +20,14 @@ from lccp_sim.data.documents.facts import (
 from lccp_sim.data.tasks.question import Draft, Half
 
 
-def among(tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half, facts: int) -> Draft:
+def facts_among(
+    tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half, facts: int
+) -> Draft:
     """`facts_single` (one fact) and `facts_distractor` (`facts` of one template, one is asked for), in real text."""
     return _draft(tokenizer, rng, held_out, facts, full=False)
 
 
-def multikey(tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
+def facts_multikey(tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`facts_multikey`: one fact among as many others of its template as the text holds."""
     return _draft(tokenizer, rng, held_out, 1, full=True)
 

@@ -41,7 +41,7 @@ LAST = tuple(
     Voss Wagner Walch Weber Wendt Werner Wieland Winkler Witte Wolf Wouters Zander Zauner Zeller Ziegler Zimmer Zoric
     """.split()
 )
-PLACES = tuple(
+CITIES = tuple(
     """
     Aachen Aarhus Aberdeen Ajaccio Almeria Amiens Ancona Angers Antwerp Arezzo Arles Athens Augsburg Aveiro Avignon
     Baden Badajoz Bamberg Barcelona Bari Basel Bastia Bayreuth Belfast Belgrade Bergamo Bergen Berlin Bern Besancon
@@ -65,6 +65,6 @@ PLACES = tuple(
     """.split()
 )
 SCHOOLS = ("University", "Academy", "College", "Polytechnic", "Institute")
-UNIVERSITIES = tuple(f"{place} {SCHOOLS[i // 2 % len(SCHOOLS)]}" for i, place in enumerate(PLACES))
+UNIVERSITIES = tuple(f"{place} {SCHOOLS[i // 2 % len(SCHOOLS)]}" for i, place in enumerate(CITIES))
 MONTHS = tuple("January February March April May June July August September October November December".split())
 BIRTHDAYS = tuple(f"{1 + 5 * i % 28} {MONTHS[7 * i % 12]} {1940 + 13 * i % 60}" for i in range(420))

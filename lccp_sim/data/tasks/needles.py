@@ -37,7 +37,7 @@ CHAIN_ASKED = ("Which variables have the value {v}?", "What are the names of all
 
 def single_number(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_single_1`: one number in noise."""
-    return _single(rng, limit, held_out, "number", noise(rng, held_out))
+    return _single(rng, limit, held_out, "number", plain_sentences(rng, held_out))
 
 
 def single_code(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
@@ -45,35 +45,35 @@ def single_code(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     return _single(rng, limit, held_out, "code", None)
 
 
-def multikey(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
+def number_multikey(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multikey_2`: one number among the numbers of other keys."""
     all_keys = keys(rng, held_out)
     first = next(all_keys)
 
     def others() -> Iterator[tuple[str, ...]]:
         for key in all_keys:
-            yield (_needle(held_out, "number", key, values(rng, limit, held_out, "number", 1)[0]),)
+            yield (_needle(held_out, "number", key, distinct_values(rng, limit, held_out, "number", 1)[0]),)
 
-    (value,) = values(rng, limit, held_out, "number", 1)
+    (value,) = distinct_values(rng, limit, held_out, "number", 1)
     question = ASKED[held_out.phrasings].format(kind="number", key=first)
     return Draft([_needle(held_out, "number", first, value)], others(), question, (value,), (first,))
 
 
 def multivalue(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multivalue`: all numbers of one key, in the order of the text."""
-    key, numbers = next(keys(rng, held_out)), values(rng, limit, held_out, "number", _several(limit))
+    key, numbers = next(keys(rng, held_out)), distinct_values(rng, limit, held_out, "number", _several(limit))
     must = [_needle(held_out, "number", key, number) for number in numbers]
     question = ASKED_ALL[held_out.phrasings].format(kind="number", key=key)
-    return Draft(must, noise(rng, held_out), question, tuple(numbers), (key,))
+    return Draft(must, plain_sentences(rng, held_out), question, tuple(numbers), (key,))
 
 
 def multiquery(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """`niah_multiquery`: the number of each of several keys, in the order of the question."""
-    all_keys, numbers = keys(rng, held_out), values(rng, limit, held_out, "number", _several(limit))
+    all_keys, numbers = keys(rng, held_out), distinct_values(rng, limit, held_out, "number", _several(limit))
     asked = [next(all_keys) for _ in numbers]
     must = [_needle(held_out, "number", asked[i], numbers[i]) for i in rng.permutation(len(asked))]
     question = ASKED_EACH[held_out.phrasings].format(kind="number", key=", ".join(asked))
-    return Draft(must, noise(rng, held_out), question, tuple(numbers), tuple(asked))
+    return Draft(must, plain_sentences(rng, held_out), question, tuple(numbers), tuple(asked))
 
 
 def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -> Draft:
@@ -85,10 +85,10 @@ def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -
     must += [then.format(x=x, y=y) for y, x in zip(names, names[1:], strict=False)]
     question = CHAIN_ASKED[held_out.phrasings].format(v=value)
     about = (value, *names)
-    return Draft([f"\n{line}" for line in must], noise(rng, held_out), question, tuple(names), about)
+    return Draft([f"\n{line}" for line in must], plain_sentences(rng, held_out), question, tuple(names), about)
 
 
-def noise(rng: np.random.Generator, held_out: Half) -> Iterator[tuple[str, ...]]:
+def plain_sentences(rng: np.random.Generator, held_out: Half) -> Iterator[tuple[str, ...]]:
     """Plain sentences without end."""
     sentences = half(NOISE, held_out.phrasings)
     while True:
@@ -103,7 +103,7 @@ def keys(rng: np.random.Generator, held_out: Half) -> Iterator[str]:
         yield f"{adjectives[which // len(nouns)]} {nouns[which % len(nouns)]}"
 
 
-def values(rng: np.random.Generator, limit: int, held_out: Half, kind: str, n: int) -> list[str]:
+def distinct_values(rng: np.random.Generator, limit: int, held_out: Half, kind: str, n: int) -> list[str]:
     """`n` different numbers or codes."""
     if kind == "number":
         return made_up(rng, string.digits, 4 if limit < SHORT else 7, held_out.names, n)
@@ -116,7 +116,7 @@ def values(rng: np.random.Generator, limit: int, held_out: Half, kind: str, n: i
 def _single(
     rng: np.random.Generator, limit: int, held_out: Half, kind: str, more: Iterator[tuple[str, ...]] | None
 ) -> Draft:
-    key, (value,) = next(keys(rng, held_out)), values(rng, limit, held_out, kind, 1)
+    key, (value,) = next(keys(rng, held_out)), distinct_values(rng, limit, held_out, kind, 1)
     question = ASKED[held_out.phrasings].format(kind=kind, key=key)
     return Draft([_needle(held_out, kind, key, value)], more, question, (value,), (key,))
 

@@ -35,7 +35,7 @@ def multi(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     Stands for question answering over several paragraphs, which RULER (arXiv 2404.06654) takes from data sets that we
     do not ship.
     """
-    people, attribute = names(rng, held_out), _attribute(rng)
+    people, attribute = people_names(rng, held_out), _attribute(rng)
     asked = [next(people) for _ in range(2 if limit < SHORT else int(rng.integers(2, 4)))]
     made = [biography(rng, limit, held_out, who, attribute, "standard") for who in asked]
     others = ((biography(rng, limit, held_out, who, attribute, "standard")[0],) for who in people)
@@ -46,7 +46,7 @@ def multi(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
 
 def two_hop(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """The city of the mentor of X; X, the mentor and all other people work in cities that are stated, too."""
-    people, city = names(rng, held_out), ATTRIBUTES["city"]
+    people, city = people_names(rng, held_out), ATTRIBUTES["city"]
 
     def group(who: str) -> tuple[tuple[str, ...], str, str] | None:
         if (mentor := next(people, None)) is None:
@@ -63,7 +63,7 @@ def two_hop(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     return Draft(first[0], more, MENTOR_ASKED[held_out.phrasings].format(x=who), (first[1],), (who, first[2]))
 
 
-def names(rng: np.random.Generator, held_out: Half) -> Iterator[str]:
+def people_names(rng: np.random.Generator, held_out: Half) -> Iterator[str]:
     """All names of one half, in random order."""
     first, last = half(FIRST, held_out.names), half(LAST, held_out.names)
     for which in rng.permutation(len(first) * len(last)):
@@ -96,7 +96,7 @@ def sentences_of(
 
 
 def _ask_one(rng: np.random.Generator, limit: int, held_out: Half, style: str) -> Draft:
-    people, attribute = names(rng, held_out), _attribute(rng)
+    people, attribute = people_names(rng, held_out), _attribute(rng)
     who = next(people)
     text, value = biography(rng, limit, held_out, who, attribute, style)
     others = ((biography(rng, limit, held_out, other, attribute, style)[0],) for other in people)

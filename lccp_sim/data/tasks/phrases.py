@@ -6,7 +6,7 @@ Design note: the values of a city and of a birthplace come from one list, and on
 
 from typing import NamedTuple
 
-from lccp_sim.data.tasks.names import BIRTHDAYS, PLACES, UNIVERSITIES
+from lccp_sim.data.tasks.names import BIRTHDAYS, CITIES, UNIVERSITIES
 from lccp_sim.data.tasks.words import HOBBIES, MAJORS
 
 
@@ -39,7 +39,7 @@ ATTRIBUTES = {
     ),
     "birthplace": Attribute(
         "birthplace",
-        PLACES,
+        CITIES,
         ("What is the birthplace of {x}?", "Where was {x} born?"),
         ("The birthplace of {x} is {v}.", "{x} was born in {v}."),
         (
@@ -84,7 +84,7 @@ ATTRIBUTES = {
     ),
     "city": Attribute(
         "city",
-        PLACES,
+        CITIES,
         ("What is the city of {x}?", "Where does {x} work?"),
         ("The city of {x} is {v}.", "{x} works in {v}."),
         (

@@ -61,19 +61,22 @@ class Teacher:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that hold a line break; an answer ends with one. Raises ConfigError where there is none."""
+        """The tokens that hold a line break; an answer ends with one."""
         size = self.tokenizer.get_vocab_size()
-        found = frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
-        if not found:
-            raise ConfigError("the tokenizer has no token with a line break to end an answer with; use another one")
-        return found
+        return frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
 
     def text(self, tokens: np.ndarray) -> str:
         """What an answer says: its first line."""
         return self.tokenizer.decode(tokens.tolist()).split("\n")[0]
 
+    def check_stops(self, key: str) -> None:
+        """Raise ConfigError, under a config key, where no token ends an answer."""
+        rule = "the tokenizer has no token with a line break, which ends an answer; take another tokenizer"
+        refuse(not self.stops, key, dict(self.tasks), rule)
+
     def check_answers(self, key: str, limit: int) -> None:
         """Raise ConfigError, under a config key, where a task has no answer, or one that the tokens cannot express."""
+        self.check_stops(key)
         for i, task in enumerate(self.turns):
             try:
                 question = self.question(i, np.random.default_rng(i), limit)

@@ -55,11 +55,11 @@ NOUNS = tuple(
     table tent tiger tower trumpet tunnel turtle valley violin wagon wall well whale wheel whistle willow window
     """.split()
 )
-VERBS = tuple(
+VERB_WORDS = tuple(
     "watches carries follows finds paints guards repairs hides lifts borrows washes draws sells meets".split()
 )
 FORMS = tuple("verse riddle letter speech legend diary prayer sermon recipe proverb ballad fable".split())
-COUNTED = tuple(
+COUNTED_WORDS = tuple(
     """
     above across actor advice after again agree air along also among answer area arm art aunt autumn baby back bag
     ball bank base bath beach bean bear bed before begin behind bird birth black blood blue board body bone book born

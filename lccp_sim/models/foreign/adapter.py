@@ -20,7 +20,12 @@ from torch.overrides import TorchFunctionMode
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.language_model import Attended, LanguageModel, Tap
 
-KNOWN = {"cache_position", "position_bias", "position_ids", "s_aux"}  # tensor arguments of attention functions
+KNOWN_ARGUMENTS = {
+    "cache_position",
+    "position_bias",
+    "position_ids",
+    "s_aux",
+}  # tensor arguments of attention functions
 TRIED = 8  # tokens of the trial forward
 
 
@@ -273,7 +278,7 @@ def _attention(
     if layer is not None:
         # Called twice (differential, loops), over keys that are not tokens (compressed), or with unknown arguments:
         # then the attention rows computed here would not show what a head reads.
-        unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name not in KNOWN]
+        unknown = [name for name, given in kwargs.items() if isinstance(given, Tensor) and name not in KNOWN_ARGUMENTS]
         plain = layer not in switch.heads and key.shape[2] == query.shape[2] and not unknown
         switch.heads[layer] = query.shape[1] if plain else 0
     if switch.tap is not None and layer is not None:

@@ -16,7 +16,7 @@ from lccp_sim.models.positions import POSITIONS
 
 Settings = dict[str, Any]
 # Our key -> theirs. If there are several, all are written and the first present is read (transformers 4 and 5 differ).
-FIELDS: dict[str, tuple[str, ...]] = {
+COMMON_FIELDS: dict[str, tuple[str, ...]] = {
     "d_model": ("hidden_size",),
     "num_layers": ("num_hidden_layers",),
     "num_heads": ("num_attention_heads",),
@@ -28,8 +28,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "qkv_bias": ("attention_bias",),
     "out_bias": ("attention_bias",),
 }
-DENSE = FIELDS | {"d_dense": ("intermediate_size",)}
-EXPERTS = FIELDS | {
+DENSE_FIELDS = COMMON_FIELDS | {"d_dense": ("intermediate_size",)}
+EXPERT_FIELDS = COMMON_FIELDS | {
     "num_experts": ("num_experts", "num_local_experts"),
     "num_experts_per_token": ("num_experts_per_tok",),
     "d_expert": ("intermediate_size",),
@@ -59,7 +59,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "hunyuan_v1_moe": Architecture(
         "HunYuanMoEV1ForCausalLM",
-        EXPERTS | {"num_experts_per_token": ("moe_topk", "num_experts_per_tok")},
+        EXPERT_FIELDS | {"num_experts_per_token": ("moe_topk", "num_experts_per_tok")},
         {"qk_norm": "after_rope", "num_shared_experts": 1},
         {"use_qk_norm": True, "num_shared_expert": 1, "use_cla": False, "use_mla": False, "moe_layer_num_skipped": 0},
         alpha=True,
@@ -67,13 +67,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "olmoe": Architecture(
         "OlmoeForCausalLM",
-        EXPERTS | RENORMALISE | {"d_head": ()},
+        EXPERT_FIELDS | RENORMALISE | {"d_head": ()},
         {"qk_norm": "full_width", "num_shared_experts": 0},
         {"clip_qkv": None},
     ),
     "qwen3_moe": Architecture(
         "Qwen3MoeForCausalLM",
-        EXPERTS | RENORMALISE | {"d_expert": ("moe_intermediate_size",), "d_dense": ("intermediate_size",)},
+        EXPERT_FIELDS | RENORMALISE | {"d_expert": ("moe_intermediate_size",), "d_dense": ("intermediate_size",)},
         {"qk_norm": "before_rope", "num_shared_experts": 0},
         {"decoder_sparse_step": 1},
         {"rms_norm_eps": 1e-6},
@@ -81,7 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mixtral": Architecture(
         "MixtralForCausalLM",
-        EXPERTS,
+        EXPERT_FIELDS,
         {"qk_norm": "none", "num_shared_experts": 0, "qkv_bias": False, "out_bias": False},
         assumed={"use_sliding_window": True},
         theta=1e6,
@@ -89,20 +89,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         names={"router": "block_sparse_moe.gate", "experts": "block_sparse_moe.experts"}
         | {"gate": "w1", "up": "w3", "down": "w2"},
     ),
-    "llama": Architecture("LlamaForCausalLM", DENSE, {"qk_norm": "none"}, {"mlp_bias": False}, {"rms_norm_eps": 1e-6}),
+    "llama": Architecture(
+        "LlamaForCausalLM", DENSE_FIELDS, {"qk_norm": "none"}, {"mlp_bias": False}, {"rms_norm_eps": 1e-6}
+    ),
     "qwen3": Architecture(
-        "Qwen3ForCausalLM", DENSE, {"qk_norm": "before_rope"}, {}, {"rms_norm_eps": 1e-6, "head_dim": 128}, windows=True
+        "Qwen3ForCausalLM",
+        DENSE_FIELDS,
+        {"qk_norm": "before_rope"},
+        {},
+        {"rms_norm_eps": 1e-6, "head_dim": 128},
+        windows=True,
     ),
 }
 MUST = {"hidden_act": "silu", "quantization_config": None, "partial_rotary_factor": 1.0}
 ASSUMED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": False, "norm_topk_prob": False}
 BALANCE = "router_aux_loss_coef"
 COUNTS = {"num_layers", "d_model", "num_heads", "num_experts_per_token"}
-OPTIONAL = {"num_kv_heads", "d_head", "d_dense"}
+OPTIONAL_FIELDS = {"num_kv_heads", "d_head", "d_dense"}
 OF_EXPERTS = {"num_experts", "num_experts_per_token", "num_shared_experts", "d_expert"}  # unused by a dense model
 
 
-def read_config(settings: Settings, where: str) -> tuple[str, ModelConfig]:
+def read_settings(settings: Settings, where: str) -> tuple[str, ModelConfig]:
     """The architecture's name and our config of the config.json at `where`, its vocabulary included.
 
     Raises ConfigError if the architecture is unknown, a key is missing, or a value is not supported.
@@ -125,7 +132,7 @@ def _read(settings: Settings, row: Architecture, where: str) -> ModelConfig:
     tree: dict[str, Any] = {"router": {}}
     for ours, theirs in row.fields.items():
         values = [_one(settings[key]) for key in theirs if settings.get(key) is not None]
-        if not values and ours not in OPTIONAL | row.fixed.keys():
+        if not values and ours not in OPTIONAL_FIELDS | row.fixed.keys():
             raise ConfigError(f"{where}: has no {' nor '.join(theirs)}; put the complete config.json there")
         if values:
             whole = ours not in COUNTS or type(values[0]) is int
@@ -176,7 +183,7 @@ def write_config(name: str, config: ModelConfig) -> Settings:
     return settings | write_rope(config.rope, config.d_head, row.alpha)
 
 
-def choose(config: ModelConfig, preferred: str | None = None) -> str:
+def choose_architecture(config: ModelConfig, preferred: str | None = None) -> str:
     """The name of an architecture that computes what `config` does. Raises ConfigError with what the nearest lacks."""
     lacks = {name: missing(name, config) for name in sorted(ARCHITECTURES, key=lambda name: name != preferred)}
     best = min(lacks, key=lambda name: len(lacks[name]))
@@ -194,7 +201,7 @@ def missing(name: str, config: ModelConfig) -> list[str]:
         return [f"model.d_model={config.d_model} that is not a multiple of model.num_heads={config.num_heads}"]
     want = function_of(config)
     try:
-        got = function_of(read_config(write_config(name, config), name)[1])
+        got = function_of(read_settings(write_config(name, config), name)[1])
     except ConfigError:  # it lacks keys that an architecture with (or without) experts requires
         got = {}
     return [f"model.{key}={want[key]!r}" for key in want if got.get(key, ...) != want[key]]

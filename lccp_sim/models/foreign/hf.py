@@ -21,8 +21,8 @@ from lccp_sim.models.foreign.rope_settings import nested
 from lccp_sim.sums import check_sums
 
 OLDEST = "5.1"  # of transformers: before, attention functions could not be looked up (`get_interface`)
-TYPES = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "NoneType": "null"}
-TYPES |= {"list": "a list", "dict": "an object"}
+TYPE_WORDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "NoneType": "null"}
+TYPE_WORDS |= {"list": "a list", "dict": "an object"}
 ALPHA_SINCE = "5.20"  # before, Hunyuan's constant alpha was read as dynamic scaling beyond the context
 
 
@@ -241,7 +241,7 @@ def _line(error: Exception) -> str:
         return f"it finds no {text!r}"
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text)
     text = re.sub(r"(?:Class validation error for validator|Validation error for field) '\w+': ", "", text)
-    text = re.sub(r"\b(expected|got) (\w+)", lambda found: f"{found[1]} {TYPES.get(found[2], found[2])}", text)
+    text = re.sub(r"\b(expected|got) (\w+)", lambda found: f"{found[1]} {TYPE_WORDS.get(found[2], found[2])}", text)
     text = re.sub(r"\b\w+(?:Error|Exception): ", "", text).replace("NoneType", "null")
     text = re.sub(r"['`]?\b[A-Z]\w*(ForCausalLM|ForConditionalGeneration|Model|Config)\b['`]?", "it", text)
     return text[:200] or "it gives no reason"

@@ -12,7 +12,7 @@ from lccp_sim.models.positions import AlphaRope, Llama3Rope, NtkRope, Rope, Yarn
 
 ORIGINAL = "original_max_position_embeddings"
 YARN = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
-KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and the keys with the same names
+ROPE_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # their type -> our kind, and the keys with the same names
     "default": ("base", ()),
     "linear": ("linear", ("factor",)),
     "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
@@ -110,10 +110,12 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
     kind = found.get("rope_type", found.get("type", "default"))
     if has_alpha and kind == "dynamic" and found.get("alpha"):
         return plain | {"kind": "alpha", "alpha": found["alpha"]}
-    if kind not in KINDS or (kind != "proportional" and found.get("partial_rotary_factor", 1.0) != 1.0):
-        wrong = f"rope_type={kind!r}" if kind not in KINDS else "partial_rotary_factor"
-        raise ConfigError(f"{where}: {wrong}: cannot be imported; RoPE over full heads of type {', '.join(KINDS)} can")
-    ours, keys = KINDS[kind]
+    if kind not in ROPE_KINDS or (kind != "proportional" and found.get("partial_rotary_factor", 1.0) != 1.0):
+        wrong = f"rope_type={kind!r}" if kind not in ROPE_KINDS else "partial_rotary_factor"
+        raise ConfigError(
+            f"{where}: {wrong}: cannot be imported; RoPE over full heads of type {', '.join(ROPE_KINDS)} can"
+        )
+    ours, keys = ROPE_KINDS[kind]
     plain |= {"kind": ours} | {key: found[key] for key in keys if found.get(key) is not None}
     for key in keys:
         refuse(isinstance(plain.get(key), str), f"{where}: {key}", plain.get(key), "must be a number, true or false")
@@ -125,7 +127,7 @@ def read_rope(settings: dict[str, Any], where: str, theta: float, has_alpha: boo
 
 def write_rope(rope: Rope, d_head: int, has_alpha: bool) -> dict[str, Any]:
     """`rope_parameters`, `rope_theta`, `rope_scaling`. NTK becomes its effective base, as does alpha if need be."""
-    kind, keys = {ours: (theirs, keys) for theirs, (ours, keys) in KINDS.items()}.get(rope.kind, ("default", ()))
+    kind, keys = {ours: (theirs, keys) for theirs, (ours, keys) in ROPE_KINDS.items()}.get(rope.kind, ("default", ()))
     base, values = rope.base, {key: getattr(rope, key) for key in keys if getattr(rope, key) is not None}
     if isinstance(rope, AlphaRope) and has_alpha:
         kind, values = "dynamic", {"alpha": rope.alpha, "factor": 1.0}

@@ -25,13 +25,13 @@ from lccp_sim.progress import Tell, silent
 
 SHARD_BYTES = 5 * 10**9
 # Modules of a layer by our names, unless the row of an architecture overrides them.
-NAMES = {"q_norm": "q_norm", "k_norm": "k_norm", "router": "mlp.gate", "experts": "mlp.experts"}
-NAMES |= {"shared": "mlp.shared_mlp", "dense": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PART_NAMES = {"q_norm": "q_norm", "k_norm": "k_norm", "router": "mlp.gate", "experts": "mlp.experts"}
+PART_NAMES |= {"shared": "mlp.shared_mlp", "dense": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BUFFER = ".rotary_emb.inv_freq"  # old Llama checkpoints carry it; it follows from config.json
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """The part of one of our tensors that holds one of their tensors: rows [start, stop), one expert, or all of it."""
 
     ours: str
@@ -46,43 +46,43 @@ class Part(NamedTuple):
         return part.T if self.transposed else part
 
 
-def parts(name: str, config: ModelConfig) -> dict[str, Part]:
+def parts(name: str, config: ModelConfig) -> dict[str, TensorPart]:
     """Every tensor of an architecture's checkpoint by its name there, in layer order."""
-    c, names = config, NAMES | dict(ARCHITECTURES[name].names)
-    found = {"model.embed_tokens.weight": Part("embedding.weight")}
+    c, names = config, PART_NAMES | dict(ARCHITECTURES[name].names)
+    found = {"model.embed_tokens.weight": TensorPart("embedding.weight")}
 
     def swiglu(ours: str, theirs: str, width: int) -> None:
-        found[f"{theirs}.{names['gate']}.weight"] = Part(f"{ours}.gate_up.weight", 0, width)
-        found[f"{theirs}.{names['up']}.weight"] = Part(f"{ours}.gate_up.weight", width, 2 * width)
-        found[f"{theirs}.{names['down']}.weight"] = Part(f"{ours}.down.weight")
+        found[f"{theirs}.{names['gate']}.weight"] = TensorPart(f"{ours}.gate_up.weight", 0, width)
+        found[f"{theirs}.{names['up']}.weight"] = TensorPart(f"{ours}.gate_up.weight", width, 2 * width)
+        found[f"{theirs}.{names['down']}.weight"] = TensorPart(f"{ours}.down.weight")
 
     for layer in range(c.num_layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        found[f"{theirs}.input_layernorm.weight"] = Part(f"{ours}.attention_norm.weight")
-        found[f"{theirs}.post_attention_layernorm.weight"] = Part(f"{ours}.moe_norm.weight")
+        found[f"{theirs}.input_layernorm.weight"] = TensorPart(f"{ours}.attention_norm.weight")
+        found[f"{theirs}.post_attention_layernorm.weight"] = TensorPart(f"{ours}.moe_norm.weight")
         for kind, has in ("weight", True), ("bias", c.qkv_bias):
             start = 0
             for key, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)) if has else ():
                 stop = start + heads * c.d_head
-                found[f"{theirs}.self_attn.{key}_proj.{kind}"] = Part(f"{ours}.attention.qkv.{kind}", start, stop)
+                found[f"{theirs}.self_attn.{key}_proj.{kind}"] = TensorPart(f"{ours}.attention.qkv.{kind}", start, stop)
                 start = stop
         for kind in ("weight", "bias") if c.out_bias else ("weight",):
-            found[f"{theirs}.self_attn.o_proj.{kind}"] = Part(f"{ours}.attention.out.{kind}")
+            found[f"{theirs}.self_attn.o_proj.{kind}"] = TensorPart(f"{ours}.attention.out.{kind}")
         for key in ("q_norm", "k_norm") if c.qk_norm != "none" else ():
-            found[f"{theirs}.self_attn.{names[key]}.weight"] = Part(f"{ours}.attention.{key}.weight")
+            found[f"{theirs}.self_attn.{names[key]}.weight"] = TensorPart(f"{ours}.attention.{key}.weight")
         if layer < c.num_dense_layers:
             swiglu(f"{ours}.dense", f"{theirs}.{names['dense']}", c.d_dense or 0)
             continue
-        found[f"{theirs}.{names['router']}.weight"] = Part(f"{ours}.moe.router.weight")
+        found[f"{theirs}.{names['router']}.weight"] = TensorPart(f"{ours}.moe.router.weight")
         for expert in range(c.num_experts):
             for key in ("gate", "up", "down"):
-                part = Part(f"{ours}.moe.{key}_EFD", expert=expert, transposed=key == "down")
+                part = TensorPart(f"{ours}.moe.{key}_EFD", expert=expert, transposed=key == "down")
                 found[f"{theirs}.{names['experts']}.{expert}.{names[key]}.weight"] = part
         if c.num_shared_experts:
             swiglu(f"{ours}.moe.shared", f"{theirs}.{names['shared']}", c.num_shared_experts * c.d_expert)
-    found["model.norm.weight"] = Part("norm.weight")
+    found["model.norm.weight"] = TensorPart("norm.weight")
     # A tied head may be stored nevertheless, and must then equal the embedding.
-    return found | {"lm_head.weight": Part("embedding.weight" if c.tie_embeddings else "lm_head.weight")}
+    return found | {"lm_head.weight": TensorPart("embedding.weight" if c.tie_embeddings else "lm_head.weight")}
 
 
 def read_weights(
@@ -105,7 +105,7 @@ def read_weights(
         empty = Transformer(config, config.vocab_size).state_dict()
     table = parts(name, config)
     state = {key: torch.zeros(each.shape) for key, each in empty.items() if key.endswith("bias_E")}
-    seen: set[Part] = set()
+    seen: set[TensorPart] = set()
     extra = []
     for key, tensor in stream:
         # As in transformers: names of the model without its head, or with the full model's prefix.
@@ -117,7 +117,7 @@ def read_weights(
         wanted = part.view(empty[part.ours]).shape
         if tensor.shape != wanted:
             raise misfit(where, key, tensor.shape, wanted)
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in WEIGHT_DTYPES:
             raise ConfigError(f"{where}: {key} is stored as {tensor.dtype}; convert the weights to bf16 or fp32")
         if part.ours not in state:
             state[part.ours] = torch.empty(empty[part.ours].shape, dtype=dtype)

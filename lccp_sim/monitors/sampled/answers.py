@@ -17,8 +17,8 @@ from lccp_sim.data.tasks import Half, Question, check_haystack, check_tasks
 from lccp_sim.data.tasks.rewards import REWARDS
 from lccp_sim.data.tasks.teaching import Teacher
 from lccp_sim.errors import ConfigError, refuse
-from lccp_sim.models.decoding.sampling import Sampled, sample
 from lccp_sim.models.language_model import LanguageModel
+from lccp_sim.models.sampling import Sampled, sample
 from lccp_sim.monitors.asking import alike
 from lccp_sim.monitors.haystack import Haystack
 from lccp_sim.monitors.monitor import Monitor, Pass
@@ -60,9 +60,10 @@ class Answers(Monitor):
         check_haystack(self.tasks, self.haystack, "monitors.answers.haystack", "name a source of the run")
 
     def prepare(self, corpus: Corpus) -> Asked:
-        """Build the questions, the same at every window. Raises ConfigError if a task's text exceeds a limit."""
+        """Build the questions, the same at every window. Raises ConfigError if a text or answer cannot be written."""
         fill = None if self.haystack is None else Haystack(corpus, self.haystack).take
         teacher, asked = Teacher(self.tasks, corpus.tokenizer, corpus.bos, fill), []
+        teacher.check_stops("monitors.answers.tasks")
         half = Half(names=True, phrasings=self.held_out == "phrasings")
         for i in range(self.items):
             rng = np.random.default_rng((self.seed, 1, i))

@@ -10,7 +10,7 @@ from lccp_sim.config import top_k
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import refuse
 from lccp_sim.models.transformer import Transformer
-from lccp_sim.monitors.intervention import Heads, random_heads, strongest
+from lccp_sim.monitors.intervention import Heads, random_heads, strongest_heads
 from lccp_sim.monitors.needle import Needle
 
 
@@ -37,5 +37,5 @@ class HeadChoice:
         needle = Needle(lengths=self.lengths, haystack=self.text, items=self.items, controls=2)
         items = [item._replace(control=None) for item in needle.prepare(corpus)]
         score_LN = needle.score(model, items).head_scores[..., 0].mean(0)
-        top = strongest(score_LN, self.k or top_k(score_LN.size))
+        top = strongest_heads(score_LN, self.k or top_k(score_LN.size))
         return top if self.pick == "strongest" else random_heads(score_LN, top, np.random.default_rng((seed, 42)))

@@ -31,7 +31,7 @@ from lccp_sim.train.objectives.objective import order_of, part
 from lccp_sim.train.objectives.packed import batch_of
 from lccp_sim.train.objectives.sft import Finetuning, Lessons, teacher_of
 
-TINY = 1e-9  # added to an attention before its logarithm
+ADDED_ATTENTION = 1e-9  # added to an attention before its logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Copies(Lessons):
                     row_NAS = attended.rows(b, start, stop)[of_layer[layer]]
                     key_A = source_T[start:stop].to(row_NAS.device)
                     mass_NA = row_NAS.gather(2, key_A.expand(len(row_NAS), -1)[..., None])[..., 0]
-                    terms.append(-(mass_NA + TINY).log().sum())
+                    terms.append(-(mass_NA + ADDED_ATTENTION).log().sum())
 
         with tapping(model, look):
             yield lambda: self.weight * sum(terms, start=torch.zeros(())) / (len(self.heads) * batch["target_count"])

@@ -12,14 +12,14 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Gt
 
-from lccp_sim.config import Coefficient, Config
+from lccp_sim.config import Config, NonNegative
 from lccp_sim.data.batch import Batch, Feed
 from lccp_sim.data.pools import Corpus
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.train.objectives.objective import Objective, order_of, rows_of_step
 
-COUNTED = 32  # batches whose targets give the buckets' frequencies
+COUNTED_BATCHES = 32  # batches whose targets give the buckets' frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class LanguageModelling(Objective):
     sums of e, in total `far_weight` times the number of targets. The loss is divided by 1 + far_weight.
     """
 
-    far_weight: Coefficient = 0.0
+    far_weight: NonNegative = 0.0
     far_tokens: Annotated[int, Gt(0)] | None = None
     kind: Literal["lm"] = "lm"
     reads_pools: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class FarFeed:
     def __init__(self, feed: Feed, far_tokens: int, weight: float):
         self.feed, self.far_tokens, self.weight = feed, far_tokens, weight
         counts: Counter[int] = Counter()
-        for index in range(COUNTED):
+        for index in range(COUNTED_BATCHES):
             batch = feed.batch(index)
             counts.update(self._bucket(batch)[batch.learn_BT].tolist())
         total, far = counts.total(), {bucket: count for bucket, count in counts.items() if bucket >= 0}

@@ -21,7 +21,7 @@ from lccp_sim.data.tasks.question import Lesson, Question
 from lccp_sim.data.tasks.rewards import REWARDS
 from lccp_sim.data.tasks.teaching import Teacher
 from lccp_sim.errors import NoSignal, nearest, refuse
-from lccp_sim.models.decoding.sampling import Sampled
+from lccp_sim.models.sampling import Sampled
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.monitors.sampled.answers import answers_of, rewards_of
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step

@@ -23,7 +23,7 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.train.objectives.objective import Objective, order_of, part, rows_of_step
 from lccp_sim.train.objectives.packed import batch_of, training_text
 
-LEAST = 0.5  # share of a text's limit: less room than this at the end of a row is padded
+LEAST_ROOM = 0.5  # share of a text's limit: less room than this at the end of a row is padded
 
 
 def check_asked(tasks: dict[str, int], haystack: str | None) -> None:
@@ -98,7 +98,7 @@ class Lessons:
         while True:
             long = rng.random() < s.long_frac and s.text_tokens < self.width
             limit = int(rng.integers(s.text_tokens, self.width)) + 1 if long else s.text_tokens
-            if lessons and room < LEAST * limit:
+            if lessons and room < LEAST_ROOM * limit:
                 return lessons
             turn = r * 101 + len(lessons)
             try:

@@ -18,13 +18,13 @@ from lccp_sim.errors import ConfigError, LostRank
 SET_BY_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SAY_AFTER_SECONDS = 3.0  # a user should get a message within 15 s, and importing torch takes most of that
 POLL_SECONDS = 0.05
-REMEDY = (
+LAUNCH_REMEDY = (
     f"for a single process: unset {' '.join(SET_BY_TORCHRUN)}; for several: start all of them with torchrun, "
     "which sets these variables"
 )
 
 
-class Place(NamedTuple):
+class RankEnvironment(NamedTuple):
     """The environment's description of this process: its rank of `world`, and the address at which rank 0 listens."""
 
     world: int = 1
@@ -34,29 +34,29 @@ class Place(NamedTuple):
     port: int = 0
 
 
-def place_here() -> Place:
+def place_here() -> RankEnvironment:
     """The place of this process by the environment; a single process if WORLD_SIZE is unset or 1.
 
     Raises ConfigError if the variables are inconsistent, such as leftovers of another job.
     """
     if os.environ.get("WORLD_SIZE", "1").strip() in ("", "1"):
-        return Place()
+        return RankEnvironment()
     missing = [name for name in SET_BY_TORCHRUN if not os.environ.get(name)]
     if missing:
-        raise ConfigError(f"{found()}, but {' and '.join(missing)} {_are(missing)} not set; {REMEDY}")
+        raise ConfigError(f"{found()}, but {' and '.join(missing)} {_are(missing)} not set; {LAUNCH_REMEDY}")
     number = {}
     for name in SET_BY_TORCHRUN:
         if name != "MASTER_ADDR":
             word = os.environ[name].strip()
             if not (word.isascii() and word.isdigit()):
-                raise ConfigError(f"{found()}: {name} is not a number; {REMEDY}")
+                raise ConfigError(f"{found()}: {name} is not a number; {LAUNCH_REMEDY}")
             number[name] = int(word)
     world, rank, port = number["WORLD_SIZE"], number["RANK"], number["MASTER_PORT"]
     if rank >= world:
-        raise ConfigError(f"{found()}: there is no rank {rank} among {world} processes; {REMEDY}")
+        raise ConfigError(f"{found()}: there is no rank {rank} among {world} processes; {LAUNCH_REMEDY}")
     if not 0 < port < 2**16:
-        raise ConfigError(f"{found()}: MASTER_PORT is not a port; {REMEDY}")
-    return Place(world, rank, number["LOCAL_RANK"], os.environ["MASTER_ADDR"].strip(), port)
+        raise ConfigError(f"{found()}: MASTER_PORT is not a port; {LAUNCH_REMEDY}")
+    return RankEnvironment(world, rank, number["LOCAL_RANK"], os.environ["MASTER_ADDR"].strip(), port)
 
 
 def found() -> str:
@@ -65,7 +65,7 @@ def found() -> str:
     return f"the environment has {' '.join(there)}"
 
 
-def meet(place: Place, timeout: timedelta) -> dist.Store:
+def meet(place: RankEnvironment, timeout: timedelta) -> dist.Store:
     """The store of the run, once all ranks have arrived. A waiting rank names the missing ones on stderr.
 
     Raises LostRank after `timeout`, and ConfigError if rank 0 cannot listen.
@@ -78,7 +78,7 @@ def meet(place: Place, timeout: timedelta) -> dist.Store:
     began, said = time.monotonic(), False
     while missing := [rank for rank in key if not store.check([key[rank]])]:
         if time.monotonic() > until:
-            raise LostRank(f"{_who(missing, place.world)}: missing after {_long(timeout)}; {found()}; {REMEDY}")
+            raise LostRank(f"{_who(missing, place.world)}: missing after {_long(timeout)}; {found()}; {LAUNCH_REMEDY}")
         if place.rank == 0 and not said and time.monotonic() > began + SAY_AFTER_SECONDS:
             _say(_who(missing, place.world), timeout)
             said = True
@@ -86,7 +86,7 @@ def meet(place: Place, timeout: timedelta) -> dist.Store:
     return store
 
 
-def _connect(place: Place, timeout: timedelta) -> dist.Store:
+def _connect(place: RankEnvironment, timeout: timedelta) -> dist.Store:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself listens
     listens = place.rank == 0 and not agent
     who = "the torchrun that" if agent else "rank 0, which"
@@ -101,15 +101,15 @@ def _connect(place: Place, timeout: timedelta) -> dist.Store:
     except (dist.DistError, ValueError, RuntimeError) as error:
         if listens:
             why = "another process uses this port" if "EADDRINUSE" in str(error) else "rank 0 cannot listen there"
-            raise ConfigError(f"{found()}: {why}; {REMEDY}") from None
-        raise LostRank(f"{who}: no answer within {_long(timeout)}; {found()}; {REMEDY}") from None
+            raise ConfigError(f"{found()}: {why}; {LAUNCH_REMEDY}") from None
+        raise LostRank(f"{who}: no answer within {_long(timeout)}; {found()}; {LAUNCH_REMEDY}") from None
     finally:
         timer.cancel()
 
 
 def _say(who: str, timeout: timedelta) -> None:
-    line = f"lccp: waiting for {who}, up to run.timeout_minutes={timeout.total_seconds() / 60:g}; {found()}; {REMEDY}"
-    print(line, file=sys.stderr, flush=True)
+    limit = f"run.timeout_minutes={timeout.total_seconds() / 60:g}"
+    print(f"lccp: waiting for {who}, up to {limit}; {found()}; {LAUNCH_REMEDY}", file=sys.stderr, flush=True)
 
 
 def _who(ranks: list[int], world: int) -> str:

@@ -20,7 +20,7 @@ from lccp_sim.train.parallel.layout import tokens_at_once
 from lccp_sim.train.parallel.meeting import meet, place_here
 
 PATIENT = timedelta(days=30)
-Given = TypeVar("Given")
+_Given = TypeVar("_Given")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ranks:
     world: int = 1
     waiting: Any = None
 
-    def first(self, work: Callable[[], Given]) -> Given:
+    def first(self, work: Callable[[], _Given]) -> _Given:
         """The result of `work()` on rank 0, on every rank; the others wait for it. It must be picklable.
 
         An error is raised on rank 0; the others exit silently with status 1.
@@ -48,13 +48,13 @@ class Ranks:
                 raise SystemExit(1)
         return told[1]
 
-    def in_turn(self, work: Callable[[], Given]) -> Given:
+    def in_turn(self, work: Callable[[], _Given]) -> _Given:
         """The result of `work()` on this rank, run after rank 0's: the others find what rank 0 left on disk."""
-        mine: list[Given] = []
+        mine: list[_Given] = []
         self.first(lambda: mine.append(work()))
         return mine[0] if mine else work()
 
-    def gather(self, work: Callable[[], Given]) -> list[Given]:
+    def gather(self, work: Callable[[], _Given]) -> list[_Given]:
         """The results of `work()` on all ranks, on each. An error of any rank is raised on all, except Halfway."""
         if self.world == 1:
             return [work()]

@@ -21,10 +21,10 @@ from lccp_sim.train.saved.checkpoint import checkpoints, manifest_of, read_check
 from lccp_sim.train.saved.journal import DECISIONS, RECORDS, REFERENCE, TIMING
 from lccp_sim.train.saved.run_directory import CORPUS
 
-FILES = (RECORDS, TIMING, DECISIONS, CORPUS, "tokenizer.json")
+BRANCHED_FILES = (RECORDS, TIMING, DECISIONS, CORPUS, "tokenizer.json")
 FOLDERS = ("samples", REFERENCE, "tensorboard", "csv")
 KEY = "run.branch_from"
-DENSE = "model.attention.dense_from_tokens"
+DENSE_UNTIL = "model.attention.dense_from_tokens"
 
 
 def branch(config: Config, directory: Path) -> None:
@@ -39,7 +39,7 @@ def branch(config: Config, directory: Path) -> None:
     _check_same(config, read_checkpoint(path), path)
     trunk, kept = path.parent.parent, directory / "checkpoints"
     check_sums(trunk)
-    for name in FILES:
+    for name in BRANCHED_FILES:
         if (trunk / name).exists():
             shutil.copyfile(trunk / name, directory / name)
     for name in FOLDERS:
@@ -67,7 +67,7 @@ def _check_same(config: Config, content: dict[str, Any], path: Path) -> None:
     )
     old, new = flatten(trunk), flatten(plain_config(config))
     # The rates themselves, and when attention turned dense, are compared below.
-    if differ := unequal(old, new, config_keys(*FREE, Effect.RATES) - {"run.init_from"} | {"run.name", DENSE}):
+    if differ := unequal(old, new, config_keys(*FREE, Effect.RATES) - {"run.init_from"} | {"run.name", DENSE_UNTIL}):
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in differ[:5])
         rule = "only the decay and the turn to dense attention may differ"
         raise ConfigError(f"{KEY}: {path} belongs to a run with other settings: {shown}; {rule}")
@@ -90,4 +90,4 @@ def _check_attention(config: Config, trunk: LighthouseAttention | None, step: in
     counts = [each * config.run.batch_tokens for each in range(step)]
     other = [tokens for tokens in counts if trunk.sparse(tokens) != own.sparse(tokens)]
     rule = f"{path} had {trunk.dense_from_tokens}, so another attention from {min(other, default=0)} tokens on"
-    refuse(other, DENSE, own.dense_from_tokens, f"{rule}; branch from an earlier checkpoint")
+    refuse(other, DENSE_UNTIL, own.dense_from_tokens, f"{rule}; branch from an earlier checkpoint")

@@ -23,7 +23,7 @@ from lccp_sim.data.tokenizer import bos_id, parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import atomic_directory
 from lccp_sim.models.foreign import hf
-from lccp_sim.models.foreign.architectures import choose, write_config
+from lccp_sim.models.foreign.architectures import choose_architecture, write_config
 from lccp_sim.models.foreign.weights import untied, write_weights
 from lccp_sim.progress import Tell, silent
 from lccp_sim.sums import change_sums
@@ -32,7 +32,7 @@ from lccp_sim.train.saved.foreign import IDS, object_of, read_foreign, text_of
 from lccp_sim.train.saved.run_directory import CONFIG, DONE
 from lccp_sim.train.saved.weights_file import PREFIX, SUFFIX, write_weights_file
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: Tell = silent) -> str:
@@ -41,7 +41,7 @@ def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: 
     `measure` is the config with which `lccp measure OUT` will measure it. `tell` gets the progress.
     """
     with building(out) as folder:
-        content = read_foreign(path, DTYPES[dtype], tell=tell)
+        content = read_foreign(path, EXPORT_DTYPES[dtype], tell=tell)
         tell(f"writing {out.name}", 0.0)
         facts, text = content["lccp"], content.pop("tokenizer.json")
         notes = content.pop("notes")
@@ -89,7 +89,7 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
     if tokenizer_hash(parse_tokenizer(text)) != facts["tokenizer"]:
         raise ConfigError(f"{run / 'tokenizer.json'}: not the tokenizer that {path} was trained with; restore that one")
     if out.suffix == SUFFIX:
-        write_weights_file(content, text, out, DTYPES[dtype])
+        write_weights_file(content, text, out, EXPORT_DTYPES[dtype])
         return "weights for run.init_from"
     source: dict[str, Any] = facts.get("source") or {}
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
@@ -100,13 +100,13 @@ def export_checkpoint(name: str, out: Path, dtype: str, tell: Tell = silent) -> 
             "exported has a selection bias; this model can be measured here, not exported"
         )
     state, model = untied(state, dataclasses.replace(load_model(facts["config"]), vocab_size=facts["vocab_size"]))
-    architecture = choose(model, source.get("model_type"))
+    architecture = choose_architecture(model, source.get("model_type"))
     context = max(facts["config"]["run"]["context_tokens"], source.get("context_tokens", 0))
     ids, files = _special(facts, text, context)
     settings = write_config(architecture, model) | {"max_position_embeddings": context, "use_cache": True} | ids
-    settings |= dict.fromkeys(("dtype", "torch_dtype"), str(DTYPES[dtype]).removeprefix("torch."))
+    settings |= dict.fromkeys(("dtype", "torch_dtype"), str(EXPORT_DTYPES[dtype]).removeprefix("torch."))
     with building(out) as folder:
-        size = write_weights(state, architecture, model, folder, DTYPES[dtype], tell=tell)
+        size = write_weights(state, architecture, model, folder, EXPORT_DTYPES[dtype], tell=tell)
         for file, value in {"config.json": settings, **files}.items():
             _write(folder / file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         _write(folder / "tokenizer.json", text)

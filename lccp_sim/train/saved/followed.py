@@ -6,9 +6,11 @@ OLMo-core write. The latter holds only tensors, so its config.json comes from an
 """
 
 import json
+import math
 import pickle
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +25,12 @@ from lccp_sim.models.foreign.hf_folder import CONFIG, WHOLE
 from lccp_sim.train.saved.sharded import INDEX, ShardPiece, pieces_of
 
 NUMBER = re.compile(r"\d+")
-NAMED = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
-FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
+STEP_NAME = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
+WEIGHT_FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
 STATE = "trainer_state.json"
-BESIDE = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
+NOT_MODEL = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
 Signature = tuple[tuple[str, int, int], ...]
-Loaded = TypeVar("Loaded")
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Saved:
     @property
     def step(self) -> int:
         """The number in the folder's name that follows a word such as step, else the last number."""
-        return int([*NUMBER.findall(self.name), *NAMED.findall(self.name)][-1])
+        return int([*NUMBER.findall(self.name), *STEP_NAME.findall(self.name)][-1])
 
     @property
     def parts(self) -> Path | None:
@@ -75,6 +77,11 @@ class Saved:
             found.append((str(file.relative_to(self.path)), stat.st_size, stat.st_mtime_ns))
         return tuple(found)
 
+    def quiet_seconds(self) -> float:
+        """How long ago the newest file was written, by its own time; infinite if there is no file."""
+        newest = max((changed for _, _, changed in self.signature()), default=-math.inf)
+        return max(0.0, time.time() - newest / 1e9)
+
     def lacks(self) -> str | None:
         """Why the checkpoint is incomplete or unreadable, in one line; None if nothing is missing."""
         try:
@@ -97,10 +104,7 @@ class Saved:
         """Training tokens at this checkpoint. Raises ConfigError if neither the user nor the trainer states them."""
         if per_step is not None:
             return self.step * per_step
-        try:
-            seen = json.loads((self.path / STATE).read_text(encoding="utf-8")).get("num_input_tokens_seen", 0)
-        except (OSError, ValueError, AttributeError):
-            seen = 0
+        seen = self._state().get("num_input_tokens_seen", 0)
         if not seen and self.step:
             raise ConfigError(
                 f"{self.path}: the tokens of step {self.step} are unknown: give --tokens-per-step (over all ranks and "
@@ -108,7 +112,21 @@ class Saved:
             )
         return int(seen)
 
-    def loaded(self, load: Callable[[Path], Loaded]) -> Loaded:
+    @property
+    def is_last(self) -> bool:
+        """Whether the Trainer's state says that the training ends with this checkpoint."""
+        state = self._state()
+        return 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
+
+    def _state(self) -> dict[str, Any]:
+        """The state that the Trainer of transformers saved; empty without one."""
+        try:
+            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def loaded(self, load: Callable[[Path], _Loaded]) -> _Loaded:
         """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
 
         Raises ConfigError if it cannot be read.
@@ -149,7 +167,7 @@ def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
 
 
 def _holds_files(path: Path) -> bool:
-    return any(next(path.glob(pattern), None) is not None for pattern in FILES)
+    return any(next(path.glob(pattern), None) is not None for pattern in WEIGHT_FILES)
 
 
 def _pieces(folder: Path) -> dict[str, ShardPiece]:
@@ -163,7 +181,7 @@ def _pieces(folder: Path) -> dict[str, ShardPiece]:
 
 def _named_as_a_model(pieces: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The model's tensors, without the prefix `model.` and the optimizer's states."""
-    found = {name: piece for name, piece in pieces.items() if not name.startswith(BESIDE)}
+    found = {name: piece for name, piece in pieces.items() if not name.startswith(NOT_MODEL)}
     while found and {name.partition(".")[0] for name in found} <= {"app", "module", "state_dict"}:
         found = {name.partition(".")[2]: piece for name, piece in found.items()}
     # A base model whose own name is `model` is next to its head, or has one more name before its layers.

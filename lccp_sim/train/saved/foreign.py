@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from lccp_sim.config import ModelConfig
-from lccp_sim.data.beyond import check_same
+from lccp_sim.data.beyond import check_pair
 from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
-from lccp_sim.models.foreign.architectures import read_config
+from lccp_sim.models.foreign.architectures import read_settings
 from lccp_sim.models.foreign.hf_folder import CONFIG, read_json
 from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.progress import Tell, silent
@@ -42,12 +42,12 @@ def read_foreign(
     tell(f"opening {path.name}", 0.0)
     check_sums(path)
     settings, stream, notes = hf.open_weights(path, dtype)
-    name, model = read_config(settings, str(path / "config.json" if path.is_dir() else path))
+    name, model = read_settings(settings, str(path / "config.json" if path.is_dir() else path))
     rows = model.vocab_size or 0
     if accept is not None:
         accept(model, rows)
     text, tokenizer, bos = read_vocabulary(path)
-    if note := check_same(tokenizer, rows, bos, str(path)):
+    if note := check_pair(tokenizer, rows, bos, str(path)):
         notes = [*notes, note]
     state = read_weights(stream, name, model, dtype, str(path), tell)
     context = settings.get("max_position_embeddings") or 2048

@@ -6,7 +6,7 @@ the same command finds its own unfinished or finished run.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,8 @@ def check_same(directory: Path, config: Config) -> None:
     if not (directory / CONFIG).exists():
         return
     old, new = flatten(_read_plain(directory)), flatten(plain_config(config))
-    if differ := unequal(old, new, config_keys(*FREE) | {"run.tokens_before"}):
-        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differ[:5])
-        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise ConfigError(f"{directory}: holds a run with other settings: {shown}{more}; change run.name or run.root")
+    if shown := differences(old, new, config_keys(*FREE) | {"run.tokens_before"}):
+        raise ConfigError(f"{directory}: holds a run with other settings: {shown}; change run.name or run.root")
     planned = old.get("run.tokens")
     fewer = finished_tokens(directory) is None and isinstance(planned, int) and config.run.tokens < planned
     refuse(
@@ -131,6 +129,13 @@ def check_same(directory: Path, config: Config) -> None:
         config.run.tokens,
         f"fewer than the {planned} that {directory} was begun with; it can only grow",
     )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], but: Collection[str]) -> str:
+    """The keys in which two flat configs differ, with their values, except `but`; "" if there are none."""
+    differ = unequal(old, new, but)
+    shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differ[:5])
+    return shown + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
 
 
 def write_facts(directory: Path, config: Config, tokens_before: int, corpus: dict[str, Any], tokenizer: str) -> None:
@@ -170,9 +175,18 @@ def stopped_by(directory: Path) -> str | None:
     return _value(path, "stopped_by") if path.exists() and '"stopped_by"' in path.read_text() else None
 
 
-def write_done(directory: Path, tokens: int, by: str | None) -> None:
-    """Write DONE: the tokens of the finished run, the action that ended it early, if any, and their hash."""
-    said = {"tokens": tokens} | ({} if by is None else {"stopped_by": by})
+def measured_of(directory: Path) -> str | None:
+    """The name of the checkpoint whose records a directory holds in full, or None."""
+    path = directory / DONE
+    return _value(path, "of") if path.exists() and '"of"' in path.read_text() else None
+
+
+def write_done(directory: Path, tokens: int, by: str | None = None, of: str | None = None) -> None:
+    """Write DONE: the tokens of the finished run, and their hash.
+
+    `by`: the action that ended it early. `of`: what names the checkpoints that were measured.
+    """
+    said = {"tokens": tokens} | ({} if by is None else {"stopped_by": by}) | ({} if of is None else {"of": of})
     write_atomic(directory / DONE, json.dumps(said | {"check": short_hash(said)}) + "\n")
 
 

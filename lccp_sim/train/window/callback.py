@@ -22,7 +22,9 @@ from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.parallel.foreign import unwrapped
 from lccp_sim.train.saved.journal import REFERENCE, Journal
-from lccp_sim.train.window.logs import headline, log_images, log_scalars
+from lccp_sim.train.saved.run_directory import DONE, write_done
+from lccp_sim.train.window.logs import log_images, log_scalars, window_line
+from lccp_sim.train.window.measured import check_measured, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite, WindowResult
 
 
@@ -51,6 +53,7 @@ class MonitorCallback(L.Callback):
         self.seen_step = -1
         self.tell: Tell = silent
         self.axis: str | None = None
+        self.config: Config | None = None  # in another's Trainer
 
     @classmethod
     def of(
@@ -82,7 +85,7 @@ class MonitorCallback(L.Callback):
         for note in suite.notes:
             say(f"warning: {note}")
         callback = cls(suite, Journal(folder), tokens_per_step, model, say)
-        callback.axis = config.run.tensorboard_axis
+        callback.axis, callback.config = config.run.tensorboard_axis, config
         return callback
 
     @property
@@ -95,17 +98,35 @@ class MonitorCallback(L.Callback):
         return {"lengths": self.journal.lengths(), "seen_step": self.seen_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Truncate the files to the moment of the checkpoint."""
+        """Truncate the files to the moment of the checkpoint.
+
+        Raises ConfigError if another's Trainer began them with other settings.
+        """
+        if self.config is not None:
+            self._check_begun(self.config)
         self.seen_step = state_dict["seen_step"]
         self.journal.truncate(state_dict["lengths"], self.seen_step)
         self.suite.recall(self.journal.directory / REFERENCE)
         self.history = HeadHistory(self.journal.records(), self.suite.windows)
 
+    def _check_begun(self, config: Config) -> None:
+        where = self.journal.directory
+        check_measured(where, config)
+        for record in self.journal.records():
+            if record.tokens != record.step * self.tokens_per_step:
+                raise ConfigError(
+                    f"tokens_per_step={self.tokens_per_step}: {where} was begun with others, {record.tokens} tokens at "
+                    f"step {record.step}; give the same, or name another directory"
+                )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure at step 0 if it is a window. Raises ConfigError if the records of another run would be lost."""
+        where = self.journal.directory
         if self.seen_step < 0 and self.journal.records():
-            where = self.journal.directory
             raise ConfigError(f"{where}: holds records already; resume with ckpt_path, or name another directory")
+        if self.config is not None and trainer.is_global_zero:
+            (where / DONE).unlink(missing_ok=True)
+            write_measured(where, self.config, self.suite.corpus)
         self._measure_if_due(trainer, pl_module)
 
     def on_train_batch_end(
@@ -113,6 +134,11 @@ class MonitorCallback(L.Callback):
     ) -> None:
         """Measure at an optimizer step if it is a window, once."""
         self._measure_if_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mark the end of another's training; our own runs mark theirs once all is saved."""
+        if self.config is not None and trainer.is_global_zero:
+            write_done(self.journal.directory, trainer.global_step * self.tokens_per_step)
 
     def _measure_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
@@ -132,7 +158,7 @@ class MonitorCallback(L.Callback):
             self.say(NO_HEADS)
         seen = self.suite.measure(model, moment, self.history, self.tell, f"window at step {step:,}, ")
         self.journal.write_window(step, [*first, *seen.records], seen.values, seen.timing)
-        self.say(headline(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
+        self.say(window_line(moment, seen.records, sum(row["seconds"] for row in seen.timing)))
         if trainer.is_global_zero:
             more = [record for follow in self.after_window for record in follow(trainer, moment)]
             self.journal.seal()

@@ -18,7 +18,7 @@ from lccp_sim.progress import Tell, clock
 
 SECONDS = 10.0  # limit of timing: after it, longer texts are extrapolated
 
-Kind = tuple[int, bool]  # tokens of a text, and whether all of them meet the head
+TextKind = tuple[int, bool]  # tokens of a text, and whether all of them meet the head
 
 
 class TokenCount:
@@ -60,11 +60,11 @@ class TokenCount:
         return sum(each.sent for each in self.plan.get(name, ()))
 
 
-def kinds(watch: Mapping[str, Monitor]) -> dict[str, dict[Kind, float]]:
+def kinds(watch: Mapping[str, Monitor]) -> dict[str, dict[TextKind, float]]:
     """The texts of each kind that each monitor sends at a first window; a training text counts as three."""
-    found: dict[str, dict[Kind, float]] = {}
+    found: dict[str, dict[TextKind, float]] = {}
     for name, monitor in watch.items():
-        of: dict[Kind, float] = {}
+        of: dict[TextKind, float] = {}
         for each in (*monitor.passes(), *monitor.reference_passes()):
             kind = each.tokens, each.head
             of[kind] = of.get(kind, 0.0) + each.sequences * each.weight
@@ -74,17 +74,17 @@ def kinds(watch: Mapping[str, Monitor]) -> dict[str, dict[Kind, float]]:
 
 def timed(
     model: LanguageModel,
-    wanted: Iterable[Kind],
+    wanted: Iterable[TextKind],
     tokens: np.ndarray,
     bf16: bool = False,
     limit: float = SECONDS,
     now: Callable[[], float] = time.perf_counter,
-) -> dict[Kind, float]:
+) -> dict[TextKind, float]:
     """Seconds of a forward of one text of each kind, shorter texts first, until timing has taken `limit` seconds.
 
     `tokens` (int64 [n]) are repeated to fill the texts. `longer` extrapolates the rest.
     """
-    found: dict[Kind, float] = {}
+    found: dict[TextKind, float] = {}
     began, ordered = now(), sorted(set(wanted))
     device = model.device
     with evaluating(model, bf16):
@@ -105,7 +105,7 @@ def timed(
     return found
 
 
-def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
+def longer(found: Mapping[TextKind, float], length: int, head: bool) -> float:
     """Seconds of a longer text, extrapolated from shorter texts: seconds per token grow linearly with length.
 
     If no text with the head was timed, texts without it are used, and vice versa.
@@ -120,7 +120,7 @@ def longer(found: Mapping[Kind, float], length: int, head: bool) -> float:
     return length * (rate + slope * (length - last))
 
 
-def expected_seconds(watch: Mapping[str, Monitor], seconds: Mapping[Kind, float]) -> dict[str, float]:
+def expected_seconds(watch: Mapping[str, Monitor], seconds: Mapping[TextKind, float]) -> dict[str, float]:
     """Seconds of each monitor at a first window."""
     return {name: sum(n * seconds[kind] for kind, n in of.items()) for name, of in kinds(watch).items()}
 

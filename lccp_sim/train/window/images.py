@@ -17,7 +17,7 @@ MAPS = {  # metric -> tags of rows and columns, and the largest value of the col
     "heads/copy_hard_frac": ("layer", "head", 1.0),
     "probe/exact_match_frac": ("task", "length", 1.0),
 }
-DPI = 110
+TENSORBOARD_DPI = 110
 
 
 def window_maps(records: list[Record]) -> dict[str, tuple[Metric, pd.DataFrame]]:
@@ -50,7 +50,7 @@ def window_images(records: list[Record]) -> dict[str, np.ndarray]:
         left = 0.8 + 0.06 * max(len(str(label)) for label in grid.index)
         with rc_context(STYLE):
             width, height = left + wide + 1.2, high + 1.0
-            figure = Figure(figsize=(width, height), dpi=DPI)
+            figure = Figure(figsize=(width, height), dpi=TENSORBOARD_DPI)
             ax = figure.add_axes((left / width, 0.6 / height, wide / width, high / height))
             bar = figure.add_axes(((left + wide + 0.15) / width, 0.6 / height, 0.15 / width, high / height))
             colours = "viridis_r" if metric.better == DOWN else "viridis"

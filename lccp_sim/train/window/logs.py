@@ -15,14 +15,14 @@ from lccp_sim.train.window.images import window_images
 
 
 def log_scalars(loggers: Sequence[Logger], records: list[Record], moment: Moment, axis: str | None = None) -> None:
-    """Log overall records to every logger under their overall names. `axis` is TensorBoard's, see `place`.
+    """Log overall records to every logger under their overall names. `axis` is TensorBoard's, see `axis_position`.
 
     Other loggers get the tokens as an additional number.
     """
     scalars = overall_values(records)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(charted(scalars), step=place(moment, axis))
+            logger.log_metrics(charted(scalars), step=axis_position(moment, axis))
         else:
             logger.log_metrics(scalars | {"tokens": float(moment.tokens)}, step=moment.step)
 
@@ -32,10 +32,10 @@ def log_images(loggers: Sequence[Logger], records: list[Record], moment: Moment,
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     for name, image in (window_images(records) if boards else {}).items():
         for board in boards:
-            board.experiment.add_image(name, image, place(moment, axis), dataformats="HWC")
+            board.experiment.add_image(name, image, axis_position(moment, axis), dataformats="HWC")
 
 
-def place(moment: Moment, axis: str | None) -> int:
+def axis_position(moment: Moment, axis: str | None) -> int:
     """The position of a moment on TensorBoard's axis (`run.tensorboard_axis`): its tokens, or its optimizer step."""
     return moment.tokens if axis == "tokens" else moment.step
 
@@ -50,7 +50,7 @@ def overall_values(records: list[Record]) -> dict[str, float]:
     return {name: r.value for r in records if (name := overall_name(r)) is not None}
 
 
-def headline(moment: Moment, records: list[Record], seconds: float) -> str:
+def window_line(moment: Moment, records: list[Record], seconds: float) -> str:
     """One line about a window for the user."""
     value = overall_values(records)
     parts = [f"step {moment.step:>6}", f"{moment.tokens:>11,} tokens"]

@@ -2,37 +2,32 @@
 
 A window is due at steps, at token counts, or when its owner asks. Such a loop keeps its own checkpoints, which know
 nothing of our files. So the resume rule depends on the step: complete windows up to it stay, later ones are dropped.
+Only its owner knows when the training has ended, and marks it by `close()`.
 """
 
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lccp_sim.analysis.run import MEASURED
 from lccp_sim.config import Config
-from lccp_sim.configure.load import plain_config
 from lccp_sim.data.beyond import check_ids, check_rows
-from lccp_sim.data.pools import Corpus, open_corpus
-from lccp_sim.data.tokenizer import parse_tokenizer, read_tokenizer
-from lccp_sim.errors import ConfigError
-from lccp_sim.files import write_atomic
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.models.foreign.adapter import adapted
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.monitors.values import Moment
-from lccp_sim.progress import Tell, silent
 from lccp_sim.records import Record
 from lccp_sim.train.parallel.foreign import ranks_here, unwrapped
-from lccp_sim.train.saved.foreign import read_vocabulary
 from lccp_sim.train.saved.journal import REFERENCE, Journal
-from lccp_sim.train.saved.run_directory import CONFIG
+from lccp_sim.train.saved.run_directory import CONFIG, DONE, write_done
+from lccp_sim.train.window.measured import check_measured, corpus_for, vocabulary_of, write_measured
 from lccp_sim.train.window.suite import NO_HEADS, HeadHistory, MonitorSuite
 from lccp_sim.train.window.window_files import WindowFiles
 
-ALL_STEPS = range(sys.maxsize)  # in a loop of others each measured step is a window
+ALL_STEPS = range(sys.maxsize)  # in an external loop each measured step is a window
 BEFORE = Moment(-1, -1)
 
 
@@ -52,56 +47,27 @@ class Windows:
 
     def reached(self, moment: Moment) -> int:
         """How many windows lie at or before a moment."""
-        at_steps = sum(mark <= moment.step for mark in set(self.steps))
-        return at_steps + sum(mark <= moment.tokens for mark in set(self.tokens))
+        steps, tokens = self._sorted
+        return bisect_right(steps, moment.step) + bisect_right(tokens, moment.tokens)
 
     @property
     def count(self) -> int:
         """How many there are."""
-        return len({*self.steps}) + len({*self.tokens})
+        return sum(map(len, self._sorted))
 
-
-def vocabulary_of(tokenizer: Any, bos_token: str | None = None) -> tuple[str, str | None]:
-    """The text of a tokenizer.json and the name of its BOS token.
-
-    `tokenizer` is a tokenizer.json, a folder that holds one, or a fast tokenizer of `transformers`. Raises ConfigError
-    where it is none of these.
-    """
-    if isinstance(tokenizer, str | Path):
-        path = Path(tokenizer)
-        if path.is_dir():
-            found = read_vocabulary(path)
-            return found.text, bos_token or found.bos
-        return read_tokenizer(path).to_str(), bos_token
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        what = "none was given" if tokenizer is None else f"a {type(tokenizer).__name__} has no tokenizer.json form"
-        raise ConfigError(f"tokenizer: {what}; name a tokenizer.json, or a folder that holds one")
-    return backend.to_str(), bos_token or tokenizer.bos_token
-
-
-def corpus_for(config: Config, text: str | Path, bos: str | None, tell: Tell = silent) -> Corpus:
-    """The held-out text of a config in the tokens of a tokenizer.json, whose BOS holds unless the config names one."""
-    tokenizer = text if isinstance(text, Path) else parse_tokenizer(text)
-    data = config.data
-    if bos and not data.tokenizer.bos_token:
-        data = replace(data, tokenizer=replace(data.tokenizer, bos_token=bos))
-    return open_corpus(data, config.run.context_tokens, config.seed, tokenizer, tell)
-
-
-def write_measured(directory: Path, config: Config, corpus: Corpus) -> None:
-    """Write what records were measured with: measured.yaml (the config) and tokenizer.json."""
-    plain = yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
-    write_atomic(directory / MEASURED, plain)
-    write_atomic(directory / "tokenizer.json", corpus.tokenizer.to_str())
+    @cached_property
+    def _sorted(self) -> tuple[list[int], list[int]]:
+        return sorted({*self.steps}), sorted({*self.tokens})
 
 
 class LoopSuite:
     """All monitors of a config, for a loop that is not ours; make it on every rank.
 
     `config` is `lccp_sim.cli.check(["run=measure", ...])`. Everything goes to `directory`, which `lccp report` reads.
-    `tokenizer`: see `vocabulary_of`. Rank 0 prepares, measures and writes; the others wait for it. Raises ConfigError
-    where the text does not suffice or the tokenizer is unfit.
+    `tokenizer`: see `vocabulary_of`. `start`: 0, at which records in `directory` are refused, or the step of the
+    checkpoint to go on from: complete windows up to it stay, and later ones are dropped. Rank 0 prepares, measures and
+    writes; the others wait for it. Raises ConfigError where the text does not suffice, the tokenizer is unfit, or
+    `directory` was begun with another config or belongs to another run.
     """
 
     def __init__(
@@ -112,59 +78,72 @@ class LoopSuite:
         windows: Windows | None = None,
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
+        start: int = 0,
     ):
+        refuse(start < 0, "start", start, "must be the step of the checkpoint to go on from, or 0")
         self.directory, self.windows, self.say = Path(directory), windows or Windows(), say
-        self.config, self.ranks, self.last = config, ranks_here(), BEFORE
-        self.history = HeadHistory([], ALL_STEPS)
+        self.config, self.ranks = config, ranks_here()
         self._suite: MonitorSuite | None = None  # of rank 0
         self._files: WindowFiles | None = None  # from the first window on
-        self.ranks.first(lambda: self._prepare(tokenizer, bos_token))
+        records = self.ranks.first(lambda: self._prepare(tokenizer, bos_token, start))
+        self.history = HeadHistory(records, ALL_STEPS)
+        self.last = Moment(records[-1].step, records[-1].tokens) if records else BEFORE
 
-    def _prepare(self, tokenizer: Any, bos_token: str | None) -> None:
+    def _prepare(self, tokenizer: Any, bos_token: str | None, start: int) -> list[Record]:
+        """The records up to `start`, after the monitors are ready."""
         if (self.directory / CONFIG).exists():
             raise ConfigError(f"{self.directory}: is a run of lccp-sim, whose records would be lost; name another one")
+        if Journal(self.directory).records():
+            if not start:
+                raise ConfigError(
+                    f"{self.directory}: holds records already; give the step to go on from (start=STEP), or name "
+                    "another directory"
+                )
+            check_measured(self.directory, self.config)
         self.corpus = corpus_for(self.config, *vocabulary_of(tokenizer, bos_token))
         store, bf16 = self.directory / REFERENCE, self.config.watched_in_bf16
         self._suite = MonitorSuite(self.config.monitors.watch, self.corpus, [], store, bf16=bf16)
         for note in self._suite.notes:
             self.say(f"warning: {note}")
-
-    def due(self, step: int, tokens: int) -> bool:
-        """Whether a window of `windows` has been reached since the last measurement."""
-        return self.windows.reached(Moment(step, tokens)) > self.windows.reached(self.last)
-
-    def resume(self, step: int) -> None:
-        """Go on from a checkpoint of `step`: complete windows up to it stay, and later ones are dropped.
-
-        Step 0 is a fresh start, at which records of another run are refused, not dropped.
-        """
-        records = self.ranks.first(lambda: self._keep(step)) if step else []
-        self.history = HeadHistory(records, ALL_STEPS)
-        self.last = Moment(records[-1].step, records[-1].tokens) if records else BEFORE
-
-    def _keep(self, step: int) -> list[Record]:
-        assert self._suite is not None
-        records = Journal(self.directory).keep(step)
+        (self.directory / DONE).unlink(missing_ok=True)
+        records = Journal(self.directory).keep(start) if start else []
         if records:
             self._suite.recall(self.directory / REFERENCE)
             last = Moment(records[-1].step, records[-1].tokens)
             self._files = WindowFiles(self.directory, self.config.run.tensorboard_axis, last)
         return records
 
+    def due(self, step: int, tokens: int) -> bool:
+        """Whether a window of `windows` has been reached since the last measurement.
+
+        Raises ConfigError where the tokens do not fit the step.
+        """
+        moment = self._moment(step, tokens)
+        return self.windows.reached(moment) > self.windows.reached(self.last)
+
+    def _moment(self, step: int, tokens: int) -> Moment:
+        rule = f"must be the tokens of all {step} steps so far, over all ranks"
+        refuse(tokens < step, "tokens", tokens, rule)
+        if step == self.last.step and tokens != self.last.tokens:
+            raise ConfigError(
+                f"tokens={tokens}: {self.directory} has {self.last.tokens} at step {step}; was it begun with other "
+                "tokens per step? Give the same, or name another directory"
+            )
+        return Moment(step, tokens)
+
     def measure(self, model: Any, step: int, tokens: int) -> list[Record]:
         """The records of this moment, written; every monitor measures, or in a window of `windows` those that are due.
 
         `model` is a LanguageModel or a causal LM of `transformers`, bare or inside DDP or torch.compile. It and the
         random state are left as they were. A step that is recorded already gives no records. Raises ConfigError
-        where weights are sharded, where steps or tokens do not grow, and where the directory holds the records of
-        another run.
+        where weights are sharded, and where steps or tokens do not grow.
         """
-        moment = Moment(step, tokens)
+        moment = self._moment(step, tokens)
         if step == self.last.step:
             return []
         if step < self.last.step or tokens <= self.last.tokens:
             known = f"step {self.last.step} with {self.last.tokens:,} tokens"
-            remedy = "both must grow; after a restart call resume(step) first"
+            remedy = "both must grow; after a restart give LoopSuite the step to go on from (start=STEP)"
             raise ConfigError(f"measure(step={step}, tokens={tokens}): comes after {known}; {remedy}")
         bare = unwrapped(model)  # refused on every rank, not on one alone
         records = self.ranks.first(lambda: self._measure(adapted(bare), moment))
@@ -177,19 +156,14 @@ class LoopSuite:
         if self._files is None:
             self._begin(model)
         assert self._files is not None
-        due = list(suite.monitors)
-        if self.due(*moment):
-            reached = self.windows.reached(moment)
+        due, reached = list(suite.monitors), self.windows.reached(moment)
+        if reached > self.windows.reached(self.last):
             due = suite.due_at(reached - 1, reached == self.windows.count)
         seen = suite.measure(model, moment, self.history, due=due)
         self.say(self._files.write(seen, moment))
         return seen.records
 
     def _begin(self, model: LanguageModel) -> None:
-        if Journal(self.directory).records():
-            raise ConfigError(
-                f"{self.directory}: holds records already; call resume(step) to go on, or name another directory"
-            )
         name = self.corpus.tokenizer.id_to_token(self.corpus.bos)
         note = check_rows(self.corpus.tokenizer, model.vocab_size, name, "the model")
         check_ids(self.corpus.largest, model.vocab_size)
@@ -199,6 +173,7 @@ class LoopSuite:
         self._files = WindowFiles(self.directory, self.config.run.tensorboard_axis)
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Mark the end of the training, which `lccp gate` asks for, and close TensorBoard's file."""
         if self._files is not None:
             self._files.close()
+            write_done(self.directory, self.last.tokens)

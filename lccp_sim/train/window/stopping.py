@@ -26,7 +26,7 @@ from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record
 from lccp_sim.train.window.callback import MonitorCallback
 
-ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "stop now or train on, not told apart"}
+ADVICE = {"saturated": "stop now", "improving": "train on", "not told apart": "undecided"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Stopping(L.Callback):
         acts = saturated and not at_end
         records = records_of(judged, moment)
         journal.write(records)
-        journal.write_decisions(rows_of(judged, moment, self.settings.action if acts else None))
+        journal.write_decisions(decision_rows(judged, moment, self.settings.action if acts else None))
         seconds = round(time.perf_counter() - began, 4)
         journal.write_timing([moment._asdict() | {"what": "stopping", "seconds": seconds, "forward_tokens": 0}])
         for each in judged:
@@ -174,7 +174,7 @@ def records_of(judged: Sequence[Judged], moment: Moment) -> list[Record]:
     return records
 
 
-def rows_of(judged: Sequence[Judged], moment: Moment, action: str | None) -> list[dict[str, Any]]:
+def decision_rows(judged: Sequence[Judged], moment: Moment, action: str | None) -> list[dict[str, Any]]:
     """The decisions of a window as rows of decisions.jsonl. `action`: the run's action, None if it continues."""
     rows = []
     for each in judged:

@@ -1,7 +1,7 @@
 """All monitors of a run, as one function of a model and a moment.
 
-Training calls it at its windows and `lccp measure` after the fact, so that both give the same records. What compares
-windows (initial heads, overlap) is a pure function of the records before, which the caller hands in.
+Training calls it at its windows and `lccp measure` calls it afterwards, so both give the same records. Comparisons of
+windows (initial heads, overlap) are pure functions of the earlier records, which the caller passes in.
 """
 
 import time
@@ -38,7 +38,7 @@ AS_TRAINED = " as trained"  # after the name of a monitor that measures with the
 
 @dataclass(frozen=True)
 class WindowResult:
-    """What one window gave: records, per-item values, and a row of timing per monitor."""
+    """The result of one window: records, per-item values, and a row of timing per monitor."""
 
     records: list[Record]
     values: list[Value]
@@ -46,12 +46,12 @@ class WindowResult:
 
 
 class MonitorSuite:
-    """Monitors with their items. `windows` are the steps at which they look; a monitor may skip some (`every`).
+    """Monitors with their items. `windows` are the steps at which they measure; a monitor may skip some (`every`).
 
-    What the first look fixes for all later ones (`key_tokens.py`) is written to the folder `store`, if any. With
-    `bf16` the monitors see the model in bf16. `tell` hears how far the preparing of the items is. Where training is
-    sparse by `beside`, what can be is measured with that attention, too: records alone, tagged attention=training.
-    `notes`: what a person should know about the items, a line each.
+    References that the first window fixes for all later ones (`key_tokens.py`) are written to the folder `store`, if
+    any. With `bf16` the monitors see the model in bf16. `tell` receives the progress of preparing the items. While
+    training is sparse by `beside`, monitors that support it also measure with that attention: records only, tagged
+    attention=training. `notes`: warnings about the items, a line each.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MonitorSuite:
         self.unreferenced = [name for name, monitor in monitors.items() if monitor.reference_from is not None]
 
     def recall(self, store: Path) -> None:
-        """None, after the references that `store` holds were read; `unreferenced` names those that it does not hold."""
+        """Read the references that `store` holds; monitors whose reference is missing stay in `unreferenced`."""
         for name in list(self.unreferenced):
             found = read_reference(store, name, self.monitors[name], self.items[name])
             if found is not None:
@@ -102,10 +102,10 @@ class MonitorSuite:
         whole: tuple[float, float] = (0.0, 1.0),
         due: Sequence[str] | None = None,
     ) -> WindowResult:
-        """What the monitors `due` see; those of `self.due` where that is None.
+        """Measure with the monitors `due` (None: those of `self.due`).
 
-        The model is as before afterwards, to the bit, and so is the random state. Several ranks look together, each at
-        its share of a monitor's items, and all get everything. `tell`, `before`, `whole`: see `TokenCount`.
+        The model and the random state are unchanged afterwards, to the bit. Several ranks measure together: each takes
+        its share of a monitor's items, and all receive every result. `tell`, `before`, `whole`: see `TokenCount`.
         """
         due = self.due(moment.step) if due is None else due
         plan = {name: self.monitors[name].passes() for name in due}
@@ -123,7 +123,7 @@ class MonitorSuite:
         return WindowResult(records + history.compare(records, moment), values, timing)
 
     def _trains_sparsely(self, moment: Moment) -> bool:
-        """Whether the last step before a moment, or at step 0 the first, was sparse, and this is to be measured."""
+        """Whether to measure with sparse attention: the last step before a moment (at step 0, the first) is sparse."""
         began = moment.tokens - moment.tokens // max(1, moment.step)
         return self.beside is not None and self.beside.sparse(began)
 
@@ -154,7 +154,7 @@ class HeadHistory:
     """The per-head scores of the first and the previous window, read from records; compares a new window with them.
 
     Each set of texts has its own: needles, and others by their tag `samples`. Only `windows` count: the end of a run
-    that was extended later is none, so an extended run equals a longer one.
+    that was extended later is not a window, so an extended run equals a longer one.
     """
 
     def __init__(self, records: list[Record], windows: Container[int]):

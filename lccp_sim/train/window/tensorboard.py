@@ -26,7 +26,7 @@ from lccp_sim.data.pools import Corpus
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import OF_SENTENCE, TIERS, Record, overall_name
 from lccp_sim.train.window.callback import MonitorCallback
-from lccp_sim.train.window.logs import charted, overall_values, place
+from lccp_sim.train.window.logs import axis_position, charted, overall_values
 
 ORDER = (*TIERS[1:], TIERS[0])  # measurements first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
@@ -64,7 +64,7 @@ class Board:
         windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
         if not boards:
             return []
-        records, at = self.monitors.journal.records(), place(moment, self.monitors.axis)
+        records, at = self.monitors.journal.records(), axis_position(moment, self.monitors.axis)
         first, last = moment.step == windows[0], moment.step == windows[-1]
         texts = dict(self.texts) if first else {}
         if said := self._verdict(last):

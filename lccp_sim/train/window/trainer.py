@@ -1,8 +1,8 @@
 """The monitors as a callback of `transformers.Trainer`, and so of what is built on it (TRL, axolotl, LLaMA-Factory).
 
-It adds three things to `LoopSuite`: where a Trainer's step ends, how many tokens it has trained on, and which loggers
-there are. It measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of
-a checkpoint are on disk before it is.
+It adds three things to `LoopSuite`: when a Trainer's step ends, how many tokens it has trained on, and its loggers. It
+measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of a checkpoint
+are on disk before it is.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lccp_sim.config import Config
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.window.logs import overall_values
 from lccp_sim.train.window.own_loop import LoopSuite, Windows
@@ -36,6 +36,8 @@ class TrainerMonitors(TrainerCallback):
         bos_token: str | None = None,
         say: Callable[[str], None] = print,
     ):
+        rule = "must be the tokens of an optimizer step over all ranks and accumulated batches"
+        refuse(tokens_per_step is not None and tokens_per_step < 1, "tokens_per_step", tokens_per_step, rule)
         self.config, self.windows, self.directory = config, windows, directory
         self.tokens_per_step, self.tokenizer, self.bos_token, self.say = tokens_per_step, tokenizer, bos_token, say
         self.suite: LoopSuite | None = None
@@ -59,7 +61,7 @@ class TrainerMonitors(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Prepare, drop what was written after the step of the checkpoint, and measure the first window if it is due.
 
-        Raises ConfigError where the records of another run would be lost.
+        Raises ConfigError where the records of another run would be lost, or were begun with other settings.
         """
         if self.tokens_per_step is None and args.include_num_input_tokens_seen == "no":
             raise ConfigError(
@@ -68,8 +70,14 @@ class TrainerMonitors(TrainerCallback):
             )
         tokenizer = given.get("processing_class") if self.tokenizer is None else self.tokenizer
         directory = Path(args.output_dir) / "lccp" if self.directory is None else self.directory
-        self.suite = LoopSuite(self.config, directory, tokenizer, self.windows, self.bos_token, self.say)
-        self.suite.resume(state.global_step)
+        start = state.global_step
+        self.suite = LoopSuite(self.config, directory, tokenizer, self.windows, self.bos_token, self.say, start)
+        last = self.suite.last
+        if self.tokens_per_step is not None and last.step > 0 and last.tokens != last.step * self.tokens_per_step:
+            raise ConfigError(
+                f"tokens_per_step={self.tokens_per_step}: {directory} was begun with others, {last.tokens} tokens at "
+                f"step {last.step}; give the same, or name another directory"
+            )
         self._measure_if_due(state, given["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -77,7 +85,7 @@ class TrainerMonitors(TrainerCallback):
         self._measure_if_due(state, given["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Close TensorBoard's file."""
+        """Mark the end, and close TensorBoard's file."""
         if self.suite is not None:
             self.suite.close()
 

@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lccp_sim.monitors.values import Moment
 from lccp_sim.train.saved.journal import Journal
-from lccp_sim.train.window.logs import headline, log_images, log_scalars, place
+from lccp_sim.train.window.logs import axis_position, log_images, log_scalars, window_line
 from lccp_sim.train.window.suite import WindowResult
 from lccp_sim.train.window.tensorboard import log_charts
 
@@ -19,7 +19,7 @@ class WindowFiles:
 
     def __init__(self, directory: Path, axis: str | None, last: Moment | None = None):
         self.journal, self.axis = Journal(directory), axis
-        purge = place(last, axis) + 1 if last else 0
+        purge = axis_position(last, axis) + 1 if last else 0
         self.board = TensorBoardLogger(directory, name="tensorboard", version="", purge_step=purge)
         self.charted = False
 
@@ -33,7 +33,7 @@ class WindowFiles:
         log_scalars([self.board], seen.records, moment, self.axis)
         log_images([self.board], seen.records, moment, self.axis)
         self.board.experiment.flush()
-        return headline(moment, seen.records, sum(row["seconds"] for row in seen.timing))
+        return window_line(moment, seen.records, sum(row["seconds"] for row in seen.timing))
 
     def close(self) -> None:
         """Close TensorBoard's file."""

@@ -1,1 +1,0 @@
-"""Generation: sampling from a model, token by token."""
