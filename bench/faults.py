@@ -2,11 +2,12 @@
 
     python -m bench.faults DIR                      # all; one line a fault in DIR/faults.jsonl, and a table at the end
     python -m bench.faults DIR --only flips --places 200
-    python -m bench.faults DIR --only disk --every 1    # each write call in turn; --every 10: each tenth
+    python -m bench.faults DIR --only disk --every 10   # each tenth write call; --every 1, the default: each in turn
 
 `flips` and `cuts` damage one file at a time, one bit or from one byte on, at random places, and have it read by the
-code that reads it in use. `disk` lets the n-th write call of a run, and all after it, find no room. The others are
-scenes: a folder that is read-only or vanishes, a clock that jumps, two processes at once, text that changes.
+code that reads it in use. `disk` lets the n-th write call of a run, and all after it, find no room; `pages` mounts,
+where root may, a disk of n pages of 4 KiB. The others are scenes: a folder that is read-only or vanishes, a clock that
+jumps, two processes at once, text that changes.
 
 An outcome is `refused` (one line for the user, status 1), `recovered` (the end is the same to the byte), `unharmed`
 (what was read is the same), or a failure: `wrong` (another number, and nobody is told) or `traceback`. A file that a
@@ -23,6 +24,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -50,8 +52,13 @@ from tests import home
 
 Read = Callable[[Path], str]
 FAILURES = ("wrong", "traceback")
+PARTS = ("scenes", "disk", "pages", "flips", "cuts")
 FEW = [f"monitors.{name}=null" for name in ("probe", "heads", "intervention", "routing")]
 FEW += ["model.router.bias_update_rate=0"]  # a bias of selection cannot be exported
+# Four steps, three windows, three checkpoints: a disk is filled hundreds of times.
+BRIEF = ["run.tokens=1024", "run.checkpoint_every_steps=2", "model.num_layers=1"]
+BRIEF += ["monitors.needle=null", "monitors.induction=null"]
+PAGE = 4096
 
 
 class Ended(NamedTuple):
@@ -305,10 +312,10 @@ def rotten(bench: Bench, kind: str, damage: Callable[[Path, random.Random], None
             changed = path.read_bytes() != whole
             try:
                 found = read(path)
-                if not changed or found in right:
-                    outcome = "recovered" if read is of_cache and changed else "unharmed"
-                elif by_user:
+                if by_user and changed:
                     outcome = "read"
+                elif not changed or found in right:
+                    outcome = "recovered" if read is of_cache and changed else "unharmed"
                 elif read is of_texts:
                     outcome = "refused"  # by a run that began before; a new run takes the text that is there
                 else:
@@ -384,30 +391,72 @@ def fill(below: Path, left: int | None, told: Path | None = None) -> None:
         os._exit = exiting  # type: ignore[assignment]
 
 
-def disk(bench: Bench, every: int) -> Iterator[dict[str, Any]]:
-    """A run whose n-th write call, and all after it, find no room; then there is room, and the same command goes on."""
-    told = bench.root / "writes.txt"
-    shutil.rmtree(bench.home / "full", ignore_errors=True)
-    plain = bench.lccp("train", *bench.words(runs="full"), before=lambda: fill(bench.home / "full", None, told))
-    assert plain.status == 0, plain.said
-    right, writes = left_by(bench.run("full")), int(told.read_text())
-    counts, failures = Counter[str](), []
-    for left in range(0, writes, every):
-        shutil.rmtree(bench.home / "full", ignore_errors=True)
-        words = bench.words(runs="full")
-        first = bench.lccp("train", *words, before=lambda n=left: fill(bench.home / "full", n))  # type: ignore[misc]
+class Tight:
+    """The brief run in a folder that finds no room, again and again; `right` is what it leaves where there is room."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.place = bench, bench.home / "full"
+        self.words, told = bench.words(*BRIEF, runs="full"), bench.root / "writes.txt"
+        shutil.rmtree(self.place, ignore_errors=True)
+        plain = bench.lccp("train", *self.words, before=lambda: fill(self.place, None, told))
+        assert plain.status == 0, plain.said
+        self.right, self.writes = left_by(bench.run("full")), int(told.read_text())
+        self.pages = sum(-(-path.stat().st_size // PAGE) + 1 for path in self.place.rglob("*"))
+        self.outcomes, self.failures = Counter[str](), list[str]()
+        shutil.rmtree(self.place)
+
+    def run(self, before: Callable[[], None] = lambda: None) -> Ended:
+        """Run the command with what room there is."""
+        return self.bench.lccp("train", *self.words, before=before)
+
+    def go_on(self, first: Ended, room: int) -> None:
+        """Run the command again, with room enough, after a first time with so much of it."""
+        again = self.run()
+        same = again.status == 0 and left_by(self.bench.run("full")) == self.right
         outcome = outcome_of(first)
-        again = bench.lccp("train", *words)
         if outcome == "done":  # what could not be written was no part of the run
             outcome = "unharmed"
-        if outcome != "traceback":
-            outcome = outcome if again.status == 0 and left_by(bench.run("full")) == right else "wrong"
-        counts[outcome] += 1
+        if outcome != "traceback" and not same:
+            outcome = "wrong"
+        self.outcomes[outcome] += 1
         if outcome in FAILURES:
-            said = (first if outcome == "traceback" else again).said
-            failures.append(f"write {left + 1}: {outcome}: {said[-300:]}")
-    yield {"fault": "no room from a write call on", "writes": writes, "tried": counts.total(),
-           "outcomes": dict(counts), "failures": failures[:5]}  # fmt: skip
+            self.failures.append(f"{room}: {outcome}: {(first if outcome == 'traceback' else again).said[-300:]}")
+
+    def line(self, fault: str, **more: int) -> dict[str, Any]:
+        """The line of all that was tried."""
+        counts = {"tried": self.outcomes.total(), "outcomes": dict(self.outcomes)}
+        return {"fault": fault, **more, **counts, "failures": self.failures[:5]}
+
+
+def disk(bench: Bench, every: int) -> dict[str, Any]:
+    """The line of a run whose n-th write call, and all after it, find no room."""
+    tight = Tight(bench)
+    for left in range(0, tight.writes, every):
+        tight.go_on(tight.run(before=lambda n=left: fill(tight.place, n)), left)  # type: ignore[misc]
+        shutil.rmtree(tight.place)
+    return tight.line("no room from a write call on", writes=tight.writes)
+
+
+def pages(bench: Bench, every: int) -> dict[str, Any]:
+    """The line of a run on a disk of n pages, which root may mount."""
+    tight, fault = Tight(bench), "a disk of a few pages"
+    for size in range(1, tight.pages, every):
+        if not mounted(tight.place, size):
+            return {"fault": fault, "skipped": "mounting a disk needs root"}
+        try:
+            first = tight.run()
+            mounted(tight.place, 0)
+            tight.go_on(first, size)
+        finally:
+            subprocess.run(["umount", tight.place], check=True)
+    return tight.line(fault, pages=tight.pages)
+
+
+def mounted(place: Path, pages: int) -> bool:
+    """Whether a disk of so many pages is mounted there now; 0: the one that is there has no limit any more."""
+    place.mkdir(exist_ok=True)
+    words = ["-t", "tmpfs", "-o", f"size={pages * PAGE}"] if pages else ["-o", "remount,size=1g"]
+    return subprocess.run(["mount", *words, "tmpfs", place], capture_output=True).returncode == 0
 
 
 # Scenes
@@ -496,8 +545,9 @@ def scenes(bench: Bench) -> Iterator[dict[str, Any]]:
     words = fresh("twice")
     children = [start(bench.root, ["train", *words]) for _ in range(2)]
     both = sorted((ended(child) for child in children), key=lambda found: found.status)
-    line = then("twice", both[1] if both[0].status == 0 else both[0], "two processes on one run")
-    yield line | {"outcomes": dict(Counter([outcome_of(both[0]), *line["outcomes"]]))}
+    line = then("twice", both[1], "two processes on one run")
+    first = "unharmed" if outcome_of(both[0]) == "done" else outcome_of(both[0])
+    yield line | {"places": 2, "outcomes": dict(Counter([first, *line["outcomes"]]))}
     shutil.rmtree(cache, ignore_errors=True)
     words = [[*fresh(f"cache-{i}"), f"data.cache={cache}"] for i in range(2)]
     children = [start(bench.root, ["train", *each]) for each in words]
@@ -523,7 +573,9 @@ def lines_of(bench: Bench, only: Sequence[str], places: int, every: int, kinds: 
     if "scenes" in only:
         yield from scenes(bench)
     if "disk" in only:
-        yield from disk(bench, every)
+        yield disk(bench, every)
+    if "pages" in only:
+        yield pages(bench, every)
     for name, damage in (("flips", flip), ("cuts", cut)):
         for kind in kinds if name in only else ():
             yield rotten(bench, kind, damage, places)
@@ -545,21 +597,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 1 where something failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder to work in")
-    parser.add_argument("--only", nargs="+", choices=("scenes", "disk", "flips", "cuts"),
-                        default=["scenes", "disk", "flips", "cuts"])  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--places", type=int, default=200, help="of each kind of file")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--every", type=int, default=10, help="try each n-th write call")
+    parser.add_argument("--every", type=int, default=1, help="try each n-th write call, and each n-th size of a disk")
     parser.add_argument("--out", type=Path, help="default: faults.jsonl in the folder")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
     asked.root.mkdir(parents=True, exist_ok=True)
-    bench, failed = Bench(asked.root.resolve()), 0
+    bench, failed, out = Bench(asked.root.resolve()), 0, asked.out or asked.root / "faults.jsonl"
     for line in lines_of(bench, asked.only, asked.places, asked.every, asked.kinds):
-        with open(asked.out or asked.root / "faults.jsonl", "a") as file:
+        with open(out, "a") as file:
             file.write(json.dumps(line) + "\n")
         failed += sum(line.get("outcomes", {}).get(name, 0) for name in FAILURES)
         print(json.dumps(line), flush=True)
+    print(markdown([json.loads(line) for line in out.read_text().splitlines()]))
     return int(failed > 0)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lccp_sim.configure.compose import check  # for `lccp_sim.cli.check`, as the docs show it
-from lccp_sim.errors import is_message
+from lccp_sim.errors import heard_once, is_message
 from lccp_sim.verbs.chain import CHAIN_VERB
 from lccp_sim.verbs.checkpoints import EXPORT_VERB, IMPORT_VERB, MEASURE_VERB, WATCH_VERB
 from lccp_sim.verbs.data import DATA_VERB
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         words += rest  # key=value after an option
     try:
-        return VERBS[arguments.verb].run(arguments, console_here())
+        with heard_once():
+            return VERBS[arguments.verb].run(arguments, console_here())
     except Exception as error:
         if not is_message(error):
             raise

@@ -4,7 +4,9 @@ Design note: each kind lives here, not next to the code that raises it, so that 
 """
 
 import difflib
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -74,3 +76,23 @@ def one_line(error: Exception) -> str:
     """The message of an error in one line; that of a bug begins with its class."""
     line = " ".join(str(error).split())
     return line if is_message(error) else f"{type(error).__name__}: {line}"
+
+
+@contextmanager
+def heard_once() -> Iterator[None]:
+    """Within the context, a thread that keeps its error for its owner prints no traceback, unless it is a bug.
+
+    TensorBoard's writer of a full disk does: its owner gets the error at the next call.
+    """
+    before = threading.excepthook
+
+    def hear(told: threading.ExceptHookArgs) -> None:
+        kept = getattr(told.thread, "exception", None)
+        if kept is None or kept is not told.exc_value or not is_message(kept):
+            before(told)
+
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -1,6 +1,7 @@
 """What is a message and what is a bug, told by the class of an error alone."""
 
 import pickle
+import threading
 
 import pytest
 
@@ -34,3 +35,26 @@ def test_a_config_says_all_that_is_wrong_with_it() -> None:
         load_config({"rum": {}, "seed": 0})
     assert caught.value.problems[0] == "rum: no such group of keys; did you mean 'run'?"
     assert len(caught.value.problems) == 6
+
+
+class Worker(threading.Thread):
+    """A thread that keeps its error, as TensorBoard's writer does."""
+
+    def __init__(self, error: Exception, keeps: bool = True):
+        super().__init__()
+        self.error, self.keeps, self.exception = error, keeps, None
+
+    def run(self) -> None:
+        self.exception = self.error if self.keeps else None
+        raise self.error
+
+
+def test_an_error_that_a_thread_keeps_for_its_owner_is_not_printed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: heard.append(told.exc_value))
+    full, lost, bug = OSError("no space left"), OSError("no space left"), ValueError("shapes differ")
+    with errors.heard_once():
+        for worker in (Worker(full), Worker(lost, keeps=False), Worker(bug)):
+            worker.start()
+            worker.join()
+    assert heard == [lost, bug]

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lccp_sim.errors import ConfigError, DamagedRecords
 from lccp_sim.models.loss import cross_entropy
 from lccp_sim.models.transformer import Transformer, initialise
 from lccp_sim.records import TIERS, Record, read_records
+from tests import home
 from tests.train.tiny import plain
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -26,7 +28,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 EXAMPLES = int(os.environ.get("LCCP_EXAMPLES", 60))
 many = hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
-TREE = plain(Path("runs"), Path("shared"))
+SHARED = tempfile.TemporaryDirectory(prefix="lccp-random-")  # a config whose texts are not there is refused
+TREE = plain(Path("runs"), home.build(Path(SHARED.name) / "home"))
 MORE = [
     "model.qk_norm", "model.window_tokens", "model.full_attention_every", "model.num_shared_experts", "model.experts",
     "model.num_dense_layers", "model.d_dense", "model.tie_embeddings", "model.qkv_bias", "model.previous_token_heads",
@@ -71,18 +74,20 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@many
-@hypothesis.given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
-def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[str, Any]) -> None:
+CHANGES = st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3)
+
+
+def tried(changes: dict[str, Any]) -> str:
+    """What became of the tiny run with these changes: `refused`, `trained` a step, or accepted but too `large` here."""
     try:
         config = load_config(changed(changes))
     except ConfigError as error:
         assert error.problems and all(line.strip() and "\n" not in line for line in error.problems), error.problems
-        return
+        return "refused"
     json.dumps(config.plain(), allow_nan=True)
     c = config.model
     if max(c.d_model, c.d_expert, c.d_dense or 0, c.num_heads * c.d_head, c.num_layers, c.num_experts) > 4096:
-        return  # right, but not for a test
+        return "large"
     rows = c.vocabulary(400)
     T = min(config.run.context_tokens, 128)
     model = initialise(Transformer(c, rows), config.seed)
@@ -91,6 +96,23 @@ def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[s
     loss = cross_entropy(out.hidden_BTD[0], model.head_weight, tokens[0], T) + out.balance_loss + out.z_loss
     loss.backward()
     assert math.isfinite(loss.item())
+    torch.optim.AdamW(model.parameters(), lr=config.optim.lr).step()
+    return "trained"
+
+
+def test_the_run_that_is_changed_is_itself_accepted() -> None:
+    assert tried({}) == tried({"seed": 5}) == "trained"
+
+
+@pytest.mark.parametrize("value", [[], {}, {"file": 43}, 1, None])
+def test_a_kind_that_is_no_name_is_refused(value: Any) -> None:
+    assert tried({"data.sources.prose.kind": value}) == "refused"
+
+
+@many
+@hypothesis.given(CHANGES)
+def test_a_random_config_takes_a_step_or_is_refused_line_by_line(changes: dict[str, Any]) -> None:
+    tried(changes)
 
 
 TAGS = st.dictionaries(
@@ -104,29 +126,31 @@ RECORDS = st.builds(
 )  # fmt: skip
 
 
-@many
-@hypothesis.given(st.lists(RECORDS, max_size=4))
-def test_records_come_back_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, records: list[Record]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "records.jsonl"
+def written(path: Path, records: list[Record]) -> None:
     path.write_bytes("".join(record.line() for record in records).encode("utf-8", "surrogatepass"))
-    assert read_records(path) == (records, None)
 
 
-@many
-@hypothesis.given(st.lists(RECORDS, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_damaged_records_are_refused_or_still_records(
-    tmp_path_factory: pytest.TempPathFactory, records: list[Record], rng: Any
-) -> None:
-    data = bytearray("".join(record.line() for record in records).encode("utf-8", "surrogatepass"))
+def damaged(path: Path, rng: Any) -> str:
+    """What became of a file of records with up to three random bytes changed: `refused`, or `read` as records."""
+    data = bytearray(path.read_bytes())
     for _ in range(rng.randrange(1, 4)):
         data[rng.randrange(len(data))] = rng.randrange(256)
-    path = tmp_path_factory.getbasetemp() / "records.jsonl"
     path.write_bytes(data)
     try:
         found, _ = read_records(path)
     except DamagedRecords as error:
         assert "line " in str(error) and "\n" not in str(error)
-        return
+        return "refused"
     assert all(isinstance(record, Record) for record in found)
+    return "read"
+
+
+@many
+@hypothesis.given(st.lists(RECORDS, min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_records_come_back_and_damaged_ones_are_refused_or_still_records(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], rng: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "records.jsonl"
+    written(path, records)
+    assert read_records(path) == (records, None)
+    damaged(path, rng)

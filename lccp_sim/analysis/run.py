@@ -26,7 +26,7 @@ import yaml
 
 from lccp_sim.analysis.overall import SPANNED, VARIANT, with_overall
 from lccp_sim.config import Effect, RunConfig, keys_with
-from lccp_sim.errors import ConfigError
+from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.records import HEADLINE, SENTENCE, TIERS, Tag, read_records
 from lccp_sim.sums import check_sums
 
@@ -70,13 +70,15 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
     """Parse complete lines into a frame, or return None if pyarrow does not read every line as a record."""
     if not lines:
         return None
-    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, FIELD_TYPES, strict=True)), unexpected_field_behavior="infer")
     try:
-        table = pa.json.read_json(
-            pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options
-        )
-    except pa.ArrowException:
+        return _at_once(lines)
+    except (pa.ArrowException, UnicodeDecodeError):  # also of a tag whose name is no text
         return None
+
+
+def _at_once(lines: bytes) -> pd.DataFrame | None:
+    options = pa.json.ParseOptions(pa.schema(zip(FIELDS, FIELD_TYPES, strict=True)), unexpected_field_behavior="infer")
+    table = pa.json.read_json(pa.BufferReader(lines), pa.json.ReadOptions(block_size=min(len(lines), 2**24)), options)
     if table.num_rows != lines.count(b"\n") or set(table.column_names) - {*FIELDS, "tags"}:
         return None
     tags = table.column("tags").combine_chunks() if "tags" in table.column_names else None
@@ -128,8 +130,9 @@ def samples_frame(folder: Path, steps: set[int]) -> pd.DataFrame:
             try:
                 frames.append(pd.read_parquet(file).assign(step=int(file.stem)))
             except (OSError, ValueError) as error:
+                why = " ".join(str(error).split())
                 raise ConfigError(
-                    f"{file}: not a readable Parquet file ({error}); remove it to continue without these samples"
+                    f"{file}: not a readable Parquet file ({why}); remove it to continue without these samples"
                 ) from error
     if not frames:
         return pd.DataFrame(columns=["step", "monitor", "metric", "item_id", "tags", "stratum", "value"])
@@ -298,6 +301,16 @@ def load_run(path: str | Path) -> RunData:
     Raises ConfigError, in one line, if `path` is not a run directory or one of its files cannot be read.
     """
     path = Path(path)
+    try:
+        return _load(path)
+    except UserError:
+        raise
+    except Exception:
+        check_sums(path)  # of damage that no parser names
+        raise
+
+
+def _load(path: Path) -> RunData:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory; give a run directory, such as runs/NAME-s0-1a2b3c4d")
     if not (path / "records.jsonl").is_file():

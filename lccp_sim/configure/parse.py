@@ -47,7 +47,7 @@ def parse_kind(kinds: Mapping[str, type[T]], plain: object, where: str) -> T:
     if not isinstance(plain, Mapping) or "kind" not in plain:
         raise ConfigError(f"{where}: needs a `kind`, one of {', '.join(kinds)}")
     kind = plain["kind"]
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{where}.kind={kind!r}: one of {', '.join(kinds)}{nearest(str(kind), kinds)}")
     return parse(kinds[kind], plain, where)
 

@@ -9,6 +9,7 @@ from lccp_sim.analysis.run import load_run, parsed_at_once, parsed_by_line, tidy
 from lccp_sim.analysis.stats.curve import curves
 from lccp_sim.errors import ConfigError
 from lccp_sim.records import Record
+from lccp_sim.sums import change_sums
 
 
 def test_a_run_is_read_with_its_tags_as_columns(make_run):
@@ -127,6 +128,28 @@ def test_a_line_that_is_no_record_is_named(make_run, line, message):
         line = json.dumps(json.loads(lines[0]) | json.loads(line))
     (path / "records.jsonl").write_text("\n".join([*lines[:6], line, *lines[6:]]))
     with pytest.raises(ConfigError, match=rf"line 7: not a record .*{message}|line 7: {message}") as caught:
+        load_run(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tag_whose_name_is_no_text_is_a_damaged_record(make_run):
+    path, _ = make_run(windows=2, without=("heads", "probe"))
+    file = path / "records.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"tags": {"', b'"tags": {"\xe9', 1))
+    with pytest.raises(ConfigError, match=r"records.jsonl, line \d+: not a record"):
+        load_run(path)
+
+
+def test_damage_that_no_parser_names_is_found_by_its_hash(make_run):
+    path, _ = make_run(windows=2, without=("heads", "probe"))
+    file = sorted((path / "samples").glob("*.parquet"))[-1]
+    change_sums(path, known={f"samples/{file.name}": None})
+    pd.read_parquet(file).assign(tags="{").to_parquet(file)
+    with pytest.raises(ConfigError, match=f"{file.name}: is damaged or was edited") as caught:
+        load_run(path)
+    assert "\n" not in str(caught.value)
+    file.write_bytes(b"PAR1" + file.read_bytes()[4:40] + b"PAR1")
+    with pytest.raises(ConfigError, match="not a readable Parquet file") as caught:
         load_run(path)
     assert "\n" not in str(caught.value)
 

@@ -4,17 +4,18 @@ import json
 import random
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import yaml
 
 from bench import kill_farm
-from bench.kill_farm import ANY, Farm, Moment, attempt, hashes, kind_of, summary
+from bench.kill_farm import START, Ended, Farm, Length, Moment, attempt, drawn, hashes, hit, kind_of, summary
 from tests import home
 from tests.golden import Commands
 from tests.train.test_objectives import SFT
 from tests.train.test_rl import RL
-from tests.train.tiny import BATCH
+from tests.train.tiny import BATCH, STEPS
 
 FEW = [f"monitors.{name}=null" for name in ("probe", "heads", "intervention", "routing", "induction")]
 
@@ -40,9 +41,9 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
 
 def test_killed_at_random_moments_it_ends_as_the_unkilled_run(farm: Farm) -> None:
     farm.reference("tiny")
-    [reference] = farm.lengths["tiny"]
-    assert {"corpus", "checkpoint", "window"} <= {*reference.writes}, "moments are drawn among all of them"
-    line = farm.trial("tiny", 0, most=2)
+    [length] = farm.lengths["tiny"]
+    assert {"corpus", "checkpoint", "window"} <= {*length.writes} and length.steps == STEPS
+    line = farm.trial("tiny", 0, most=3)
     assert line["differences"] == [] and line["kills"] and line["compared"] == len(farm.wanted["tiny"]) > 20
     assert not (farm.root / "tiny-0").exists()
     farm.wanted["tiny"]["records.jsonl"] = "another hash"
@@ -71,7 +72,7 @@ def test_a_chain_killed_at_five_random_moments_gives_the_same_bytes(
     at = [rng.randrange(writes * fifth // 5 + 1, writes * (fifth + 1) // 5) for fifth in range(5)]
     begun = []
     for before, place_ in pairwise([0, *at]):
-        assert attempt(broken, words, 1, Moment(0.0, ANY, place_ - before), rng).killed
+        assert attempt(broken, words, 1, Moment(0.0, place_ - before), rng).killed
         begun.append(len(list((broken.root / "runs").glob("*-s0-*"))))
     assert begun[-1] > begun[0], "not all kills are in one phase"
     assert not attempt(broken, words, 1, None, rng).killed
@@ -81,16 +82,32 @@ def test_a_chain_killed_at_five_random_moments_gives_the_same_bytes(
 
 def test_a_farm_goes_on_where_it_stopped(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Farm, "reference", lambda self, case: None)
-    kill = {"seconds": 0.5, "last_write": "window"}
-    monkeypatch.setattr(
-        Farm, "trial", lambda self, case, n: {"case": case, "number": n, "kills": [kill] * 3, "differences": []}
-    )
+    kill = {"seconds": 0.5, "hit": "at a write: window"}
+    line = {"ranks": 1, "kills": [kill] * 3, "differences": []}
+    monkeypatch.setattr(Farm, "trial", lambda self, case, n: line | {"case": case, "number": n})
     assert [line["number"] for line in farm.work(["tiny"], 5)] == [0, 1]
     assert [line["number"] for line in farm.work(["tiny"], 7)] == [2]
     assert len([json.loads(line) for line in farm.out.read_text().splitlines()]) == 3
     found = summary(farm.lines())
     assert (found["kills"], found["kills_by_case"], found["differences"]) == (9, {"tiny": 9}, 0)
-    assert found["kills_by_last_write"] == {"window": 9} and found["kills_in_the_first_second"] == 9
+    assert found["kills_by_hit"] == {"at a write: window": 9} and found["kills_in_the_first_second"] == 9
+    assert found["kills_by_ranks"] == {1: 9}
+
+
+def test_moments_are_uniform_over_what_is_left_of_a_run() -> None:
+    length, rng = Length(10.0, 100, {}), random.Random(0)
+    first = [drawn(rng, length, 0, 9).seconds for _ in range(4000)]
+    assert mean(first) == pytest.approx(0.9 * 10 / (9 + 1) + 0.1 * 0.5, abs=0.05)  # a tenth is in the first second
+    last = [drawn(rng, length, 100, 1).seconds for _ in range(400)]
+    assert 1.9 < max(last) <= START * 10
+
+
+def test_what_a_kill_hit_is_what_it_left_in_part_or_the_write_before_it() -> None:
+    killed = Ended(True, 3.0, ["start", "window"], 0.01)
+    assert hit(killed, {"corpus", "checkpoint"}) == "inside a write: checkpoint"
+    assert hit(killed, set()) == "at a write: window"
+    assert hit(killed._replace(still=1.0), set()) == "computing, after a write: window"
+    assert hit(killed._replace(writes=[]), set()) == "before the first write"
 
 
 def test_writes_are_told_apart() -> None:

@@ -22,7 +22,7 @@ from lccp_sim.train.loop.module import LccpModule
 from lccp_sim.train.objectives.lm import feed_of
 from lccp_sim.train.parallel.sharding import clip
 from lccp_sim.train.run import train
-from lccp_sim.train.saved.run_directory import run_directory
+from lccp_sim.train.saved.run_directory import claim, run_directory
 from lccp_sim.train.window import suite
 from lccp_sim.train.window.suite import HeadHistory, MonitorSuite
 from tests.train.tiny import BATCH, STEPS, WINDOWS, assert_same_run, final, records, samples
@@ -349,3 +349,15 @@ def test_times_are_kept_apart_from_records(finished: Path) -> None:
         *(f"monitor:{name}" for name in ALL),
     }
     assert "seconds" not in records(finished).decode()
+
+
+def test_what_a_killed_writer_left_in_part_goes_wherever_it_lies(tmp_path: Path) -> None:
+    kept = tmp_path / "csv" / "from_step_00000000" / "metrics.csv"
+    parts = [".config.yaml.7.tmp", "reference/.prose.npz.7.tmp", "csv/from_step_00000000/.metrics.csv.7.tmp"]
+    folder = tmp_path / "checkpoints" / ".last-00000002.ckpt.tmp"
+    for path in (kept, *(tmp_path / name for name in parts), folder / ".metadata.tmp"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with claim(tmp_path):
+        assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == [kept]
+        assert not folder.exists()

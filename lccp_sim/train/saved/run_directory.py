@@ -57,9 +57,8 @@ def claim(directory: Path) -> Iterator[None]:
     except Timeout:
         raise ConfigError(f"{directory}: in use by a live process; wait for it, or change run.name") from None
     try:
-        for pattern in (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp"):
-            for path in directory.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted(directory.rglob(".*.tmp")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         yield
     finally:
         if all(path.name == LOCK for path in directory.iterdir()):
