@@ -5,6 +5,7 @@ every document. Special tokens inside a text are encoded as plain text, so that 
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,12 @@ class TokenizerConfig:
         refuse(small, "data.tokenizer.vocab_size", self.vocab_size, "must be at least 300 (256 bytes, BOS and merges)")
         missing = self.kind == "file" and not self.path
         refuse(missing, "data.tokenizer.path", self.path, "kind file needs the path of a tokenizer.json")
+
+
+def same_tokens(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
+    """Whether two tokenizers give texts the same ids. Padding, truncation and templates are never used and may differ."""
+    forms = [json.loads(each.to_str()) for each in (one, other)]
+    return all(forms[0][part] == forms[1][part] for part in ("normalizer", "pre_tokenizer", "added_tokens", "model"))
 
 
 def load_tokenizer(config: TokenizerConfig, texts: Iterator[str], cache: Path) -> tokenizers.Tokenizer:

@@ -22,6 +22,7 @@ from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, windows_of
 from lccp_sim.data.beyond import check_ids, check_pair, check_rows
 from lccp_sim.data.documents.synthetic import plain_tokens
+from lccp_sim.data.tokenizer import read_tokenizer, same_tokens
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.language_model import LanguageModel
@@ -180,6 +181,9 @@ def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) 
             shape = architecture_of(found.model)
             if known.setdefault("shape", shape) != shape:
                 raise ConfigError(f"{path}: has another architecture ({shape}) than the first ({known['shape']})")
+            own, first = (home / "tokenizer.json" for home in (path, places[0][0]))
+            if own.exists() and first.exists() and not same_tokens(read_tokenizer(own), read_tokenizer(first)):
+                raise ConfigError(f"{path}: has another tokenizer than the first; measure it on its own")
             return Loaded(found.model, notes=found.notes)
 
         return loaded

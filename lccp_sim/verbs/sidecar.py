@@ -27,6 +27,7 @@ from lccp_sim.config import Config, short_hash
 from lccp_sim.configure.load import load_config, plain_config
 from lccp_sim.data.beyond import check_ids, check_pair
 from lccp_sim.data.documents.synthetic import plain_tokens
+from lccp_sim.data.tokenizer import read_tokenizer, same_tokens
 from lccp_sim.errors import ConfigError, UserError
 from lccp_sim.files import write_atomic
 from lccp_sim.models.foreign import hf
@@ -238,6 +239,9 @@ class Sidecar:
         tokenizer = self.corpus.tokenizer
         check_pair(tokenizer, model.vocab_size, tokenizer.id_to_token(self.corpus.bos), str(saved.path))
         check_ids(self.corpus.largest, model.vocab_size)
+        own = saved.path / "tokenizer.json"
+        if own.exists() and not same_tokens(read_tokenizer(own), tokenizer):
+            raise ConfigError(f"{saved.path}: has another tokenizer than the first; measure it with `lccp measure`")
 
     def _prepare(self, saved: Saved, model: LanguageModel, tell: Tell) -> MonitorSuite:
         """The monitors with their items: those of existing records, or chosen for the first checkpoint."""

@@ -278,6 +278,7 @@ WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no YAML": ("{", "cannot be read as YAML"),
     "a name twice": ("written: 2020-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
     "no mapping": ("- a", "must be a group of keys"),
+    "no day of a calendar": ("written: 2026-13-45\ncriteria: {}", "cannot be read as YAML (month must be in 1..12"),
     "no date": ("criteria: {a: {metric: a/b, at_most: 1}}", "gate.written: this key is required"),
     "no criterion": ("written: 2020-01-31\ncriteria: {}", "is empty"),
     "a wrong key": ("written: 2020-01-31\nseeds: 1\ncriterion: {}", "did you mean 'criteria'?"),

@@ -166,6 +166,32 @@ def test_another_shape_is_left_out_also_after_a_restart(job: Job) -> None:
     assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10}
 
 
+def test_another_tokenizer_is_left_out(job: Job) -> None:
+    job.save(10)
+
+    def other() -> None:
+        job.save(20)
+        path = job.folder / "checkpoint-20" / "tokenizer.json"
+        text = json.loads(path.read_text())
+        text["model"]["merges"] = text["model"]["merges"][:-1]
+        path.write_text(json.dumps(text))
+
+    job.watched(int, other, int)
+    assert "checkpoint-20: left out: " in job.said and "has another tokenizer than the first" in job.said
+    assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10}
+
+
+@pytest.mark.parametrize("seen", ['"abc"', "null", "1e400", "[]"])
+def test_a_state_of_other_types_states_no_tokens(job: Job, seen: str) -> None:
+    job.save(10)
+    state = f'{{"num_input_tokens_seen": {seen}, "max_steps": {seen}, "global_step": 10}}'
+    (job.folder / "checkpoint-10" / "trainer_state.json").write_text(state)
+    with pytest.raises(ConfigError, match="the tokens of step 10 are unknown"):
+        job.watched(int, int, tokens_per_step=None)
+    job.watched(int, int)
+    assert not (job.root / "out" / "DONE").exists()
+
+
 def test_one_that_never_becomes_whole_is_named_once(job: Job) -> None:
     job.begin(10)
     job.watched(int, lambda: setattr(job, "clock", job.clock + PATIENCE), int, lambda: job.save(20), int)

@@ -54,7 +54,7 @@ class Difference:
     def answer(self) -> str:
         """The result in a few words."""
         if abs(self.difference.value) <= SAME and not self.told:
-            return "equal" if self.difference.low is None else "undecided"
+            return "equal" if self.difference.low is None else "too few items" if self.few else "undecided"
         if self.difference.low is None:
             return "no interval"
         if self.few:

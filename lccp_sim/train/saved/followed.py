@@ -110,7 +110,7 @@ class Saved:
                 f"{self.path}: the tokens of step {self.step} are unknown: give --tokens-per-step (over all ranks and "
                 "accumulated batches), or train with include_num_input_tokens_seen='all'"
             )
-        return int(seen)
+        return seen
 
     @property
     def is_last(self) -> bool:
@@ -118,13 +118,14 @@ class Saved:
         state = self._state()
         return 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
 
-    def _state(self) -> dict[str, Any]:
-        """The state that the Trainer of transformers saved; empty without one."""
+    def _state(self) -> dict[str, int]:
+        """The whole numbers of the state that the Trainer of transformers saved; empty without one."""
         try:
             found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        whole = found.items() if isinstance(found, dict) else ()
+        return {key: int(value) for key, value in whole if isinstance(value, int | float) and value == value // 1}
 
     def loaded(self, load: Callable[[Path], _Loaded]) -> _Loaded:
         """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
