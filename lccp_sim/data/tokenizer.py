@@ -40,7 +40,7 @@ class TokenizerConfig:
 
 
 def same_tokens(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
-    """Whether two tokenizers give texts the same ids. Padding, truncation and templates are never used and may differ."""
+    """Whether two tokenizers give texts the same ids. Padding, truncation and templates, never used, may differ."""
     forms = [json.loads(each.to_str()) for each in (one, other)]
     return all(forms[0][part] == forms[1][part] for part in ("normalizer", "pre_tokenizer", "added_tokens", "model"))
 
