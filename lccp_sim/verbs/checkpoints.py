@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,9 @@ def _watch(arguments: Namespace, console: "Console") -> int:
 
     for option in ("tokens_per_step", "minutes", "until"):
         given = getattr(arguments, option)
-        refuse(given is not None and given <= 0, f"--{option.replace('_', '-')}", given, "must be greater than 0")
+        refuse(
+            given is not None and not 0 < given < inf, f"--{option.replace('_', '-')}", given, "must be greater than 0"
+        )
     config = config_of_measure(arguments.overrides, arguments.config_dir)
     counted, model, minutes = arguments.tokens_per_step, arguments.model, arguments.minutes
     followed = Followed(arguments.folder, config, counted, model, minutes, arguments.once, arguments.until)

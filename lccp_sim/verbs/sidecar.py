@@ -327,6 +327,10 @@ def watch(
     out = out or Path(followed.config.run.root).expanduser() / f"{folder.resolve().name}-watched"
     if out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--out {out}: is inside {folder}, which is never written to; name a directory elsewhere")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; name a directory")
+    if followed.model is not None and not followed.model.is_dir():
+        raise ConfigError(f"--model {followed.model}: no such folder; name one with config.json and tokenizer.json")
     if followed.once and not saved_in(folder) and not (out / RECORDS).exists():
         raise ConfigError(
             f"{folder}: holds no checkpoint yet (a subfolder with a number in its name that holds weights or a "
@@ -336,6 +340,8 @@ def watch(
     with claim(out):
         sidecar = Sidecar(followed, out, console, now)
         console.print(f"{folder}: following its checkpoints; records in {out}", markup=False)
+        for name, row in sidecar.left_out.items() if followed.once else ():
+            console.print(f"{name}: left out before: {row['why']}", markup=False)
         try:
             while not sidecar.ended:
                 before = sidecar.last

@@ -126,7 +126,7 @@ class GateAnswer:
         runs = ", ".join(f"`{name}`" for name in self.runs)
         lines += [
             "",
-            f"Runs: {runs} ({self.gate.seeds} seeds needed). Criteria: `{self.path.name}`, {self.provenance}.",
+            f"Runs: {runs} (needed: {self.gate.seeds}). Criteria: `{self.path.name}`, {self.provenance}.",
         ]
         return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)]) + "\n"
 
