@@ -88,7 +88,7 @@ def heard_once() -> Iterator[None]:
 
     def hear(told: threading.ExceptHookArgs) -> None:
         kept = getattr(told.thread, "exception", None)
-        if kept is None or kept is not told.exc_value or not is_message(kept):
+        if not isinstance(kept, Exception) or kept is not told.exc_value or not is_message(kept):
             before(told)
 
     threading.excepthook = hear
