@@ -132,7 +132,7 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
         plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are no text, a date that is none
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are not text, an impossible date
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     wrong, criteria = [], {}
     try:
