@@ -278,7 +278,10 @@ WRONG: dict[str, tuple[str, str]] = {  # the file, and a part of the one line
     "no YAML": ("{", "cannot be read as YAML"),
     "a name twice": ("written: 2020-01-31\ncriteria: {a: {}, a: {}}", "the key 'a' occurs twice"),
     "no mapping": ("- a", "must be a group of keys"),
-    "no day of a calendar": ("written: 2026-13-45\ncriteria: {}", "gate.written='2026-13-45': input should be a valid date"),
+    "no day of a calendar": (
+        "written: 2026-13-45\ncriteria: {}",
+        "gate.written='2026-13-45': input should be a valid date",
+    ),
     "a truth value": ("{metric: a/b, at_least: yes}", "criteria.a.at_least=True: is read by YAML as true or false"),
     "a truth value of seeds": ("written: 2020-01-31\nseeds: yes\ncriteria: {}", "gate.seeds=True: is read by YAML"),
     "at nothing": ("{metric: a/b, at_least: 0, at: null}", "criteria.a.at=None: must be end, last, a count of tokens"),
