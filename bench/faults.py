@@ -293,7 +293,7 @@ def rotten(bench: Bench, kind: str, damage: Callable[[Path, random.Random], None
               "configs": bench.home / "configs"}[folder]  # fmt: skip
     counts, failures = Counter[str](), []
     with bench.copy(source) as copied:
-        [path, *_] = sorted(copied.glob(glob)) or [None]
+        path = min(copied.glob(glob), default=None)
         if path is None:
             return {"file": kind, "fault": damage.__name__, "skipped": f"there is no {glob}"}
         # A reader may change what it reads (a cache is built again, a table cut): each place begins with the same.
@@ -546,11 +546,11 @@ def scenes(bench: Bench) -> Iterator[dict[str, Any]]:
     children = [start(bench.root, ["train", *words]) for _ in range(2)]
     both = sorted((ended(child) for child in children), key=lambda found: found.status)
     line = then("twice", both[1], "two processes on one run")
-    first = "unharmed" if outcome_of(both[0]) == "done" else outcome_of(both[0])
-    yield line | {"places": 2, "outcomes": dict(Counter([first, *line["outcomes"]]))}
+    other = "unharmed" if outcome_of(both[0]) == "done" else outcome_of(both[0])
+    yield line | {"places": 2, "outcomes": dict(Counter([other, *line["outcomes"]]))}
     shutil.rmtree(cache, ignore_errors=True)
-    words = [[*fresh(f"cache-{i}"), f"data.cache={cache}"] for i in range(2)]
-    children = [start(bench.root, ["train", *each]) for each in words]
+    pair = [[*fresh(f"cache-{i}"), f"data.cache={cache}"] for i in range(2)]
+    children = [start(bench.root, ["train", *each]) for each in pair]
     both = [ended(child) for child in children]
     for i, found in enumerate(both):
         yield then(f"cache-{i}", found, f"two processes build one cache ({i + 1})")

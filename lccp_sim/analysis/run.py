@@ -72,7 +72,7 @@ def parsed_at_once(lines: bytes) -> pd.DataFrame | None:
         return None
     try:
         return _at_once(lines)
-    except (pa.ArrowException, UnicodeDecodeError):  # also of a tag whose name is no text
+    except (pa.ArrowException, UnicodeDecodeError):  # also where the name of a tag is not UTF-8
         return None
 
 

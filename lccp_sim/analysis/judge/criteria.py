@@ -143,7 +143,7 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
         plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are no text
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are not text
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     wrong, criteria = [], {}
     try:
@@ -161,7 +161,7 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
 
 
 def _parsed(cls: type[_Group], plain: object, where: str) -> _Group:
-    """Parse a group of keys. Raises ConfigError also for what `parse` reads as a number, or refuses in several lines."""
+    """Parse a group of keys. Raises ConfigError also for a truth value, and in one line for an `at` of no kind."""
     for key, value in plain.items() if isinstance(plain, dict) else ():
         rule = "is read by YAML as true or false; write a number or quoted text"
         refuse(isinstance(value, bool), f"{where}.{key}", value, rule)

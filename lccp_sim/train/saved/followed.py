@@ -120,13 +120,13 @@ class Saved:
         return 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
 
     def _state(self) -> dict[str, int]:
-        """The whole numbers of the state that the Trainer of transformers saved; empty without one."""
+        """The integers of the state that the Trainer of transformers saved; empty without one."""
         try:
             found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        whole = found.items() if isinstance(found, dict) else ()
-        return {key: int(value) for key, value in whole if isinstance(value, int | float) and value == value // 1}
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {key: int(value) for key, value in pairs if isinstance(value, int | float) and value == value // 1}
 
     def loaded(self, load: Callable[[Path], _Loaded]) -> _Loaded:
         """The result of `load` for this checkpoint as a `transformers` folder, converted if it has another format.
@@ -157,7 +157,10 @@ class Saved:
 
 
 def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
-    """The checkpoints in a folder, in step order, the shorter name first within a step. Raises ConfigError if it is not a folder."""
+    """The checkpoints in a folder, in step order; of one step, the shorter name first.
+
+    Raises ConfigError if it is not a folder.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name the one in which checkpoints are saved")
     found = [
