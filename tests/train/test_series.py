@@ -122,6 +122,11 @@ def test_a_member_of_another_tokenizer_is_refused_before_any_is_measured(
     (tmp_path / "series.yaml").write_text(yaml.safe_dump({"checkpoints": listed}))
     refused(look(tmp_path / "series.yaml"), "b: has another tokenizer than the first; measure it on its own")
     assert not (tmp_path / "out").exists()
+    for name in "ab":  # of two runs, which hold their tokenizers
+        (tmp_path / name / "checkpoints" / "window-00000001.ckpt").mkdir(parents=True)
+    runs = [each | {"path": f"{each['path']}/checkpoints/window-00000001.ckpt"} for each in listed]
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump({"checkpoints": runs}))
+    refused(look(tmp_path / "runs.yaml"), "b/checkpoints/window-00000001.ckpt: has another tokenizer than the first")
     path.unlink()
     assert look(tmp_path / "series.yaml")[0] == 0
 
