@@ -159,6 +159,8 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
         raise ConfigError(f"{missing[0]}: no such checkpoint")
     steps = [moment.step for _, moment in places]
     first = places[0][0]
+    for path, _ in places:
+        _check_tokenizer(path, first)
     if first.suffix == ".ckpt":
         loads = [_ours(path, config) for path, _ in places]
         tokenizer, bos = first.parent.parent / "tokenizer.json", None
@@ -171,6 +173,16 @@ def _series_of(places: list[tuple[Path, Moment]], config: Config) -> Series:
     return Series(_same(places, loads), steps, text, bos, foreign=True)
 
 
+def _check_tokenizer(path: Path, first: Path) -> None:
+    """Raise ConfigError if both checkpoints have a tokenizer.json, in their folder or their run, that differ."""
+    homes = [each.parent.parent if each.suffix == ".ckpt" else each for each in (path, first)]
+    own, known = (home / "tokenizer.json" for home in homes)
+    if own == known or not (own.exists() and known.exists()):
+        return
+    if not same_tokens(read_tokenizer(own), read_tokenizer(known)):
+        raise ConfigError(f"{path}: has another tokenizer than the first; measure it on its own")
+
+
 def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) -> list[SavedPoint]:
     """Points that refuse a model whose architecture differs from that of the first one loaded."""
     known: dict[str, Any] = {}
@@ -181,9 +193,6 @@ def _same(places: list[tuple[Path, Moment]], loads: list[Callable[[], Loaded]]) 
             shape = architecture_of(found.model)
             if known.setdefault("shape", shape) != shape:
                 raise ConfigError(f"{path}: has another architecture ({shape}) than the first ({known['shape']})")
-            own, first = (home / "tokenizer.json" for home in (path, places[0][0]))
-            if own.exists() and first.exists() and not same_tokens(read_tokenizer(own), read_tokenizer(first)):
-                raise ConfigError(f"{path}: has another tokenizer than the first; measure it on its own")
             return Loaded(found.model, notes=found.notes)
 
         return loaded

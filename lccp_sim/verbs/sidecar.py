@@ -85,16 +85,21 @@ class Sidecar:
         self.followed, self.out, self.console, self.now = followed, out, console, now
         self.facts = self._read_facts()
         records = Journal(out).keep(ALL_STEPS.stop)
-        self.measured = {record.step for record in records}
+        self.measured = {record.step: "another folder" for record in records}  # names of checkpoints by step
         self.last = Moment(records[-1].step, records[-1].tokens) if records else BEFORE
         self.left_out = {row["checkpoint"]: row for row in self.facts["left_out"]}
+        there = saved_in(followed.folder)
+        for each in reversed(there):  # of one step, the first was measured if a kill left no name
+            if each.step in self.measured:
+                self.measured[each.step] = each.name
+        self.measured |= {int(step): name for step, name in self.facts.get("measured", {}).items()}
         self._write_facts()
         self.history = HeadHistory(records, ALL_STEPS)
         self.files = WindowFiles(out, followed.config.run.tensorboard_axis, self.last)
         self.suite: MonitorSuite | None = None
         self.known: dict[Path, tuple[Signature, float]] = {}  # at the last poll, and since when
         self.reported: set[Path] = set()  # as incomplete
-        self.backlog = max((each.step for each in saved_in(followed.folder)), default=-1)
+        self.backlog = max((each.step for each in there), default=-1)
 
     def _read_facts(self) -> dict[str, Any]:
         """The facts of an earlier sidecar. Raises ConfigError if its settings differ, or something else wrote there."""
@@ -135,8 +140,8 @@ class Sidecar:
         elif in_order and whole:  # an earlier one is still being written, and must be measured first
             self.backlog = whole[-1].step
         elif whole:
-            *behind, newest = whole
-            for each in behind:
+            newest = next(each for each in whole if each.step == whole[-1].step)
+            for each in whole[: whole.index(newest)]:
                 self._leave_out(each, f"skipped, because {newest.name} is newer and waits, too")
             self._measure(newest)
         return any(map(self._is_open, waiting))
@@ -166,12 +171,14 @@ class Sidecar:
         there = [each for each in there if self._is_open(each)]
         for each in there:
             each.check()
-            if each.step < self.last.step:
+            if each.step in self.measured:
+                self._leave_out(each, f"step {each.step} is measured already, from {self.measured[each.step]}")
+            elif each.step < self.last.step:
                 self._leave_out(each, f"too late, step {self.last.step} is measured already")
         return [each for each in there if each.step > self.last.step]
 
     def _is_open(self, saved: Saved) -> bool:
-        return saved.step not in self.measured and saved.name not in self.left_out
+        return self.measured.get(saved.step) != saved.name and saved.name not in self.left_out
 
     def _is_steady(self, saved: Saved) -> bool:
         """Whether nothing was written to a checkpoint for GLANCE seconds; with `once`, by the times of its files."""
@@ -188,7 +195,7 @@ class Sidecar:
         self._write_facts()
 
     def _write_facts(self) -> None:
-        self.facts["left_out"] = list(self.left_out.values())
+        self.facts |= {"left_out": list(self.left_out.values()), "measured": self.measured}
         write_atomic(self.out / WATCHED, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 
     def _measure(self, saved: Saved) -> None:
@@ -215,7 +222,7 @@ class Sidecar:
         (self.out / DONE).unlink(missing_ok=True)
         self.console.print(self.files.write(seen, moment))
         self.last = moment
-        self.measured.add(moment.step)
+        self.measured[moment.step] = saved.name
         self._write_facts()
         if saved.is_last:
             self.mark_end()
@@ -223,6 +230,7 @@ class Sidecar:
             write_report(self.out, tell=lambda text: self.console.print(text.partition("\n")[0], markup=False))
         except UserError as error:
             self.console.print(f"warning: no report yet: {error}", style="yellow", markup=False)
+        self._waiting()  # leaves out others of the same step now, because this may be the end
 
     def mark_end(self) -> None:
         """Mark that the last window is the end of the training, which `lccp gate` asks for."""
@@ -340,7 +348,7 @@ def watch(
     with claim(out):
         sidecar = Sidecar(followed, out, console, now)
         console.print(f"{folder}: following its checkpoints; records in {out}", markup=False)
-        for name, row in sidecar.left_out.items() if followed.once else ():
+        for name, row in sidecar.left_out.items() if followed.once or sidecar.ended else ():
             console.print(f"{name}: left out before: {row['why']}", markup=False)
         try:
             while not sidecar.ended:

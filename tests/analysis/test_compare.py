@@ -153,6 +153,14 @@ def test_too_few_items_are_shown_but_not_judged(tmp_path: Path) -> None:
     assert any(line.startswith("too few items: fewer than 6") for line in found.foot())
 
 
+@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_equal_shares_of_too_few_items_are_not_called_undecided(count: int, samples: bool, tmp_path: Path) -> None:
+    a, b = (load_run(plant(tmp_path / n, {HIT: [hits(count, 5)]}, (0,), samples=samples)) for n in "ab")
+    [only] = compare_runs(a, b).rows
+    assert only.answer in ("equal", "too few items") and only.needed is None
+
+
 def test_the_change_of_a_share_has_its_hand_made_interval() -> None:
     before_I, after_I = hits(30), np.concatenate([hits(28, 30), hits(5, 10)])  # 2 lost, 5 gained of 40
     change = 3 / 42

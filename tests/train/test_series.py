@@ -109,6 +109,28 @@ def test_a_member_of_another_architecture(measuring: Path, tmp_path: Path, look:
     refused(look(tmp_path / "series.yaml"), r"b: has another architecture \(.*'num_layers': 3.*\) than the first")
 
 
+def test_a_member_of_another_tokenizer_is_refused_before_any_is_measured(
+    measuring: Path, tmp_path: Path, look: Callable
+) -> None:
+    for name in "ab":
+        folder(measuring, tmp_path / name)
+    path = tmp_path / "b" / "tokenizer.json"
+    plain = json.loads(path.read_text())
+    plain["model"]["merges"].pop()
+    path.write_text(json.dumps(plain))
+    listed = [{"path": "a", "tokens": 0}, {"path": "b", "tokens": 1}]
+    (tmp_path / "series.yaml").write_text(yaml.safe_dump({"checkpoints": listed}))
+    refused(look(tmp_path / "series.yaml"), "b: has another tokenizer than the first; measure it on its own")
+    assert not (tmp_path / "out").exists()
+    for name in "ab":  # of two runs, which hold their tokenizers
+        (tmp_path / name / "checkpoints" / "window-00000001.ckpt").mkdir(parents=True)
+    runs = [each | {"path": f"{each['path']}/checkpoints/window-00000001.ckpt"} for each in listed]
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump({"checkpoints": runs}))
+    refused(look(tmp_path / "runs.yaml"), "b/checkpoints/window-00000001.ckpt: has another tokenizer than the first")
+    path.unlink()
+    assert look(tmp_path / "series.yaml")[0] == 0
+
+
 def test_folders_that_cannot_be_measured(measuring: Path, tmp_path: Path, look: Callable) -> None:
     path = folder(measuring, tmp_path / "llama")
     settings = json.loads((path / "config.json").read_text())

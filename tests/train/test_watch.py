@@ -181,15 +181,38 @@ def test_another_tokenizer_is_left_out(job: Job) -> None:
     assert {r.step for r in read_records(job.root / "out" / "records.jsonl")[0]} == {10}
 
 
-@pytest.mark.parametrize("seen", ['"abc"', "null", "1e400", "[]"])
+@pytest.mark.parametrize("seen", ['"abc"', "null", "1e400", "[]", "-1"])
 def test_a_state_of_other_types_states_no_tokens(job: Job, seen: str) -> None:
     job.save(10)
     state = f'{{"num_input_tokens_seen": {seen}, "max_steps": {seen}, "global_step": 10}}'
     (job.folder / "checkpoint-10" / "trainer_state.json").write_text(state)
-    with pytest.raises(ConfigError, match="the tokens of step 10 are unknown"):
+    with pytest.raises(ConfigError, match="10 are unknown: trainer_state.json .* num_input_tokens_seen"):
         job.watched(int, int, tokens_per_step=None)
     job.watched(int, int)
     assert not (job.root / "out" / "DONE").exists()
+
+
+def test_of_two_of_one_step_the_other_is_named_also_after_a_restart(job: Job) -> None:
+    job.save(10)
+    job.save(20, "checkpoint-{}-old")
+    job.save(20)
+    assert job.watched(*[int] * 4, until=20) == 1
+    said = "checkpoint-20-old: left out: step 20 is measured already, from checkpoint-20\n"
+    assert job.said.count(said) == 1 and job.records() == job.expected(10, 20)
+    [row] = json.loads((job.root / "out" / "watched.json").read_text())["left_out"]
+    assert row["checkpoint"] == "checkpoint-20-old"
+    shutil.rmtree(job.folder / "checkpoint-20")
+    job.save(20, "a-{}")
+    job.watched(int, int)
+    assert "a-20: left out: step 20 is measured already, from checkpoint-20\n" in job.said
+    assert job.records() == job.expected(10, 20)
+
+
+def test_when_it_falls_behind_two_of_one_step_are_one(job: Job) -> None:
+    job.save(10)
+    job.watched(int, lambda: [job.save(n, name) for n in (20, 30) for name in ("checkpoint-{}", "old-checkpoint-{}")])
+    assert "checkpoint-20: left out: skipped, because checkpoint-30 is newer" in job.said
+    assert "old-checkpoint-30: left out: step 30 is measured already, from checkpoint-30\n" in job.said
 
 
 def test_one_that_never_becomes_whole_is_named_once(job: Job) -> None:
@@ -226,6 +249,8 @@ def test_once_ends_and_tells_by_its_status(job: Job) -> None:
     job.begin(20)
     assert job.watched(*[int] * 9, once=True) == 1
     assert "stopped" not in job.said and "checkpoint-20: left out: never became complete" in job.said
+    assert job.watched(once=True) == 1 and job.said.count("checkpoint-20: left out before: never became complete") == 1
+    assert job.watched(until=20) == 1 and job.said.count("checkpoint-20: left out before: never became complete") == 2
 
 
 def test_the_end_is_marked_if_it_is_told_or_the_trainer_says_so(job: Job) -> None:
@@ -325,7 +350,7 @@ def test_a_share_of_the_shipped_items_is_legal(run: str, share: float) -> None:
         (
             lambda job: None,
             {"tokens_per_step": None},
-            "checkpoint-10: the tokens of step 10 are unknown: give --tokens-",
+            "checkpoint-10: the tokens of step 10 are unknown: trainer_state.json has no count .*; give --tokens-",
         ),
         (
             lambda job: _without(job, "tokenizer.json", "tokenizer_config.json"),
@@ -338,6 +363,8 @@ def test_a_share_of_the_shipped_items_is_legal(run: str, share: float) -> None:
             {"out": "job/out"},
             "job, which is never written to; name a directory",
         ),
+        (lambda job: (job.root / "out").write_text(""), {}, "--out .*/out: is a file; name a directory"),
+        (lambda job: None, {"model": Path("nowhere")}, "--model nowhere: no such folder; name one with config.json"),
     ],
 )
 def test_bad_input_is_one_line(prepare: Any, given: dict[str, Any], said: str, job: Job) -> None:
@@ -395,6 +422,8 @@ def test_the_command(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     capsys.readouterr()
     assert main([*words, "--tokens-per-step", "0"]) == 1
     assert capsys.readouterr().err == "lccp: --tokens-per-step=0: must be greater than 0\n"
+    assert main([*words, "--minutes", "nan"]) == 1
+    assert capsys.readouterr().err == "lccp: --minutes=nan: must be greater than 0\n"
     assert main([*words, "--tokens-per-step", str(STEP_TOKENS)]) == 0
     assert "following its checkpoints; records in" in capsys.readouterr().out
     assert job.records() == job.expected(10)

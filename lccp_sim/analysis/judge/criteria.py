@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -23,6 +23,7 @@ from lccp_sim.errors import ConfigError, refuse
 from lccp_sim.files import write_atomic
 from lccp_sim.records import Tag
 
+_Group = TypeVar("_Group")
 Outcome = Literal["pass", "fail", "cannot be told"]
 FIRST_ASKED: dict[str, tuple[str, Of, str]] = {
     "finds the needle": ("needle/hit_frac", "value", "at_least"),
@@ -125,6 +126,16 @@ class _Once(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> Any:
+        """Return a date; one that no calendar has stays text, so that its key is named when it is checked."""
+        try:
+            return super().construct_yaml_timestamp(node)
+        except ValueError:
+            return node.value
+
+
+_Once.add_constructor("tag:yaml.org,2002:timestamp", _Once.construct_yaml_timestamp)
+
 
 def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
     """Read a criteria file; return the gate and its criteria by name. Raises ConfigError with one line per problem."""
@@ -132,14 +143,14 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
         plain = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such criteria file; lccp gate --init RUN {path} writes a first one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are not text, an impossible date
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes that are not text
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     wrong, criteria = [], {}
     try:
-        gate = parse(Gate, plain, "gate")
+        gate = _parsed(Gate, plain, "gate")
         for name, each in gate.criteria.items():
             try:
-                criteria[str(name)] = parse(Criterion, each, f"criteria.{name}")
+                criteria[str(name)] = _parsed(Criterion, each, f"criteria.{name}")
             except ConfigError as error:
                 wrong += str(error).splitlines()
     except ConfigError as error:
@@ -147,6 +158,16 @@ def read_gate(path: Path) -> tuple[Gate, dict[str, Criterion]]:
     if wrong:
         raise ConfigError("\n".join(f"{path}: {line}" for line in wrong))
     return gate, criteria
+
+
+def _parsed(cls: type[_Group], plain: object, where: str) -> _Group:
+    """Parse a group of keys. Raises ConfigError also for a truth value, and in one line for an `at` of no kind."""
+    for key, value in plain.items() if isinstance(plain, dict) else ():
+        rule = "is read by YAML as true or false; write a number or quoted text"
+        refuse(isinstance(value, bool), f"{where}.{key}", value, rule)
+        rule = "must be end, last, a count of tokens (1.5M) or a share of the run (50 %)"
+        refuse(key == "at" and not isinstance(value, str | int | float), f"{where}.at", value, rule)
+    return parse(cls, plain, where)
 
 
 def write_first(run_path: Path, path: Path, today: date) -> Path:

@@ -223,7 +223,7 @@ def _answer(
     if why:
         return told("cannot be told", why)
     if len(seeds) < gate.seeds:
-        return told("cannot be told", f"{len(seeds)} of {gate.seeds} seeds needed")
+        return told("cannot be told", f"{len(seeds)} of {gate.seeds} seed{'s' * (gate.seeds != 1)} needed")
     if over == "seeds" and len(seeds) < 2:
         return told("cannot be told", "an interval over seeds needs two seeds or more")
     few = [each for each in evidence if each.few]

@@ -105,10 +105,11 @@ class Saved:
         if per_step is not None:
             return self.step * per_step
         seen = self._state().get("num_input_tokens_seen", 0)
-        if not seen and self.step:
+        if seen < 0 or (not seen and self.step):
             raise ConfigError(
-                f"{self.path}: the tokens of step {self.step} are unknown: give --tokens-per-step (over all ranks and "
-                "accumulated batches), or train with include_num_input_tokens_seen='all'"
+                f"{self.path}: the tokens of step {self.step} are unknown: {STATE} has no count above 0 under "
+                "num_input_tokens_seen; give --tokens-per-step (over all ranks and accumulated batches), or train with "
+                "include_num_input_tokens_seen='all'"
             )
         return seen
 
@@ -156,7 +157,10 @@ class Saved:
 
 
 def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
-    """The checkpoints in a folder, in step order. Raises ConfigError if it is not a folder."""
+    """The checkpoints in a folder, in step order; of one step, the shorter name first.
+
+    Raises ConfigError if it is not a folder.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name the one in which checkpoints are saved")
     found = [
@@ -164,7 +168,9 @@ def saved_in(folder: Path, model: Path | None = None) -> list[Saved]:
         for path in folder.iterdir()
         if path.is_dir() and path.name[0] != "." and NUMBER.search(path.name) and not path.name.endswith(".tmp")
     ]
-    return sorted((each for each in found if _holds_files(each.path)), key=lambda each: (each.step, each.name))
+    return sorted(
+        (each for each in found if _holds_files(each.path)), key=lambda each: (each.step, len(each.name), each.name)
+    )
 
 
 def _holds_files(path: Path) -> bool:
