@@ -40,14 +40,14 @@ def change_sums(folder: Path, gone: Iterable[str] = (), known: Mapping[str, int 
 
 
 def check_sums(folder: Path, *names: str) -> None:
-    """None, or ConfigError naming a file (of `names`, if any) that is not what was written."""
+    """Raise ConfigError if a file (of `names`, if any) is not what was written."""
     for name, entry in read_sums(folder).items():
         if names and name not in names:
             continue
         path = folder / name
         if path.is_file() and _sum(path, entry[0] if name.endswith(GROWING) else None) == entry:
             continue
-        if read_sums(folder).get(name) != entry:  # it was written anew in between
+        if read_sums(folder).get(name) != entry:  # it was rewritten in between
             continue
         what = "is damaged or was edited" if path.is_file() else "is missing"
         raise ConfigError(f"{path}: {what}, by its hash in {SUMS}; put it back, or remove {SUMS} to take what is there")

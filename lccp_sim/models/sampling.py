@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lccp_sim.models.attention import attend_at
 from lccp_sim.models.comm import Comm
 from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer
@@ -106,10 +107,10 @@ def _again(model: LanguageModel, prompts: Sequence[np.ndarray], G: int, A: int) 
 
     def step(token_R: Tensor, place_R: Tensor) -> Tensor:
         tokens_RT[row_R, place_R] = token_R
-        return model(tokens_RT).hidden_BTD[row_R, place_R]
+        return model.hidden_at(tokens_RT, place_R[:, None])[:, 0]
 
     last_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device).repeat_interleave(G)
-    return model(tokens_RT).hidden_BTD[row_R, last_R], step
+    return model.hidden_at(tokens_RT, last_R[:, None])[:, 0], step
 
 
 class LayerCache(Comm):
@@ -136,14 +137,7 @@ class LayerCache(Comm):
         row_B, place_B = torch.arange(len(q_BTNH), device=q_BTNH.device), self.length_B + self.written
         self.k_BSMH[row_B, place_B], self.v_BSMH[row_B, place_B] = k_BTMH[:, 0], v_BTMH[:, 0]
         self.written += 1
-        key_S = torch.arange(self.k_BSMH.shape[1], device=q_BTNH.device)
-        seen_BS = key_S <= place_B[:, None]
-        if window is not None:
-            seen_BS &= key_S > place_B[:, None] - window
-        q, k, v = (x.transpose(1, 2) for x in (q_BTNH, self.k_BSMH, self.v_BSMH))
-        gqa = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BS[:, None, None], scale=scale, enable_gqa=gqa)
-        return y.transpose(1, 2)
+        return attend_at(q_BTNH, self.k_BSMH, self.v_BSMH, scale, place_B[:, None], window)
 
     def repeat(self, times: int) -> None:
         """Repeat each prompt as `times` consecutive rows."""

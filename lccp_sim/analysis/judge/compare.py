@@ -53,10 +53,8 @@ class Difference:
     @property
     def answer(self) -> str:
         """The result in a few words."""
-        if abs(self.difference.value) <= SAME and not self.told:
-            return "equal" if self.difference.low is None else "too few items" if self.few else "undecided"
         if self.difference.low is None:
-            return "no interval"
+            return "equal" if abs(self.difference.value) <= SAME else "no interval"
         if self.few:
             return "too few items"
         return ("B higher" if self.difference.value > 0 else "B lower") if self.told else "undecided"

@@ -174,8 +174,7 @@ def write_first(run_path: Path, path: Path, today: date) -> Path:
     """Write a new criteria file from the values of `run_path`, and return its path.
 
     A metric without an interval, or with one of too few items, is left out, and so is a share whose bound would require
-    nothing. Raises ConfigError if
-    the file exists, or if no criterion can be made.
+    nothing. Raises ConfigError if the file exists, or if no criterion can be made.
     """
     refuse(path.exists(), "--init", str(path), "exists already; name another file, or remove it")
     run = load_run(run_path)

@@ -15,8 +15,8 @@ VALUE_KINDS = {
     bool: "true or false",
     int: "a number",
     float: "a number",
+    str: "text",
 }
-VALUE_KINDS |= {str: "text"}
 ROW_REMEDY = "; fix it, or set on_bad_row to skip"
 
 
