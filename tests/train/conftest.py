@@ -86,7 +86,9 @@ def run(make: Callable[..., Config], say: Console) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, finished and never interrupted: what the others are compared with. Only to be read."""
-    return train(load_config(plain(tmp_path_factory.mktemp("finished"), shared)), Console(file=io.StringIO()))
+    directory = train(load_config(plain(tmp_path_factory.mktemp("finished"), shared)), Console(file=io.StringIO()))
+    assert (directory / "DONE").exists(), "a signal ended the run that all tests read"
+    return directory
 
 
 @pytest.fixture(scope="module")
