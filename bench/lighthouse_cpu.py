@@ -2,7 +2,7 @@
 
 Seconds are paired: a process takes dense and sparse in turn, and medians over `--pairs` are compared. Beside the clock
 stand the seconds of the processor, which a busy machine stretches less; ratios and exponents are of these. Peak memory
-is VmHWM over what the process held before, each kind in a process of its own. The budget is `--budget` windows, at
+is VmHWM over what the process held before, each kind in a process of its own (of its first pass). The budget is `--budget` windows, at
 short lengths half of the widest windows that there are. Where a dense pass would take over `--longest-seconds`, its
 seconds are extrapolated by the exponent fitted to those that ran, and marked; its memory is not. The exponent is the
 slope of log seconds over log tokens, by least squares.
@@ -94,8 +94,8 @@ def seconds(run: Pass, kind: str) -> list[float]:
     return [time.perf_counter() - clock, time.process_time() - processor]
 
 
-def child(part: str, tokens: int, shape: list[int], what: str, kinds: list[str], pairs: int, threads: int) -> None:
-    """Prints a line of JSON a pair, {kind: [clock, processor]}, or the peak of one kind in MiB."""
+def child(part: str, tokens: int, shape: list[int], kinds: list[str], pairs: int, threads: int) -> None:
+    """Prints a line of JSON a pair: {kind: [clock, processor]} and the peak of the process so far in MiB."""
     torch.set_num_threads(threads)
     levels, factor, budget, tile = shape
     warm = PARTS[part](1024, settings(1024, levels, factor, budget))
@@ -105,7 +105,7 @@ def child(part: str, tokens: int, shape: list[int], what: str, kinds: list[str],
     run = PARTS[part](tokens, LighthouseAttention(levels, factor, budget, tile_budget=tile))
     for number in range(pairs):
         found = {kind: seconds(run, kind) for kind in (kinds if number % 2 == 0 else kinds[::-1])}
-        print(json.dumps(status("VmHWM") - before if what == "peak" else found), flush=True)
+        print(json.dumps([found, status("VmHWM") - before]), flush=True)
 
 
 def lines(*arguments: Any) -> Iterator[Any]:
@@ -169,11 +169,13 @@ def measure(out: dict[str, Any], part: str, tokens: int, options: argparse.Names
         print(shown, out["exponent"][part], flush=True)
 
     left = options.pairs - len(cell["pairs"])
-    for pair in lines(part, tokens, shape, "time", kinds, left, options.threads) if left > 0 else ():
+    for pair, peak in lines(part, tokens, shape, kinds, left, options.threads) if left > 0 else ():
         cell["pairs"].append(pair)
+        if len(kinds) == 1:
+            cell["peak_mib"].setdefault(kinds[0], peak)
         save()
     for kind in (kind for kind in kinds if kind not in cell["peak_mib"]):
-        (cell["peak_mib"][kind],) = lines(part, tokens, shape, "peak", [kind], 1, options.threads)
+        ((_, cell["peak_mib"][kind]),) = lines(part, tokens, shape, [kind], 1, options.threads)
         save()
 
 
