@@ -2,7 +2,8 @@
 
 Seconds are paired: a process takes dense and sparse in turn, and medians over `--pairs` are compared. Beside the clock
 stand the seconds of the processor, which a busy machine stretches less; ratios and exponents are of these. Peak memory
-is VmHWM over what the process held before, each kind in a process of its own (of its first pass). The budget is `--budget` windows, at
+is VmHWM over what the process held before, in a process of one kind with blocks from 256 KiB on unmapped when they are
+freed: by default glibc keeps ever larger ones, and the peak is then one of fragments. The budget is `--budget` windows, at
 short lengths half of the widest windows that there are. Where a dense pass would take over `--longest-seconds`, its
 seconds are extrapolated by the exponent fitted to those that ran, and marked; its memory is not. The exponent is the
 slope of log seconds over log tokens, by least squares.
@@ -16,6 +17,7 @@ goes on, and a later one adds longer rows.
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -108,10 +110,12 @@ def child(part: str, tokens: int, shape: list[int], kinds: list[str], pairs: int
         print(json.dumps([found, status("VmHWM") - before]), flush=True)
 
 
-def lines(*arguments: Any) -> Iterator[Any]:
+def lines(part: str, tokens: int, shape: list[int], kinds: list[str], pairs: int, threads: int) -> Iterator[Any]:
     """What a child prints, as it comes."""
+    arguments = part, tokens, shape, kinds, pairs, threads
     command = [sys.executable, __file__, "--only", json.dumps(arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    unmapped = {"MALLOC_MMAP_THRESHOLD_": "262144"} if len(kinds) == 1 else {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | unmapped) as process:
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
     if process.returncode:
