@@ -3,8 +3,8 @@
 Seconds are paired: a process takes dense and sparse in turn, and medians over `--pairs` are compared. Beside the clock
 stand the seconds of the processor, which a busy machine stretches less; ratios and exponents are of these. Peak memory
 is VmHWM over what the process held before, in a process of one kind with blocks from 256 KiB on unmapped when they are
-freed: by default glibc keeps ever larger ones, and the peak is then one of fragments. The budget is `--budget` windows, at
-short lengths half of the widest windows that there are. Where a dense pass would take over `--longest-seconds`, its
+freed: by default glibc keeps ever larger ones, and the peak is then one of fragments. The budget is `--budget` windows,
+at short lengths half of the widest windows that there are. Where a dense pass would take over `--longest-seconds`, its
 seconds are extrapolated by the exponent fitted to those that ran, and marked; its memory is not. The exponent is the
 slope of log seconds over log tokens, by least squares.
 
