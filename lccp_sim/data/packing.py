@@ -20,6 +20,7 @@ from lccp_sim.progress import Tell, silent
 
 START, SKIP, PAD = 1, 2, 4  # bits of a flag: a piece starts here; not learned as a target; holds no text
 HELD_OUT_DOCUMENTS = 100  # of a synthetic source, at most: as many as the perplexity monitor asks for
+HELD_OUT_TOKENS = 2**22  # and no more tokens than these, if one document has fewer: rows of 262,144 would take an hour
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def synthesize(
     width = layout.context_tokens + 1
     lengths = document_lengths(source, width)
     rows = -(-source.documents // len(lengths))
+    most = min(HELD_OUT_DOCUMENTS, max(1, HELD_OUT_TOKENS // width))
 
     def build(directory: Path) -> None:
         fill = filler(text, text.pieces(False, without)) if text else None
@@ -161,9 +163,12 @@ def synthesize(
                 flags[row, column + 1 : column + length] = np.where(learn, 0, SKIP)
                 flags[row, column] = START
                 column += length
-        count = min(HELD_OUT_DOCUMENTS, source.documents) if held_fill or not text else 0
-        rngs = [np.random.default_rng((layout.seed, 1, index)) for index in range(count)]
-        held = [draw_document(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0] for rng in rngs]
+        count = min(most, source.documents) if held_fill or not text else 0
+        held = []
+        for index in range(count):
+            layout.tell(f"composing {name}: {index:,} of {count:,} held-out documents", index / count)
+            rng = np.random.default_rng((layout.seed, 1, index))
+            held.append(draw_document(source, layout.tokenizer, held_fill, width - 1, rng, evaluation=True)[0])
         pieces = np.repeat(np.arange(rows), len(lengths)).tolist()
         names = [f"{source.task}:{index}" for index in range(len(pieces))]
         counts = Packed(len(pieces), ids.size, 0, 0, 0, 0)
@@ -172,7 +177,7 @@ def synthesize(
 
     fields = {key: value for key, value in vars(source).items() if key not in ("share", "text_from")}
     origin = [text.key, sorted(without)] if text else None
-    entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key, HELD_OUT_DOCUMENTS)}", build)
+    entry = build_once(layout.root, f"pool-{digest(fields, origin, layout.key, most)}", build)
     return _open(name, bucket, entry), list(np.load(entry / "held.npy"))
 
 

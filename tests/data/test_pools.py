@@ -113,7 +113,7 @@ def test_the_cut_makes_short_pieces_of_the_same_text(make, folder: Path) -> None
     assert (whole == cut).all()
 
 
-def test_synthetic_rows_are_one_document_each(make) -> None:
+def test_synthetic_rows_are_one_document_each(make, monkeypatch) -> None:
     sources = {"facts": FACTS, "pairs": Synthetic(task="repeats", documents=10, document_tokens=64)}
     corpus = open_corpus(make(sources), 128, seed=0)
     facts, pairs = (next(pool for pool in corpus.pools if pool.source == name) for name in ("facts", "pairs"))
@@ -124,6 +124,9 @@ def test_synthetic_rows_are_one_document_each(make) -> None:
     assert pairs.names(1) == ["repeats:2", "repeats:3"]
     held = corpus.held_out("facts")
     assert len(held) == 20 and {len(ids) for ids in held} == {128}
+    monkeypatch.setattr("lccp_sim.data.packing.HELD_OUT_TOKENS", 3 * 129)
+    fewer = open_corpus(make(sources), 128, seed=0).held_out("facts")
+    assert [ids.tolist() for ids in fewer] == [ids.tolist() for ids in held[:3]], "very long rows have fewer"
     rows = {bytes(row[1:].astype(np.int64)) for row in facts.rows_ids}
     assert not rows & {bytes(ids) for ids in held}
     other = open_corpus(make(sources), 128, seed=1)
