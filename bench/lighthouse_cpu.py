@@ -38,10 +38,12 @@ from lccp_sim.models.attention import Attention
 from lccp_sim.models.lighthouse import LighthouseAttention
 from lccp_sim.models.positions import rotation
 from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.train.loop.recompute import recompute
 
 RESULT = Path(__file__).parent / "results" / "lighthouse_cpu.json"
 KINDS = ("dense", "sparse")
 TILE = 128
+RECOMPUTED = 2**20  # tokens of a row from which on blocks are run again in the backward pass: it would keep 32 GiB
 Pass = Callable[[str], None]
 Cell = dict[str, Any]
 
@@ -71,10 +73,11 @@ def layer(tokens: int, attention: LighthouseAttention) -> Pass:
 
 
 def step(tokens: int, attention: LighthouseAttention) -> Pass:
-    """A training step of the model on one row, AdamW included."""
+    """A training step of the model on one row, AdamW included; of very long rows with recomputation."""
     config = check(["run=tiny_lccp"])
     vocabulary = config.data.tokenizer.vocab_size
     model = initialise(Transformer(replace(config.model, attention=attention), vocabulary), 0)
+    recompute(model, 1 if tokens >= RECOMPUTED else None)
     row = torch.randint(1, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
