@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.long_cpu import status
+from bench.long_cpu import peak_of, status
 from bench.plan_accuracy import one_pass
 from lccp_sim.configure.compose import check
 from lccp_sim.files import write_atomic
@@ -44,6 +44,11 @@ RESULT = Path(__file__).parent / "results" / "lighthouse_cpu.json"
 KINDS = ("dense", "sparse")
 TILE = 128
 RECOMPUTED = 2**20  # tokens of a row from which on blocks are run again in the backward pass: it would keep 32 GiB
+# Monitors look at texts of 1,024 tokens: dense attention on one text of 262,144 takes half an hour.
+TRAIN = (
+    "run=tiny_lccp run.threads=1 run.recompute_every=1 data.sources.copies.documents=2 data.sources.facts.documents=2 "
+    "data.sources.keyed.documents=2 monitors.probe=null monitors.intervention=null"
+).split()
 Pass = Callable[[str], None]
 Cell = dict[str, Any]
 
@@ -200,6 +205,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--train", type=int, metavar="TOKENS", help="instead: one step of lccp train on a row so long")
     parser.add_argument("--only", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -212,6 +218,14 @@ def main() -> None:
     out = json.loads(options.out.read_text()) if options.out.exists() else fresh
     if (out["machine"], out["settings"]) != (fresh["machine"], fresh["settings"]):
         raise SystemExit(f"{options.out}: of another machine or other settings; give another --out")
+    if options.train:
+        of = settings(options.train, options.levels, options.factor, options.budget)
+        keys = [f"run.{key}_tokens={options.train}" for key in ("context", "batch")] + [f"run.tokens={options.train}"]
+        keys += [f"model.attention={{kind: lighthouse, levels: {of.levels}, factor: {of.factor}, budget: {of.budget}}}"]
+        out["train"] = peak_of([*TRAIN, *keys])
+        write_atomic(options.out, json.dumps(out, indent=1) + "\n")
+        print(out["train"])
+        return
     for tokens in sorted(options.tokens):
         for part in options.parts:
             measure(out, part, tokens, options)

@@ -66,11 +66,17 @@ TRAIN = (
 
 def trained(tokens: int, precision: str, threads: int) -> dict[str, Any]:
     """Peak MiB of a process of `lccp train` that makes two steps, each on one row, and looks at texts as long."""
+    keys = [f"run.precision={precision}", f"run.threads={threads}", f"run.tokens={2 * tokens}"]
+    keys += [f"run.context_tokens={tokens}", f"run.batch_tokens={tokens}", f"monitors.needle.lengths=[{tokens}]"]
+    keys += [f"monitors.perplexity.context_tokens={tokens}"]
+    return {"tokens": tokens, "precision": precision, "threads": threads, **peak_of([*TRAIN, *keys])}
+
+
+def peak_of(words: list[str]) -> dict[str, Any]:
+    """Peak MiB of a whole process of `lccp train`, and its seconds by what took them."""
     with tempfile.TemporaryDirectory() as root:
-        keys = [f"run.root={root}", f"run.precision={precision}", f"run.threads={threads}", f"run.tokens={2 * tokens}"]
-        keys += [f"run.context_tokens={tokens}", f"run.batch_tokens={tokens}", f"monitors.needle.lengths=[{tokens}]"]
-        keys += [f"monitors.perplexity.context_tokens={tokens}"]
-        child = subprocess.Popen([sys.executable, "-m", "lccp_sim.cli", "train", *TRAIN, *keys], stdout=sys.stderr)
+        command = [sys.executable, "-m", "lccp_sim.cli", "train", *words, f"run.root={root}"]
+        child = subprocess.Popen(command, stdout=sys.stderr)
         _, status, used = os.wait4(child.pid, 0)
         rows = [
             json.loads(line) for path in Path(root).glob("*/timing.jsonl") for line in path.read_text().splitlines()
@@ -78,8 +84,7 @@ def trained(tokens: int, precision: str, threads: int) -> dict[str, Any]:
     if status:
         raise SystemExit(f"lccp train ended with {os.waitstatus_to_exitcode(status)}")
     seconds = {row["what"]: row["seconds"] for row in rows}
-    where = {"tokens": tokens, "precision": precision, "threads": threads, "command": [*TRAIN, *keys[1:]]}
-    return {**where, "process_peak_mib": used.ru_maxrss / 1024, "seconds": seconds}
+    return {"command": words, "process_peak_mib": used.ru_maxrss / 1024, "seconds": seconds}
 
 
 def main() -> None:
