@@ -18,7 +18,7 @@ from lccp_sim.analysis.report.after import (
     spreads_table,
     window_stages_table,
 )
-from lccp_sim.analysis.report.chain import LEAST, bought, curves_of_phases, of_chain, widths
+from lccp_sim.analysis.report.chain import LEAST, _changed, bought, curves_of_phases, of_chain, widths
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.curve import Estimate
@@ -81,6 +81,11 @@ def test_a_run_knows_its_phases_also_where_all_runs_were_moved(tmp_path: Path) -
     assert [each.run.path.name for each in phases_of(moved)] == [each.run.path.name for each in phases]
     assert len(chain_of([phases[0].run, moved])) == 0, "one of them is elsewhere"
     assert len(chain_of([load_run(tmp_path / "there" / "lccp-s1"), moved])) == 3
+
+
+def test_an_interval_without_width_is_not_shown() -> None:
+    assert _changed(Estimate(0.0, 0.0, 0.0)).endswith("(the same for every item)")
+    assert _changed(Estimate(0.25, 0.0, 0.5)).endswith("(0 to +0.5)")
 
 
 def test_what_is_not_there_and_a_circle_end_a_chain(tmp_path: Path) -> None:

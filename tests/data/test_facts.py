@@ -18,6 +18,8 @@ from lccp_sim.data.documents.facts import (
     word_atoms,
 )
 from lccp_sim.data.documents.synthetic import Synthetic, draw_document, plain_tokens
+from lccp_sim.data.tasks.keyed import facts_multikey
+from lccp_sim.data.tasks.question import UNSEEN, Half
 from lccp_sim.data.tokenizer import encode, train_tokenizer
 from lccp_sim.errors import ConfigError
 from tests.data.conftest import WORDS  # noqa: TID251
@@ -138,6 +140,9 @@ def test_a_vocabulary_without_words_is_refused() -> None:
     small = train_tokenizer(300, iter(["xyz"]))
     with pytest.raises(ConfigError, match="0 plain word tokens.*enlarge"):
         draw_fact(np.random.default_rng(0), TRAIN_TEMPLATES[0], small)
+    for half in (UNSEEN, Half(names=False, phrasings=False)):
+        with pytest.raises(ConfigError, match="0 plain word tokens.*enlarge"):
+            facts_multikey(small, np.random.default_rng(0), 100, half)
 
 
 @pytest.mark.parametrize("task", ["facts", "copies", "repeats", "records"])

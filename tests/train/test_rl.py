@@ -1,5 +1,6 @@
 """Reinforcement learning: the gradients of the plain formula, a bandit and two tokens, and a reward that is learnt."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,6 +234,7 @@ def wrong(**keys: Any) -> dict[str, Any]:
     ("changes", "line"),
     [
         (wrong(rewards={"place": 0.0}), "objective.rewards={'place': 0.0}: is constant; give a part a weight other th"),
+        (wrong(rewards={"answer": math.nan}), "objective.rewards.answer=nan: must be finite"),
         (wrong(rewards={"plaec": 1.0}), "objective.rewards.plaec=1.0: no such reward; there are answer, place; did yo"),
         (
             wrong(long_tokens=125),

@@ -52,6 +52,13 @@ def bought(curve: Curve | None) -> Estimate | None:
     return Estimate.of(float(curve.value_W[-1] - curve.value_W[0]), draws_R)
 
 
+def _changed(change: Estimate) -> str:
+    """The change with its interval; an interval without width says only that no item differs from another."""
+    if change.low is not None and change.low == change.high:
+        return f"{signed(change.value)} (the same for every item)"
+    return interval(change, signed)
+
+
 def phases_table(phases: Sequence[Phase]) -> Table:
     """One row a phase: its run, what it learns, where it lies."""
     rows = [
@@ -72,7 +79,7 @@ def bought_table(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
             of, change = metric_of(*name.split("/")), bought(curve)
             title = f"{of.title} (lower is better)" if of.better == DOWN else of.title
             first, last = (number(float(curve.value_W[at])) for at in (0, -1))
-            rows.append([label, title, first, last, "only one window" if change is None else interval(change, signed)])
+            rows.append([label, title, first, last, "only one window" if change is None else _changed(change)])
     note = (
         "The first and the last window of a phase, and the change between them; in parentheses its 95 % interval over "
         "items, which does not cover other seeds. Phases may measure other items, so do not compare the end of one "

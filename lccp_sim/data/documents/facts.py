@@ -144,7 +144,7 @@ def draw_words(rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, evalua
 def _atoms_of_fact(
     rng: np.random.Generator, tokenizer: tokenizers.Tokenizer, evaluation: bool, closed: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    words, digits = _enough_words(tokenizer), digit_atoms(tokenizer)
+    words, digits = enough_words(tokenizer), digit_atoms(tokenizer)
     while is_evaluation_key(key := rng.choice(words, 2)) != evaluation:
         pass
     value = rng.choice(words[:: -(-len(words) // CLOSED)], 1) if closed else rng.choice(words, 4)
@@ -160,7 +160,7 @@ def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.nda
     All facts of a template share them: an atom stays itself, and a tokenizer that merges it with its neighbour is
     refused here.
     """
-    key, value = (_text(tokenizer, _enough_words(tokenizer)[:count]) for count in (2, 4))
+    key, value = (_text(tokenizer, enough_words(tokenizer)[:count]) for count in (2, 4))
     before, rest = f" {template.statement}".split("{key}")
     between, after = rest.split("{value}")
     asked, closing = f"\nQuestion: {template.question}\nAnswer:".split("{key}")
@@ -169,7 +169,8 @@ def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.nda
     return *(parts[i] for i in (0, 2, 3, 5, 7)), stop
 
 
-def _enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+def enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """The word tokens that facts are made of. Raises ConfigError if the tokenizer has too few."""
     words = word_atoms(tokenizer)
     if len(words) < 16:
         raise ConfigError(f"the tokenizer has only {len(words)} plain word tokens to draw from; enlarge its vocabulary")

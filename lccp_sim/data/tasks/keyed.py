@@ -15,7 +15,7 @@ from lccp_sim.data.documents.facts import (
     TRAIN_TEMPLATES,
     count_evaluation_keys,
     draw_words,
-    word_atoms,
+    enough_words,
 )
 from lccp_sim.data.tasks.question import Draft, Half
 
@@ -53,7 +53,7 @@ def _different(
 ) -> Iterator[tuple[str, str]]:
     """Keys and values as they read in a text, no key twice; ends when the keys that the tokenizer allows are used."""
     seen: set[str] = set()
-    words = len(word_atoms(tokenizer)) ** 2
+    words = len(enough_words(tokenizer)) ** 2
     while len(seen) < (count_evaluation_keys(tokenizer) if evaluation else words - count_evaluation_keys(tokenizer)):
         key, value = draw_words(rng, tokenizer, evaluation)
         if key not in seen:

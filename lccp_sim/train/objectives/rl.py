@@ -8,6 +8,7 @@ GRPO with several updates per batch, a learnt reward, a value model. Design note
 itself, so the expected gradient is (1 - 1/group) times the policy gradient; AdamW is invariant to the factor.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -57,6 +58,9 @@ class Reinforcement(Objective):
         for name in self.rewards:
             rule = f"no such reward; there are {', '.join(REWARDS)}{nearest(name, REWARDS)}"
             refuse(name not in REWARDS, f"objective.rewards.{name}", self.rewards[name], rule)
+            refuse(
+                not math.isfinite(self.rewards[name]), f"objective.rewards.{name}", self.rewards[name], "must be finite"
+            )
         constant = not any(self.rewards.values())
         refuse(constant, "objective.rewards", self.rewards, "is constant; give a part a weight other than 0")
 
