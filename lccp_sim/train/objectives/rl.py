@@ -55,12 +55,11 @@ class Reinforcement(Objective):
     def __post_init__(self) -> None:
         check_asked(self.tasks, self.haystack)
         check_lengths(self.short_tokens, self.long_tokens)
-        for name in self.rewards:
+        for name, weight in self.rewards.items():
+            key = f"objective.rewards.{name}"
             rule = f"no such reward; there are {', '.join(REWARDS)}{nearest(name, REWARDS)}"
-            refuse(name not in REWARDS, f"objective.rewards.{name}", self.rewards[name], rule)
-            refuse(
-                not math.isfinite(self.rewards[name]), f"objective.rewards.{name}", self.rewards[name], "must be finite"
-            )
+            refuse(name not in REWARDS, key, weight, rule)
+            refuse(not math.isfinite(weight), key, weight, "must be finite")
         constant = not any(self.rewards.values())
         refuse(constant, "objective.rewards", self.rewards, "is constant; give a part a weight other than 0")
 
