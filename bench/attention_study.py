@@ -75,17 +75,14 @@ def by_budget(runs: Runs, window: int) -> dict[str, Any]:
 
 def gaps(runs: Runs, windows: Sequence[int]) -> dict[str, Any]:
     """Training attention less dense attention of the same weights, by metric, arm and window."""
+
+    def gap(run: RunData, name: str, window: int) -> float:
+        span = {"span": run.span()} if name.startswith("needle/") else {}
+        return readings(run, name, attention="training", **span)[window] - readings(run, name)[window]
+
     return {
         name: {
-            arm: {
-                window: interval(
-                    [
-                        readings(run, name, attention="training")[window] - readings(run, name)[window]
-                        for run in runs[arm + THEN].values()
-                    ]
-                )
-                for window in windows
-            }
+            arm: {w: interval([gap(run, name, w) for run in runs[arm + THEN].values()]) for w in windows}
             for arm in BUDGETS
         }
         for name in MEASURED_TWICE
@@ -137,29 +134,34 @@ def predicted(runs: Runs, early: int, end: int) -> dict[str, Any]:
 
 
 def depths(runs: Runs, window: int) -> dict[str, Any]:
-    """Hit and answer NLL of single needles in texts of LENGTH tokens by depth; the contrast at tile borders."""
+    """Hit and answer NLL of single needles in texts of LENGTH tokens by depth, and what borders of tiles change.
 
-    def at(run: RunData, metric: str) -> dict[float, float]:
-        rows = run.select("needle", metric, "depth", length=LENGTH, span="value", variant="single")
+    A contrast is the mean of the depths at a border less that of the depths between. Where no tile ends, in the arm
+    `dense`, it should be the same.
+    """
+
+    def at(run: RunData, metric: str, **tags: Any) -> dict[float, float]:
+        rows = run.select("needle", metric, "depth", length=LENGTH, span=run.span(), variant="single", **tags)
         rows = rows[rows.tokens == window]
         return dict(zip(rows.depth.tolist(), rows.value.tolist(), strict=True))
 
+    def contrast(each: Mapping[float, float], arm: str) -> float:
+        near, far = (float(np.mean([each[depth] for depth in some])) for some in BORDERS[arm])
+        return near - far
+
     found: dict[str, Any] = {}
     for metric in ("hit_frac", "answer_nll_nats"):
-        values = {arm: [at(run, metric) for run in runs[arm].values()] for arm in ("dense", *BUDGETS)}
-        means = {arm: [float(np.mean([each[d] for each in rows])) for d in DEPTHS] for arm, rows in values.items()}
-
-        def contrast(each: Mapping[float, float], arm: str) -> float:
-            near, far = (np.mean([each[d] for d in some]) for some in BORDERS[arm])
-            return float(near - far)
-
-        borders = {
-            arm: interval(
-                [contrast(s, arm) - contrast(d, arm) for s, d in zip(values[arm], values["dense"], strict=True)]
-            )
-            for arm in BORDERS
+        read = {arm: [at(run, metric) for run in runs[arm].values()] for arm in ("dense", *BUDGETS)}
+        trained = {arm: [at(run, metric, attention="training") for run in runs[arm + THEN].values()] for arm in BUDGETS}
+        named = read | {f"{arm}, training attention": rows for arm, rows in trained.items() if all(rows)}
+        found[metric] = {
+            "by depth": {arm: [float(np.mean([r[d] for r in rows])) for d in DEPTHS] for arm, rows in named.items()},
+            "at borders less between, beside the arm dense": {
+                name: interval([contrast(r, arm) - contrast(d, arm) for r, d in zip(rows, read["dense"], strict=True)])
+                for name, rows in named.items()
+                if (arm := name.partition(",")[0]) in BORDERS
+            },
         }
-        found[metric] = {"by depth": means, "at borders less between, beside dense": borders}
     return found
 
 
@@ -194,7 +196,7 @@ def shown(said: Mapping[str, Any]) -> None:
         for metric, each in found.items():
             rows = [[arm, *(f"{value:.3g}" for value in values)] for arm, values in each["by depth"].items()]
             print(f"{metric} at {kilo(window)}\n" + table(["arm", *map(str, DEPTHS)], rows))
-            borders = each["at borders less between, beside dense"]
+            borders = each["at borders less between, beside the arm dense"]
             print("; ".join(f"{arm}: {text(of)}" for arm, of in borders.items()))
 
 
