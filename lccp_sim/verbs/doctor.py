@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import statistics
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +78,8 @@ def show(rows: list[Finding], console: Console) -> int:
 
 def version_rows() -> list[Finding]:
     """The versions of Python, of the packages that training needs, and of optional ones, with how to install them."""
+    from importlib import metadata  # late, as statistics: each command reads this module's options
+
     rows = [Finding("versions", "python", platform.python_version())]
     for name in (*CORE, *OPTIONAL):
         try:
@@ -186,6 +186,8 @@ def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Fin
 
 def _times(experts: Mapping[str, Experts], device: str, dtype: torch.dtype) -> dict[str, list[float]]:
     """The quartiles of each backend's seconds, forward and backward; each round times all backends in turn."""
+    import statistics
+
     import torch
 
     R, E, D, F = TIMED[device]

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lccp_sim.config import short_hash
 from lccp_sim.configure.compose import compose, explain
 from lccp_sim.errors import ConfigError, nearest, one_line
 from lccp_sim.files import write_atomic
@@ -117,6 +116,7 @@ def sweep(
     the schedule of several sweeps that include this one. Raises ConfigError if a config is wrong or occurs twice, or
     the launcher is not installed.
     """
+    from lccp_sim.config import short_hash
     from lccp_sim.configure.load import load_config
     from lccp_sim.train.loop.precision import bf16_is_native, settle
     from lccp_sim.train.saved.run_directory import run_directory
