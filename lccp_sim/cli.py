@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console_here() -> "Console":
-    """A console on stdout: as wide as the terminal, or where stdout is none as wide as its lines and tables ask."""
+    """A console on stdout: as wide as the terminal or, if stdout is not a terminal, as wide as its content needs."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()

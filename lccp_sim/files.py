@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file, its folder too: a reader sees the old file or the new one, never a part."""
+    """Write a file, creating its folder if necessary. A reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -19,7 +19,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that becomes `path` at the end, on disk; with an error it goes. Any number may write."""
+    """Yield the path of a temporary file that is flushed and renamed to `path`, or removed on an error.
+
+    Several processes may write at once.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -31,9 +34,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """An empty folder that becomes `path` at the end, on disk; with an error it goes. `path` must not hold anything.
+    """Yield an empty folder that is flushed and renamed to `path` at the end. `path` must be absent or empty.
 
-    One writer at a time: what a killed one left is removed.
+    An error removes the folder. Allows one writer at a time. Removes leftovers of a killed writer.
     """
     temporary = hidden(path)
     fresh_folder(temporary)
@@ -53,7 +56,7 @@ def hidden(path: Path) -> Path:
 
 
 def fresh_folder(path: Path) -> None:
-    """Make an empty folder of that name, in place of what is there."""
+    """Make an empty folder of that name. Remove an existing folder first."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 

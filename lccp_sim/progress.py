@@ -1,8 +1,8 @@
-"""Long work shows that it lives: one line of what is done of how much, the time so far, and about how long is left.
+"""Show the progress of long tasks on one line: done, total, elapsed time and an estimate of the time left.
 
-In a terminal the line stands below what is printed, and goes at the end. Elsewhere (a file, a pipe) it is printed as
-plain text every `PACE` seconds, more rarely as the hours pass, and never for work that ends sooner. Whoever works is
-handed a `Tell` and knows nothing of this.
+In a terminal the line stays below other output and disappears at the end. Elsewhere (a file, a pipe) it is printed as
+plain text every `PACE` seconds, less often as the hours pass, and never for a task that ends sooner. The task receives
+a `Tell` and needs to know nothing else about this module.
 """
 
 import threading

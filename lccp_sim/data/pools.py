@@ -188,7 +188,7 @@ def _check_tokenized_with(config: DataConfig, key: str | None) -> None:
 
 
 def _tokenized_with(config: DataConfig) -> dict[str, str]:
-    """The tokenizer of each source of token ids."""
+    """The path of the tokenizer with which each pre-tokenized source was made, by source."""
     rows = {name: source for name, source in config.sources.items() if isinstance(source, RowSource)}
     return {name: source.tokenized_with for name, source in rows.items() if source.tokenized_with is not None}
 

@@ -64,7 +64,7 @@ class LighthouseAttention:
         refuse(self.budget % self.tile_budget, "budget", self.budget, rule)
 
     def at(self, layer: int, num_layers: int) -> "LighthouseAttention | None":
-        """This, or None for a layer that stays dense."""
+        """Return self, or None if the layer stays dense."""
         return None if layer in {each % num_layers for each in self.dense_layers} else self
 
     def sparse(self, tokens: int) -> bool:

@@ -1,6 +1,6 @@
 """Answers of a model to questions with one known answer, by teacher forcing alone, greedy decoding included.
 
-Greedy decoding is the fixed point of teacher forcing: fed its own argmaxes, a causal model repeats them. So answers
+Greedy decoding is a fixed point: a causal model that is fed its own argmaxes predicts them again. So answers
 are found in a few full forward passes, without a cache. Design note: padding changes a logit by a rounding error, so
 if two tokens tie to the last bit, the result may differ from token-by-token decoding.
 """

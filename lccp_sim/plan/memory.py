@@ -161,9 +161,9 @@ def _stages(config: ModelConfig, layer: int, row: int) -> list[float | None]:
 def kept_attention(config: ModelConfig, layer: int, cp: int, place: Place, entries: float | None = None) -> float:
     """Bytes that attention and its norm keep for one token of a device; `cp` devices share each row.
 
-    `entries` for each token where attention is sparse: it keeps their q, k and v, and not the tokens'. The residual
-    stream, norms and the router are fp32; matrix products are in the precision of `place`. Norms keep their output on a
-    CPU, which the next product shares if it is fp32, and their input on a GPU.
+    `entries`: entries per token if attention is sparse, which keeps the entries' q, k and v instead of the tokens'. The
+    residual stream, norms and the router are fp32; matrix products are in the precision of `place`. On a CPU, a norm
+    saves its output, which the next matmul reuses if it is fp32. On a GPU, it saves its input.
     """
     c, s = config, 2 if place.bf16 else 4
     q, k = c.num_heads * c.d_head, c.num_kv_heads * c.d_head

@@ -1,7 +1,7 @@
 """The findings of arXiv 2604.02650, one by one, over the seeds of an arm: reproduced, refuted, or cannot be told.
 
-The rules are those that docs/studies/replicate.md fixed before its runs; each is shown with its answer. A seed's value
-is the mean over its data orders. Intervals are over seeds and items if there are several seeds, else over items.
+The rules were fixed in docs/studies/replicate.md before the runs. Each answer is shown with its rule. A seed's value is
+the mean over its data orders. Intervals are over seeds and items if there are several seeds, else over items.
 "Refuted" describes these runs, never an 80B model.
 """
 

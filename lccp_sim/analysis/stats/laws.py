@@ -11,7 +11,7 @@ every law, as in arXiv 2505.07796 eq. 4. Under a constant rate the area equals t
 Fits are least squares for laws that are linear in all but one or two parameters, for many curves at once. At each point
 of a grid over the searched parameters, the linear ones are a projection, so that a thousand resampled curves cost one
 matrix product (variable projection: Golub and Pereyra 1973, SIAM J. Numer. Anal. 10). Resamples use the best point of
-the grid without refinement; its steps are far below their scatter.
+the grid without refinement: the grid spacing is far smaller than the scatter of the resamples.
 
 `scattered` adds the scatter of the windows about a smooth law to the resamples of a curve. Items are the same at every
 window, so resampling them omits what changes all of them together from one checkpoint to the next. Without it an

@@ -21,7 +21,7 @@ MOST_DRAWS = 20  # of a needle whose ids are the same in the context and after t
 
 
 class Completion(NamedTuple):
-    """int64 tokens; [start, stop) of the needle and of the answer, whose ids are equal; which of these are value."""
+    """int64 tokens; [start, stop) of the needle and of its copy, the answer; which answer tokens belong to the value."""
 
     tokens: np.ndarray
     needle: tuple[int, int]

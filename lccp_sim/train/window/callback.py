@@ -1,7 +1,7 @@
 """The monitors as a Lightning callback, for any Trainer and any LightningModule.
 
-Users of another Trainer say where the language model is, which tokenizer it reads, and how many tokens a step trains
-on. Windows are steps, because only the owner of a data loader knows what a step holds. Our own runs use
+Users of another Trainer specify the language model, its tokenizer, and the number of training tokens per step. Windows
+are steps, because only the owner of the data loader knows how many tokens a step contains. Our own runs use
 run_callback.py.
 """
 

@@ -33,7 +33,7 @@ BEFORE = Moment(-1, -1)
 
 @dataclass(frozen=True)
 class Windows:
-    """When to measure: at `steps`, or at the first step that has trained on a count of `tokens`; else when asked."""
+    """When to measure: at `steps`, at the first step that reaches each count in `tokens`, or otherwise on request."""
 
     steps: Sequence[int] = ()
     tokens: Sequence[int] = ()
