@@ -1,4 +1,4 @@
-"""The command `lccp`: a table of verbs, which modules of verbs/ define.
+"""The command `lccp`: a table of verbs, defined by the modules of verbs/.
 
 Hydra only composes the config; nothing heavy is imported before the verb is known, so that `lccp --help` is instant.
 """
@@ -43,7 +43,7 @@ WIDE = 500  # columns: no table of ours needs as many, so that none loses a numb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 1 after one clear line about bad input, or 2 for a wrong command line."""
+    """Return the exit status: 0, 1 after one line about bad input, or 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
         prog="lccp", description="Long-context continual pre-training, measured at three levels."
     )

@@ -1,8 +1,7 @@
-"""The dataclasses of a run: every key, its rule, and the message where a value breaks it.
+"""The dataclasses of a run: every key, its rule, and the message if a value breaks it.
 
 Hydra only composes. Parts that come in variants (sources, position encodings, monitors) are dataclasses next to their
-code, so that this module imports nothing of the package but errors. configure/parse.py makes them all from plain
-dictionaries.
+code, so this module imports only errors from the package. configure/parse.py builds them all from plain dictionaries.
 """
 
 import dataclasses
@@ -26,9 +25,9 @@ NonNegative = Annotated[float, Ge(0.0)]
 
 
 class Effect(Enum):
-    """What another value of a key changes, declared with the key. Without one: the numbers, so it is another run.
+    """The effect of changing a key, declared with the key. Without one, the numbers change, so it is another run.
 
-    Names of directories, the comparison of configs, branching and tables follow from this (`keys_with`).
+    Directory names, config comparisons, branching and tables are derived from this (`keys_with`).
     """
 
     FIXED = "what is written down: the run keeps it, and its directory is not named after it"
@@ -47,10 +46,11 @@ TOP_FRAC = 0.03
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """How a token chooses experts, and what balances them: coefficients of two losses, rate of the bias (0: off).
+    """How tokens choose experts, and how these are balanced: coefficients of two losses, rate of the bias (0: off).
 
-    `scores` of all experts choose the top k, of the best `num_groups_kept` of `num_groups` groups; the chosen scores
-    are the weights, `renormalise`d to sum 1 or as they are, times `scale`. topk_softmax is a softmax over the chosen.
+    The `scores` of all experts choose the top k within the best `num_groups_kept` of `num_groups` groups. The chosen
+    scores, `renormalise`d to sum 1 or unchanged, times `scale` are the weights. topk_softmax is a softmax over the
+    chosen.
     """
 
     balance_loss: Annotated[NonNegative, Effect.APART] = 0.01
@@ -74,9 +74,10 @@ class RouterConfig:
 class ModelConfig:
     """Shape of the decoder. `rope` is a variant of models/positions.py, `attention` (of training) models/lighthouse.py.
 
-    The first `num_dense_layers` layers have one SwiGLU of width `d_dense` in place of experts; all of them: a dense
-    model, whose keys about experts mean nothing. With `window_tokens` a query sees that many tokens, its own included,
-    except in every `full_attention_every`-th layer. `vocab_size` (null: the tokenizer's) may pad the tokenizer's.
+    The first `num_dense_layers` layers have one SwiGLU of width `d_dense` instead of experts. If all layers do, the
+    model is dense and ignores the keys about experts. With `window_tokens`, a query sees that many tokens, its own
+    included, except in every `full_attention_every`-th layer. `vocab_size` (null: that of the tokenizer) may be larger
+    than the tokenizer.
     """
 
     rope: Annotated[Any, Effect.APART]
@@ -131,7 +132,7 @@ class ModelConfig:
             refuse(few, "model.router.num_groups_kept", router.num_groups_kept, rule)
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a query of this layer sees, its own included; None: all before it."""
+        """The number of tokens that a query of this layer sees, its own included; None: all tokens up to it."""
         full = self.full_attention_every is not None and (layer + 1) % self.full_attention_every == 0
         return None if full else self.window_tokens
 
@@ -164,7 +165,7 @@ class OptimConfig:
         refuse(given != (self.schedule == "wsd"), "optim.decay_steps", self.decay_steps, rule)
 
     def factor(self, step: int, steps: int) -> float:
-        """The factor on the peak learning rate for the update that takes `step` to `step + 1`, of `steps` in all."""
+        """The factor on the peak learning rate for the update from `step` to `step + 1`, of `steps` in total."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -180,12 +181,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StoppingConfig:
-    """What a run does once the saturation rule (with `eps`) finds every metric of `watch` saturated.
+    """The action of a run once the saturation rule (with `eps`) finds every metric in `watch` saturated.
 
-    A metric is `monitor/metric`; of the probe, after its last fine-tuning step. Where the run has a probe, its exact
-    match must also be shown to stay within +-`probe_margin` (null: not asked) over the last doubling of tokens. warn
-    only says so, stop ends the run after the window, decay takes the learning rate linearly to zero over
-    `decay_tokens`, and then ends it.
+    A metric is `monitor/metric`; for the probe, its value after the last fine-tuning step. If the run has a probe, its
+    exact match must also be shown to stay within +-`probe_margin` (null: not required) over the last doubling of
+    tokens. `warn` only prints a line, `stop` ends the run after the window, and `decay` lowers the learning rate
+    linearly to zero over `decay_tokens` and then ends it.
     """
 
     watch: tuple[str, ...] = ("needle/answer_nll_nats",)
@@ -210,13 +211,13 @@ class StoppingConfig:
 class RunConfig:
     """One phase of training. `tokens` counts training positions over all ranks; `batch_tokens` is the global batch.
 
-    `init_from` gives the first weights, and where `init_optimizer` is carried, the moments of AdamW and its step count.
-    `branch_from` goes on from another run's checkpoint (train/saved/branch.py).
-    Of several processes each holds all weights, or with `shard` its part of them and of the optimizer's states; then
-    each of `ep` neighbours may compute its own experts alone, and `cp` neighbours share the tokens of a row. One that
-    waits longer than `timeout_minutes` for the others' part of a sum ends. One of `recompute_every` blocks keeps its
-    input alone and runs again in the backward pass. Checkpoints (null) of sharded weights are folders, else files;
-    `background` writes files from a copy in host memory while training goes on.
+    `init_from` supplies the initial weights and, if `init_optimizer` is carried, AdamW's moments and step count.
+    `branch_from` continues from another run's checkpoint (train/saved/branch.py). With several processes, each holds
+    all weights or, with `shard`, its part of the weights and optimizer states. Then `ep` neighbours may divide the
+    experts among them, and `cp` neighbours share the tokens of a row. A process ends if a collective takes longer than
+    `timeout_minutes`. The first of every `recompute_every` blocks keeps only its input and runs again in the backward
+    pass. Checkpoints (null) of sharded weights are folders, others files; `background` writes files from a copy in host
+    memory while training continues.
     """
 
     name: Annotated[str, Effect.FIXED]
@@ -265,17 +266,17 @@ class RunConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run: the last one may overshoot `tokens` by a part of a batch."""
+        """The number of optimizer steps. The last one may overshoot `tokens` by part of a batch."""
         return -(-self.tokens // self.batch_tokens)
 
 
 @dataclass(frozen=True)
 class MonitorsConfig:
-    """Which monitors measure a run, by name, and the first window in tokens (null: only step 0 and the end).
+    """The monitors of a run, by name, and the first window in tokens (null: only step 0 and the end).
 
-    `watch` has the dataclasses of monitors/. They see the model in `precision` (null: that of the run). Logits and what
-    a head attends to are fp32 in both. Attention is dense; `attention` both: needle, perplexity and induction are
-    measured with that of training, too, as long as it is sparse.
+    `watch` holds the dataclasses of monitors/. They see the model in `precision` (null: that of the run). Logits and
+    attention scores are fp32 in either case. Attention is dense. With `attention` both, needle, perplexity and
+    induction are also measured with the attention of training while it is sparse.
     """
 
     first_window_tokens: Size | None = None
@@ -286,7 +287,7 @@ class MonitorsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on. `data` is the dataclass of data/.
+    """All settings of a run. `data` is the dataclass of data/.
 
     `objective` is a variant of train/objectives: what a step learns (null: the next token of the mixture).
     """
@@ -310,7 +311,7 @@ class Config:
 
 
 def top_k(num_heads: int) -> int:
-    """How many heads are the strongest: 3 % of `num_heads`, within 8..30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
+    """The number of strongest heads: 3 % of `num_heads`, between 8 and 30 (arXiv 2604.02650 Table 5: 30 of 1024)."""
     return min(30, max(8, round(TOP_FRAC * num_heads)), num_heads)
 
 
@@ -320,7 +321,7 @@ def short_hash(value: object) -> str:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one of dotted keys."""
+    """Flatten nested dictionaries to one with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -330,7 +331,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def keys_with(cls: type, prefix: str, *effects: Effect) -> set[str]:
-    """The keys of a dataclass, and of those inside it, that have one of these effects: dotted, behind `prefix`."""
+    """The dotted keys of a dataclass and its nested ones that have one of these effects, after `prefix`."""
     found: set[str] = set()
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if not {*effects}.isdisjoint(getattr(hint, "__metadata__", ())):

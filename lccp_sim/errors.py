@@ -1,6 +1,7 @@
-"""What can go wrong that is no bug. The command line prints a UserError as its message; all else is a traceback.
+"""Errors that are not bugs. The command line prints the message of a UserError; any other error gives a traceback.
 
-Design note: each kind lives here, not next to the code that raises it, so that whoever catches one imports no torch.
+Design note: all kinds are defined here, not next to the code that raises them, so that catching one does not import
+torch.
 """
 
 import difflib
@@ -32,31 +33,31 @@ class ConfigError(UserError, ValueError):
 
 
 class DamagedRecords(UserError, ValueError):
-    """A line of a file of records that is no record: which one, and why."""
+    """A line in a file of records is not a record: the line and the reason."""
 
 
 class NotFinite(UserError):
-    """A loss, gradient or measured value that is not finite: where, and at which step."""
+    """A loss, gradient or measured value is not finite: its place and step."""
 
 
 class NoSignal(UserError):
-    """Reinforcement learning whose rewards tell no answers apart: since when, and what they are."""
+    """In reinforcement learning, all answers get the same reward: since when, and the rewards."""
 
 
 class LostRank(UserError):
-    """Another process of the run is gone, never came, or did not answer in time."""
+    """Another process of the run is gone, never arrived, or did not answer in time."""
 
 
 class Halfway(RuntimeError):
-    """An error in the middle of what all ranks do together: the others cannot be told, they see this one go."""
+    """An error within a collective operation: the other ranks cannot be informed and only see this rank end."""
 
 
 class OutOfMemory(UserError):
-    """The device had too little memory for a run: what plan expected of it, and what to change."""
+    """The device had too little memory for a run: the expected memory, and what to change."""
 
 
 def refuse(bad: object, key: str, value: object, rule: str) -> None:
-    """Raise ConfigError with the key, the value and the rule where `bad` is true."""
+    """Raise ConfigError with the key, the value and the rule if `bad` is true."""
     if bad:
         raise ConfigError(f"{key}={value!r}: {rule}")
 
@@ -68,21 +69,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def is_message(error: Exception) -> bool:
-    """Whether an error is a message for the user, not a bug: our own, or the machine's (a full disk)."""
+    """Whether an error is a message for the user and not a bug: our own, or one of the machine (a full disk)."""
     return isinstance(error, UserError | OSError)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error in one line; that of a bug begins with its class."""
+    """The message of an error in one line. The message of a bug begins with its class."""
     line = " ".join(str(error).split())
     return line if is_message(error) else f"{type(error).__name__}: {line}"
 
 
 @contextmanager
 def heard_once() -> Iterator[None]:
-    """Within the context, a thread that keeps its error for its owner prints no traceback, unless it is a bug.
+    """Within the context, a thread that stores its error for its owner prints no traceback, unless it is a bug.
 
-    TensorBoard's writer of a full disk does: its owner gets the error at the next call.
+    TensorBoard's writer does this on a full disk: its owner gets the error at the next call.
     """
     before = threading.excepthook
 

@@ -20,11 +20,11 @@ RARER = 50  # and at least this share of the time so far: a day has some hundred
 
 
 def silent(said: str, share: float) -> None:
-    """Tells nobody."""
+    """Ignore all progress."""
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person says them: 40 s, 3 min 20 s, 2 h 5 min."""
+    """Format seconds for a person: 40 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -34,10 +34,10 @@ def clock(seconds: float) -> str:
 
 
 class Work:
-    """A piece of long work: what was told last, and the time left, by the pace since the first word.
+    """A long task: its last report, and the time left at the pace since the first report.
 
-    A share smaller than the one before begins another piece, with a clock of its own. `now` gives seconds; of all that
-    share a `line`, it shows the one that spoke last.
+    A share smaller than the previous one begins another task with its own clock. `now` returns seconds. A shared `line`
+    shows the task that reported last.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, line: "list[Work] | None" = None):
@@ -51,24 +51,24 @@ class Work:
         self.said, self.share, self.line[0] = said, share, self
 
     def beside(self) -> "Work":
-        """Another piece that takes the line in between and leaves this one's clock alone."""
+        """Another task that uses the line in between without changing the clock of this one."""
         return Work(self.now, self.line)
 
     @property
     def left(self) -> float | None:
-        """Seconds; None where nothing was done yet that tells."""
+        """Seconds left; None if it is too early to estimate."""
         (began, first), share = self.first, min(self.share, 1.0)
         return (self.now() - began) * (1 - share) / (share - first) if share > first else None
 
     def times(self) -> str:
-        """How long it took so far, and how long it will still take, in words."""
+        """The elapsed and the remaining time, in words."""
         left = "" if self.left is None else f", about {clock(self.left)} left"
         return f"{clock(self.now() - self.first[0])}{left}"
 
 
 @contextmanager
 def shown_on(console: "Console") -> Iterator[Work]:
-    """A `Tell` whose words are shown on the console while it is open; on a quiet one they are not."""
+    """Within the context, a `Tell` whose reports appear on the console, unless the console is quiet."""
     work = Work()
     if console.quiet:
         yield work
@@ -79,7 +79,7 @@ def shown_on(console: "Console") -> Iterator[Work]:
 
 @contextmanager
 def _bar(console: "Console", line: list[Work]) -> Iterator[None]:
-    """While it is open, the last line of a terminal; it is drawn twice a second, whether anything is told or not."""
+    """Within the context, the last line of a terminal, redrawn twice a second even without new reports."""
     from rich.progress import BarColumn, Progress, ProgressColumn, Task
     from rich.table import Column
     from rich.text import Text
@@ -102,7 +102,7 @@ def _bar(console: "Console", line: list[Work]) -> Iterator[None]:
 
 @contextmanager
 def _lines(console: "Console", line: list[Work]) -> Iterator[None]:
-    """While it is open, a plain line now and then, from a thread: also during one long call."""
+    """Within the context, a plain line at intervals, printed by a thread so that it appears during a long call, too."""
     ended, began = threading.Event(), time.monotonic()
 
     def lines() -> None:

@@ -1,7 +1,7 @@
-"""One number of a run, and the file that holds them all.
+"""A record, which is one number of a run, and the file that holds all records.
 
-`records.jsonl` is the truth and every logger is a view of it. It holds no wall-clock time, so that two runs of the same
-config write the same bytes; times go to `timing.jsonl`.
+`records.jsonl` is the primary source, and every logger is a view of it. It contains no wall-clock time, so that two
+runs of the same config write the same bytes. Times go to `timing.jsonl`.
 """
 
 import json
@@ -21,10 +21,10 @@ OF_SENTENCE = "sentence_"  # begins the name of an overall number that is the wh
 
 @dataclass(frozen=True)
 class Record:
-    """One number: what was measured (tier, monitor, metric, tags), when (step, tokens), on how many items.
+    """One number, with what was measured (tier, monitor, metric, tags), when (step, tokens), and on how many items.
 
     `tokens` are training tokens of this run over all ranks; `stderr` is the standard error over the `n` items, or None.
-    The unit is the suffix of `metric`. Raises NotFinite where the value is not, ValueError where the tier is unknown.
+    The unit is the suffix of `metric`. Raises NotFinite if the value is not finite, ValueError if the tier is unknown.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Record:
 
     @property
     def key(self) -> tuple[int, str, str, str]:
-        """What is unique in a file: step, monitor, metric and the sorted tags."""
+        """The unique key within a file: step, monitor, metric and the sorted tags."""
         return self.step, self.monitor, self.metric, json.dumps(dict(self.tags), sort_keys=True)
 
     def line(self) -> str:
@@ -57,7 +57,7 @@ class Record:
 def overall_name(record: Record) -> str | None:
     """`monitor/metric` of a record that is a monitor's overall value; None for a part, such as a length or a head.
 
-    A needle's number is the headline span's; that of the full sentence is `monitor/sentence_metric`.
+    For needles, the number covers the headline span; that of the full sentence is `monitor/sentence_metric`.
     """
     if record.tags.keys() - {"span"}:
         return None
@@ -68,7 +68,7 @@ def overall_name(record: Record) -> str | None:
 def read_records(path: Path) -> tuple[list[Record], str | None]:
     """The records of a file, and a warning if a kill truncated its last line (that line is left out).
 
-    Raises DamagedRecords, naming the line, where any other line is no record.
+    Raises DamagedRecords, naming the line, if any other line is not a record.
     """
     lines = path.read_bytes().split(b"\n")
     warning = None

@@ -1,8 +1,8 @@
-"""Hashes of the files of a folder, so that damage is found before a number is taken from them.
+"""Hashes of the files of a folder, so that damage is detected before a number is read.
 
-`sums.json` has the bytes and the SHA-256 of each file; of a file that grows, of as much as was there. An entry goes
-before its file changes and comes when the change is on disk: whoever is killed leaves a file without an entry, never an
-entry that is wrong. A folder without `sums.json` is taken as it is.
+`sums.json` has the size and the SHA-256 of each file; for a growing file, of the bytes written so far. An entry is
+removed before its file changes and written once the change is on disk. So a killed process leaves a file without an
+entry, never a wrong entry. A folder without `sums.json` is not checked.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Sums = dict[str, tuple[int, str]]
 
 
 def read_sums(folder: Path) -> Sums:
-    """The entries by file name, relative to the folder. Raises ConfigError where the table is damaged."""
+    """The entries by file name, relative to the folder. Raises ConfigError if the table is damaged."""
     path = folder / SUMS
     try:
         return {str(name): (int(size), str(sha)) for name, (size, sha) in json.loads(path.read_bytes()).items()}
@@ -30,7 +30,7 @@ def read_sums(folder: Path) -> Sums:
 
 
 def change_sums(folder: Path, gone: Iterable[str] = (), known: Mapping[str, int | None] | None = None) -> None:
-    """Drop the entries `gone`, and write those of `known`: name -> the bytes that count (None: all there are)."""
+    """Drop the entries `gone`, and write those of `known`: name -> number of bytes to hash (None: all)."""
     before = read_sums(folder)
     after = {name: entry for name, entry in before.items() if name not in {*gone}}
     for name, size in (known or {}).items():
@@ -40,7 +40,7 @@ def change_sums(folder: Path, gone: Iterable[str] = (), known: Mapping[str, int 
 
 
 def check_sums(folder: Path, *names: str) -> None:
-    """Raise ConfigError if a file (of `names`, if any) is not what was written."""
+    """Raise ConfigError if a file (among `names`, if given) differs from its entry."""
     for name, entry in read_sums(folder).items():
         if names and name not in names:
             continue

@@ -1,5 +1,5 @@
 """Documents -> tokens -> packed pools -> batch i, a pure function of (seed, i).
 
-Nothing here knows models or torch. What was prepared once is kept under a cache whose keys name what made it, so that
-arms of an ablation share it. One reading order: document, sources, tokenizer, tokens, synthetic, pools, mixture, batch.
+Nothing here depends on models or torch. Prepared data are cached under keys derived from their inputs, so that arms of
+an ablation share them. Suggested reading order: document, sources, tokenizer, tokens, synthetic, pools, mixture, batch.
 """

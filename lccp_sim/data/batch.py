@@ -1,6 +1,6 @@
-"""Batch i as a pure function of (seed, i), and the part of it that one rank and micro-batch takes.
+"""Batch i as a pure function of (seed, i), and its part for one rank and micro-batch.
 
-There is no loader state: resume is exact, and at another world size the data are the same. Attention segments travel as
+There is no loader state: resume is exact, and the data are the same at any world size. Attention segments travel as
 offsets over the flattened rows, the form that variable-length attention reads; a mask is never built.
 """
 
@@ -19,8 +19,8 @@ class Batch:
     """Rows of a batch. int64 [B, T]: tokens, their targets one ahead, positions; bool [B, T]: targets to learn.
 
     `bounds`, int64 [segments + 1], are offsets of attention segments over the flattened B * T tokens, from 0 to B * T;
-    a segment never crosses a row. `names` are the documents, for messages. `text_BT`, bool [B, T], is false where a row
-    is padded; None where no row of the corpus is. `factor_BT`, fp32 [B, T], multiplies each target's loss (None: 1).
+    a segment never crosses a row. `names` are the documents, for messages. `text_BT`, bool [B, T], is false at padding;
+    None if the corpus has no padding. `factor_BT`, fp32 [B, T], multiplies each target's loss (None: 1).
     """
 
     tokens_BT: np.ndarray
@@ -34,7 +34,7 @@ class Batch:
 
 
 class Feed:
-    """Batches of `rows` rows. `document_mask` off: one segment a row; `reset_positions` off: 0 ... T - 1."""
+    """Batches of `rows` rows. `document_mask` off: one segment per row; `reset_positions` off: 0 ... T - 1."""
 
     live = False  # the rows do not depend on the weights
     penalty = None
@@ -54,7 +54,7 @@ class Feed:
         return self._rows(index * self.rows, (index + 1) * self.rows)
 
     def slice(self, index: int, rank: int, world: int, micro: int, num_micro: int) -> Batch:
-        """The part of batch `index` for one micro-batch of a rank; joined by (rank, micro) they are the batch."""
+        """The part of batch `index` for one micro-batch of a rank; joined by (rank, micro), the parts are the batch."""
         size, rest = divmod(self.rows, world * num_micro)
         if rest:
             raise ConfigError(f"{self.rows} rows a batch do not divide by {world} ranks x {num_micro} micro-batches")
@@ -72,7 +72,7 @@ class Feed:
         return rows_of(first, last, self.corpus.mixture, self._sizes, self.seed)
 
     def _learn(self, flags: np.ndarray) -> np.ndarray:
-        """A target is learned unless marked, or the start of another document that this one cannot see."""
+        """A target is learned unless it is marked or starts another document that this one cannot see."""
         return (flags[..., 1:] & (SKIP | START if self.document_mask else SKIP)) == 0
 
     def _rows(self, first: int, last: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Tokens that an embedding has no row for: harmless where no text becomes them (a pad token), else refused."""
+"""Tokens without a row in the embedding: harmless if no text encodes to them (a pad token), else refused."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,9 @@ UNUSED = 0.1  # embeddings are padded to round numbers, by a few tenths of a per
 
 
 def check_rows(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
-    """A note where some tokens lie beyond an embedding of `rows`, and no text becomes them. None where none does.
+    """A note if tokens lie beyond an embedding of `rows` but no text encodes to them. None if no token does.
 
-    Raises ConfigError where a text may become one, or begins with one.
+    Raises ConfigError if a text may encode to one of them, or begins with one.
     """
     tokens = vocab_size(tokenizer)
     if tokens <= rows:
@@ -32,7 +32,7 @@ def check_rows(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, wher
 
 
 def check_pair(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, where: str) -> str | None:
-    """As `check_rows`, for a model and a tokenizer that came together: far fewer tokens are another vocabulary, too."""
+    """As `check_rows`, for a model with its own tokenizer: far fewer tokens than rows also mean another vocabulary."""
     tokens = vocab_size(tokenizer)
     if tokens < (1 - UNUSED) * rows:
         raise ConfigError(
@@ -44,7 +44,7 @@ def check_pair(tokenizer: tokenizers.Tokenizer, rows: int, bos: str | None, wher
 def check_ids(largest: Mapping[str, int], rows: int) -> None:
     """Raise ConfigError if the largest id of a source has no row in an embedding of `rows`.
 
-    No text becomes one (see `check_rows`), but rows of token ids may hold it.
+    No text encodes to such an id (see `check_rows`), but rows of token ids may contain one.
     """
     for name, id_ in largest.items():
         rule = f"is a token id there, and the model's embedding has {rows} rows; take it out (padding is not text)"
@@ -52,9 +52,9 @@ def check_ids(largest: Mapping[str, int], rows: int) -> None:
 
 
 def text_beyond(tokenizer: tokenizers.Tokenizer, rows: int) -> list[str]:
-    """Names of the tokens with an id of `rows` or above that plain text can become, in the order of their ids.
+    """Names of the tokens with an id of at least `rows` to which plain text can encode, in the order of their ids.
 
-    Of a special token its own name is tried; every other token is taken to be one.
+    A special token is tested with its own name; every other token is assumed to be reachable.
     """
     special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     found = []

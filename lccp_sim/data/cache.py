@@ -1,8 +1,8 @@
 """A cache of directories, each built once by one writer.
 
-The name of an entry is the digest of what made it, so an entry is never stale and never changed. It is built under a
-temporary name, flushed, and renamed: a reader sees the complete entry or none, also after a kill. Its hashes are
-compared each time it is opened, and a damaged one is built again.
+The name of an entry is the digest of its inputs, so an entry is never stale and never changes. It is built under a
+temporary name, flushed, and renamed: a reader sees the complete entry or none, even after a kill. Its hashes are
+checked whenever it is opened, and a damaged entry is rebuilt.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ CODE_VERSION = 7  # raise it when the code gives other bytes for the same settin
 
 
 def cache_root(configured: str) -> Path:
-    """The directory of the cache, made if it is missing; the environment variable LCCP_CACHE wins over the config."""
+    """The cache directory, created if it is missing. The environment variable LCCP_CACHE overrides the config."""
     root = Path(os.environ.get("LCCP_CACHE") or configured).expanduser()
     root.mkdir(parents=True, exist_ok=True)
     return root
@@ -37,7 +37,7 @@ def digest(*parts: Any) -> str:
 
 
 def build_once(root: Path, name: str, build: Callable[[Path], None]) -> Path:
-    """The entry `root/name`, after `build(directory)` filled it unless it was there; others wait for the writer."""
+    """Return the entry `root/name`. If it is missing, `build(directory)` fills it, and other processes wait."""
     entry = root / name
     if _is_whole(entry):
         return entry
@@ -54,7 +54,7 @@ def build_once(root: Path, name: str, build: Callable[[Path], None]) -> Path:
 
 
 def _is_whole(entry: Path) -> bool:
-    """Whether the entry is there, as it was written."""
+    """Whether the entry exists and is undamaged."""
     try:
         check_sums(entry)
     except ConfigError:

@@ -24,7 +24,7 @@ from lccp_sim.errors import ConfigError
 
 @dataclass(frozen=True)
 class Published:
-    """A GGUF file `name`, split over members of wheels: (wheel, member), in order. `terms`: where to read them."""
+    """A GGUF file `name`, split over wheel members: (wheel, member), in order. `terms`: the address of its terms."""
 
     name: str
     size: int
@@ -33,7 +33,7 @@ class Published:
     terms: str | None = None
 
     def path(self, cache: Path) -> Path:
-        """Where the file lies in a cache, fetched or not: in a folder of its own, named after its SHA-256."""
+        """The path of the file in a cache, fetched or not: in its own folder, named after its SHA-256."""
         return cache / f"gguf-{self.sha256[:16]}" / self.name
 
 
@@ -61,9 +61,9 @@ MODELS = {
 
 
 def fetch(key: str, cache: Path) -> Path:
-    """The GGUF file of MODELS[key] in a cache, fetched now if it is not there.
+    """Return the GGUF file of MODELS[key] in a cache. Fetch it if it is missing.
 
-    Raises ConfigError where terms are not accepted, a wheel cannot be had, or what it holds is not the pinned file.
+    Raises ConfigError if terms are not accepted, a wheel is unavailable, or its contents differ from the pinned file.
     """
     model = MODELS[key]
     if not model.path(cache).exists():
@@ -116,7 +116,7 @@ def _join(key: str, model: Published, directory: Path) -> None:
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 and the path, with what to do with it, or 1 after one line about what is wrong."""
+    """Return the exit status: 0 after printing the path and the next command, or 1 after one line about the error."""
     parser = argparse.ArgumentParser(prog="python -m lccp_sim.data.gguf_files", description=__doc__)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--cache", default=DataConfig.cache, help="LCCP_CACHE wins (default: %(default)s)")

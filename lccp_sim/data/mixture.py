@@ -1,9 +1,9 @@
-"""Which row comes where: a pure function of (n, mixture, sizes, seed), without any state to save.
+"""The order of rows: a pure function of (n, mixture, sizes, seed), without any state to save.
 
 Pool j has C_j(t) rows due by time t, the integral of its share from row 0 to t, and its next row comes at the time when
-floor(C_j) rises. Rows are these events in the order of (time, pool), so after any n every pool is within a few rows of
-its quota. Shares are rounded to multiples of 2^-40 at each knot, and the integral of what is linear between two knots
-is a quadratic, so every floor is exact in integers, where 0.3 * 10 would not be.
+floor(C_j) rises. Rows are these events in the order of (time, pool), so after any n rows every pool is within a few
+rows of its quota. Shares are rounded to multiples of 2^-40 at each knot and are linear in between, so their integral is
+quadratic and every floor is exact in integers. In floating point, 0.3 * 10 would not be.
 """
 
 from bisect import bisect_right
@@ -19,7 +19,7 @@ SCALE_BITS = 40
 
 @lru_cache(maxsize=32)
 def integer_shares(shares: tuple[float, ...]) -> tuple[int, ...]:
-    """Shares as integers that sum to 2^40, by largest remainder. Raises ValueError where they cannot be shares."""
+    """Shares as integers that sum to 2^40, by largest remainder. Raises ValueError if they are not valid shares."""
     if not shares or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
         raise ValueError(f"shares {shares} must be finite, >= 0 and not all 0")
     exact = [share / sum(shares) * 2**SCALE_BITS for share in shares]
@@ -65,7 +65,7 @@ class Mixture:
         return np.array([np.interp(row, self.knots, column) for column in shares.T])
 
     def rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of rows first ... last - 1: the pool, and how many rows that pool had before; two int64 arrays.
+        """For rows first ... last - 1: the pool, and the number of earlier rows of that pool; two int64 arrays.
 
         M(t) = sum_j floor(C_j(t)) events lie before time t, and t - J < M(t) <= t for J pools; so row n is found among
         the times n ... n + J.
@@ -77,7 +77,7 @@ class Mixture:
         return pools[chosen], due[at[chosen], pools[chosen]]
 
     def drawn(self, n: int) -> np.ndarray:
-        """int64 [pools]: of the first n rows, those of each pool."""
+        """int64 [pools]: the number of rows of each pool among the first n."""
         due = np.array([self.due(t) for t in range(n, n + len(self.shares[0]) + 1)], dtype=np.int64)
         _, pools = np.nonzero(due[1:] > due[:-1])
         early = pools[: n - int(due[0].sum())]

@@ -1,7 +1,7 @@
 """Pools: rows of T + 1 tokens, packed from documents of one source and one length bucket, on disk.
 
-`placement.py` says what goes where. What best-fit packing leaves empty becomes BOS tokens that are never learned, a
-segment of their own at the end of the row: no document sees them, no target and no expert's load counts them.
+`placement.py` decides the positions. Best-fit packing fills the empty end of a row with BOS tokens in their own
+segment. They are never learned: no document sees them, and neither targets nor expert loads count them.
 """
 
 import json
@@ -47,7 +47,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What all pools of a corpus share: tokenizer, width of a row, how rows are filled, seed, cache, who is told."""
+    """Settings shared by all pools of a corpus: tokenizer, row width, packing, seed, cache, progress callback."""
 
     tokenizer: tokenizers.Tokenizer
     tokenizer_key: str
@@ -64,7 +64,7 @@ class RowLayout:
 
 
 def pack(name: str, bucket: str, tokens: Tokens, chosen: np.ndarray, layout: RowLayout) -> Pool:
-    """The pool of the `chosen` pieces of a source, in an order shuffled by the seed; it may have no row."""
+    """The pool of the `chosen` pieces of a source, shuffled by the seed. It may have no rows."""
 
     def build(directory: Path) -> None:
         layout.tell(f"packing {name}, {bucket}: {len(chosen):,} pieces", 0.0)
@@ -116,7 +116,7 @@ def _save(
 
 
 def filler(tokens: Tokens, chosen: np.ndarray) -> Callable[[np.random.Generator, int], np.ndarray] | None:
-    """A function (rng, n) -> n ids of real text from the chosen pieces; None where there is no text."""
+    """A function (rng, n) -> n ids of real text from the chosen pieces; None if there is no text."""
     ends = np.cumsum(tokens.stops[chosen] - tokens.starts[chosen])
     if not len(ends) or not ends[-1]:
         return None
@@ -140,9 +140,8 @@ def synthesize(
 ) -> tuple[Pool, list[np.ndarray]]:
     """The pool of a synthetic source, and its held-out documents of `context_tokens` ids without BOS.
 
-    A row holds complete documents only: one if `document_tokens` is null, else as many as fit. The last one
-    fills it up.
-    Held-out documents take filler from the held-out text, keys that training never uses, and a seed of their own.
+    A row holds complete documents only: one if `document_tokens` is null, else as many as fit. The last one fills it
+    up. Held-out documents use filler from the held-out text, keys that training never uses, and a separate seed.
     """
     width = layout.context_tokens + 1
     lengths = document_lengths(source, width)

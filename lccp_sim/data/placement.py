@@ -1,8 +1,8 @@
-"""The two ways to fill rows of a fixed width with documents, or with parts of them.
+"""Two ways to fill rows of a fixed width with documents or parts of documents.
 
-`concatenate` joins documents end to end and splits where a row ends; nothing is padded. `best_fit` splits only what is
-longer than a row and pads what stays empty. Either way a part starts with a BOS of its own, so every row starts like
-the documents that monitors read.
+`concatenate` joins documents end to end and splits at row ends; nothing is padded. `best_fit` splits only documents
+longer than a row and pads the rest of a row. In both, each part starts with its own BOS, so every row starts like the
+documents that monitors read.
 """
 
 from bisect import bisect_left, insort
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Placed(NamedTuple):
-    """`size` tokens of a document from its token `at` on; their BOS stands at `column` of `row`."""
+    """`size` tokens of a document from its token `at` on; their BOS is at `column` of `row`."""
 
     row: int
     column: int
@@ -22,9 +22,9 @@ class Placed(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What packing did to a pool. Tokens count a BOS for each document. A split document has several parts.
+    """The effect of packing on a pool. Token counts include a BOS per document. A split document has several parts.
 
-    `lost_tokens` are those of documents that did not fill the last row, `padding_tokens` positions that hold no text.
+    `lost_tokens` belong to an incomplete last row; `padding_tokens` are positions without text.
     """
 
     documents: int
@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 
 def concatenate(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
-    """The parts of documents of `sizes` tokens, in their order, and the count of rows; the last, partial row goes."""
+    """The parts of documents of `sizes` tokens, in order, and the number of rows. An incomplete last row is dropped."""
     parts: list[Placed] = []
     row = column = 0
     for document, stop in enumerate(sizes):
@@ -51,10 +51,10 @@ def concatenate(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
 
 
 def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
-    """The parts of documents of `sizes` tokens, in rows of best-fit-decreasing packing, and the count of rows.
+    """The parts of documents of `sizes` tokens, placed by best-fit-decreasing packing, and the number of rows.
 
-    A document longer than a row is split into parts that fill one, and a rest. In a row, documents keep their order.
-    Source: arXiv 2404.10830.
+    A document longer than a row is split into parts that fill one, and a remainder. In a row, documents keep their
+    order. Source: arXiv 2404.10830.
     """
     full = width - 1  # the BOS takes a place
     cut = [(document, at, min(full, size - at)) for document, size in enumerate(sizes) for at in range(0, size, full)]
@@ -69,9 +69,9 @@ def best_fit(sizes: Sequence[int], width: int) -> tuple[list[Placed], int]:
 
 
 def fill_bins(sizes: Iterable[int], capacity: int) -> list[int]:
-    """The bin of each item: the fullest one that it fits into, of equal ones the last that was filled, or a new one.
+    """The bin of each item: the fullest that it fits into (of equal ones, the last one filled), or a new one.
 
-    The distinct free spaces are kept sorted, and there are never more than `capacity` of them, however many the bins.
+    The distinct free sizes are kept sorted. There are at most `capacity` of them, however many bins there are.
     """
     bins: list[int] = []
     free: list[int] = []
@@ -95,7 +95,7 @@ def fill_bins(sizes: Iterable[int], capacity: int) -> list[int]:
 
 
 def packed(sizes: Sequence[int], parts: Sequence[Placed], rows: int, width: int) -> Packed:
-    """What a placement did to the documents: counts of documents and tokens."""
+    """The effect of a placement on the documents: counts of documents and tokens."""
     placed, pieces = [0] * len(sizes), [0] * len(sizes)
     for part in parts:
         placed[part.document] += part.size

@@ -1,7 +1,7 @@
-"""The corpus of a run: its tokenizer, its pools of packed rows, their mixture, and what was held out.
+"""The corpus of a run: its tokenizer, its pools of packed rows, their mixture, and the held-out documents.
 
-A pool holds the documents of one source and one bucket of lengths. So a mixture of both only decides which pool the
-next row comes from, and arms that differ only in the mixture share their pools.
+A pool holds the documents of one source and one length bucket. So a mixture only chooses the pool of each next row, and
+arms that differ only in the mixture share their pools.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -27,9 +27,9 @@ from lccp_sim.progress import Tell, silent
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(MixtureConfig):
-    """What a run reads, and how its rows are filled (`placement.py`).
+    """The data of a run, and how its rows are filled (`placement.py`).
 
-    `order_seed` (null: the run's seed) is the order in which the rows are read, and nothing else.
+    `order_seed` (null: the run's seed) changes only the order in which rows are read.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -61,7 +61,7 @@ class DataConfig(MixtureConfig):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything that a run reads. `mixture` is over the pools, `table` has a line per source, `hash` names it all."""
+    """All data of a run. `mixture` is over the pools, `table` has a line per source, and `hash` identifies it all."""
 
     tokenizer: tokenizers.Tokenizer
     bos: int
@@ -76,14 +76,14 @@ class Corpus:
     largest: dict[str, int] = field(default_factory=dict)  # the largest id of each source of token ids
 
     def held_out(self, name: str) -> list[np.ndarray]:
-        """Ids (int64, without BOS) of each held-out document of a source; of a synthetic one: `context_tokens` ids."""
+        """Ids (int64, without BOS) of each held-out document of a source; `context_tokens` ids for a synthetic one."""
         return self.held_out_documents[name]
 
 
 class _Part(NamedTuple):
-    """What one source gives to a corpus; `longest` is the length and name of its longest training document.
+    """The part of one source in a corpus. `longest`: length and name of its longest training document.
 
-    `lengths` are those of its training documents in tokens with their BOS.
+    `lengths` are the lengths of its training documents in tokens, including BOS.
     """
 
     pools: dict[str, Pool]
@@ -103,8 +103,8 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of a config in rows of `context_tokens` + 1, prepared now or taken from the cache.
 
-    `tokenizer` takes the place of the configured one (a chained run goes on with its base's). `tell` hears how far the
-    preparing is. Raises ConfigError.
+    `tokenizer` replaces the configured one (a chained run keeps that of its base). `tell` receives the progress. Raises
+    ConfigError.
     """
     root, mirror = cache_root(config.cache), None if config.mirror is None else Path(config.mirror).expanduser()
     plain: dict[TextSource, Text] = {}  # sources that differ only in share or maximum length read one text
@@ -237,7 +237,7 @@ def _warnings(
 
 
 def _long_frac(config: DataConfig, lengths: np.ndarray, bucket: str) -> float:
-    """Of the tokens of a source in a bucket, those in documents longer than the old context."""
+    """The share of a source's tokens in a bucket that are in documents longer than the old context."""
     inside = lengths[config.bucket_of(lengths) == config.buckets.index(bucket)]
     return float(inside[inside > config.old_context_tokens].sum() / max(inside.sum(), 1))
 

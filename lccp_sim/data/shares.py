@@ -1,8 +1,9 @@
-"""Which share of the rows each pool has, from what a person asks for: by source, by length of document, over the run.
+"""The share of the rows for each pool, from settings by source, by document length, and over the run.
 
-A source's weight is its `share` times its tokens^(1 / temperature). Lengths come second and bend the source shares or
-not: over the corpus (25 % short and 75 % long documents, whatever their source) or inside each source. What changes
-over the run is given at points, each a full mixture. The shares of the pools are linear between them.
+A source's weight is its `share` times its tokens^(1 / temperature). Shares by length are applied second. Over the
+corpus (25 % short and 75 % long documents, whatever their source) they change the source shares; within each source
+they do not. A schedule over the run consists of points, each a full mixture. The shares of the pools are linear between
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ Each = tuple[str, str]  # a source and a bucket
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The mixture when `tokens` of the run are done; what it leaves out (null) is as outside of the schedule."""
+    """The mixture after `tokens` of the run. Omitted keys (null) take their values from outside the schedule."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -31,12 +32,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """How documents are mixed by length and over the run. Sources bring a `share` and, if they want, `bucket_shares`.
+    """The mixture by length and over the run. Sources have a `share` and optionally `bucket_shares`.
 
     A document belongs to the first bucket whose border (`bucket_tokens`; null: `old_context_tokens` alone) it does not
     exceed. `bucket_shares`, from short to long, are shares of the corpus or of each source (`bucket_shares_of`);
-    `long_frac` is the second of two. Where neither is given a source keeps its own lengths, each bucket weighted by
-    its factor of `bucket_upsampling`. `temperature` null is infinite: sources go by `share` alone.
+    `long_frac` is the second of two. Without either, a source keeps its own lengths, each bucket weighted by its factor
+    in `bucket_upsampling`. `temperature` null is infinite: only `share` weights the sources.
     """
 
     old_context_tokens: int
@@ -107,7 +108,7 @@ class MixtureConfig:
         return f"null, or one for each of the {len(self.buckets)} buckets {', '.join(self.buckets)}:"
 
     def points(self, sources: Mapping[str, Any]) -> list[Point]:
-        """The points of the schedule, one at 0 where there is none, with shares and bucket shares filled in."""
+        """The points of the schedule (without one: a single point at 0), with shares and bucket shares filled in."""
         filled = []
         for point in self.schedule or (Point(tokens=0),):
             shares = {name: source.share for name, source in sources.items()} | (point.shares or {})
@@ -120,7 +121,7 @@ class MixtureConfig:
 
 
 def _shares(values: Sequence[float] | None, config: MixtureConfig) -> bool:
-    """Whether these are null or shares of all buckets."""
+    """Whether the value is null or has a share for every bucket."""
     if values is None:
         return True
     return len(values) == len(config.buckets) and all(0 <= v < float("inf") for v in values) and sum(values) > 0
@@ -144,10 +145,10 @@ def mixture_of(
     tokens: Mapping[str, int],
     context_tokens: int,
 ) -> tuple[list[Each], Mixture]:
-    """The pools that are drawn from, and their mixture over rows of `context_tokens`.
+    """The pools with a share above 0, and their mixture over rows of `context_tokens`.
 
-    `rows` count the rows of each (source, bucket), `tokens` the training tokens of a source. Raises ConfigError where
-    what is asked for has no rows, or two points of the schedule fall into one row.
+    `rows` count the rows of each (source, bucket), `tokens` the training tokens of a source. Raises ConfigError if a
+    requested pool has no rows, or two points of the schedule fall into one row.
     """
     points, knots, found = config.points(sources), [], []
     for index, point in enumerate(points):
@@ -170,8 +171,8 @@ def pool_shares(
 ) -> dict[Each, float]:
     """The share of each (source, bucket) at a point that `MixtureConfig.points` filled in; they sum to 1.
 
-    Raises ConfigError, with the key at `where`, where what is asked for has no rows.
-    Source: arXiv 2402.10171 for `bucket_shares_of=source`: long documents, and the source shares as before.
+    Raises ConfigError, with the key at `where`, if a requested pool has no rows. Source: arXiv 2402.10171 for
+    `bucket_shares_of=source`: long documents, and the source shares as before.
     """
     power = 0.0 if config.temperature is None else 1 / config.temperature
     weight = {name: share * tokens[name] ** power for name, share in (point.shares or {}).items() if share > 0}
@@ -193,7 +194,7 @@ def pool_shares(
 
 
 def _asked(point: Point, where: str) -> tuple[str, object]:
-    """The key of the lengths that a point asks for, and its value."""
+    """The key by which a point sets shares by length, and its value."""
     name = "bucket_shares" if point.long_frac is None else "long_frac"
     return f"{where}.{name}", getattr(point, name)
 
@@ -201,7 +202,7 @@ def _asked(point: Point, where: str) -> tuple[str, object]:
 def _of_corpus(
     config: MixtureConfig, point: Point, weight: Mapping[str, float], rows: Mapping[Each, int], where: str
 ) -> dict[Each, float]:
-    """Weights of pools: each bucket has its share, in which the sources that have rows there go by theirs."""
+    """Weights of pools: each bucket has its share, divided among the sources with rows there by their weights."""
     found: dict[Each, float] = {}
     for bucket, part in zip(config.buckets, point.bucket_shares or (), strict=True):
         inside = {each: weight[each[0]] for each in rows if each[1] == bucket}
@@ -214,7 +215,7 @@ def _of_corpus(
 
 
 def _of_source(config: MixtureConfig, shares: Sequence[float] | None, rows: Mapping[Each, int]) -> dict[Each, float]:
-    """Weights of the pools of one source: the shares that are asked for, or its rows times the upsampling factors."""
+    """Weights of the pools of one source: the requested shares, or its rows times the upsampling factors."""
     at = {bucket: index for index, bucket in enumerate(config.buckets)}
     if shares is not None:
         return {each: shares[at[each[1]]] for each in rows}

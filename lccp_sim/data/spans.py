@@ -1,8 +1,8 @@
 """The positions of a text's parts among its tokens.
 
 A text of several parts is joined and encoded once, as a model would read it, and the ids are split at the parts'
-borders by their offsets. Design note: a tokenizer that merges across a border is refused. A workaround would score ids
-that no encoder yields as if they were text.
+borders by their offsets. Design note: a tokenizer that merges across a border is refused. A workaround would score id
+sequences that no encoder produces.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PARTING_LETTER = "a"  # a letter: no common rule for white space or punctuation 
 def encode_parts(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[np.ndarray]:
     """One int64 array of ids for each part; joined, they are the ids of the joined text, without special tokens.
 
-    A token belongs to the part in which it ends. Raises ConfigError where a token has characters of two parts.
+    A token belongs to the part in which it ends. Raises ConfigError if a token has characters of two parts.
     """
     text = "".join(parts)
     encoding = _exact(tokenizer).encode(text, add_special_tokens=False)
@@ -38,7 +38,7 @@ def encode_parts(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[
 
 
 def encode_after(tokenizer: tokenizers.Tokenizer, parts: Sequence[str]) -> list[np.ndarray]:
-    """`encode_parts` of parts that continue a text: a tokenizer that opens every text with a space adds none here."""
+    """`encode_parts` for parts that continue a text: a tokenizer that starts every text with a space adds none here."""
     return encode_parts(tokenizer, (PARTING_LETTER, *parts))[1:]
 
 

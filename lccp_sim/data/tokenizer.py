@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE trained on the corpus, or any tokenizer.json.
 
-The trained one splits digits one by one, keeps a leading space with its word, and has one special token, which begins
-every document. Special tokens inside a text are encoded as plain text, so that no document can forge a boundary.
+The trained tokenizer makes each digit a token, keeps a leading space with its word, and has one special token, which
+begins every document. Special tokens inside a text are encoded as plain text, so that no document can forge a boundary.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ PATTERN = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """`train` makes a byte-level BPE of `vocab_size`; `file` reads `path` (`bos_token`: where its name is unusual)."""
+    """`train` makes a byte-level BPE of `vocab_size`; `file` reads `path` (`bos_token`: if its name is unusual)."""
 
     kind: Literal["train", "file"] = "train"
     vocab_size: int = 4096
@@ -87,7 +87,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
 
 
 def parse_tokenizer(text: str) -> tokenizers.Tokenizer:
-    """The tokenizer that the text of a tokenizer.json describes, set like that of `read_tokenizer`."""
+    """The tokenizer described by the text of a tokenizer.json, configured as in `read_tokenizer`."""
     tokenizer = tokenizers.Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -111,5 +111,5 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
-    """16 hex digits that name everything in the tokenizer."""
+    """16 hex digits that identify the complete tokenizer."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The tokens of a text source, made once per (text, tokenizer) and memory-mapped.
 
-Two sources that differ only in share or in the length of their pieces read the same entry, so replay of pre-training at
-the old context costs no second copy, and both hold the same documents out.
+Two sources that differ only in share or piece length read the same entry. So replay of pre-training at the old context
+needs no second copy, and both sources hold out the same documents.
 """
 
 import json
@@ -25,7 +25,7 @@ SAMPLE_CHARS, CHUNK_CHARS = 3_000_000, 16_384
 
 @dataclass
 class Text:
-    """Documents of a source and their split: read at most once per process, and only where the cache has no tokens."""
+    """Documents of a source and their split: read at most once per process, and only if the cache has no tokens."""
 
     name: str
     source: TextSource
@@ -34,7 +34,7 @@ class Text:
 
     @cached_property
     def key(self) -> str:
-        """What names the text and its split. Raises ConfigError if one of its files cannot be read."""
+        """The key of the text and its split. Raises ConfigError if one of its files cannot be read."""
         try:
             return digest(asdict(self.source), self.source.fingerprint(), self.held_out_frac)
         except (ConfigError, OSError) as error:
@@ -52,12 +52,12 @@ class Text:
 
     @property
     def left_out(self) -> list[LeftOut]:
-        """The files and rows that are no documents."""
+        """The files and rows that are not documents."""
         return self._collected[1]
 
     @property
     def stretch(self) -> bool:
-        """Whether the end of a document alone is held out."""
+        """Whether only the end of a single document is held out."""
         return len(self.documents) > len(self._collected[0])
 
     @cached_property
@@ -89,7 +89,7 @@ def tokenizer_sample(texts: list[Text], shares: list[float], tell: Tell = silent
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of all documents end to end; per piece of a document: where it lies, whose it is, whether held out."""
+    """Token ids of all documents end to end; for each piece of a document: position, document, whether held out."""
 
     key: str
     content: str
@@ -105,7 +105,7 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [pieces]: tokens of each piece as trained on, its BOS included."""
+        """int64 [pieces]: tokens of each piece in training, including BOS."""
         return self.stops - self.starts + 1
 
     def pieces(self, held: bool, without: frozenset[str] = frozenset()) -> np.ndarray:
@@ -119,7 +119,7 @@ class Tokens:
 
 
 def tokenize(text: Text, limit: int | None, tokenizer: tokenizers.Tokenizer, tokenizer_key: str, root: Path) -> Tokens:
-    """The tokens of a text, from the cache or made now, in pieces of at most `limit` tokens with their BOS."""
+    """The tokens of a text, cached or new, in pieces of at most `limit` tokens including BOS."""
     key = digest(text.key, tokenizer_key)
     entry = build_once(root, f"tokens-{key}", _writer(text, tokenizer))
     meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What a run of a given length draws from each pool, before it begins: rows, epochs, shares, split documents, padding.
+"""What a run will draw from each pool, computed in advance: rows, epochs, shares, split documents, padding.
 
-The rows are counted, not estimated: the mixture says exactly how many of the first n rows each pool gives.
+The rows are counted, not estimated: the mixture determines the exact number of each pool's rows among the first n.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ EPOCHS = 4.0  # passes over a pool above which a run is told so
 
 @dataclass(frozen=True)
 class Usage:
-    """A pool and what a run takes from it. `rows` are drawn by the run, `size` are there; shares at start and end."""
+    """The use of a pool by a run: `rows` drawn, `size` available, shares at start and end."""
 
     source: str
     bucket: str
@@ -26,27 +26,27 @@ class Usage:
 
     @property
     def epochs(self) -> float:
-        """Passes over the pool; 0.5 is half of it, seen once."""
+        """Passes over the pool; 0.5 means that half of it is seen once."""
         return self.rows / self.size
 
     @property
     def cut_documents_frac(self) -> float:
-        """The number of its documents that are split into several parts."""
+        """The share of its documents that are split into several parts."""
         return self.packed.cut_documents / max(self.packed.documents, 1)
 
     @property
     def cut_tokens_frac(self) -> float:
-        """The number of its tokens in documents that are split into several parts."""
+        """The share of its tokens in documents that are split into several parts."""
         return self.packed.cut_tokens / max(self.packed.tokens, 1)
 
     @property
     def padding_frac(self) -> float:
-        """Of the positions of its rows, those that hold no text."""
+        """The share of the positions in its rows without text."""
         return self.packed.padding_tokens / self.positions
 
 
 def usage(corpus: Corpus, rows: int) -> list[Usage]:
-    """What the first `rows` rows of a run take from each pool, in the order of the pools."""
+    """The use of each pool by the first `rows` rows of a run, in the order of the pools."""
     start, end, drawn = (corpus.mixture.at(0), corpus.mixture.at(rows), corpus.mixture.drawn(rows))
     return [
         Usage(
@@ -58,7 +58,7 @@ def usage(corpus: Corpus, rows: int) -> list[Usage]:
 
 
 def repetition(used: list[Usage]) -> list[str]:
-    """A line for each pool that is passed through more than EPOCHS times."""
+    """A line for each pool that the run repeats more than EPOCHS times."""
     return [
         f"{each.source}, {each.bucket} documents: {each.epochs:.1f} epochs over the run, and repeated text teaches "
         f"less and less from about {EPOCHS:.0f} on; add documents, or lower its share or run.tokens"

@@ -1,4 +1,4 @@
-"""The same monitors, after the fact: `lccp measure PATH` measures checkpoints of lccp-sim or `transformers`.
+"""The same monitors on saved checkpoints: `lccp measure PATH` measures those of lccp-sim or `transformers`.
 
 It writes separate records and samples, into the run directory or into a folder that is named after the series. With
 `check` it compares them with a run's own records: they must be equal, value by value.
@@ -214,7 +214,7 @@ def _ours(path: Path, config: Config) -> Callable[[], Loaded]:
 
 
 def measured_places(paths: Sequence[Path], external: Callable[[], Config]) -> list[Path]:
-    """Where the records of each path go by default; the parent's name tells apart those that share one name.
+    """The default folder of records for each path. Paths that share a name get their parent's name, too.
 
     Raises ConfigError if two paths would still share a folder.
     """
@@ -259,7 +259,7 @@ def measure_once(path: Path, out: Path, overrides: list[str], external: Callable
 
 
 def _identity(path: Path) -> str:
-    """A name for what lies at a path: where it is, and the sizes and times of its files."""
+    """The identity of a path's contents: its location, and the sizes and times of its files."""
     stat = path.stat()
     return short_hash(
         [str(path.resolve()), path.is_file() and [stat.st_size, stat.st_mtime_ns], Saved(path).signature()]

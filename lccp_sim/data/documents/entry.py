@@ -1,4 +1,4 @@
-"""Where text enters: what a row holds under its key, and whether that is text. One message has one cause."""
+"""Validation of incoming text: the value under a row's key, and whether it is text. One message per cause."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ def check_policy(on_bad_row: str) -> None:
 
 
 def unreadable(error: OSError, name: str) -> ConfigError:
-    """What to raise for a file or folder that the system does not let us read."""
+    """The error for a file or folder that the system does not let us read."""
     what = error.strerror or " ".join(str(error).split())
     return ConfigError(f"{error.filename or name} cannot be read ({what}); change that, or leave it out")
 
 
 @contextmanager
 def needing(package: str, name: str) -> Iterator[None]:
-    """While it is open, an import that fails says that `name` cannot be read without the package."""
+    """Within the context, a failed import reports that `name` cannot be read without the package."""
     try:
         yield
     except ImportError as error:
@@ -42,7 +42,7 @@ def needing(package: str, name: str) -> Iterator[None]:
 
 
 def decode(data: bytes, name: str) -> str:
-    """The text of UTF-8 bytes without a BOM. Raises ConfigError with the byte that is no UTF-8."""
+    """The text of UTF-8 bytes without a BOM. Raises ConfigError with the first invalid byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,7 +52,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def field(row: Any, key: str, name: str) -> Any:
-    """The value under a key; dots lead into objects if no key has the full name. Raises ConfigError."""
+    """The value under a key; dots reach into objects unless a key has the full name. Raises ConfigError."""
     refused = f"{name} is {VALUE_KINDS.get(type(row), 'no object')}, not an object with the key {key!r}"
     if not isinstance(row, dict):
         raise ConfigError(f"{refused}; write one object a row")
@@ -72,7 +72,7 @@ def field(row: Any, key: str, name: str) -> Any:
 
 
 def document(value: Any, key: str, name: str) -> Document | LeftOut:
-    """The document of a row's value, or why it is none: null counts as empty. Raises ConfigError."""
+    """The document of a row's value, or the reason for leaving it out; null counts as empty. Raises ConfigError."""
     if value is None:
         return LeftOut("null", name)
     if isinstance(value, list) and value and all(isinstance(each, int) for each in value):

@@ -1,8 +1,8 @@
 """Plain-text facts, shared by training documents and by monitors: "The value of K is V.", and the question for it.
 
-K and V are made of atoms: tokens that stay themselves wherever they are joined; the words around them are encoded as
-one text, question and answer together, and split by offsets, so that spans are exact. Training and evaluation never
-share a key: a fixed rule on the pair of ids parts them, not the atoms themselves, or evaluation would also test rare
+K and V consist of atoms: tokens that never merge with their neighbours. The words around them are encoded as one text,
+question and answer together, and split by offsets, so that spans are exact. Training and evaluation never share a key.
+A fixed rule on the pair of ids separates them. Separating the atoms instead would make evaluation also test rare
 embeddings.
 """
 
@@ -54,9 +54,9 @@ HELDOUT_TEMPLATES = (
 
 
 class Fact(NamedTuple):
-    """Token ids, int64: the statement, the question up to "Answer:", which tokens of the statement are V, and K.
+    """Token ids, int64: the statement, the question up to "Answer:", the mask of V in the statement, and K.
 
-    `short_ids` answer the question by V alone, with the line break that ends such an answer.
+    `short_ids` answer the question with V alone and the line break that ends such an answer.
     """
 
     needle_ids: np.ndarray
@@ -107,7 +107,7 @@ def is_evaluation_key(key_ids: np.ndarray) -> bool:
 
 @lru_cache(maxsize=8)
 def count_evaluation_keys(tokenizer: tokenizers.Tokenizer) -> int:
-    """How many pairs of word atoms `is_evaluation_key` sets aside: a text cannot hold more facts of other keys."""
+    """The number of word-atom pairs that `is_evaluation_key` reserves: the most keys that a text can hold."""
     first, second = (np.bincount(by * word_atoms(tokenizer) % 5, minlength=5) for by in (7, 11))
     return int(sum(first[rest] * second[-rest % 5] for rest in range(5)))
 
@@ -121,10 +121,10 @@ def draw_fact(
 ) -> Fact:
     """A fact with a random key of two word atoms and a random value of four word or digit atoms.
 
-    The value of a `closed` fact is one of 64 words instead. `evaluation` draws its key from the pairs that training
-    never uses. The needle begins with a space-led word, so the same ids are in the context and after "Answer:".
-    Raises ConfigError where the vocabulary has too few words, and where the tokenizer merges across the start of the
-    answer or of an atom. Source: arXiv 2604.02650, section 5.
+    The value of a `closed` fact is one of 64 words instead. `evaluation` draws the key from the pairs that training
+    never uses. The needle begins with a word after a space, so its ids are the same in the context and after "Answer:".
+    Raises ConfigError if the vocabulary has too few words, or if the tokenizer merges across the start of the answer or
+    of an atom. Source: arXiv 2604.02650, section 5.
     """
     key, value = _atoms_of_fact(rng, tokenizer, evaluation, closed)
     asked, rest, before, between, after, stop = _pieces(tokenizer, template)
@@ -155,9 +155,9 @@ def _atoms_of_fact(
 
 @lru_cache(maxsize=64)
 def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.ndarray, ...]:
-    """The ids around key and value, of the question and of the statement, and a line break: from one text with atoms.
+    """The ids around key and value in question and statement, and a line break, all from one text with atoms.
 
-    All facts of a template share them: an atom stays itself, and a tokenizer that merges it with its neighbour is
+    All facts of a template share them, because atoms never merge. A tokenizer that merges one with its neighbour is
     refused here.
     """
     key, value = (_text(tokenizer, enough_words(tokenizer)[:count]) for count in (2, 4))
@@ -170,7 +170,7 @@ def _pieces(tokenizer: tokenizers.Tokenizer, template: Template) -> tuple[np.nda
 
 
 def enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """The word tokens that facts are made of. Raises ConfigError if the tokenizer has too few."""
+    """The word tokens used in facts. Raises ConfigError if the tokenizer has too few."""
     words = word_atoms(tokenizer)
     if len(words) < 16:
         raise ConfigError(f"the tokenizer has only {len(words)} plain word tokens to draw from; enlarge its vocabulary")
@@ -178,5 +178,5 @@ def enough_words(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 
 
 def _text(tokenizer: tokenizers.Tokenizer, atoms: np.ndarray) -> str:
-    """Atoms as they read inside a text; `decode` leaves the first one's space out for some tokenizers."""
+    """Atoms as they appear inside a text. For some tokenizers, `decode` drops the space of the first one."""
     return "".join(re.sub("[Ġ▁]", " ", tokenizer.id_to_token(int(id_)) or "") for id_ in atoms)

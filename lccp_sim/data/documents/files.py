@@ -1,7 +1,7 @@
 """Documents from local files and from data sets of the Hugging Face hub.
 
-A file of rows is read in pieces, a line or a row group at a time. What cannot be read is never passed over in silence:
-it is refused with the file and the row, or counted, because a corpus that lost its second half would still train.
+A file of rows is read in pieces, a line or a row group at a time. Unreadable rows are never skipped silently: they are
+refused with the file and the row, or counted, because a corpus that lost its second half would still train.
 """
 
 import copy
@@ -20,13 +20,13 @@ from lccp_sim.errors import ConfigError, refuse
 
 
 def stat(path: Path) -> str:
-    """Path, size and time of change of a file: what changes when its text does."""
+    """Path, size and modification time of a file, which change when its text does."""
     status = path.stat()
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def strings_of(key: str, value: Any) -> tuple[str, ...]:
-    """The strings of a list. Raises ConfigError where it is none."""
+    """The strings of a list. Raises ConfigError if it is not a list of strings."""
     bad = isinstance(value, str) or not all(isinstance(name, str) for name in value)
     refuse(bad, key, value, "must be a list of strings")
     return tuple(value)
@@ -34,7 +34,7 @@ def strings_of(key: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource(TextSource):
-    """What sources of rows share. `text_key` names the text of a row; dots lead into nested fields.
+    """The common part of row sources. `text_key` names the text of a row; dots reach into nested fields.
 
     A row without text is refused, or counted with `on_bad_row` skip. With `tokenized_with`, the path of a
     tokenizer.json, rows hold lists of its token ids instead (`pretokenized.py`); it must be the run's.
@@ -62,7 +62,7 @@ class RowSource(TextSource):
         return [stat(Path(self.tokenized_with).expanduser()), f"bos {self._bos}"]
 
     def read(self, rows: Iterable[Row]) -> Iterator[Document | LeftOut]:
-        """The documents of rows, and what is left out. Raises ConfigError at a bad row, where that is to be refused."""
+        """The documents of rows, and the left-out items. Raises ConfigError at a bad row unless it is to be skipped."""
         ids = None if self.tokenized_with is None else Pretokenized.of(self.tokenized_with, self._bos)
         for name, value in rows:
             try:
@@ -80,7 +80,7 @@ class RowSource(TextSource):
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(RowSource):
-    """Local files, folders, globs or saved data sets: a txt or md is a document, json and parquet have one a row."""
+    """Local files, folders, globs or saved data sets: one document per txt or md file, or per json or parquet row."""
 
     kind: str = "text_files"
     paths: tuple[str, ...]
@@ -94,7 +94,7 @@ class TextFiles(RowSource):
         self._found()
 
     def _found(self) -> list[Path | LeftOut]:
-        """Files and saved data sets, each once, and what is left out."""
+        """Files and saved data sets, each once, and the left-out items."""
         try:
             return self._find()
         except OSError as error:
@@ -144,7 +144,7 @@ def _files(path: Path) -> list[Path]:
 class Hub(RowSource):
     """Any data set that `datasets.load_dataset` opens without running its code; pin `revision` for a true cache.
 
-    `streaming` reads row by row over the network and keeps no copy but the tokens.
+    `streaming` reads row by row over the network and keeps only the tokens.
     """
 
     kind: str = "hub"

@@ -1,4 +1,4 @@
-"""What a folder holds: files of text, data sets that `save_to_disk` wrote, and what is not text, with the reason."""
+"""The contents of a folder: text files, data sets written by `save_to_disk`, and other files with the reason."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.
 
 
 def kind_of(path: Path) -> tuple[str, str]:
-    """The kind of a file and its compression by the end of its name; "" where it has none that is read."""
+    """The kind of a file and its compression, from its suffix; "" if the kind is not supported."""
     parts = path.name.lower().split(".")
     packed = parts.pop() if len(parts) > 2 and parts[-1] in PACKED else ""
     return (parts[-1] if len(parts) > 1 and parts[-1] in FILE_KINDS else ""), packed
@@ -24,7 +24,7 @@ def is_saved(path: Path) -> bool:
 
 
 def walk(folder: Path, top: bool = True) -> Iterator[Path | LeftOut]:
-    """The files and saved data sets below a folder in the order of their names, and what is left out."""
+    """The files and saved data sets below a folder in the order of their names, and the left-out items."""
     for path in [folder] if is_saved(folder) else sorted(folder.iterdir()):
         hidden = path.name.startswith((".", "__")) and path != folder
         if hidden and path.is_dir():
@@ -41,7 +41,7 @@ def walk(folder: Path, top: bool = True) -> Iterator[Path | LeftOut]:
 
 
 def reason(path: Path, top: bool) -> str:
-    """Why a file that nobody named is no corpus; "" where it is. `top`: it lies in the folder that was named."""
+    """The reason for leaving out a file that was not named directly, or "". `top`: it is in the named folder itself."""
     kind, _ = kind_of(path)
     stem = path.name.lower().split(".")[0]
     if stem in LICENCES and kind in ("", "txt", "md"):
@@ -54,6 +54,6 @@ def reason(path: Path, top: bool) -> str:
 
 
 def _is_card(path: Path) -> bool:
-    """Whether a page begins as the card of a data set does."""
+    """Whether a page begins like a data set card."""
     with open(path, "rb") as file:
         return file.read(8).removeprefix(b"\xef\xbb\xbf").startswith(b"---")

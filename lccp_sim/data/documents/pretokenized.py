@@ -1,8 +1,8 @@
 """Rows of token ids instead of text.
 
-Ids have a meaning only with their own tokenizer, so their source names it, and it must be the run's. They are packed
-unchanged. The text that they decode to decides what is held out, as for text sources. A BOS begins a document, as in
-every row of a run: it is not packed a second time, and a later BOS divides a row.
+Ids have a meaning only with their own tokenizer, so their source names it, and it must equal the run's. They are packed
+unchanged. Documents are held out by their decoded text, as for text sources. BOS begins a document, as in every row of
+a run: it is not added twice, and a later BOS splits a row.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from lccp_sim.errors import ConfigError
 
 @dataclass(frozen=True)
 class Pretokenized:
-    """The tokenizer that ids come from, the largest id + 1, and the id that begins a document."""
+    """The tokenizer of the ids, the largest id + 1, and the id that begins a document."""
 
     path: Path
     tokenizer: tokenizers.Tokenizer
@@ -30,12 +30,12 @@ class Pretokenized:
 
     @staticmethod
     def of(path: str, bos: str | None) -> "Pretokenized":
-        """That of a tokenizer.json; `bos` as in `bos_id`. Raises ConfigError."""
+        """Read it from a tokenizer.json; `bos` as in `bos_id`. Raises ConfigError."""
         tokenizer = read_tokenizer(Path(path).expanduser())
         return Pretokenized(Path(path), tokenizer, vocab_size(tokenizer), bos_id(tokenizer, bos))
 
     def documents(self, value: Any, key: str, name: str) -> list[Document | LeftOut]:
-        """The documents of a row's ids, or why there is none: null counts as empty. Raises ConfigError."""
+        """The documents of a row's ids, or the reason for leaving it out; null counts as empty. Raises ConfigError."""
         if value is None:
             return [LeftOut("null", name)]
         if not isinstance(value, list):
@@ -56,7 +56,7 @@ class Pretokenized:
         ]
 
     def _fault(self, value: Any) -> str:
-        """What a value is that is no token id; "" where it is one."""
+        """A description of a value that is not a token id, or ""."""
         if type(value) is float:
             return f"{value}, and ids are integers"
         if type(value) is not int:

@@ -1,4 +1,4 @@
-"""The rows of a file, one at a time: lines, JSON, parquet, and data sets that `save_to_disk` wrote; gz and zst, too."""
+"""The rows of a file, one at a time: lines, JSON, parquet, data sets of `save_to_disk`, also as gz and zst."""
 
 import gzip
 import io
@@ -30,9 +30,9 @@ def opened(path: Path) -> BinaryIO:
 
 
 def rows(path: Path, key: str) -> Iterator[Row]:
-    """Name and value of each row under a key; a row that cannot be read has its ConfigError as its value.
+    """Name and value of each row under a key. The value of an unreadable row is its ConfigError.
 
-    Raises ConfigError where the rest of the file cannot be read.
+    Raises ConfigError if the rest of the file cannot be read.
     """
     kind, packed = kind_of(path)
     if path.is_dir():
@@ -60,7 +60,7 @@ def rows(path: Path, key: str) -> Iterator[Row]:
 
 
 def attempt(function: Any, *arguments: Any) -> Any:
-    """What a function gives, or the ConfigError that it raises."""
+    """The result of a function, or the ConfigError that it raises."""
     try:
         return function(*arguments)
     except ConfigError as error:
@@ -85,7 +85,7 @@ def _line(data: bytes, key: str, name: str) -> Any:
 
 
 def _json(path: Path, key: str) -> Iterator[Row]:
-    """A list of objects, one object, or (as many files of this name are) an object a line."""
+    """A list of objects, one object, or (as in many json files) one object per line."""
     with opened(path) as file:
         text = decode(file.read(), str(path))
     try:
@@ -153,7 +153,7 @@ def _column(columns: list[str], key: str, name: str) -> str:
 
 @contextmanager
 def quiet(datasets: Any) -> Iterator[None]:
-    """While it is open, `datasets` prints nothing. lccp-sim reports what matters in a line of its own."""
+    """Within the context, `datasets` prints nothing. lccp-sim reports errors in its own line."""
     before, shown = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
@@ -166,7 +166,7 @@ def quiet(datasets: Any) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """One line that says what went wrong: of the error beneath where one only says that something did."""
+    """One line with the cause of an error: that of the underlying error if this one is not specific."""
     while error.__cause__ and (not str(error).strip() or "error occurred while generating the dataset" in str(error)):
         error = error.__cause__
     found = f"no {error} there" if type(error) is KeyError else str(error)

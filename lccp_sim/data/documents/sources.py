@@ -1,7 +1,7 @@
-"""Where documents come from: code and prose that an installation carries; see also files.py and archives.py.
+"""Documents from the Python installation: code and prose. See also files.py and archives.py.
 
-No source imports what it reads, and none runs foreign code. A document of code is a (sub-)package, because long
-documents are what the new context is for; single files are mostly shorter than it.
+No source imports the files that it reads, and none runs foreign code. A document of code is a (sub-)package, because
+the new context needs long documents, and single files are mostly shorter.
 """
 
 import ast
@@ -31,7 +31,7 @@ SKIPPED |= {"_vendor", "vendor", "vendored", "externals", "encodings", "pydoc_da
 
 @dataclass(frozen=True, kw_only=True)
 class PythonCode(TextSource):
-    """Python code of the standard library and of installed packages; a document = the files of one directory."""
+    """Python code of the standard library and of installed packages. A document is the files of one directory."""
 
     kind: str = "python_code"
     packages: tuple[str, ...] = PACKAGES
@@ -93,7 +93,7 @@ def _stdlib_roots() -> list[Path]:
 
 
 def _roots(package: str) -> list[Path]:
-    """The directories, or the file, of an installed top-level package; empty where it is not installed."""
+    """The directories, or the file, of an installed top-level package; empty if it is not installed."""
     spec = find_spec(package)
     if spec is None:
         return []
@@ -104,7 +104,7 @@ def _roots(package: str) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class PackageText(TextSource):
-    """Prose that every installation carries: descriptions of packages, and the pages of pydoc's topics."""
+    """Prose found in every installation: package descriptions and the topic pages of pydoc."""
 
     kind: str = "package_text"
 
@@ -141,9 +141,9 @@ SOURCES: dict[str, type] = {
 
 
 def parse_sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sources of plain `data`, by name. One without a kind is most likely another one's name, mistyped.
+    """Build the sources of plain `data`, by name. A source without a kind is most likely a mistyped name.
 
-    Raises ConfigError: every wrong key and value of each, a line each.
+    Raises ConfigError with one line per wrong key or value.
     """
     sources = data.get("sources", {})
     refuse(not isinstance(sources, Mapping), "data.sources", sources, "must be a group of keys")

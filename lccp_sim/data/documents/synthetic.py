@@ -1,11 +1,11 @@
-"""Seeded documents that are dense in retrieval and copying, in plain text.
+"""Seeded plain-text documents with many occasions for retrieval and copying.
 
 A document is filler (real text of another source) into which events are inserted: facts and their questions, or spans
-and their repeats. Each piece is a run of ids encoded on its own, so every document has exactly its length. `learn`
-is false where no reader could predict the token, for runs that leave such tokens out of the loss.
+and their repeats. Each piece is encoded separately, so every document has exactly the requested length. `learn` is
+false for tokens that no reader could predict, for runs that leave them out of the loss.
 
-Facts of many templates can be copied by template alone. With `templates: 1` all facts of a document look alike, and
-only the key tells them apart.
+Facts of many templates can be copied by template alone. With `templates: 1`, all facts of a document have the same
+form, and only the key distinguishes them.
 """
 
 from dataclasses import dataclass, field
@@ -94,7 +94,7 @@ def draw_document(
 ) -> TaughtIds:
     """Ids (int64) and learn (bool) of one document of exactly `length` tokens, without its BOS.
 
-    `evaluation` draws keys that training never uses. Same rng state, same document.
+    `evaluation` draws keys that training never uses. The same rng state gives the same document.
     """
     if task.task == "repeats":
         period = _random_tokens(rng, tokenizer, int(rng.integers(4, 21)))
@@ -125,7 +125,7 @@ def draw_document(
 
 
 def _records(tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator) -> TaughtIds:
-    """2-12 records, one after another in random order. Learnt: separators, and what follows the key of a known one."""
+    """2-12 records, repeated in random order. Learned: separators, and the value after a key seen before."""
     separator = _random_tokens(rng, tokenizer, int(rng.integers(1, 4)))
     size = int(rng.integers(1, 5))
     known = [
@@ -146,7 +146,7 @@ def _records(tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Genera
 def _facts(
     task: Synthetic, tokenizer: tokenizers.Tokenizer, length: int, rng: np.random.Generator, evaluation: bool
 ) -> list[Event]:
-    """Statements, and later their questions, as many as `length` holds; the first fact is always asked."""
+    """Statements and later their questions, up to `length`. The first fact is always asked about."""
     events: list[Event] = []
     keys: set[bytes] = set()
     left = length
@@ -174,7 +174,7 @@ def _facts(
 
 
 def _places(distances: str, asked: int, length: int, rng: np.random.Generator) -> list[float]:
-    """Where a fact is stated, and then where it is asked, each as a share of the document."""
+    """The positions of a fact and of its questions, as shares of the document."""
     if distances == "uniform":
         return sorted(rng.random(1 + asked).tolist())
     questions = rng.random(asked) ** 0.5  # late ones leave room for long distances
@@ -219,7 +219,7 @@ def _find(ids: np.ndarray, part: np.ndarray) -> slice:
 def _copies(
     copy_frac: float, tokenizer: tokenizers.Tokenizer, fill: Filler, length: int, rng: np.random.Generator
 ) -> list[Event]:
-    """Spans of 6-32 tokens, 60 % random tokens and 40 % real text, each standing 2-3 times at random places."""
+    """Spans of 6-32 tokens, 60 % random tokens and 40 % real text, each 2-3 times at random places."""
     events: list[Event] = []
     left = int(copy_frac * length)
     while True:
@@ -236,10 +236,10 @@ def _copies(
 
 @lru_cache(maxsize=8)
 def plain_tokens(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """int64 ids of all tokens that are plain printable text: what random spans are drawn from.
+    """int64 ids of all tokens that are plain printable text. Random spans are drawn from them.
 
-    At a small vocabulary words alone carry so little information that copying a span hardly pays. Joined, the tokens
-    are text that need not encode to them again.
+    With a small vocabulary, words alone carry so little information that copying a span hardly pays. The joined text
+    need not encode to the same tokens.
     """
     texts = tokenizer.decode_batch([[id_] for id_ in range(tokenizer.get_vocab_size())], skip_special_tokens=True)
     plain = [text.strip() != "" and text.isprintable() and "\ufffd" not in text for text in texts]

@@ -1,7 +1,7 @@
 """Synthetic questions after long-context benchmarks, for fine-tuning and held-out evaluation: names and generators.
 
 Each task is a plain function that drafts a text; one builder turns drafts into tokens up to a limit. Design note: all
-texts are our own, in English and generated, so scores do not compare with those of the benchmarks that they follow.
+texts are our own, in English and generated, so scores are not comparable with those of the original benchmarks.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,10 +35,10 @@ Drafter = Callable[[np.random.Generator, int, Half], Draft]
 
 
 class Task(Protocol):
-    """Draws a question of at most `limit` tokens with its answer. Same state of `rng`, same question.
+    """Draws a question of at most `limit` tokens with its answer. The same state of `rng` gives the same question.
 
-    The context holds as many units as fit. `held_out` chooses the halves of names and of phrasings that
-    it is made from. Raises ConfigError where the limit does not hold the shortest text.
+    The context holds as many units as fit. `held_out` selects the halves of names and phrasings. Raises ConfigError if
+    the shortest text exceeds the limit.
     """
 
     def __call__(
@@ -78,7 +78,7 @@ REAL_TEXT = frozenset({"niah_single_3", "facts_single", "facts_distractor"})  # 
 
 
 def drafter(task: str, tokenizer: tokenizers.Tokenizer) -> Drafter:
-    """What drafts the questions of a task."""
+    """The function that drafts the questions of a task."""
     return partial(KEYED[task], tokenizer) if task in KEYED else DRAFTS[task]
 
 
@@ -106,7 +106,7 @@ def draw_lesson(
 ) -> Lesson:
     """A text of at most `limit` tokens with up to `questions` questions of a task about it, as many as fit.
 
-    Tasks that ask about the full text (common_words, frequent_words, coreference) have one. Raises as a `Task` does.
+    Tasks about the full text (common_words, frequent_words, coreference) have one question. Raises as a `Task` does.
     """
     draft = drafter(task, tokenizer)
     drafts = [draft(rng, limit, held_out)]
@@ -119,14 +119,14 @@ TASKS: dict[str, Task] = {task: partial(_draw, task) for task in (*DRAFTS, *KEYE
 
 
 def check_haystack(weights: Mapping[str, int], haystack: str | None, key: str, remedy: str) -> None:
-    """Raise ConfigError if a task hides its needle in real text, and `key` names no source of it."""
+    """Raise ConfigError if a task hides its needle in real text, but `key` names no source."""
     real = sorted(task for task in REAL_TEXT if weights.get(task))
     rule = f"task {', '.join(real)} hides its needle in real text; {remedy}"
     refuse(real and haystack is None, key, haystack, rule)
 
 
 def check_tasks(weights: Mapping[str, int], key: str) -> None:
-    """Raise ConfigError where the weights under a config key name no task, or none above 0."""
+    """Raise ConfigError if the weights under a config key name no task, or none is above 0."""
     for task, weight in weights.items():
         known = f"there is no such task; there are {', '.join(TASKS)}{nearest(task, TASKS)}"
         refuse(task not in TASKS, f"{key}.{task}", weight, known)

@@ -21,7 +21,7 @@ MOST_DRAWS = 20  # of a needle whose ids are the same in the context and after t
 
 
 class Completion(NamedTuple):
-    """int64 tokens; [start, stop) of the needle and of its copy, the answer; which answer tokens belong to the value."""
+    """int64 tokens; [start, stop) of the needle and of its copy, the answer; the answer tokens that form the value."""
 
     tokens: np.ndarray
     needle: tuple[int, int]
@@ -38,9 +38,9 @@ def completion(
 ) -> Completion:
     """Exactly `length` tokens: BOS, biographies, the question for an attribute of one, and its sentence as the answer.
 
-    The needle's biography begins `depth` (0 to 1) of the way through what the others leave. A draw whose sentence has
-    other ids in the context than after the question is dropped. Raises ConfigError where `length` holds no biography,
-    and where 20 draws in a row are dropped.
+    The needle's biography begins at the share `depth` (0 to 1) of the remaining tokens. A draw whose sentence has
+    different ids in the context and after the question is dropped. Raises ConfigError if no biography fits into
+    `length`, or if 20 draws in a row are dropped.
     """
     people = people_names(rng, UNSEEN)
     for _ in range(MOST_DRAWS):
@@ -70,7 +70,7 @@ def completion(
 
 
 def _around(others: Iterator[np.ndarray], room: int, depth: float) -> tuple[np.ndarray, np.ndarray]:
-    """What stands before and after the needle's biography, `room` tokens together.
+    """The tokens before and after the needle's biography, `room` tokens in total.
 
     The shorter side holds complete biographies, so that the truncated end is as far away as possible.
     """

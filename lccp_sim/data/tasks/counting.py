@@ -1,8 +1,8 @@
-"""Counting words (RULER, arXiv 2404.06654) and telling identical requests apart (MRCR, arXiv 2409.12640).
+"""Counting words (RULER, arXiv 2404.06654) and distinguishing identical requests (MRCR, arXiv 2409.12640).
 
 The answer depends on the full text, not on one place in it: how often a word occurs, or the number of a request. Design
 note: below `SHORT` tokens there are fewer and shorter words to count and fewer rounds, so scores at 512 and at 8192
-tokens belong to tasks of different size.
+tokens come from tasks of different size.
 """
 
 import string
@@ -29,8 +29,8 @@ NTH = (("the first", "the second", "the third"), ("number one, the", "number two
 def common_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """The ten most frequent words of a list: 30 times each, all others 3 times; in the order of their first mention.
 
-    Where the limit holds more than our word list, made-up words follow. Below `SHORT` tokens: 6 times and once (as
-    RULER), and of the ten words one per 64 tokens, at least two.
+    If the limit exceeds our word list, made-up words follow. Below `SHORT` tokens: 6 times and once (as in RULER), and
+    instead of ten words one per 64 tokens, at least two.
     """
     often, seldom, n = (6, 1, max(2, min(10, limit // 64))) if limit < SHORT else (30, 3, 10)
     words = pick(rng, COUNTED_WORDS, held_out.names, len(half(COUNTED_WORDS, held_out.names)))
@@ -54,8 +54,8 @@ def common_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
 def frequent_words(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """Ranks 2 to 4 of made-up words, most frequent first; counts follow Zipf's law, and rank 1 is dots.
 
-    The k-th of limit // 50 words (at least 6) stands floor(n k^-2 / zeta(2)) times, for the largest n that fits. Words
-    have 6 letters, below `SHORT` tokens 3.
+    The k-th of limit // 50 words (at least 6) occurs floor(n k^-2 / zeta(2)) times, for the largest n that fits. Words
+    have 6 letters, or 3 below `SHORT` tokens.
     """
     size = 3 if limit < SHORT else 6
     words = made_up(rng, string.ascii_lowercase, size, held_out.names, max(6, limit // 50))

@@ -1,8 +1,8 @@
-"""Facts of the tokenizer's own words: one, three of one template, or a text full of them; the answer is a sentence.
+"""Facts from the tokenizer's own words: one, three of one template, or a full text. The answer is a sentence.
 
-These questions are for models too small to carry a name of several tokens over a long distance:
-the words are single tokens, and the answer repeats the key before the value. The context otherwise is real text.
-Keys of the evaluation are the pairs that no training text uses (`is_evaluation_key`).
+These questions are for models too small to carry a name of several tokens over a long distance: the words are single
+tokens, and the answer repeats the key before the value. The rest of the context is real text. Evaluation keys are the
+pairs that no training text uses (`is_evaluation_key`).
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ from lccp_sim.data.tasks.question import Draft, Half
 def facts_among(
     tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half, facts: int
 ) -> Draft:
-    """`facts_single` (one fact) and `facts_distractor` (`facts` of one template, one is asked for), in real text."""
+    """`facts_single` (one fact) and `facts_distractor` (`facts` of one template, one of them asked), in real text."""
     return _draft(tokenizer, rng, held_out, facts, full=False)
 
 
 def facts_multikey(tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
-    """`facts_multikey`: one fact among as many others of its template as the text holds."""
+    """`facts_multikey`: one fact in a text filled with other facts of its template."""
     return _draft(tokenizer, rng, held_out, 1, full=True)
 
 
@@ -51,7 +51,7 @@ def _draft(tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, held_out: 
 def _different(
     tokenizer: tokenizers.Tokenizer, rng: np.random.Generator, evaluation: bool
 ) -> Iterator[tuple[str, str]]:
-    """Keys and values as they read in a text, no key twice; ends when the keys that the tokenizer allows are used."""
+    """Keys and values as they appear in a text, no key twice. Ends when all keys of the tokenizer are used."""
     seen: set[str] = set()
     words = len(enough_words(tokenizer)) ** 2
     while len(seen) < (count_evaluation_keys(tokenizer) if evaluation else words - count_evaluation_keys(tokenizer)):

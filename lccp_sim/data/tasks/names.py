@@ -1,7 +1,7 @@
-"""People and places of the probe's texts, written for this project.
+"""People and places for the probe's texts, written for this project.
 
 Every list is split into two disjoint halves: even places for fine-tuning, odd places for the evaluation. Design note:
-names of many languages are mixed, unlike in real text; what matters is that a name is rare.
+names of many languages are mixed, unlike in real text. This is harmless, because a name only has to be rare.
 """
 
 FIRST = tuple(

@@ -1,8 +1,8 @@
-"""Needles in a haystack and chains of variables (RULER, arXiv 2404.06654), all words our own.
+"""Needles in a haystack and chains of variables (RULER, arXiv 2404.06654), with our own words.
 
 A needle assigns a value to a key of two words; the haystack is noise of plain sentences, real text, or other needles.
 Design note: below `SHORT` tokens numbers have 4 digits instead of 7, identifiers 8 characters instead of 32 in five
-groups, variables 3 letters instead of 5. Below 512 tokens two keys or values are asked instead of four.
+groups, variables 3 letters instead of 5. Below 512 tokens, questions ask for two keys or values instead of four.
 """
 
 import string
@@ -89,7 +89,7 @@ def variables(rng: np.random.Generator, limit: int, held_out: Half, hops: int) -
 
 
 def plain_sentences(rng: np.random.Generator, held_out: Half) -> Iterator[tuple[str, ...]]:
-    """Plain sentences without end."""
+    """An endless stream of plain sentences."""
     sentences = half(NOISE, held_out.phrasings)
     while True:
         for which in rng.integers(len(sentences), size=64):

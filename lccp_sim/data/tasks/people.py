@@ -1,8 +1,8 @@
-"""Biographies and questions about the people in them (LongBio, arXiv 2506.02921), all phrasings our own.
+"""Biographies and questions about the people in them (LongBio, arXiv 2506.02921), with our own phrasings.
 
-A text introduces one person per line; a question asks an attribute of one or several of them, or of a person's mentor.
-Design note: below `SHORT` tokens a biography states three of its six attributes, including the asked one, and below
-256 tokens two, so that even a short text holds several people.
+A text introduces one person per line. A question asks for an attribute of one or several of them, or of a mentor.
+Design note: below `SHORT` tokens a biography states three of its six attributes, including the asked one, and below 256
+tokens two, so that even a short text holds several people.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def paraphrase(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
 
 
 def pronoun(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
-    """One attribute of one person, who is named by a heading alone and then speaks in the first person."""
+    """One attribute of one person, who is named only in a heading and then speaks in the first person."""
     return _ask_one(rng, limit, held_out, "pronoun")
 
 
 def multi(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
     """One attribute of two or three people (two below `SHORT` tokens), in the order of the question.
 
-    Stands for question answering over several paragraphs, which RULER (arXiv 2404.06654) takes from data sets that we
+    It replaces question answering over several paragraphs, which RULER (arXiv 2404.06654) takes from data sets that we
     do not ship.
     """
     people, attribute = people_names(rng, held_out), _attribute(rng)
@@ -45,7 +45,7 @@ def multi(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
 
 
 def two_hop(rng: np.random.Generator, limit: int, held_out: Half) -> Draft:
-    """The city of the mentor of X; X, the mentor and all other people work in cities that are stated, too."""
+    """The city of the mentor of X. The cities of X, the mentor and all other people are stated, too."""
     people, city = people_names(rng, held_out), ATTRIBUTES["city"]
 
     def group(who: str) -> tuple[tuple[str, ...], str, str] | None:

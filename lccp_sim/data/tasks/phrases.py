@@ -1,7 +1,7 @@
-"""The wording of the biographies' sentences and questions: our own phrasings of six attributes.
+"""The wording of sentences and questions in biographies: our own phrasings of six attributes.
 
-Even places of each tuple are for fine-tuning, odd places for the evaluation, so no phrasing is shared.
-Design note: the values of a city and of a birthplace come from one list, and only the phrasing distinguishes them.
+Even places of each tuple are for fine-tuning, odd places for the evaluation, so no phrasing is shared. Design note:
+cities and birthplaces come from one list, and only the phrasing distinguishes them.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
 """Conversion of a draft in plain text to the tokens of a question, and the scores of a decoded answer.
 
-A draft says what its text must state, in which order, and what may be added in between: units of text that begin with
-a line break and are encoded separately, as many as the limit holds. Several drafts make one text with several
-questions, for training. Design note: below `SHORT` tokens the tasks are smaller (fewer or shorter values, a smaller
-count), so that short texts hold them; each task says how.
+A draft specifies what its text must state, in which order, and what may be added in between: units of text that begin
+with a line break and are encoded separately, up to the limit. For training, several drafts make one text with several
+questions. Design note: below `SHORT` tokens the tasks are smaller (fewer or shorter values, a smaller count), so that
+they fit into short texts. Each task documents its sizes.
 """
 
 import difflib
@@ -23,9 +23,9 @@ Entry = TypeVar("Entry")
 
 
 class Half(NamedTuple):
-    """Which half of every list a question is made from, of two: True for the one that fine-tuning never sees.
+    """The half of every list that a question uses: True for the half that fine-tuning never sees.
 
-    `names` is of names, values and words, `phrasings` of the sentences around them. For a model that has not learnt
+    `names` selects names, values and words, `phrasings` the sentences around them. For a model that has not learned
     language, another phrasing is another task.
     """
 
@@ -37,9 +37,9 @@ UNSEEN = Half(names=True, phrasings=True)
 
 
 class Question(NamedTuple):
-    """int64 tokens (BOS, context, question, answer with its closing line break), and what the answer must hold.
+    """int64 tokens (BOS, context, question, answer with its line break), and the required content of the answer.
 
-    `references`: the strings that recall searches for; `prefix`: the required beginning of the answer, or "".
+    `references`: the strings that recall looks up; `prefix`: the required beginning of the answer, or "".
     """
 
     tokens: np.ndarray
@@ -57,11 +57,11 @@ class Lesson(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A question in plain text. `must` is in the context, in its order; groups of `more` come between.
+    """A question in plain text. The context contains `must`, in order, with groups of `more` in between.
 
-    A group of `more` is added entirely or not at all; None: the rest of the context is real text. An empty `answer` is
-    the references, joined by commas. `about`: the names that the question is about, which no other draft of the same
-    text may mention; empty if it is about the full text, which then has no other question.
+    A group of `more` is added in full or not at all; None: the rest of the context is real text. An empty `answer`
+    means the references, joined by commas. `about`: the names that the question is about, which no other draft of the
+    same text may mention. It is empty if the question is about the full text, which then has no other question.
     """
 
     must: Sequence[str]
@@ -82,10 +82,10 @@ def build(
     limit: int,
     fill: Filler | None,
 ) -> Question:
-    """The question of a draft, at most `limit` tokens with its answer: as much of `more` as the limit holds.
+    """The question of a draft, of at most `limit` tokens with its answer, with as much of `more` as fits.
 
-    Raises ConfigError where even `must` is too long, where real text is needed and `fill` is None, and where the
-    tokenizer merges question and answer.
+    Raises ConfigError if `must` alone is too long, if real text is needed but `fill` is None, or if the tokenizer
+    merges question and answer.
     """
     tokens, ((start, _),) = lesson(task, [draft], rng, tokenizer, bos, limit, fill)
     return Question(tokens, start, task, draft.references, draft.prefix)
@@ -102,8 +102,8 @@ def lesson(
 ) -> Lesson:
     """One context, then the questions of the drafts with their answers, at most `limit` tokens.
 
-    The first draft is always there, and its `more` fills what is left. Each other draft is there where the limit holds
-    it and neither it nor one before mentions what the other is about. Raises as `build` does.
+    The first draft is always included, and its `more` fills the remaining tokens. Each other draft is included if it
+    fits, and if neither it nor an earlier draft mentions the subject of the other. Raises as `build` does.
     """
     first, *others = drafts
     asked = [_asked(tokenizer, first)]
@@ -159,7 +159,7 @@ def _apart(one: Draft, other: Draft) -> bool:
 
 
 def _merged(rng: np.random.Generator, lists: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """The members of all lists in random order, those of each list in their own."""
+    """Interleave all lists at random, keeping the order within each list."""
     if len(lists) == 1:
         return lists[0]
     turns = [iter(each) for each in lists]
@@ -169,14 +169,14 @@ def _merged(rng: np.random.Generator, lists: list[list[np.ndarray]]) -> list[np.
 
 @lru_cache(maxsize=16384)
 def unit_ids(tokenizer: tokenizers.Tokenizer, unit: str) -> np.ndarray:
-    """The ids of one unit of text, kept, because the same noise comes again and again. Read only."""
+    """The ids of one unit of text, cached because the same noise recurs. Read-only."""
     ids = encode_after(tokenizer, (unit,))[0]
     ids.flags.writeable = False
     return ids
 
 
 def _between(rng: np.random.Generator, must: list[np.ndarray], more: list[np.ndarray]) -> list[np.ndarray]:
-    """All units: the places of `must`, in its order, are drawn; `more` is shuffled around it."""
+    """All units: `must`, in order, at random places among the shuffled units of `more`."""
     shuffled = iter([more[i] for i in rng.permutation(len(more))])
     ordered, places = iter(must), set(rng.permutation(len(must) + len(more))[: len(must)].tolist())
     return [next(ordered if place in places else shuffled) for place in range(len(must) + len(more))]
@@ -190,11 +190,11 @@ def _among(rng: np.random.Generator, must: list[np.ndarray], text: np.ndarray) -
 
 
 def score_text(question: Question, text: str) -> dict[str, float]:
-    """`recall_frac`, the share of the references that a decoded answer contains, and for coreference its likeness.
+    """`recall_frac`, the share of the references that a decoded answer contains; for coreference also its similarity.
 
-    recall_frac ignores case (string_match_all of RULER, arXiv 2404.06654). `similarity_frac` is 0 where the required
-    prefix is missing, else difflib's ratio (2 x matching / all characters) of what follows the prefix to the reply
-    that was asked for (MRCR, arXiv 2409.12640).
+    recall_frac ignores case (string_match_all of RULER, arXiv 2404.06654). `similarity_frac` is 0 if the required
+    prefix is missing, else difflib's ratio (2 x matching / all characters) between the text after the prefix and the
+    requested reply (MRCR, arXiv 2409.12640).
     """
     found = [reference.lower() in text.lower() for reference in question.references]
     scores = {"recall_frac": sum(found) / len(found)}

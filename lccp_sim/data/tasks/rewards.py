@@ -1,9 +1,9 @@
-"""Rewards that can be verified: what a written answer is worth, from 0 to 1.
+"""Verifiable rewards: the value of a written answer, from 0 to 1.
 
-A reward for the outcome alone leaves a vanishing gradient for finding the place in a long context (LongRLVR, arXiv
-2603.02146), which therefore also rewards naming the right chunks, as F_beta with beta 2. Design note: our texts have no
-chunk numbers. The answer to a question about a fact is the fact's sentence as the context has it, so the place that an
-answer points to is the sentence that it quotes, and `place_reward` is the F_2 of their words.
+In a long context, a reward for the outcome alone gives a vanishing gradient for finding the place. LongRLVR (arXiv
+2603.02146) therefore also rewards naming the right chunks, as F_beta with beta 2. Design note: our texts have no chunk
+numbers. The answer to a question about a fact is the fact's sentence from the context, so an answer names a place by
+quoting its sentence, and `place_reward` is the F_2 of the words.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ Reward = Callable[[Question, str, str], float]  # (question, reference answer, g
 
 
 def answer_reward(question: Question, wanted: str, given: str) -> float:
-    """1 where every reference occurs in the answer, behind the prefix if one is asked for, else 0."""
+    """1 if every reference occurs in the answer (after the prefix, if one is required), else 0."""
     right = score_text(question, given)["recall_frac"] == 1.0
     return float(right and given.strip().startswith(question.prefix))
 
 
 def place_reward(question: Question, wanted: str, given: str) -> float:
-    """F_2 of the words: a word of the reference that is missing weighs more than one too many."""
+    """F_2 of the words: a missing word of the reference weighs more than an extra word."""
     want, have = Counter(wanted.lower().split()), Counter(given.lower().split())
     shared = (want & have).total()
     return (1 + BETA**2) * shared / (BETA**2 * want.total() + have.total()) if shared else 0.0

@@ -1,4 +1,4 @@
-"""Questions to learn from and texts made of them, laid out in rows: what fine-tuning, RL and the probe share."""
+"""Questions to learn from, and texts made of them in rows: the common part of fine-tuning, RL and the probe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ SEEN = Half(names=False, phrasings=False)
 
 
 def turns_of(tasks: Mapping[str, int]) -> list[str]:
-    """The tasks in the order in which texts take turns, each as often as its weight says."""
+    """The cycle of tasks for successive texts, each as often as its weight requires."""
     return [task for turn in range(max(tasks.values())) for task, n in tasks.items() if turn < n]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Draws texts of the `tasks` in their shares, in a tokenizer's tokens. `fill` gives real text around needles."""
+    """Draws texts of the `tasks` in proportion, in a tokenizer's tokens. `fill` supplies real text around needles."""
 
     tasks: Mapping[str, int]
     tokenizer: tokenizers.Tokenizer
@@ -33,7 +33,7 @@ class Teacher:
 
     @cached_property
     def turns(self) -> list[str]:
-        """The task of text i is that of turn i modulo their number."""
+        """The task of text i: turn i modulo the number of turns."""
         return turns_of(self.tasks)
 
     def lesson(self, i: int, rng: np.random.Generator, limit: int) -> Lesson:
@@ -46,9 +46,9 @@ class Teacher:
         return TASKS[self.turns[i % len(self.turns)]](rng, self.tokenizer, self.bos, limit, half, self.fill)
 
     def between(self, i: int, rng: np.random.Generator, short: int, long: int, key: str) -> Question:
-        """A question whose limit is uniform in (short, long], or `long` where that does not hold its shortest text.
+        """A question whose limit is uniform in (short, long], or `long` if its shortest text does not fit.
 
-        Raises ConfigError, under the config key, where `long` does not hold it either.
+        Raises ConfigError, under the config key, if it does not fit into `long` either.
         """
         try:
             return self.question(i, rng, int(rng.integers(short, long)) + 1)
@@ -61,21 +61,21 @@ class Teacher:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that hold a line break; an answer ends with one."""
+        """The tokens that contain a line break. An answer ends with one."""
         size = self.tokenizer.get_vocab_size()
         return frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
 
     def text(self, tokens: np.ndarray) -> str:
-        """What an answer says: its first line."""
+        """The text of an answer: its first line."""
         return self.tokenizer.decode(tokens.tolist()).split("\n")[0]
 
     def check_stops(self, key: str) -> None:
-        """Raise ConfigError, under a config key, where no token ends an answer."""
+        """Raise ConfigError, under a config key, if no token ends an answer."""
         rule = "the tokenizer has no token with a line break, which ends an answer; take another tokenizer"
         refuse(not self.stops, key, dict(self.tasks), rule)
 
     def check_answers(self, key: str, limit: int) -> None:
-        """Raise ConfigError, under a config key, where a task has no answer, or one that the tokens cannot express."""
+        """Raise ConfigError, under a config key, if a task has no answer, or its answer cannot be encoded."""
         self.check_stops(key)
         for i, task in enumerate(self.turns):
             try:
@@ -93,7 +93,7 @@ class Teacher:
 
 
 class Laid(NamedTuple):
-    """Rows of texts: int64 ids [B, W] (padding 0); bool [B, W]: tokens of answers, text starts, and what is text."""
+    """Rows of texts: int64 ids [B, W] (padding 0); bool [B, W]: answer tokens, text starts, and text (not padding)."""
 
     ids: np.ndarray
     answer: np.ndarray

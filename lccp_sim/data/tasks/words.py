@@ -1,7 +1,7 @@
-"""Plain words of the probe's texts, written for this project: hobbies, subjects, key words, words to count.
+"""Plain words for the probe's texts, written for this project: hobbies, subjects, key words, words to count.
 
-As in `names`, even places of a list are for fine-tuning and odd places for the evaluation.
-Design note: common words, each a token of a small tokenizer; made-up strings come from `halves.made_up`.
+As in `names`, even places of a list are for fine-tuning and odd places for the evaluation. Design note: the words are
+common, so that each is one token of a small tokenizer. Made-up strings come from `question.made_up`.
 """
 
 HOBBIES = tuple(

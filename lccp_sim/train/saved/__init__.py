@@ -1,1 +1,1 @@
-"""The files of a run, and what it starts from."""
+"""The files of a run, and its starting point."""

@@ -1,7 +1,7 @@
 """Import from Hugging Face and export to it: `lccp import`, `lccp export`, and the model card.
 
-An imported model is a finished run of no tokens, so whatever takes a run takes it. The other contents of a folder
-(special tokens, chat template, generation settings) stay in the checkpoint through every run of a chain, and are
+An imported model is a finished run with no tokens, so every verb that takes a run accepts it. The other contents of a
+folder (special tokens, chat template, generation settings) stay in the checkpoint through every run of a chain, and are
 exported again.
 """
 
@@ -36,7 +36,7 @@ EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def import_checkpoint(path: Path, out: Path, dtype: str, measure: Config, tell: Tell = silent) -> str:
-    """Make `out` a finished run of no tokens from `path`; return the message, which ends with the next command.
+    """Make `out` a finished run with no tokens from `path`; return the message, which ends with the next command.
 
     `measure` is the config with which `lccp measure OUT` will measure it. `tell` gets the progress.
     """

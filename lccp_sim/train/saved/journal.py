@@ -1,7 +1,7 @@
 """The growing files of a run directory: records, samples, times, decisions.
 
-A checkpoint stores their byte lengths, and a resumed run truncates them to these lengths: whatever a killed process
-wrote after its last checkpoint is dropped together with the weights that it described.
+A checkpoint stores their byte lengths, and a resumed run truncates them to these lengths. Everything that a killed
+process wrote after its last checkpoint is dropped, like the weights that it described.
 """
 
 import io
@@ -68,8 +68,8 @@ class Journal:
     def keep(self, step: int) -> list[Record]:
         """Reduce the files to the complete windows up to `step`, and return the records of these.
 
-        For checkpoints that do not know byte lengths: those of other trainers. Raises ConfigError if a file is not what
-        was written.
+        For checkpoints of other trainers, which do not store byte lengths. Raises ConfigError if a file differs from
+        its entry in the sums.
         """
         check_sums(self.directory)
         path = self.directory / TIMING

@@ -1,6 +1,6 @@
-"""What another trainer's checkpoints are measured with: its tokenizer, held-out text in its tokens, and the config.
+"""The means to measure another trainer's checkpoints: its tokenizer, held-out text in its tokens, the config.
 
-measured.yaml and tokenizer.json lie next to the records, so that later measurements can be checked to be alike.
+measured.yaml and tokenizer.json are stored next to the records, so that later measurements can be checked against them.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ def vocabulary_of(tokenizer: Any, bos_token: str | None = None) -> tuple[str, st
     """The text of a tokenizer.json and the name of its BOS token.
 
     `tokenizer` is a tokenizer.json, a folder that holds one, or a fast tokenizer of `transformers`. Raises ConfigError
-    where it is none of these.
+    if it is none of these.
     """
     if isinstance(tokenizer, str | Path):
         path = Path(tokenizer)
@@ -41,7 +41,7 @@ def vocabulary_of(tokenizer: Any, bos_token: str | None = None) -> tuple[str, st
 
 
 def corpus_for(config: Config, text: str | Path, bos: str | None, tell: Tell = silent) -> Corpus:
-    """The held-out text of a config in the tokens of a tokenizer.json, whose BOS holds unless the config names one."""
+    """The held-out text of a config in the tokens of a tokenizer.json. Its BOS is used unless the config names one."""
     tokenizer = text if isinstance(text, Path) else parse_tokenizer(text)
     data = config.data
     if bos and not data.tokenizer.bos_token:
@@ -55,7 +55,7 @@ def measured_text(config: Config) -> str:
 
 
 def write_measured(directory: Path, config: Config, corpus: Corpus) -> None:
-    """Write what records were measured with: measured.yaml (the config) and tokenizer.json."""
+    """Write the settings of the measurement: measured.yaml (the config) and tokenizer.json."""
     write_atomic(directory / MEASURED, measured_text(config))
     write_atomic(directory / "tokenizer.json", corpus.tokenizer.to_str())
 

@@ -1,8 +1,8 @@
-"""The monitors in a loop that is not ours: `suite.measure(model, step, tokens)` wherever its owner likes.
+"""The monitors in another project's loop: call `suite.measure(model, step, tokens)` anywhere.
 
-A window is due at steps, at token counts, or when its owner asks. Such a loop keeps its own checkpoints, which know
-nothing of our files. So the resume rule depends on the step: complete windows up to it stay, later ones are dropped.
-Only its owner knows when the training has ended, and marks it by `close()`.
+A window is due at steps, at token counts, or on request. Such a loop keeps its own checkpoints, which do not refer to
+our files. So the resume rule depends on the step: complete windows up to it stay, later ones are dropped. Only the
+owner of the loop knows when training has ended, and marks it by `close()`.
 """
 
 import sys
@@ -46,13 +46,13 @@ class Windows:
                 raise ConfigError(f"windows: {name}={list(marks)!r} must be integers >= 0")
 
     def reached(self, moment: Moment) -> int:
-        """How many windows lie at or before a moment."""
+        """The number of windows at or before a moment."""
         steps, tokens = self._sorted
         return bisect_right(steps, moment.step) + bisect_right(tokens, moment.tokens)
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of windows."""
         return sum(map(len, self._sorted))
 
     @cached_property
@@ -61,12 +61,12 @@ class Windows:
 
 
 class LoopSuite:
-    """All monitors of a config, for a loop that is not ours; make it on every rank.
+    """All monitors of a config, for another project's loop. Create it on every rank.
 
     `config` is `lccp_sim.cli.check(["run=measure", ...])`. Everything goes to `directory`, which `lccp report` reads.
-    `tokenizer`: see `vocabulary_of`. `start`: 0, at which records in `directory` are refused, or the step of the
-    checkpoint to go on from: complete windows up to it stay, and later ones are dropped. Rank 0 prepares, measures and
-    writes; the others wait for it. Raises ConfigError where the text does not suffice, the tokenizer is unfit, or
+    `tokenizer`: see `vocabulary_of`. `start`: 0 (records in `directory` are then refused), or the step of the
+    checkpoint to continue from: complete windows up to it stay, and later ones are dropped. Rank 0 prepares, measures
+    and writes; the others wait for it. Raises ConfigError if there is too little text, the tokenizer is unsuitable, or
     `directory` was begun with another config or belongs to another run.
     """
 
@@ -116,7 +116,7 @@ class LoopSuite:
     def due(self, step: int, tokens: int) -> bool:
         """Whether a window of `windows` has been reached since the last measurement.
 
-        Raises ConfigError where the tokens do not fit the step.
+        Raises ConfigError if the tokens do not match the step.
         """
         moment = self._moment(step, tokens)
         return self.windows.reached(moment) > self.windows.reached(self.last)
@@ -132,11 +132,11 @@ class LoopSuite:
         return Moment(step, tokens)
 
     def measure(self, model: Any, step: int, tokens: int) -> list[Record]:
-        """The records of this moment, written; every monitor measures, or in a window of `windows` those that are due.
+        """Measure, write and return the records. In a window of `windows`, only the due monitors measure, else all.
 
         `model` is a LanguageModel or a causal LM of `transformers`, bare or inside DDP or torch.compile. It and the
-        random state are left as they were. A step that is recorded already gives no records. Raises ConfigError
-        where weights are sharded, and where steps or tokens do not grow.
+        random state are unchanged afterwards. A step that is already recorded gives no records. Raises ConfigError if
+        weights are sharded, or if steps or tokens do not grow.
         """
         moment = self._moment(step, tokens)
         if step == self.last.step:
@@ -173,7 +173,7 @@ class LoopSuite:
         self._files = WindowFiles(self.directory, self.config.run.tensorboard_axis)
 
     def close(self) -> None:
-        """Mark the end of the training, which `lccp gate` asks for, and close TensorBoard's file."""
+        """Mark the end of training, which `lccp gate` requires, and close TensorBoard's file."""
         if self._files is not None:
             self._files.close()
             write_done(self.directory, self.last.tokens)

@@ -1,7 +1,7 @@
-"""The precondition of LCCP: is the base a usable base? Measured before step 0, with the base's own RoPE.
+"""The precondition of LCCP: is the base usable? It is measured before step 0, with the base's own RoPE.
 
-LCCP amplifies retrieval that pre-training made. A base that cannot retrieve in its own context, or cannot copy an
-unmarked span, would show how heads form instead; the run reports this, records it, and continues.
+LCCP amplifies retrieval that pre-training produced. With a base that cannot retrieve in its own context, or cannot copy
+an unmarked span, the run would show how heads form instead. The run reports and records this, and continues.
 """
 
 import dataclasses

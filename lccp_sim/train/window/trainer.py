@@ -1,6 +1,6 @@
-"""The monitors as a callback of `transformers.Trainer`, and so of what is built on it (TRL, axolotl, LLaMA-Factory).
+"""The monitors as a callback of `transformers.Trainer` and of trainers built on it (TRL, axolotl, LLaMA-Factory).
 
-It adds three things to `LoopSuite`: when a Trainer's step ends, how many tokens it has trained on, and its loggers. It
+It adds three things to `LoopSuite`: the end of a Trainer's step, its number of training tokens, and its loggers. It
 measures after the optimizer step and before the Trainer logs, evaluates and saves, so that the records of a checkpoint
 are on disk before it is.
 """
@@ -59,9 +59,9 @@ class TrainerMonitors(TrainerCallback):
         self.asked = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Prepare, drop what was written after the step of the checkpoint, and measure the first window if it is due.
+        """Prepare, drop windows after the step of the checkpoint, and measure the first window if it is due.
 
-        Raises ConfigError where the records of another run would be lost, or were begun with other settings.
+        Raises ConfigError if the records of another run would be lost, or were begun with other settings.
         """
         if self.tokens_per_step is None and args.include_num_input_tokens_seen == "no":
             raise ConfigError(
@@ -81,7 +81,7 @@ class TrainerMonitors(TrainerCallback):
         self._measure_if_due(state, given["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Measure after an optimizer step, where a window is due or was asked for."""
+        """Measure after an optimizer step if a window is due or was requested."""
         self._measure_if_due(state, given["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:

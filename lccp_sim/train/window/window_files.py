@@ -12,7 +12,7 @@ from lccp_sim.train.window.tensorboard import log_charts
 
 
 class WindowFiles:
-    """A writer of windows to `directory`. TensorBoard drops what is later than `last`, the last window that is kept.
+    """A writer of windows to `directory`. TensorBoard drops everything after `last`, the last window that is kept.
 
     `axis`: see `run.tensorboard_axis`.
     """
