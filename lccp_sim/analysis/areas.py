@@ -67,7 +67,7 @@ class Rate:
 
     @cached_property
     def fall(self) -> int | None:
-        """The first step after the peak whose rate has fallen; None while none has."""
+        """The first step after the peak with a lower rate; None if there is none yet."""
         below = np.flatnonzero(self.rate_S[self.peak :] < (1 - FELL) * self.rate_S[self.peak])
         return int(self.peak + below[0]) if below.size else None
 

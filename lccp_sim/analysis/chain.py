@@ -1,7 +1,7 @@
-"""The runs that a run comes from, each up to the window that the next one took over: base -> LCCP -> SFT -> RL.
+"""The chain of runs that led to a run, each up to the start of the next: base -> LCCP -> SFT -> RL.
 
-Design note: a run stores the path of its start. A run of this name is taken next to the run, where it lies if all of
-them were moved together, else at the path. What is not found ends the chain.
+Design note: a run stores the path of its start. A run of that name next to this run has priority, because all may have
+been moved together; otherwise the path is used. A missing run ends the chain.
 """
 
 import re
@@ -24,7 +24,7 @@ CHECKPOINT = re.compile(r"(.+)/checkpoints/[^/]*?(\d+)\.(?:ckpt|safetensors)")
 
 @dataclass(frozen=True)
 class Phase:
-    """A run as a part of a chain: `tokens` of it count (those at the window that was taken over), after `before`."""
+    """A run as part of a chain: `tokens` of it count (up to the start of the next run), after `before`."""
 
     run: RunData
     tokens: int
@@ -32,7 +32,7 @@ class Phase:
 
     @cached_property
     def kind(self) -> str:
-        """What it learns: lm, sft, rl, ..."""
+        """The objective: lm, sft, rl, ..."""
         return str(self.run.setting("objective.kind", "lm"))
 
     @property
@@ -44,7 +44,7 @@ class Phase:
 
 
 def phases_of(run: RunData) -> list[Phase]:
-    """The phases of the chain that ends with `run`, first to last; of a run without a known start that run alone."""
+    """The phases of the chain that ends with `run`, first to last; only `run` itself if its start is unknown."""
     found = [Phase(run, run.tokens)]
     while (before := _start(found[0].run)) is not None and before.run.path.resolve() not in _paths(found):
         found.insert(0, before)
@@ -53,7 +53,7 @@ def phases_of(run: RunData) -> list[Phase]:
 
 
 def labels(phases: Sequence[Phase]) -> list[str]:
-    """The labels of phases; those of the same kind are told apart by the names of their runs."""
+    """The labels of phases. Phases of the same kind are distinguished by the names of their runs."""
     kinds = [phase.label for phase in phases]
     return [
         f"{kind} ({phase.run.setting('run.name', phase.run.name)})" if kinds.count(kind) > 1 else kind
@@ -75,7 +75,7 @@ def _paths(phases: Sequence[Phase]) -> set[Path]:
 
 
 def _start(run: RunData) -> Phase | None:
-    """The phase before a run; None where it starts from no run that is there."""
+    """The phase before a run; None if it does not start from an existing run."""
     name = run.setting("run.init_from")
     if not isinstance(name, str) or name.startswith("bundled:"):
         return None
@@ -92,7 +92,7 @@ def _start(run: RunData) -> Phase | None:
 
 
 def _found(path: Path, beside: Path) -> Path | None:
-    """The run directory that a path, or a glob, means: among the neighbours of the run that names it, else there."""
+    """The run directory of a path or glob: among the neighbours of the run that names it, else at the path."""
     for folder in (beside, path.parent):
         hits = [hit for hit in folder.glob(path.name) if (hit / "records.jsonl").is_file()] if folder.is_dir() else []
         if len(hits) == 1:

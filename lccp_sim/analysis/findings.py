@@ -70,7 +70,7 @@ class Findings:
         return self.decisions.get(key(monitor, metric, tags))
 
     def lag(self, **tags: Tag) -> Lag | None:
-        """Return what the answer NLL gains after the hit's t95, for needles with these tags."""
+        """Return the gain of the answer NLL after the hit's t95, for needles with these tags."""
         return self.lags.get(key("needle", "answer_nll_nats", tags))
 
     def whole(self) -> list[Progress]:
@@ -114,7 +114,7 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
 
 
 def examine(run: RunData) -> Findings:
-    """Compute all curves of a run, each metric overall and in its parts; what was not recorded is absent."""
+    """Compute all curves of a run, each metric overall and in its parts. Unrecorded metrics are absent."""
     found = Findings(run)
     for monitor in WHOLE:
         for metrics in groups("page", monitor):

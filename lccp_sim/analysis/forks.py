@@ -1,8 +1,8 @@
-"""What follows from the window at which one run is left for fine-tuning and RL: pass@1, and what predicts it.
+"""The effect of the window at which fine-tuning and RL branch off one run: pass@1, and its predictors.
 
-The arms of a study leave the same run, one a seed, at several windows. Their last pass@1 is a curve over these windows,
-so the predictions of the probe serve here, too: a line from monitor to pass@1, fitted on the other seeds.
-Design note: windows of a run share its seed and its base, so only seeds left out are a test, and they are few.
+The arms of a study branch off the same run (one per seed) at several windows. Their final pass@1 is a curve over these
+windows, so the method for predicting the probe also applies here: a line from monitor to pass@1, fitted on the other
+seeds. Design note: windows of a run share its seed and its base, so only held-out seeds are a test, and they are few.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Values = dict[str, dict[int, list[float]]]  # by arm and seed, one a repeat
 
 @dataclass(frozen=True)
 class Forks:
-    """Chains that leave `source` (by seed) at `windows` (training tokens, by arm).
+    """Chains that branch off `source` (by seed) at `windows` (training tokens, by arm).
 
     `stages`: pass@1 at the window, and after each later phase, by the phase's name.
     """
@@ -43,9 +43,9 @@ class Forks:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far windows lie apart in pass@1 at a stage: their standard deviation in each seed, and its mean.
+    """The spread of pass@1 over windows at a stage: the standard deviation in each seed, and its mean.
 
-    `change`: to the stage before, paired by seed, with its 95 % t interval; `noise`: standard deviation of repeats.
+    `change`: from the previous stage, paired by seed, with its 95 % t interval; `noise`: standard deviation of repeats.
     """
 
     stage: str
@@ -56,14 +56,14 @@ class Spread:
 
     @property
     def said(self) -> str:
-        """What the phase did to the differences."""
+        """The effect of the phase on the differences, in words."""
         if self.change is None:
             return ""
         return "widens" if self.change.above(0) else "narrows" if self.change.below(0) else "undecided"
 
 
 def forks(runs: Runs, repeats: Sequence[Runs] = ()) -> Forks | None:
-    """The chains of a study whose arms leave one run a seed at different windows; None where they do not."""
+    """The chains of a study if its arms branch off one run per seed at different windows, else None."""
     chains = [{arm: {s: phases_of(run) for s, run in seeds.items()} for arm, seeds in each.items()} for each in
               (runs, *repeats)]  # fmt: skip
     first = chains[0]
@@ -79,7 +79,7 @@ def forks(runs: Runs, repeats: Sequence[Runs] = ()) -> Forks | None:
 
 
 def _fork(chains: Sequence[Sequence[Phase]]) -> int | None:
-    """The phase that all chains of a seed share, and leave at different windows."""
+    """The phase that all chains of a seed share, and from which they branch off at different windows."""
     for place in range(min(map(len, chains)) - 1):
         at = [chain[place] for chain in chains]
         if len({each.run.path.resolve() for each in at}) > 1:
@@ -90,7 +90,7 @@ def _fork(chains: Sequence[Sequence[Phase]]) -> int | None:
 
 
 def _passes(phases: Sequence[Phase]) -> list[tuple[str, float]]:
-    """pass@1 at the window, and at the end of each phase, with the names of these moments; [] where one has none."""
+    """pass@1 at the window and at the end of each phase, with the names of these moments; [] if any is missing."""
     curves = [whole_curve(phase.run, PASS) for phase in phases]
     if not phases or any(curve is None for curve in curves):
         return []
@@ -137,9 +137,9 @@ def noise_of(values: Values) -> Noise | None:
 
 
 def least_error(found: Forks) -> float | None:
-    """The mean absolute error of predicting the last pass@1 (mean of repeats) that no monitor can be below.
+    """The lower bound on the mean absolute error of predicting the final pass@1 (mean of repeats).
 
-    It is that of the true mean, whose error is normal with the repeats' spread. None without repeats.
+    It is the error of the true mean, which is normal with the spread of repeats. None without repeats.
     """
     scatter = noise_of(found.last)
     times = float(np.mean([1 / len(own) for seeds in found.last.values() for own in seeds.values()]))
@@ -147,7 +147,7 @@ def least_error(found: Forks) -> float | None:
 
 
 def spreads(found: Forks) -> list[Spread]:
-    """How far windows lie apart at each stage, in the seeds that have all windows there."""
+    """The spread over windows at each stage, in the seeds that have all windows there."""
     rows: list[Spread] = []
     for stage, values in found.stages.items():
         complete = set.intersection(*(set(seeds) for seeds in values.values()))
@@ -177,7 +177,7 @@ def _paired(after: Mapping[int, float], before: Mapping[int, float]) -> Estimate
 
 
 def over_few(values_S: np.ndarray) -> Estimate:
-    """The mean over seeds with its 95 % t interval; without one for a single seed, or where all agree."""
+    """The mean over seeds with its 95 % t interval; no interval for a single seed, or if all agree."""
     mean = float(values_S.mean())
     if len(values_S) < 2 or np.ptp(values_S) <= 1e-9 * abs(mean):
         return Estimate(mean)

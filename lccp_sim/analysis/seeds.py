@@ -1,8 +1,8 @@
 """Curves over seeds: the mean of runs that differ only in their seed, with intervals that cover variation over seeds.
 
-Seeds are resampled, and items within them, because another study of as many seeds would have drawn both differently.
-Design note: seeds are not drawn with replacement, which would make intervals of two or three seeds far too short.
-Instead, their deviations get random weights with the tails of Student's t, which assumes that seeds are normally
+Seeds are resampled, and items within them, because another study with the same number of seeds would draw both
+differently. Design note: seeds are not drawn with replacement, which would make intervals of two or three seeds far too
+short. Instead, their deviations get random weights with the tails of Student's t, which assumes that seeds are normally
 distributed.
 """
 

@@ -19,7 +19,7 @@ GROUPS = ("model", "data", "optim", "monitors", "run")
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError where Hydra refuses."""
+    """The config as nested plain dictionaries, interpolations resolved. Raises ConfigError if Hydra refuses."""
     import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
@@ -65,7 +65,7 @@ def refuse_sections(plain: dict[str, Any]) -> None:
 
 
 def _marked(overrides: Sequence[str]) -> Iterator[str]:
-    """The overrides, those of a value with Hydra's ++: set it or add it. Raises ConfigError where one is none."""
+    """The overrides, with Hydra's ++ for values (set or add). Raises ConfigError if one is not an override."""
     for override in overrides:
         key = override.partition("=")[0]
         if key == override and not key.startswith("~"):

@@ -100,7 +100,7 @@ def load_config(plain: Mapping[str, Any]) -> Config:
 
 
 def load_model(plain: Mapping[str, Any]) -> ModelConfig:
-    """The model alone of a config that was checked before: it asks nothing of the data, which may be gone by now."""
+    """The model of a config that was checked before. It does not need the data, which may no longer exist."""
     rope = parse_kind(POSITIONS, plain["model"]["rope"], "model.rope")
     return parse(ModelConfig, {**with_attention(plain["model"]), "rope": rope}, "model")
 
@@ -176,7 +176,7 @@ def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfi
 
 
 def _check_stopping(stopping: StoppingConfig | None, optim: OptimConfig | None, monitors: Any) -> None:
-    """Raise ConfigError if `run.stopping` names what the run does not measure, or cannot decay from there."""
+    """Raise ConfigError if `run.stopping` names an unmeasured metric, or the schedule does not allow its decay."""
     if stopping is None:
         return
     for name in stopping.watch if monitors is not None else ():

@@ -1,6 +1,6 @@
-"""From plain dictionaries to checked dataclasses: wrong keys, wrong values and what was meant, a line each.
+"""From plain dictionaries to checked dataclasses, with one line per wrong key or value and a suggestion.
 
-The variant of a part is chosen by its `kind` from a table that the caller passes in, so that this module knows none.
+The caller passes a table of the variants of a part, by `kind`, so that this module depends on none of them.
 """
 
 import dataclasses

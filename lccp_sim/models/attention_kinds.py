@@ -1,4 +1,4 @@
-"""The kinds of attention that `model.attention` names, and the keys of ModelConfig that each stands for.
+"""The kinds of attention in `model.attention`, and the keys of ModelConfig that each sets.
 
 Design note: `full` and `window` are stored as keys that are older than `model.attention`. So a model has one form,
 however it is spelled, and its runs keep the names of their directories.
@@ -47,7 +47,7 @@ ATTENTION: dict[str, type[AttentionKind]] = {
 
 
 def with_attention(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model, `attention` replaced by the keys that it stands for. ConfigError, also if both occur."""
+    """The keys of a model, with `attention` replaced by the keys that it sets. ConfigError, also if both occur."""
     rest = {key: value for key, value in model.items() if key != "attention"}
     if model.get("attention") is None:
         return rest

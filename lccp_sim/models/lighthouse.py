@@ -2,22 +2,22 @@
 
 Window i of level l is the mean of q, k and v over `factor`^l tokens; level 0 is the tokens. Each coarsest window enters
 the attention, and on each level above 0 the windows with the largest |q| and |k| are opened: their parts enter, too. A
-query that is a window's mean answers for the tokens from the window's last one on, as far as a window reaches, and a
-token adds up what its windows answer, one a level at most. So `entries` rows meet each other instead of all tokens.
-Source: arXiv 2605.06554.
+query that is the mean of a window answers for the tokens from the window's last one on, over the length of a window.
+The output of a token is the sum of its windows' answers, at most one per level. So `entries` rows attend to each other
+instead of all tokens. Source: arXiv 2605.06554.
 
 Design notes:
-- It is a way to train, not the model: at more than one level it is not dense attention, so a stage of dense attention
-  ends the run (`dense_from_tokens`), and monitors measure with dense attention.
+- It is a training method, not part of the model: with more than one level it differs from dense attention. So a stage
+  of dense attention ends the run (`dense_from_tokens`), and monitors measure with dense attention.
 - The *choice* sees the future. A tile of the sequence chooses its windows at once, so a token's output depends on how
-  loud later tokens of its tile are. As the tests measure it, other values in the last quarter of a row of one tile move
-  outputs in the first three quarters by up to 3.7 to 6.0 times their standard deviation (four seeds). With the choice
-  held fixed nothing leaks, to the bit.
-- Loudness is measured before QK-norm, which makes all alike. RoPE does not change it.
-- Windows and tiles start with their document, and its end is padded, so documents share neither and every packing is
+  loud later tokens of its tile are. The tests measure this: changing the last quarter of a row of one tile moves
+  outputs in the first three quarters by up to 3.7 to 6.0 times their standard deviation (four seeds). With a fixed
+  choice nothing leaks, to the bit.
+- Loudness is measured before QK-norm, which would make all tokens equally loud. RoPE does not change it.
+- Windows and tiles start with each document, and its end is padded. So documents share neither, and every packing is
   allowed. The authors refuse packed rows.
 - The first window of a document is open on every level. Otherwise its first tokens would get an exact zero.
-- With grouped queries each query head chooses for itself, by its own q and the k that it shares.
+- With grouped queries, each query head chooses separately, by its own q and its shared k.
 - Norms, means and sums of answers are computed in fp32 (fp64 for fp64 inputs). In bf16, ties would decide the choice.
 """
 
@@ -44,11 +44,11 @@ NO_DENSE_STAGE = (
 
 @dataclass(frozen=True)
 class LighthouseAttention:
-    """Lighthouse attention in training, dense attention wherever a monitor or a user runs the model.
+    """Lighthouse attention in training, and dense attention when a monitor or a user runs the model.
 
-    Of each row and query head, `budget` windows are opened on each of the `levels` above 0; each tile opens
+    For each row and query head, `budget` windows are opened on each of the `levels` above 0. Each tile opens
     `tile_budget`, so there are `budget` / `tile_budget` tiles. `dense_layers` (negative: from the end) always attend to
-    all, and from `dense_from_tokens` training tokens on (null: never) every layer does.
+    all tokens. From `dense_from_tokens` training tokens on (null: never), every layer does.
     """
 
     levels: Annotated[int, Ge(2)]
@@ -68,7 +68,7 @@ class LighthouseAttention:
         return None if layer in {each % num_layers for each in self.dense_layers} else self
 
     def sparse(self, tokens: int) -> bool:
-        """Whether a run that has seen so many tokens trains its next step with it."""
+        """Whether a run trains its next step with it after `tokens` tokens."""
         return self.dense_from_tokens is None or tokens < self.dense_from_tokens
 
     def keys(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class LighthouseAttention:
 
     @property
     def note(self) -> str | None:
-        """What a person should know who trains with it, or None."""
+        """A note for a user who trains with it, or None."""
         return NO_DENSE_STAGE if self.dense_from_tokens is None else None
 
     @property
@@ -88,7 +88,7 @@ class LighthouseAttention:
     def entries(self, tokens: int) -> int:
         """The number of windows that attend to each other in a row of one document, padded to full windows.
 
-        N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer where a level has fewer windows than the budget.
+        N / factor^(levels - 1) + (levels - 1) x factor x budget; fewer if a level has fewer windows than the budget.
         """
         count = total = -(-tokens // self.coarsest)
         for _ in range(self.levels - 1):
@@ -118,8 +118,8 @@ class LighthouseAttention:
 class Chosen(NamedTuple):
     """The windows that enter the attention of each head of a document, level 0 first.
 
-    `window_GNS` int64 are their numbers within their level, `place_GNS` int64 their places in causal order; `sizes` is
-    how many of each level there are.
+    `window_GNS` int64 are their numbers within their level, `place_GNS` int64 their places in causal order; `sizes` are
+    their counts per level.
     """
 
     window_GNS: Tensor
@@ -132,8 +132,8 @@ class Chosen(NamedTuple):
 def choose_windows(q_GTN: Tensor, k_GTN: Tensor, levels: int, factor: int, opened: int, width: int) -> Chosen:
     """The windows of G documents of T tokens, from the norms of q and k of each token and query head (fp32).
 
-    A tile is `width` coarsest windows (the last may be narrower); in it, `opened` windows of each level above 0 are
-    opened: half by the norm of q, then by that of k. All of them, where there are no more.
+    A tile has `width` coarsest windows (the last may be narrower). In it, `opened` windows of each level above 0 are
+    opened (all, if there are fewer): half by the norm of q, then half by the norm of k.
     """
     (G, T, N), coarse = q_GTN.shape, factor ** (levels - 1)
     score = torch.stack((q_GTN, k_GTN)).transpose(2, 3)
@@ -183,7 +183,7 @@ def attend_chosen(q_GTNH: Tensor, k_GTMH: Tensor, v_GTMH: Tensor, scale: float, 
 
 
 class _Enter(Function):
-    """[G, N, S, H]: the means of the chosen windows, in their order. Keeps the choice alone."""
+    """[G, N, S, H]: the means of the chosen windows, in their order. Saves only the choice."""
 
     @staticmethod
     def forward(ctx: Any, x_GTMH: Tensor, window: Tensor, place: Tensor, sizes: tuple[int, ...], factor: int) -> Tensor:
@@ -199,7 +199,9 @@ class _Enter(Function):
 
 
 class _Leave(Function):
-    """[G, T, N, H]: each token's sum of what its windows answer, those that end at it or before. Keeps the choice."""
+    """[G, T, N, H]: for each token, the sum of the answers of its windows that end at or before it. Saves only the
+    choice.
+    """
 
     @staticmethod
     def forward(
@@ -217,7 +219,7 @@ class _Leave(Function):
 
 
 def _collect(x_GTMH: Tensor, heads: int, chosen: Chosen, late: bool) -> Tensor:
-    """[G, N, S, H]: of each chosen window of c tokens their mean; `late`: the sum over the c from its last one on."""
+    """[G, N, S, H]: the mean of each chosen window of c tokens; `late`: the sum over c tokens from its last one on."""
     (G, T, _, H), S, p = x_GTMH.shape, chosen.window_GNS.shape[-1], chosen.factor
     rest = -T % p ** (len(chosen.sizes) - 1)
     table = F.pad(x_GTMH, (0, 0, 0, 0, 0, rest)) if rest else x_GTMH
@@ -237,7 +239,7 @@ def _collect(x_GTMH: Tensor, heads: int, chosen: Chosen, late: bool) -> Tensor:
 
 
 def _spread(y_GNSH: Tensor, tokens: int, heads: int, chosen: Chosen, late: bool) -> Tensor:
-    """[G, T, M, H]: the transpose of `_collect`, each entry added to the tokens that it is collected from."""
+    """[G, T, M, H]: the transpose of `_collect`: each entry is added to the tokens from which it was collected."""
     (G, _, S, H), p = y_GNSH.shape, chosen.factor
     count = -(-tokens // p ** (len(chosen.sizes) - 1))
     y_RH = y_GNSH.reshape(-1, H)
@@ -275,5 +277,5 @@ def _places(place_GNX: Tensor, entries: int) -> Tensor:
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of its sums: fp32, or fp64."""
+    """The dtype of sums: fp32, or fp64."""
     return torch.promote_types(dtype, torch.float32)

@@ -3,7 +3,7 @@
 A span of random tokens is placed in real text and repeated later. The NLL of the second copy shows whether the model
 copies. A head's prefix-matching score is its attention on the token after the previous occurrence (arXiv 2209.11895).
 Its partner in the circuit, the previous-token head, is scored on the same rows. Design note: random tokens, not words,
-because no language model can guess them: what it gets right, it has copied.
+because no language model can guess them: every right prediction is copied.
 """
 
 from dataclasses import dataclass

@@ -160,7 +160,7 @@ def strongest_heads(score_LN: np.ndarray, k: int) -> Heads:
 
 
 def random_heads(score_LN: np.ndarray, top: Heads, rng: np.random.Generator) -> Heads:
-    """Draw as many random heads as `top` has, outside `top` and no retrieval heads; fewer if the model has too few.
+    """Draw the same number of random heads outside `top`, without retrieval heads; fewer if the model has too few.
 
     Each layer gets as many as `top` has there. If a layer has too few, heads of other layers replace them.
     """

@@ -66,7 +66,7 @@ class Monitor(ABC):
 
     @abstractmethod
     def passes(self) -> list[Pass]:
-        """Return what one window sends through the model, from the settings alone: texts have their nominal length."""
+        """Return the texts that one window sends through the model, from the settings alone, with nominal lengths."""
 
     def samples(self, measured: Any) -> Sequence[Value]:
         """Return the per-item values to keep, if any."""
@@ -85,11 +85,11 @@ class Monitor(ABC):
         return None
 
     def reference(self, model: LanguageModel, items: Any) -> dict[str, np.ndarray]:
-        """Compute what this model fixes for all windows. Called once per run, inside `evaluating`."""
+        """Compute the reference that this model fixes for all windows. Called once per run, inside `evaluating`."""
         raise NotImplementedError
 
     def reference_passes(self) -> list[Pass]:
-        """Return what `reference` sends through the model."""
+        """Return the texts that `reference` sends through the model."""
         return []
 
     def refer(self, items: Any, kept: Mapping[str, np.ndarray]) -> Any | None:

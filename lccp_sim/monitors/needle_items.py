@@ -1,4 +1,4 @@
-"""The texts of the needle monitor, in five variants that differ in what surrounds the needle.
+"""The texts of the needle monitor, in five variants with different surroundings of the needle.
 
 Each has the form [before] needle [after] Question: ... Answer: needle verbatim (arXiv 2604.02650, section 5) and has
 exactly the requested length. Pieces of token ids are concatenated, so every span is exact by construction. Design note:
@@ -136,7 +136,7 @@ class Texts:
         return NeedleItem(f"{variant}-{length}-{i}", tags, tokens, *spans, fact.value_mask, None, alone)
 
     def control(self, rng: np.random.Generator, item: NeedleItem, i: int) -> np.ndarray:
-        """Return the tokens of the i-th text with the needle replaced by as many tokens of its haystack."""
+        """Return the tokens of the i-th text with the needle replaced by the same number of haystack tokens."""
         start, stop = item.needle
         control = item.tokens.copy()
         control[start:stop] = self.haystack(i).take(rng, stop - start)

@@ -17,7 +17,7 @@ _Given = TypeVar("_Given")
 def evaluating(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
     """Set eval mode, disable gradients and fork the RNG inside the context; restore everything on exit, even on error.
 
-    `bf16`: run matrix products in bf16, except where a monitor or the model asks for fp32 (logits).
+    `bf16`: run matrix products in bf16, unless a monitor or the model requires fp32 (logits).
     """
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device

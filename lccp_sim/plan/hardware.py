@@ -15,7 +15,7 @@ RESERVE = 0.08  # of a GPU's memory: allocator, workspaces, communication
 
 
 class Hardware(NamedTuple):
-    """One device: FLOP/s at its peak in bf16 and fp32, bytes, the assumed share of the peak, where it comes from."""
+    """One device: peak FLOP/s in bf16 and fp32, bytes, the assumed share of the peak, and the source."""
 
     name: str
     bf16_flops: float
@@ -58,7 +58,7 @@ GPUS = {
 
 
 def parse_layout(text: str) -> Layout:
-    """The layout that `dp=8,ep=8,cp=1` writes; what is left out is 1. Raises ConfigError."""
+    """Parse a layout such as `dp=8,ep=8,cp=1`; omitted parts are 1. Raises ConfigError."""
     sizes: dict[str, int] = {}
     for part in text.split(",") if text else ():
         key, _, value = part.strip().partition("=")
@@ -75,7 +75,7 @@ def parse_layout(text: str) -> Layout:
 def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int:
     """Tokens that `cp` devices send through together: run.micro_batch_tokens, or their part of the batch.
 
-    Raises ConfigError, naming `where` the layout stands, if it does not divide the experts, the batch or the context.
+    Raises ConfigError, naming `where` the layout is set, if it does not divide the experts, the batch or the context.
     """
     model, run = config.model, config.run
     dense = model.num_dense_layers == model.num_layers
@@ -97,9 +97,9 @@ def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int
 
 
 def fits(needed: float, device: Hardware, remedies: list[tuple[str, float]], how: str = "") -> None:
-    """Raise ConfigError naming what a device needs and has, and the first of `remedies` (what, bytes then) that fits.
+    """Raise ConfigError with required and available memory, and the first of `remedies` (change, bytes) that fits.
 
-    `how` says in the message under what condition so much is needed.
+    `how` states in the message the condition under which this memory is needed.
     """
     if needed <= device.usable:
         return

@@ -1,4 +1,4 @@
-"""Memory of one device, from what the model's autograd functions really keep: weights, AdamW, activations, the loss.
+"""Memory of one device: weights, AdamW, the tensors that the model's autograd functions actually save, the loss.
 
 Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
 bench/plan_accuracy.py. With several devices, weights, gradients and moments are sharded evenly over them (ZeRO-3,
@@ -52,7 +52,7 @@ def place_of(config: Config, gpu: bool) -> Place:
 
 
 class Memory(NamedTuple):
-    """Bytes of one device. `step` is the most that the loss or one layer's backward needs on top of what is kept."""
+    """Bytes of one device. `step` is the largest additional need of the loss or of one layer's backward pass."""
 
     weights: float
     gradients: float
@@ -77,7 +77,7 @@ class Memory(NamedTuple):
 
     @property
     def total_checkpointed(self) -> float:
-        """The peak where blocks keep their input alone and run forward again in the backward pass."""
+        """The peak if blocks keep only their input and run again in the backward pass."""
         return self.state + self.copies_checkpointed + self.activations_checkpointed + self.step_checkpointed
 
     def peak(self, every: int | None) -> float:
@@ -196,7 +196,7 @@ def kept_feed_forward(config: ModelConfig, layer: int, place: Place, ep: int = 1
 
 
 def _norm(config: ModelConfig, place: Place) -> float:
-    """A norm over the width, and the input of the product after it, where that is not the norm's own tensor."""
+    """A norm over the width, and the input of the next product if that is not the norm's own tensor."""
     return 4 * config.d_model + 4 + ((2 if place.bf16 else 4) * config.d_model if place.gpu or place.bf16 else 0)
 
 

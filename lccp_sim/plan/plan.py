@@ -170,7 +170,7 @@ def _memory(needs: Memory, device: Hardware) -> dict[str, Any]:
 
 
 def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_context_tokens: int) -> dict[str, Any]:
-    """What RoPE is set to, the bound of the base, and what models with like heads use."""
+    """The RoPE setting, the bound of the base, and the values of models with similar heads."""
     d_head = 2 * len(frequencies)
     return {
         "setting": {key: value for key, value in vars(rope).items() if value is not None},
@@ -186,7 +186,7 @@ def plan_rope(frequencies: np.ndarray, rope: Any, context_tokens: int, old_conte
 
 
 def assumptions(config: Config, device: Hardware, layout: Layout, state: float) -> list[str]:
-    """What the numbers stand on, a line each; `state`: bytes of weights, gradients and moments on a device."""
+    """The assumptions of the numbers, one per line; `state`: bytes of weights, gradients and moments on a device."""
     every = config.run.recompute_every
     blocks = "each block" if (every or 1) == 1 else f"one of every {every} blocks"
     here = f"run.recompute_every={every} asks for it" if every else "this run has none (run.recompute_every=1 would)"

@@ -16,7 +16,7 @@ STEP, LARGEST = 1.005, 1e30  # of the search for the bound, base after base; hea
 
 
 class Known(NamedTuple):
-    """What a published model uses: head width, context in tokens, base of its plain RoPE, what scales it; its paper."""
+    """The RoPE of a published model: head width, context in tokens, plain base, scaling, and paper."""
 
     model: str
     d_head: int
@@ -46,7 +46,7 @@ def base_frequencies(d_head: int, base: float) -> np.ndarray:
 
 
 def first_negative(frequencies: np.ndarray, context_tokens: int) -> int | None:
-    """The first distance m within 1 ... context where B(m) < 0, or None. `frequencies` [H/2] in radians a position.
+    """The first distance m within 1 ... context with B(m) < 0, or None. `frequencies` [H/2] in radians per position.
 
     With m = a S + b the cosines of sums are one matrix product for many m: 2 sqrt(context) cosines a pair, not context.
     """
@@ -91,7 +91,7 @@ def plain_base(frequencies: np.ndarray) -> float | None:
 
 
 def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
-    """Channels of a head whose period lies within the context; the others never turn once while training.
+    """The number of a head's channels whose period fits into the context; the others never complete a turn in training.
 
     Source: arXiv 2310.05209, 2 ceil(H/2 log_base(context / 2 pi)); counted here, so for any kind of RoPE.
     """
@@ -99,9 +99,9 @@ def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
 
 
 def warning(rope: Any, d_head: int, context_tokens: int) -> str | None:
-    """One line where a context is too long for `rope`, a variant of models/positions.py, else None.
+    """A warning in one line if a context is too long for `rope`, a variant of models/positions.py, else None.
 
-    A plain base at or above the bound passes, even where B(m) dips below zero: larger bases than the bound may do so.
+    A plain base at or above the bound passes, even if B(m) dips below zero, as may happen above the bound.
     """
     frequencies = np.asarray(rope.frequencies(d_head)[0], dtype=float)
     reach = first_negative(frequencies, context_tokens)

@@ -21,7 +21,7 @@ class WeightPart(NamedTuple):
 class Layer(NamedTuple):
     """Parts by name; multiply-adds for each pair of a query and a key (all heads); keys that a query sees, or None.
 
-    `attention`: what the layer attends by in a sparse stage of training, with `entries(tokens)`; None: as ever.
+    `attention`: the attention of the layer in a sparse stage of training, with `entries(tokens)`; None: always dense.
     """
 
     parts: dict[str, WeightPart]
@@ -83,8 +83,8 @@ def forward_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -
     """FLOPs of a forward pass for one token, by part, averaged over one text of `context_tokens`.
 
     Matrix products only, a multiply-add as two. Attention is causal: of each query only the pairs that it sees, about
-    half of what the square of the context would give. Norms, softmax, RoPE and the means of windows are left out (below
-    1 % at real widths). `sparse_frac` of the tokens meet the layers' sparse attention, where they have one.
+    half of the count for the full square of the context. Norms, softmax, RoPE and the means of windows are left out
+    (below 1 % at real widths). `sparse_frac` is the share of tokens that use the layers' sparse attention, if any.
     """
     flops = {name: 2.0 * part.products for name, part in shape.parts().items() if part.products}
     pairs = sum(layer.pair_products * mean_pairs(layer, context_tokens, sparse_frac) for layer in shape.layers)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: tables, then what they assume."""
+"""The printed plan: tables, then their assumptions."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,6 +1,6 @@
 """The verbs of the command `lccp`. A module defines the arguments and actions of its verbs; cli.py has the table.
 
-A verb imports heavy packages where it runs, so that `lccp --help` is instant.
+A verb imports heavy packages only when it runs, so that `lccp --help` is instant.
 """
 
 from argparse import ArgumentParser, Namespace

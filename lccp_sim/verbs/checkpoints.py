@@ -25,7 +25,7 @@ def _add_measure(parser: ArgumentParser) -> None:
 
 
 def config_of_measure(overrides: list[str], config_dir: Path | None) -> "Config":
-    """The config for checkpoints that are not of a run: run=measure, unless the overrides name another."""
+    """The config for checkpoints that do not belong to a run: run=measure, unless the overrides name another."""
     from lccp_sim.train.loop.precision import bf16_is_native, settle
 
     named = any(word.startswith("run=") for word in overrides)

@@ -1,8 +1,8 @@
 """A check of this machine: versions, devices, memory, loggers, and a trial of each expert backend on a tiny input.
 
-A backend counts as usable only if its forward and backward agree with the plain loop on this machine. That a package
-can be imported is not enough: its kernels may not match this device or this torch. Usable backends are timed, for
-information only: `experts: auto` stays a fixed rule, so that a config gives the same bytes whatever else runs.
+A backend counts as usable only if its forward and backward agree with the plain loop on this machine. An import is not
+enough: the kernels of a package may not match this device or this torch. Usable backends are timed, for information
+only: `experts: auto` stays a fixed rule, so that a config gives the same bytes whatever else runs.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _places() -> list[tuple[str, torch.dtype]]:
 def speed_rows(experts: Mapping[str, Experts], found: list[Finding]) -> list[Finding]:
     """For each device, the forward and backward time of each backend that is usable there by `found` (of expert_rows).
 
-    The last line of a device says which backend `experts: auto` takes, and whether another was faster by more than
+    The last line of a device names the backend that `experts: auto` takes, and whether another was faster by more than
     noise: the slower quartile of its times is below the faster quartile of auto's.
     """
     import torch

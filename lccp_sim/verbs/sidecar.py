@@ -1,4 +1,4 @@
-"""`lccp watch FOLDER`: a sidecar that measures the checkpoints of another job as they appear, and never touches them.
+"""`lccp watch FOLDER`: a sidecar that measures the checkpoints of another job as they appear, without changing them.
 
 A checkpoint is measured once it is complete: nothing is missing, and nothing was written between two polls. The
 checkpoints that exist at the start are measured in step order. If several later ones are waiting, the newest comes
@@ -233,7 +233,7 @@ class Sidecar:
         self._waiting()  # leaves out others of the same step now, because this may be the end
 
     def mark_end(self) -> None:
-        """Mark that the last window is the end of the training, which `lccp gate` asks for."""
+        """Mark the last window as the end of training, which `lccp gate` requires."""
         write_done(self.out, self.last.tokens)
 
     def _check(self, saved: Saved, model: LanguageModel, moment: Moment) -> None:
@@ -282,7 +282,7 @@ class Sidecar:
             ) from None
 
     def _within_budget(self, config: Config, model: LanguageModel) -> Config:
-        """The config with as many items as --minutes allows, by forwards that are timed on this machine."""
+        """The config with the number of items that --minutes allows, from forwards timed on this machine."""
         minutes = self.followed.minutes
         if minutes is None:
             return config

@@ -31,14 +31,14 @@ class Study:
     """One of configs/study/*.yaml. An arm, like every run, is a list of overrides as `lccp train` takes them.
 
     `run` is trained for each arm and seed from the last of the chain `base` (whose runs get the arm's model, but not
-    its RoPE), and where `between` has the arm, through a run with these overrides first; `common` holds for them all.
-    `windows` (training tokens) has the arms that start from an earlier window of that last run. `then` are runs that
-    each arm goes on through, with its overrides; results are those of the last one.
-    `metrics` (monitor/metric) are what the results table shows. `note`: what does not follow from the study. `paper`:
-    whether the reference arm answers the findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on,
-    so that they show no ability, and `controls` the arms that are held against another than the reference. `repeats`:
-    runs of each arm and seed, which differ in the order of their data alone; of the arms `repeated` only, if it names
-    some. `smoke`: keys that the miniature has in place of these.
+    its RoPE). If `between` has the arm, a run with these overrides comes first. `common` applies to all runs. `windows`
+    (training tokens) lists the arms that start from an earlier window of that last run. `then` names further runs of
+    each arm, with its overrides; results are those of the last one. `metrics` (monitor/metric): the columns of the
+    results table. `note`: conclusions that the study does not support. `paper`: whether the reference arm answers the
+    findings of arXiv 2604.02650. `trained`: metrics that some arm is trained on, so that they do not measure ability.
+    `controls`: arms that are compared with an arm other than the reference. `repeats`: runs of each arm and seed that
+    differ only in the order of their data, limited to the arms `repeated` if it names some. `smoke`: keys that replace
+    these in the miniature.
     """
 
     question: str
@@ -197,9 +197,9 @@ def study(
 
 @dataclass
 class Stages:
-    """Trains a study stage by stage: its bases, what lies between, its arms, what they go on through.
+    """Trains a study stage by stage: its bases, the runs in between, its arms, and their further runs.
 
-    `failed`: a line for each run that is not finished. Arms that ask for the same run share it.
+    `failed`: a line for each run that is not finished. Arms with the same run share it.
     """
 
     study: Study

@@ -108,7 +108,7 @@ class Compared:
         return lines
 
     def foot(self) -> list[str]:
-        """Describe what was left out and why, and how many metrics differ."""
+        """Describe the metrics that were left out, with reasons, and count those that differ."""
         grouped = Counter((reason, name.partition("/")[0]) for name, reason in self.left_out.items())
         lines = [
             f"left out: {n} metrics of {monitor}, of different items: {why}" for (why, monitor), n in grouped.items()

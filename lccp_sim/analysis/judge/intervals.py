@@ -64,7 +64,7 @@ class Scatter:
     def quantile(self, contrast_2: Array) -> float:
         """The quantile of Student's t for a sum of the two means with these weights.
 
-        Degrees of freedom: Satterthwaite 1946 (Biometrics Bull. 2), eq. 17; infinite where nothing varies.
+        Degrees of freedom: Satterthwaite 1946 (Biometrics Bull. 2), eq. 17; infinite if nothing varies.
         """
         var_H = np.einsum("i,hij,j->h", contrast_2, self.cov_H22, contrast_2)
         total = float(var_H.sum())
@@ -78,7 +78,7 @@ class Scatter:
         return middle - half, middle + half
 
     def ratio(self, mean_2: Array) -> tuple[float, float] | None:
-        """The interval of second mean / first mean; None if it has no end, because the first is not told from 0.
+        """The interval of second mean / first mean; None if it is unbounded, because the first may be 0.
 
         It holds every r for which `second - r first` is not told from 0. Source: Fieller 1954 (J. R. Stat. Soc. B 16).
         """
@@ -215,7 +215,7 @@ def change_of_shares(before_I: Array, after_I: Array) -> tuple[float, float]:
 
     Half an item is added to each of the four cells of the paired table, so that items that all agree also have an
     interval. Source: Agresti and Min 2005 (Stat. Med. 24), adjusted Wald, here with Student's t: with the normal's
-    quantile, up to 7 % of equal shares of 10 items are told apart.
+    quantile, up to 7 % of equal shares of 10 items are found different.
     """
     gained, lost = float((after_I > before_I).sum()) + 0.5, float((after_I < before_I).sum()) + 0.5
     n = len(before_I) + 2

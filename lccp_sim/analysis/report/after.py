@@ -1,4 +1,4 @@
-"""What a study's page shows where its arms leave one run at several windows, and where arms train a score."""
+"""Parts of a study's page for arms that branch off one run at several windows, and for arms that train a score."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ def window_stages_table(found: Forks) -> Table:
 
 
 def signals_table(found: Forks, runs: Runs) -> Table:
-    """What RL learnt from, by arm: means over all logged steps and seeds."""
+    """The training signal of RL by arm: means over all logged steps and seeds."""
     rows = []
     for arm in sorted(runs, key=lambda arm: found.windows[arm]):
         means = [[run.select("train", each).value.mean() for each in SIGNALS] for run in runs[arm].values()]
@@ -46,7 +46,7 @@ def signals_table(found: Forks, runs: Runs) -> Table:
 
 
 def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
-    """Which monitor, read at the window, predicts the last pass@1 in seeds left out."""
+    """How well each monitor, read at the window, predicts the final pass@1 in held-out seeds."""
     rows = []
     for row in found:
         name = "pass@1 at the window" if row.monitor == FIRST else labelled(row.monitor)
@@ -68,7 +68,7 @@ def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
 
 
 def spreads_table(found: Sequence[StageSpread]) -> Table:
-    """Whether a phase washes the differences of windows out or widens them."""
+    """Whether a phase narrows or widens the differences between windows."""
     rows = [
         [
             row.stage,
@@ -114,7 +114,7 @@ def scores_table(judged: Mapping[tuple[str, str], Sequence[Result]], trained: Se
 
 
 def better(row: Result) -> int:
-    """1 where an arm's metric is better than the control's, -1 where it is worse, 0 where neither is shown."""
+    """1 if an arm's metric is better than the control's, -1 if it is worse, 0 if neither is shown."""
     apart = row.difference
     if apart is None or row.inside or not (apart.above(0) or apart.below(0)):
         return 0

@@ -1,7 +1,7 @@
-"""A chain of runs: its phases on one axis of tokens, and what each bought.
+"""A chain of runs: its phases on one axis of tokens, and the gain of each.
 
-Design note: phases may measure other items (another number of needles), so a curve may jump where a
-phase begins; what a phase bought is therefore taken inside it, between its own first and last window.
+Design note: phases may measure other items (another number of needles), so a curve may jump at the start of a phase.
+The gain of a phase is therefore computed within it, between its own first and last window.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SIGNALS = (
 
 
 def of_chain(phases: Sequence[Phase]) -> tuple[list[Drawing], list[Table]]:
-    """The figure and the tables of a chain; none for a run that comes from no other."""
+    """The figure and the tables of a chain; nothing for a run that does not start from another run."""
     if len(phases) < 2:
         return [], []
     curves = curves_of_phases(phases)
@@ -36,7 +36,7 @@ def of_chain(phases: Sequence[Phase]) -> tuple[list[Drawing], list[Table]]:
 
 
 def curves_of_phases(phases: Sequence[Phase]) -> dict[str, list[Curve | None]]:
-    """Of each metric that some phase measures its curve in every phase, up to the window that was taken over."""
+    """The curve of each metric in every phase that measures it, up to the window from which the next phase started."""
     found = {
         each.key: [_until(whole_curve(phase.run, each.key), phase.tokens) for phase in phases]
         for each in shown("overlay")
@@ -53,14 +53,14 @@ def bought(curve: Curve | None) -> Estimate | None:
 
 
 def _changed(change: Estimate) -> str:
-    """The change with its interval; an interval without width says only that no item differs from another."""
+    """The change with its interval. An interval without width only means that all items agree."""
     if change.low is not None and change.low == change.high:
         return f"{signed(change.value)} (the same for every item)"
     return interval(change, signed)
 
 
 def phases_table(phases: Sequence[Phase]) -> Table:
-    """One row a phase: its run, what it learns, where it lies."""
+    """One row per phase: its run, its objective, and its range of tokens."""
     rows = [
         [label, each.run.name, tokens(each.tokens), tokens(each.before), _left(each)]
         for label, each in zip(labels(phases), phases, strict=True)
@@ -112,7 +112,7 @@ def signed(value: float) -> str:
 
 
 def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]]) -> Drawing | None:
-    """Each metric in a panel over all tokens of the chain, a colour a phase; first what the last phase measures."""
+    """Each metric in a panel over all tokens of the chain, one colour per phase, metrics of the last phase first."""
     names = sorted(curves, key=lambda name: curves[name][-1] is None)[:MOST_PANELS]
     if not names:
         return None
@@ -153,7 +153,7 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
 
 
 def widths(ends: np.ndarray) -> np.ndarray:
-    """The places of the borders between phases, 0 to 1: in proportion to tokens, but each phase LEAST wide or more."""
+    """The borders between phases, 0 to 1: in proportion to tokens, but with each phase at least LEAST wide."""
     share = np.diff(ends) / ends[-1]
     wide = np.maximum(share, min(LEAST, 1 / len(share)))
     return np.concatenate(([0.0], np.cumsum(wide / wide.sum())))

@@ -197,7 +197,7 @@ def _over_seeds(arm: Sequence[Findings], over: Findings) -> Table:
 
 
 def _lags(found: Sequence[Findings]) -> Table:
-    """Tabulate the deceptive index of each run, and what the NLL gains after the hit's t95."""
+    """Tabulate the deceptive index of each run, and the gain of the NLL after the hit's t95."""
     rows = []
     for each in found:
         gap = each.lag()

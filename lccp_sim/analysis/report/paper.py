@@ -89,7 +89,7 @@ def correlations_table(found: Findings) -> Table:
 
 
 def claims_table(found: Findings) -> Table:
-    """Tabulate the paper's statements with what this run shows for each; empty if it shows none."""
+    """Tabulate the paper's statements with this run's results; empty if it has none."""
     rows = [row for row in (_hit(found), _ppl(found), _index(found), _peak(found), _heads(found), _law(found),
                             _depth(found), _interference(found)) if row]  # fmt: skip
     note = (

@@ -120,7 +120,7 @@ def cost_table(costs: Sequence[StoppingCost]) -> Table:
 
 
 def _cost(signal: str, at: list[float], match: Sequence[Curve]) -> StoppingCost:
-    """Compute what the probe gains after a signal, over the seeds that have a probe window there."""
+    """Compute the gain of the probe after a signal, over the seeds that have a probe window there."""
     places = [int(np.searchsorted(curve.tokens_W, tokens_)) for curve, tokens_ in zip(match, at, strict=True)]
     pairs = [(c, p) for c, p in zip(match, places, strict=True) if p < len(c.tokens_W)]
     read = tuple(float([*curve.tokens_W, np.inf][place]) for curve, place in zip(match, places, strict=True))

@@ -1,4 +1,4 @@
-"""The findings of a run in words, and what a reader might expect but the run does not show.
+"""The findings of a run in words, and expected findings that the run does not show.
 
 There is one statement per topic, with its numbers; a topic whose metrics are absent has none. What is not shown is what
 arXiv 2604.02650 leads a reader to expect, with the number behind it.
@@ -284,7 +284,7 @@ MISSING = {
 
 
 def not_shown(found: Findings) -> list[str]:
-    """Return sentences on what was not recorded, changed within noise, has not levelled, or does not keep pace."""
+    """Return sentences on metrics that were not recorded, changed within noise, have not levelled, or lag behind."""
     present = set(found.run.records.monitor)
     lines = [f"No {text}." for monitor, text in MISSING.items() if monitor not in present]
     return lines + _needle_not_shown(found) + _heads_not_shown(found) + _probe_not_shown(found)

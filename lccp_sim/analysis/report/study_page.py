@@ -1,7 +1,7 @@
 """The page of a study: results by arm with differences from the reference, curves with bands, agreement of rankings.
 
-It is built from finished runs only and needs no config but theirs. Design note: a run of each arm and seed is one
-point; intervals over items, as in the reports of runs, say nothing about another seed.
+It is built from finished runs only and needs only their configs. Design note: each run of an arm and seed is one point,
+because intervals over items, as in the reports of runs, say nothing about another seed.
 """
 
 import json
@@ -78,10 +78,10 @@ def write_study(
 ) -> Path:
     """Write index.html, its Markdown, report.json, results.csv and records.parquet to `folder`; return the page's path.
 
-    `texts`: the question, and what does not follow. `runs`: the finished ones by arm and seed. `failed`: a line for
-    each run that did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the
-    same arms and seeds with other orders of the data, one after another. `trained`: metrics that are no ability;
-    `controls`: arms that these are judged against, where it is not the reference.
+    `texts`: the question and the note. `runs`: the finished runs by arm and seed. `failed`: a line for each run that
+    did not finish. `paper`: with the answers of the reference arm to the paper's findings. `repeats`: the same arms and
+    seeds with other orders of the data, one after another. `trained`: metrics that do not measure ability; `controls`:
+    the arms against which these are judged, if not the reference.
     """
     curves = curves_of(runs, metrics)
     again = [curves_of(each, metrics) for each in repeats]
@@ -366,7 +366,7 @@ def _shared(runs: Runs) -> Table:
 
 
 def _batches(run: RunData) -> tuple[str, ...]:
-    """Return what determines a run's batches: its corpus (pools and shares), context, batch and order."""
+    """Return the settings that determine a run's batches: its corpus (pools and shares), context, batch and order."""
     corpus = json.loads((run.path / "corpus.json").read_text())["hash"]
     keys = ("run.context_tokens", "run.batch_tokens", "data.order_seed")
     return corpus, *(str(run.setting(key)) for key in keys)

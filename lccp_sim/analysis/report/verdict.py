@@ -182,7 +182,7 @@ def headline(found: Findings, rows: Sequence[Signal]) -> str:
 
 
 def _got_worse(rows: Sequence[Signal]) -> list[str]:
-    """List what got worse beyond noise: signals, or sources of a signal whose mean did not."""
+    """List the signals that got worse beyond noise, or sources of a signal whose mean did not."""
     worse = []
     for row in rows:
         sources = [name for name, status in row.by_source.items() if status == WORSE]

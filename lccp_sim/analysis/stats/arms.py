@@ -1,7 +1,7 @@
 """Comparison of a study's arms: final values, seed by seed against the reference arm, and agreement of rankings.
 
-Seeds are pairs: the same seed has the same base and, where the axis allows it, the same batches in every arm. So the
-difference from the reference is taken within a seed. Design note: two or three seeds give a t interval with 1 or 2
+Arms are paired by seed: the same seed has the same base and, if the axis allows it, the same batches in every arm. So
+the difference from the reference is taken within a seed. Design note: two or three seeds give a t interval with 1 or 2
 degrees of freedom, which is reported at its full width.
 
 Repeats of a run have the same seed, base and text, but read the rows in another order. Their spread is the effect of
@@ -33,7 +33,7 @@ class Noise:
     degrees: int
 
     def floor(self, *sides: Repeats) -> float:
-        """Bound what a mean over seeds (or a difference of two such means) reaches by order alone, at the 95 % level.
+        """Return the 95 % bound on the effect of data order alone on a mean over seeds, or on a difference of two.
 
         Each side holds the repeats of its seeds; a seed's value is the mean of its repeats.
         """
@@ -153,7 +153,7 @@ class Agreement:
 
 
 def curves_of(runs: Runs, metrics: Sequence[str]) -> Curves:
-    """Collect the curves by metric, arm and seed; what a run did not measure is left out."""
+    """Collect the curves by metric, arm and seed. Metrics that a run did not measure are left out."""
     return {
         metric: {
             arm: {seed: curve for seed, run in seeds.items() if (curve := whole_curve(run, metric)) is not None}

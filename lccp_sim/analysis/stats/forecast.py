@@ -2,9 +2,9 @@
 
 The laws are fitted to the windows up to a cutoff and averaged by their Akaike weights, separately in each resample.
 Design note: the same items are measured at every window, so a shift that a resample applies to all windows alike is
-removed. The interval is about what these items will show, not what other items would. If the learning rate is not
-constant, the forecast follows the schedule, which is known in advance. Windows before the rate falls give no forecast
-for a time after it, because they say nothing about the effect of annealing.
+removed. The interval covers future values of these items, not of other items. If the learning rate is not constant, the
+forecast follows the schedule, which is known in advance. Windows before the rate falls give no forecast for a time
+after it, because they say nothing about the effect of annealing.
 """
 
 from collections.abc import Mapping

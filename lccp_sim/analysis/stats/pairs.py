@@ -7,7 +7,8 @@ never gets there it starts at the hit's t95, although that is not a ceiling.
 Correlations are computed within runs and pooled over runs: each run's own mean (and, optionally, its own trend in log
 tokens) is removed before products are summed, because a run that is better throughout says nothing about windows.
 Windows are resampled in short blocks, which keep neighbours together but not a trend longer than a block. So the
-interval of a coefficient that contains the trend is about this trend, not about what else the two series share.
+interval of a coefficient that contains the trend is about this trend, not about anything else that the two series
+share.
 """
 
 import math
@@ -231,8 +232,8 @@ def degrees(runs: Sequence[Points]) -> int:
 def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Estimate:
     """Compute the pooled correlation with its bootstrap interval; no interval if it is 1 or -1.
 
-    Each resample draws as many runs as there are, with replacement; in each of these, blocks of about cube root of W
-    windows; and one of the run's resamples of items. Fisher's z of the resamples is shifted to that of the estimate
+    This is a nested bootstrap. Each resample draws runs with replacement, then blocks of about W^(1/3) windows within
+    each run, and one of the run's resamples of items. Fisher's z of the resamples is shifted to that of the estimate
     before its 95 % range is taken, because resampling adds item noise to values that already have it and so pulls
     correlations towards 0. Resamples in which a series does not vary are left out. Source: moving blocks, Kuensch 1989
     (Ann. Stat. 17); nesting, Davison and Hinkley 1997 sec. 3.8; the shift is our own.

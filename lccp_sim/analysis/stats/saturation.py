@@ -1,4 +1,4 @@
-"""When a metric has made most of its own improvement, and what another metric still gains after that.
+"""The point at which a metric has made most of its own improvement, and the later gain of another metric.
 
 t95 is the number of tokens to 95 % of *this run's own* improvement, read from an isotonic fit; t50 and t90 likewise.
 None of them is a point of saturation: a curve that keeps improving has a later t95 in a longer run, and the t95 of the
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Lag:
-    """What `late` (answer NLL) still gains after the t95 of `early` (hit); None where there is nothing to compare.
+    """The gain of `late` (answer NLL) after the t95 of `early` (hit); None if there is nothing to compare.
 
     `factor`: late at early's t95 divided by late at the end; `nats`: their difference. `same_shape`: the factor if late
     had exactly early's shape, 1 + (1 - .95) (first / last - 1). `index`: t95(late) / t95(early), the deceptive index;
@@ -178,7 +178,7 @@ def _progress(curve: Curve) -> Progress:
 
 
 def lag(early: Curve, late: Curve) -> Lag | None:
-    """Compute what `late` still gains after early's t95, both recomputed in each resample; None if early has no t95.
+    """Compute the gain of `late` after early's t95, both recomputed in each resample; None if early has no t95.
 
     The values of `late` are measured values, not those of the isotonic fit, which can only fall. So the factor can be
     below 1, and its interval can include 1. The two curves must share their windows and their resamples.

@@ -1,6 +1,6 @@
 """The architectures of `transformers` that match lccp-sim's under other names, each a row of ARCHITECTURES.
 
-There is no list of what a row cannot express: it is found by writing config.json and reading it back.
+There is no list of unsupported settings: they are found by writing config.json and reading it back.
 """
 
 import dataclasses
@@ -184,7 +184,7 @@ def write_config(name: str, config: ModelConfig) -> Settings:
 
 
 def choose_architecture(config: ModelConfig, preferred: str | None = None) -> str:
-    """The name of an architecture that computes what `config` does. Raises ConfigError with what the nearest lacks."""
+    """The name of an architecture equivalent to `config`. Raises ConfigError with the keys that the nearest lacks."""
     lacks = {name: missing(name, config) for name in sorted(ARCHITECTURES, key=lambda name: name != preferred)}
     best = min(lacks, key=lambda name: len(lacks[name]))
     if lacks[best]:

@@ -167,7 +167,7 @@ def _check_whole(path: Path, model: Any, info: dict[str, Any]) -> None:
 
 
 def _check_facts(folder: Folder, model: Any) -> None:
-    """Raise ConfigError if config.json states what the loaded model does not compute."""
+    """Raise ConfigError if the loaded model does not compute what config.json states."""
     where = str(folder.path)
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}

@@ -1,4 +1,4 @@
-"""Inspection of a `transformers` folder: in one place, before anything of it is loaded, whoever loads it.
+"""Inspection of a `transformers` folder, in one place for all loaders, before anything is loaded.
 
 Its config.json, its safetensors and their names must agree with each other. Harmless oddities (a byte order mark, a
 prefix that torch.compile left, weights in a subfolder) are corrected, and reported if the correction is a guess.
