@@ -194,7 +194,7 @@ def pool_shares(
 
 
 def _asked(point: Point, where: str) -> tuple[str, object]:
-    """The key by which a point sets shares by length, and its value."""
+    """The key with which a point sets shares by length, and its value."""
     name = "bucket_shares" if point.long_frac is None else "long_frac"
     return f"{where}.{name}", getattr(point, name)
 

@@ -20,7 +20,7 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> n ids (
 
 
 class Document(NamedTuple):
-    """A text, a name by which a person can find it, and its held-out group: a package, or the hash of the text.
+    """A text, a name for finding it, and its unit of holding out: a package, or the hash of the text.
 
     If it came as `ids` (uint32, without BOS), these are packed, and `text` is their decoded form.
     """
