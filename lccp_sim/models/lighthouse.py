@@ -199,9 +199,7 @@ class _Enter(Function):
 
 
 class _Leave(Function):
-    """[G, T, N, H]: for each token, the sum of the answers of its windows that end at or before it. Saves only the
-    choice.
-    """
+    """[G, T, N, H]: per token, the sum of its windows' answers, of those that end at or before it. Saves the choice."""
 
     @staticmethod
     def forward(
