@@ -167,14 +167,15 @@ def names_of(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         targets: list[ast.expr] = []
         if isinstance(node, DEFINITIONS):
-            targets = [ast.Name(node.name)]
+            targets = [ast.Name(node.name, ast.Store())]
         elif isinstance(node, ast.Assign):
             targets = node.targets
         elif isinstance(node, ast.AnnAssign):
             targets = [node.target]
         for target in targets:
-            if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                yield target.id
+            for name in ast.walk(target):
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and not name.id.startswith("_"):
+                    yield name.id
 
 
 def cpu_seconds(root: Path, words: list[str]) -> float:
