@@ -19,10 +19,8 @@ from lccp_sim.analysis.stats.pairs import Panel, gather, monitors, target_name, 
 from lccp_sim.analysis.stats.prediction import Prediction, predict
 
 PASS = "answers/pass_at_1_frac"
-PASS_LAST, PASS_FIRST = (
-    "last/pass_at_1_frac",
-    "window/pass_at_1_frac",
-)  # curves over windows: after the last phase, at the window
+PASS_LAST = "last/pass_at_1_frac"  # over windows: after the last phase
+PASS_FIRST = "window/pass_at_1_frac"  # over windows: at the window itself
 
 Values = dict[str, dict[int, list[float]]]  # by arm and seed, one a repeat
 

@@ -153,7 +153,7 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
 
 
 def widths(ends: np.ndarray) -> np.ndarray:
-    """The places of the borders between phases, 0 to 1: in proportion to tokens, but each phase LEAST_WIDTH wide or more."""
+    """Return the borders between phases, 0 to 1: in proportion to tokens, but at least LEAST_WIDTH apart."""
     share = np.diff(ends) / ends[-1]
     wide = np.maximum(share, min(LEAST_WIDTH, 1 / len(share)))
     return np.concatenate(([0.0], np.cumsum(wide / wide.sum())))

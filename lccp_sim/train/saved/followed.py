@@ -150,8 +150,8 @@ class Saved:
         path = None if self.model is None else self.model / HF_CONFIG
         if path is None or not path.is_file():
             raise ConfigError(
-                f"{self.path}: holds tensors without a {HF_CONFIG} (torch.distributed.checkpoint); name a folder with the "
-                "model's config.json and tokenizer.json: --model FOLDER"
+                f"{self.path}: holds tensors without a {HF_CONFIG} (torch.distributed.checkpoint); name a folder with "
+                "the model's config.json and tokenizer.json: --model FOLDER"
             )
         return path
 
