@@ -59,7 +59,7 @@ class Board:
     ):
         self.monitors, self.texts, self.keys, self.train = monitors, texts, keys, tuple(train)
 
-    def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
+    def draw(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """Write this window's contents; return no records."""
         windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
         if not boards:
