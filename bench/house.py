@@ -98,7 +98,21 @@ def counts(package: Path) -> dict[str, Any]:
         "names_with_several_homes": len(twice),
         "homes": twice,
         "longest_function": {"lines": longest[0], "name": longest[1]},
+        "assertions_in_tests": sum(map(assertions, (package.parent / "tests").rglob("*.py"))),
     }
+
+
+def assertions(path: Path) -> int:
+    """The assert statements of a file, and its `pytest.raises`."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    raises = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "raises"]
+    return sum(isinstance(node, ast.Assert) for node in nodes) + len(raises)
+
+
+def commit_of(root: Path) -> str:
+    """The commit of a checkout."""
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def room_of(path: str) -> str:
@@ -167,14 +181,15 @@ def names_of(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         targets: list[ast.expr] = []
         if isinstance(node, DEFINITIONS):
-            targets = [ast.Name(node.name)]
+            targets = [ast.Name(node.name, ast.Store())]
         elif isinstance(node, ast.Assign):
             targets = node.targets
         elif isinstance(node, ast.AnnAssign):
             targets = [node.target]
         for target in targets:
-            if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                yield target.id
+            for name in ast.walk(target):
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and not name.id.startswith("_"):
+                    yield name.id
 
 
 def cpu_seconds(root: Path, words: list[str]) -> float:
@@ -210,7 +225,8 @@ if __name__ == "__main__":
     if arguments.beside:
         old, new = arguments.beside.resolve(), arguments.package.resolve()
         times = beside(old, new, arguments.runs, arguments.commands)
-        result = {"before": counts(old / "lccp_sim"), "after": result, "cpu_seconds": times}
+        commits = {"before": commit_of(old), "after": commit_of(new)}
+        result = {"before": counts(old / "lccp_sim"), "after": result, "cpu_seconds": times, "commits": commits}
     text = json.dumps(result, indent=1)
     if arguments.out:
         write_atomic(arguments.out, text + "\n")

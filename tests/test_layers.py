@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -107,15 +107,38 @@ def test_a_planted_violation_is_found(rule: str) -> None:
     assert violations(rule.split()[0], PLANTED[rule]) == [rule]
 
 
+def imported(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Of each module, by dotted name, those of `sources` that it imports, at any place; a package is its `__init__`."""
+    modules = {
+        ".".join(["lccp_sim", *path.removesuffix(".py").split("/")]).removesuffix(".__init__"): path for path in sources
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(sources[path])):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                names |= {full if (full := f"{base}.{alias.name}") in modules else base for alias in node.names}
+        found[module] = names & modules.keys()
+    return found
+
+
 def test_no_module_imports_itself_through_others() -> None:
-    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
-    imports = {}
-    for module, path in paths.items():
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        names = {(node.module or "", alias.name) for node in nodes for alias in node.names}
-        imports[module] = {full if (full := f"{base}.{name}") in paths else base for base, name in names}
-    assert "lccp_sim.errors" in imports["lccp_sim.config"]
+    sources = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
+    imports = imported(sources)
+    assert (
+        "lccp_sim.errors" in imports["lccp_sim.config"] and "lccp_sim.monitors.needle" in imports["lccp_sim.monitors"]
+    )
     TopologicalSorter(imports).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("back", ["from lccp_sim.monitors import MONITORS", "import lccp_sim.monitors as all"])
+def test_a_planted_circle_is_found(back: str) -> None:
+    planted = {"monitors/__init__.py": "from lccp_sim.monitors.needle import Needle", "monitors/needle.py": back}
+    with pytest.raises(CycleError, match="needle"):
+        TopologicalSorter(imported(planted)).prepare()
 
 
 def test_a_public_name_is_unique_in_the_package() -> None:
@@ -127,6 +150,7 @@ def test_a_public_name_is_unique_in_the_package() -> None:
 def test_a_planted_second_home_of_a_name_is_found() -> None:
     planted = {"a.py": "_own = LIMIT = 1\nfrom b import Row", "b.py": "class Row: ...\n_own = 2", "c.py": "LIMIT: int"}
     assert shared_names(planted) == {"LIMIT": ["a.py", "c.py"]}
+    assert shared_names({"a.py": "A, (B, *_C) = 1, (2, 3)", "b.py": "B = 2"}) == {"B": ["a.py", "b.py"]}
 
 
 def test_a_folder_has_few_files() -> None:

@@ -24,8 +24,8 @@ from lccp_sim.analysis.stats.saturation import Lag, Progress, lag, progress
 from lccp_sim.records import Tag
 
 Key = tuple[str, str, tuple[tuple[str, Tag], ...]]
-WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # in order of computation
-ANSWER, HEADS = ("hit_frac", "answer_nll_nats"), ("retrieval_heads_count", "initial_heads_mean_frac")
+_WHOLE = ("needle", "perplexity", "heads", "induction", "intervention")  # in order of computation
+_ANSWER, _HEADS = ("hit_frac", "answer_nll_nats"), ("retrieval_heads_count", "initial_heads_mean_frac")
 PROBE = tuple(each.name for each in shown("page", "probe") if each.scale != SIGNED)
 PROBE_GAINS = tuple(each.name for each in shown("page", "probe") if each.scale == SIGNED)
 PART_DRAWS = 250
@@ -116,7 +116,7 @@ def key(monitor: str, metric: str, tags: Mapping[str, Tag]) -> Key:
 def examine(run: RunData) -> Findings:
     """Compute all curves of a run, each metric overall and in its parts. Unrecorded metrics are absent."""
     found = Findings(run)
-    for monitor in WHOLE:
+    for monitor in _WHOLE:
         for metrics in groups("page", monitor):
             found.add(monitor, metrics, {})
     _probe(found)
@@ -129,7 +129,7 @@ def examine(run: RunData) -> Findings:
             found.add("needle", metrics, tags)
     sentence = [run.sentence] if run.sentence else []
     for tags in sentence:
-        found.add("needle", ANSWER, tags)
+        found.add("needle", _ANSWER, tags)
         found.add("needle", ("answer_ppl",), tags)
     whole: dict[str, Tag] = {}
     for tags in (whole, *sentence, *lengths):
@@ -139,10 +139,10 @@ def examine(run: RunData) -> Findings:
     for (metric,) in groups("page", "perplexity"):
         for (source,) in tag_values(run, "perplexity", metric, "source"):
             found.add("perplexity", (metric,), {"source": source})
-    for metrics in (HEADS, ANSWER):
+    for metrics in (_HEADS, _ANSWER):
         found.add("heads", metrics, {"samples": "longbio"})
     for (arm,) in tag_values(run, "intervention", "hit_frac", "arm"):
-        found.add("intervention", ANSWER, {"arm": arm})
+        found.add("intervention", _ANSWER, {"arm": arm})
     found.heads = {texts: moved for texts in SETS if (moved := dynamics(run, texts))}
     planned = int(run.setting("run.tokens", run.tokens)) if not run.finished else run.tokens
     for each in shown("forecast"):
@@ -159,7 +159,7 @@ def examine(run: RunData) -> Findings:
 def examine_signals(run: RunData) -> Findings:
     """Compute only what the first screen needs, as `examine` does, in a tenth of the time."""
     found = Findings(run)
-    for monitor in WHOLE:
+    for monitor in _WHOLE:
         for metrics in groups("signal", monitor):
             found.add(monitor, metrics, {})
     for (metric,) in groups("signal", "perplexity"):

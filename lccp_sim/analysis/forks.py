@@ -19,7 +19,8 @@ from lccp_sim.analysis.stats.pairs import Panel, gather, monitors, target_name, 
 from lccp_sim.analysis.stats.prediction import Prediction, predict
 
 PASS = "answers/pass_at_1_frac"
-LAST, FIRST = "last/pass_at_1_frac", "window/pass_at_1_frac"  # curves over windows: after the last phase, at the window
+PASS_LAST = "last/pass_at_1_frac"  # over windows: after the last phase
+PASS_FIRST = "window/pass_at_1_frac"  # over windows: at the window itself
 
 Values = dict[str, dict[int, list[float]]]  # by arm and seed, one a repeat
 
@@ -104,7 +105,7 @@ def panels_of(found: Forks) -> list[Panel]:
     seeds = {run.path.resolve(): seed for seed, run in found.source.items()}
     return [
         replace(panel, curves=panel.curves | {
-            name: curve for name, values in ((LAST, found.last), (FIRST, next(iter(found.stages.values()))))
+            name: curve for name, values in ((PASS_LAST, found.last), (PASS_FIRST, next(iter(found.stages.values()))))
             if (curve := _curve(found, values, seeds[panel.path])) is not None
         })
         for panel in gather(list(found.source.values()), by_task=False)
@@ -126,8 +127,8 @@ def monitor_predictions(found: Forks) -> list[Prediction]:
     The best monitor comes first, undefined values last.
     """
     panels = panels_of(found)
-    names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), FIRST]
-    rows = [predict(panels, LAST, None, name, after_hit=False) for name in names]
+    names = [*monitors(panels), *(target_name(*each) for each in targets(panels)), PASS_FIRST]
+    rows = [predict(panels, PASS_LAST, None, name, after_hit=False) for name in names]
     return sorted(rows, key=lambda row: np.inf if row.ratio is None else row.ratio)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lccp_sim.config import Config, ModelConfig
 from lccp_sim.plan.shapes import Layer, Shape
 
-CHUNK_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, kernels.py and attention.py
+LOGIT_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, kernels.py and attention.py
 
 
 class Layout(NamedTuple):
@@ -107,7 +107,7 @@ def memory(
     ends = V * D * 4.0 * (1 if config.tie_embeddings else 2)  # embeddings and head, gathered all the while
     copies, copies_checkpointed = copies + cut * ends, copies_checkpointed + cut * ends
     angles, norm = tokens * 4.0 * config.d_head, tokens * D * (8.0 if place.gpu else 4.0)  # the norm is the last one
-    logits = CHUNK_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
+    logits = LOGIT_ROWS * V * (10.0 if place.bf16 else 12.0)  # logits, softmax, and the gradient of the chunk before
     # Forward: hidden states picked, their gradient, the head's gradient. Backward: both gradients and their products.
     forward = tokens * D * (4 + 4 + 2 * place.bf16) + V * D * (4 + 4 * place.bf16) + logits
     loss = max(forward, tokens * D * 8.0 + V * D * 8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lccp_sim.config import Config
 from lccp_sim.configure.load import plain_config, windows_of
 from lccp_sim.data.beyond import check_ids
-from lccp_sim.data.pools import open_corpus
+from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.data.tokenizer import tokenizer_hash
 from lccp_sim.data.usage import repetition
 from lccp_sim.errors import ConfigError, DamagedRecords, NotFinite, one_line, refuse
@@ -123,49 +123,27 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
         return directory
     ranks.first(lambda: branch(config, directory))
     checkpoint = ranks.first(lambda: _checkpoint(directory, console))
-    tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
-    with shown_on(console) as tell:
-        corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer, tell))
-    start.check_tokenizer(corpus)
-    for said in start.notes:
-        _say(console, f"note: {said}")
-    print_corpus(console, corpus, config)
-    if note := config.model.attention and config.model.attention.note:
-        _say(console, f"warning: {note}", style="yellow")
-    if note := rope_warning(config.model.rope, config.model.d_head, config.run.context_tokens):
-        _say(console, f"warning: {note}", style="yellow")
+    corpus = _corpus(config, start, directory, console, ranks)
     rows, device = start.rows or config.model.vocabulary(corpus.vocab_size), device_of(config)
     check_ids(corpus.largest, rows)
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
-        _say(console, f"warning: {note}", style="yellow")
+        _warn(console, note)
     moments = start.moments(config)
     model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
-    store, bf16 = directory / REFERENCE, config.watched_in_bf16
-    with shown_on(console) as tell:
-        beside = config.model.attention if config.monitors.attention == "both" else None
-        suite = MonitorSuite(config.monitors.watch, corpus, windows_of(config), store, ranks, bf16, tell, beside)
-    for note in suite.notes:
-        _say(console, f"warning: {note}", style="yellow")
-    if checkpoint is not None:
-        suite.recall(store)
-        what = f"missing, or made for different items ({', '.join(suite.unreferenced)}); only step 0 creates it"
-        refuse(suite.unreferenced, "reference", str(store), f"{what}; restore it, or move the run directory away")
-    else:
-        check_sources(config.monitors.watch, suite.unreferenced)
+    suite = _suite(config, corpus, directory, checkpoint, console, ranks)
     # Before a checkpoint is loaded: an objective compares with the weights that the run starts from.
     with shown_on(console) as tell:
         if config.objective.needs_weights:
             tell(f"preparing objective {config.objective.kind}", 0.0)
-        rows_of_run = config.objective.rows(corpus, config, model)
+        batches = config.objective.rows(corpus, config, model)
     told = config.objective.notes(config, start.context_tokens)
-    for note in told:
-        _say(console, f"warning: {note}", style="yellow")
+    _warn(console, *told)
     begins = checkpoint is None and config.run.precondition
 
     def precondition() -> list[Record]:
         base = transformer_of(config.model, start) if cut and start.content is not None else model
         if not cut or start.content is not None:  # else this rank has no weights yet
-            check_load(base, corpus, suite, start, context, console)
+            check_load(base, corpus, suite, start, config.run.context_tokens, console)
         return check_precondition(base, corpus, suite, start, console)
 
     first = ranks.first(precondition) if begins else []
@@ -174,10 +152,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     ranks.first(lambda: write_facts(directory, config, start.tokens, table, corpus.tokenizer.to_str()))
     ranks.first(lambda: (directory / DONE).unlink(missing_ok=True))
     journal = Journal(directory, silent=ranks.rank > 0)
-    _say(
-        console,
-        f"{directory}: {f'resuming {checkpoint.name}' if checkpoint else 'starting'}, {config.run.steps:,} steps",
-    )
+    how = f"resuming {checkpoint.name}" if checkpoint else "starting"
+    _say(console, f"{directory}: {how}, {config.run.steps:,} steps")
     if checkpoint is None:
         journal.truncate({}, -1)
         journal.write(first)
@@ -190,25 +166,77 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     }
     # When resuming, skip initialisation: the checkpoint overwrites every weight.
     first_state = (weights, moments) if checkpoint is None else ((), None)
-    module = LccpModule(config, model, facts, ranks, *first_state, rows_of_run)
-    tokens, log_every = config.run.batch_tokens, config.run.log_every_steps
-    monitors = RunCallback(suite, journal, tokens, log_every, lambda line: _say(console, line))
+    module = LccpModule(config, model, facts, ranks, *first_state, batches)
+    monitors = RunCallback(
+        suite, journal, config.run.batch_tokens, config.run.log_every_steps, lambda line: _say(console, line)
+    )
     monitors.axis = config.run.tensorboard_axis
+    with enough_memory(config, rows, ranks.world, device):
+        _watched(config, module, monitors, texts_of(config, corpus), batches, checkpoint, console, ranks)
+    return directory
+
+
+def _corpus(config: Config, start: Start, directory: Path, console: Console, ranks: Ranks) -> Corpus:
+    """Open the corpus, and print it with what start, attention and RoPE give reason to note."""
+    tokenizer, context = tokenizer_for(config, start, directory), config.run.context_tokens
+    with shown_on(console) as tell:
+        corpus = ranks.in_turn(lambda: open_corpus(config.data, context, config.seed, tokenizer, tell))
+    start.check_tokenizer(corpus)
+    for said in start.notes:
+        _say(console, f"note: {said}")
+    print_corpus(console, corpus, config)
+    of_attention = config.model.attention and config.model.attention.note
+    of_rope = rope_warning(config.model.rope, config.model.d_head, context)
+    _warn(console, *filter(None, (of_attention, of_rope)))
+    return corpus
+
+
+def _suite(
+    config: Config, corpus: Corpus, directory: Path, checkpoint: Path | None, console: Console, ranks: Ranks
+) -> MonitorSuite:
+    """Make the monitors' items, or recall the reference of the run that is resumed. Raises ConfigError without it."""
+    store, watched = directory / REFERENCE, config.monitors
+    beside = config.model.attention if watched.attention == "both" else None
+    with shown_on(console) as tell:
+        suite = MonitorSuite(
+            watched.watch, corpus, windows_of(config), store, ranks, config.watched_in_bf16, tell, beside
+        )
+    _warn(console, *suite.notes)
+    if checkpoint is None:
+        check_sources(watched.watch, suite.unreferenced)
+        return suite
+    suite.recall(store)
+    what = f"missing, or made for different items ({', '.join(suite.unreferenced)}); only step 0 creates it"
+    refuse(suite.unreferenced, "reference", str(store), f"{what}; restore it, or move the run directory away")
+    return suite
+
+
+def _watched(
+    config: Config,
+    module: LccpModule,
+    monitors: RunCallback,
+    texts: dict[str, str],
+    batches: Rows,
+    checkpoint: Path | None,
+    console: Console,
+    ranks: Ranks,
+) -> None:
+    """Train under the monitors, the stopping rule and the progress line; mark the run as finished if it is."""
+    tokens, directory = config.run.batch_tokens, monitors.journal.directory
     stopping = None if config.run.stopping is None else Stopping(config.run.stopping, monitors)
-    board = Board(monitors, texts_of(config, corpus), keys_of(config), TRAIN)
-    monitors.after_window = [*([stopping.look] if stopping else []), board.look]
+    board = Board(monitors, texts, keys_of(config), TRAIN)
+    monitors.after_window = [*([stopping.judge] if stopping else []), board.draw]
     began = time.perf_counter()
-    with enough_memory(config, rows, ranks.world, device), shown_on(console) as tell:
+    with shown_on(console) as tell:
         monitors.tell = tell.beside()
         ours = [ProgressLine(tell, tokens, config.run.steps), monitors, *([stopping] if stopping else [])]
-        _fit(config, module, ours, directory, rows_of_run, checkpoint, ranks)
+        _fit(config, module, ours, directory, batches, checkpoint, ranks)
     step = module.trainer.global_step
     early = stopping is not None and step == stopping.ends and step < config.run.steps
     if early or step == config.run.steps:
         by = stopping.settings.action if stopping is not None and early else None
         ranks.first(lambda: write_done(directory, step * tokens, by))
         _say(console, f"{directory}: finished in {time.perf_counter() - began:.0f} s")
-    return directory
 
 
 def _model(config: Config, start: Start, rows: int, cut: bool) -> tuple[Transformer, Iterable[tuple[str, Tensor]]]:
@@ -260,6 +288,11 @@ def _checkpoint(directory: Path, console: Console) -> Path | None:
 
 def _say(console: Console, line: str, style: str | None = None) -> None:
     console.print(line, style=style, markup=False)
+
+
+def _warn(console: Console, *notes: str) -> None:
+    for note in notes:
+        _say(console, f"warning: {note}", style="yellow")
 
 
 def _fit(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lccp_sim.analysis.chain import chain_of, labels, phases_of
-from lccp_sim.analysis.forks import FIRST, PASS, forks, least_error, monitor_predictions, spreads
+from lccp_sim.analysis.forks import PASS, PASS_FIRST, forks, least_error, monitor_predictions, spreads
 from lccp_sim.analysis.report.after import (
     better,
     predicted_table,
@@ -18,7 +18,7 @@ from lccp_sim.analysis.report.after import (
     spreads_table,
     window_stages_table,
 )
-from lccp_sim.analysis.report.chain import LEAST, _changed, bought, curves_of_phases, of_chain, widths
+from lccp_sim.analysis.report.chain import LEAST_WIDTH, _changed, bought, curves_of_phases, of_chain, widths
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.arms import Result
 from lccp_sim.analysis.stats.curve import Estimate
@@ -113,7 +113,7 @@ def test_short_phases_are_wide_enough_to_read_and_long_ones_keep_their_order() -
     edges = widths(np.array([0, 2_000_000, 2_030_000, 2_500_000]))
     assert edges[0] == 0 and edges[-1] == pytest.approx(1)
     share = np.diff(edges)
-    assert share.min() >= LEAST / (1 + 2 * LEAST) and share.argmax() == 0
+    assert share.min() >= LEAST_WIDTH / (1 + 2 * LEAST_WIDTH) and share.argmax() == 0
     assert widths(np.array([0, 1, 2])).tolist() == [0, 0.5, 1]
     assert len(widths(np.arange(9))) == 9
 
@@ -137,7 +137,7 @@ def test_the_monitor_that_the_last_pass_follows_foretells_it_in_seeds_left_out(t
     rows = {row.monitor: row for row in monitor_predictions(found)}
     assert next(iter(rows)) == COPY and rows[COPY].wins == 3
     assert rows[COPY].ratio < 0.3 and rows["perplexity/nll_nats"].ratio == pytest.approx(1, abs=0.05)
-    assert rows[FIRST].ratio is None, "pass@1 at the window is the same at all"
+    assert rows[PASS_FIRST].ratio is None, "pass@1 at the window is the same at all"
     assert least_error(found) == pytest.approx(0.01 * np.sqrt(2 / np.pi / 2), rel=0.4)
     assert least_error(found) < rows[COPY].mae_tokens
     assert [row.said for row in spreads(found)] == ["", "undecided", "narrows"], "all seeds alike before, no interval"

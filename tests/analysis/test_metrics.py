@@ -34,7 +34,7 @@ def test_the_documentation_defines_the_metrics_of_the_catalogue() -> None:
 
 
 def test_every_name_that_a_monitor_writes_is_in_the_catalogue() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "lccp_sim" / "monitors").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "lccp_sim" / "monitors").rglob("*.py"))
     written = set(re.findall(r'"([a-z]\w*_(?:frac|nats|count)|\w*ppl)"', sources))
     assert len(written) > 30 and written <= {each.name for each in METRICS}
 

@@ -25,6 +25,8 @@ from lccp_sim.analysis.report.verdict import (
 from lccp_sim.analysis.run import load_run
 from lccp_sim.analysis.stats.curve import Estimate
 from lccp_sim.analysis.stats.equivalence import Equivalence
+from lccp_sim.records import Record
+from tests.analysis.planted import hits, plant
 
 METRICS = [each.key for each in shown("signal")]
 MOVES = Equivalence(1, 2, 9, Estimate(0.1, 0.0, 0.2), 0.05, False, None)
@@ -73,6 +75,17 @@ def test_the_table_is_the_same_in_the_terminal_and_in_markdown():
     cells = ["needle hit", "0.123 to 1230", LEVELLED, "+0.027 [0.011, 0.055]", "0.030", "1.25M"]
     assert re.split(r"\s{2,}", text[2]) == cells and markdown[4] == f"| {' | '.join(cells)} |"
     assert replace(made[0], next_doubling=None, threshold=None, since_tokens=None).cells[3:] == ("", "", "")
+
+
+def test_a_falling_learning_rate_is_part_of_the_first_screen_everywhere(tmp_path):
+    moment = [(step, 100 * step) for step in range(1, 21)]
+    rates = [Record(*at, "training", "train", "lr", 1e-3 * (1 - at[0] / 21), 1) for at in moment]
+    settings = {"run": {"tokens": 2000, "context_tokens": 64, "batch_tokens": 100}, "optim": {"lr": 1e-3}}
+    metrics = {"needle/hit_frac": [hits(n) for n in (10, 20, 30)]}
+    run = load_run(plant(tmp_path / "run", metrics, changed=settings, extra=rates))
+    whole, alone = verdict(examine(run)), first_screen(run)
+    assert "rate falls from 0.00" in verdict_text(alone) and verdict_text(alone) == verdict_text(whole)
+    assert verdict_markdown(alone) == verdict_markdown(whole)
 
 
 def test_a_run_has_a_row_a_signal(planted):

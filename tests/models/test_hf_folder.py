@@ -25,7 +25,7 @@ from lccp_sim.models.foreign.hf import (
     older,
     open_weights,
 )
-from lccp_sim.models.foreign.hf_folder import INDEX, inspect
+from lccp_sim.models.foreign.hf_folder import HF_INDEX, inspect
 from lccp_sim.models.foreign.rope_settings import check_rope
 from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.models.transformer import Transformer
@@ -105,7 +105,7 @@ def shards(names: list[str], index: dict[str, str] | None = None) -> Callable[[P
             save_file({key: held[key] for key in keys}, path / name, {"format": "pt"})
         if index is not None:
             where = {k: index.get(name, name) for name, keys in zip(names, parts, strict=True) for k in keys}
-            (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+            (path / HF_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
     return edit
 
@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         PLAIN, shards(["a.safetensors", "b.safetensors"], {"a.safetensors": "/etc/hostname"}),
         "names '/etc/hostname', which lies outside the folder"),
     "an index of nothing": (
-        PLAIN, lambda path: (shards(TWO)(path), (path / INDEX).write_text("[]")), f"{INDEX}: damaged"),
+        PLAIN, lambda path: (shards(TWO)(path), (path / HF_INDEX).write_text("[]")), f"{HF_INDEX}: damaged"),
     "two sets of weights": (
         PLAIN, lambda path: (shutil.copy(path / WHOLE, path / "copy"), shards(TWO, {})(path),
                              (path / "copy").rename(path / WHOLE)), "which are two sets of weights"),

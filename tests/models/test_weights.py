@@ -13,7 +13,7 @@ from torch import Tensor
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign.architectures import read_settings, write_config
-from lccp_sim.models.foreign.hf_folder import INDEX, inspect
+from lccp_sim.models.foreign.hf_folder import HF_INDEX, inspect
 from lccp_sim.models.foreign.weights import read_weights, untied, write_weights
 from lccp_sim.models.positions import BaseRope
 from lccp_sim.models.transformer import Transformer, initialise
@@ -44,7 +44,7 @@ def test_export_import_export_is_equal_to_the_byte(variant: str, dtype: torch.dt
     write(tmp_path / "one", *read(tmp_path / "theirs"), dtype=dtype, shard=20_000)
     write(tmp_path / "two", *read(tmp_path / "one", dtype), dtype=dtype, shard=20_000)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert INDEX in names and len(names) > 3
+    assert HF_INDEX in names and len(names) > 3
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     theirs, ours = tensors(tmp_path / "theirs"), tensors(tmp_path / "one")
@@ -56,7 +56,7 @@ def test_export_import_export_is_equal_to_the_byte(variant: str, dtype: torch.dt
 
 def test_shards_as_transformers_writes_them_and_one_file(tmp_path: Path) -> None:
     save(tmp_path / "sharded", "qwen3_moe", max_shard_size="20KB")
-    assert (tmp_path / "sharded" / INDEX).exists()
+    assert (tmp_path / "sharded" / HF_INDEX).exists()
     save(tmp_path / "whole", "qwen3_moe")
     one, other = read(tmp_path / "sharded")[2], read(tmp_path / "whole")[2]
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -129,8 +129,8 @@ def test_a_missing_shard_a_torn_one_and_a_damaged_index(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{name}: damaged .*; fetch it again"):
         read(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ConfigError, match=f"{name} is missing, listed in {INDEX}; fetch the rest of the shards"):
+    with pytest.raises(ConfigError, match=f"{name} is missing, listed in {HF_INDEX}; fetch the rest of the shards"):
         read(tmp_path)
-    (tmp_path / INDEX).write_text("{")
-    with pytest.raises(ConfigError, match=f"{INDEX}: damaged"):
+    (tmp_path / HF_INDEX).write_text("{")
+    with pytest.raises(ConfigError, match=f"{HF_INDEX}: damaged"):
         read(tmp_path)

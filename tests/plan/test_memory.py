@@ -82,7 +82,7 @@ def test_a_dense_stage_needs_the_memory_of_the_larger_stage() -> None:
 
 
 def test_constants_are_those_of_the_code_that_is_planned() -> None:
-    assert planned.CHUNK_ROWS == loss.CHUNK_ROWS and planned.SLICE_ROWS == kernels.ROWS
+    assert planned.LOGIT_ROWS == loss.CHUNK_ROWS and planned.SLICE_ROWS == kernels.ROWS
     assert planned.WINDOW_BLOCK == attention.SMALLEST_BLOCK
 
 

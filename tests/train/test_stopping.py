@@ -324,7 +324,7 @@ def strange(
     suite: Any = Looking()
     monitors = MonitorCallback(suite, Journal(tmp_path), 10, say=lines.append)
     stop = Stopping(StoppingConfig(watch=("mine/x_nats",), **settings), monitors)
-    monitors.after_window = [stop.look] if told else []
+    monitors.after_window = [stop.judge] if told else []
     trainer = L.Trainer(
         max_steps=50, callbacks=[monitors, stop] if first else [stop, monitors], accelerator="cpu", logger=False,
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
@@ -356,5 +356,5 @@ def test_it_must_come_after_its_monitors(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_it_must_be_told_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"set monitors.after_window = \[stopping.look\]"):
+    with pytest.raises(ConfigError, match=r"set monitors.after_window = \[stopping.judge\]"):
         strange(tmp_path, monkeypatch, told=False)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lccp_sim.analysis.forks import FIRST, Forks, over_few
+from lccp_sim.analysis.forks import PASS_FIRST, Forks, over_few
 from lccp_sim.analysis.forks import Spread as StageSpread
 from lccp_sim.analysis.format import interval, number, tokens
 from lccp_sim.analysis.metrics import labelled, metric_of
@@ -49,7 +49,7 @@ def predicted_table(found: Sequence[Prediction], least: float | None) -> Table:
     """How well each monitor, read at the window, predicts the final pass@1 in held-out seeds."""
     rows = []
     for row in found:
-        name = "pass@1 at the window" if row.monitor == FIRST else labelled(row.monitor)
+        name = "pass@1 at the window" if row.monitor == PASS_FIRST else labelled(row.monitor)
         if row.ratio is None or row.mae is None or row.mae_tokens is None:
             rows.append([name, str(row.windows), "", "", "", str(row.reason)])
             continue

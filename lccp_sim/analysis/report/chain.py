@@ -19,7 +19,7 @@ from lccp_sim.analysis.report.tables import Table
 from lccp_sim.analysis.stats.curve import Curve, Estimate, whole_curve
 
 MOST_PANELS = 6
-LEAST = 0.25  # of an axis: narrower phases could not be read, nor the labels at their borders
+LEAST_WIDTH = 0.25  # of an axis: narrower phases could not be read, nor the labels at their borders
 SIGNALS = (
     "reward", "answer_reward_frac", "place_reward_frac", "silent_groups_frac", "entropy_nats", "sampled_tokens_count",
 )  # fmt: skip
@@ -153,9 +153,9 @@ def chain_figure(phases: Sequence[Phase], curves: dict[str, list[Curve | None]])
 
 
 def widths(ends: np.ndarray) -> np.ndarray:
-    """The borders between phases, 0 to 1: in proportion to tokens, but with each phase at least LEAST wide."""
+    """Return the borders between phases, 0 to 1: in proportion to tokens, but at least LEAST_WIDTH apart."""
     share = np.diff(ends) / ends[-1]
-    wide = np.maximum(share, min(LEAST, 1 / len(share)))
+    wide = np.maximum(share, min(LEAST_WIDTH, 1 / len(share)))
     return np.concatenate(([0.0], np.cumsum(wide / wide.sum())))
 
 

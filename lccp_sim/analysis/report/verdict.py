@@ -27,12 +27,8 @@ from lccp_sim.records import SENTENCE
 LEVELLED, IMPROVING, UNDECIDED = "levelled", "still improving", "undecided"
 FEW, WORSE = "too few points", "worse"
 STATUS = dict(zip(VERDICTS, (LEVELLED, IMPROVING, UNDECIDED, FEW), strict=True))
-SIGNAL_NAMES = {
-    "perplexity/short_nll_nats": "forgetting (short-context NLL)",
-    "heads/initial_heads_mean_frac": "heads (initial)",
-}
 LEAST_SHOWN = 0.001  # smaller improvements are shown as 0
-COLUMNS = ("signal", "first to last", "status", "next doubling", "levels below", "levelled at")
+COLUMNS = ("signal", "first to last", "status", "next doubling", "threshold", "levelled at")
 
 
 @dataclass(frozen=True)
@@ -102,15 +98,18 @@ def verdict(found: Findings) -> Verdict:
     caution = f"The precondition is not met, so interpret the rest with care. {failed}." if failed else ""
     rows = signals(found)
     said = statements(found)
-    rate = rate_of(found.run)
-    of_rate = rate.said() if rate else ""
-    return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows, of_rate)
+    return Verdict(summary, caution, said, not_shown(found), checks, headline(found, rows), rows, _rate(found.run))
+
+
+def _rate(run: RunData) -> str:
+    rate = rate_of(run)
+    return rate.said() if rate else ""
 
 
 def first_screen(run: RunData) -> Verdict:
     """Compute only the headline, the table and the precondition, without the parts that take tens of seconds."""
     rows = signals(found := examine_signals(run))
-    return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows)
+    return Verdict(("", "", ""), "", [], [], precondition(run), headline(found, rows), rows, _rate(run))
 
 
 def signals(found: Findings) -> list[Signal]:
@@ -129,8 +128,8 @@ def _signal(found: Findings, of: Metric) -> Signal | None:
     gain = decision.gain if decision.gain is not None and isfinite(decision.gain.value) else None
     threshold = found.eps * decision.gain_so_far if gain is not None and decision.gain_so_far > 0 else None
     since = since if status == LEVELLED else None
-    name, sources = SIGNAL_NAMES.get(of.key, of.label), _by_source(found, of)
-    return Signal(of.key, name, of.unit, row.first, row.last, status, gain, threshold, since, sources)
+    sources = _by_source(found, of)
+    return Signal(of.key, of.label, of.unit, row.first, row.last, status, gain, threshold, since, sources)
 
 
 def _worse(row: Progress, status: str) -> str:

@@ -21,7 +21,7 @@ from lccp_sim.records import Tag
 WINDOW_SHARES = (1 / 3, 1 / 2, 2 / 3)  # of the run's windows
 GAIN = 0.9  # of the run's own improvement: the gain whose tokens are predicted
 HORIZON = 10  # times the run's tokens: a later time is reported as "never"
-DRAWS = 300
+FORECAST_DRAWS = 300
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _forecast(curve: Curve, windows: int, share: float, end: int) -> Forecast:
         tokens_W=tokens_W[:windows],
         value_W=curve.value_W[:windows],
         stderr_W=curve.stderr_W[:windows],
-        draws_RW=None if curve.draws_RW is None else curve.draws_RW[:DRAWS, :windows],
+        draws_RW=None if curve.draws_RW is None else curve.draws_RW[:FORECAST_DRAWS, :windows],
     )
     over = end <= tokens_W[-1]
     grid = np.geomspace(seen.tokens_W[-1], HORIZON * end if curve.rate is None else end, 120)

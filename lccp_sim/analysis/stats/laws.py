@@ -199,7 +199,7 @@ def _rounding(scaled_RW: Array) -> Array:
 
 
 LAW_WINDOWS = 6
-ITEMS = 100  # assumed number of items of a curve that does not say
+ASSUMED_ITEMS = 100  # assumed number of items of a curve that does not say
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def onto_scale(curve: Curve) -> tuple[Curve, Scale]:
         curve = replace(curve, stderr_W=curve.draws_RW.std(0))
     if curve.row.scale != LOGIT or (np.abs(curve.value_W - 0.5) > 0.5).any():
         return replace(curve, draws_RW=None), Scale()
-    scale = Scale("logit", 0.5 / ((curve.n or ITEMS) + 1))
+    scale = Scale("logit", 0.5 / ((curve.n or ASSUMED_ITEMS) + 1))
     share_W = np.clip(curve.value_W, scale.least, 1 - scale.least)
     stderr_W = np.maximum(curve.stderr_W, scale.least) / (share_W * (1 - share_W))
     return replace(curve, value_W=scale.of(curve.value_W), stderr_W=stderr_W, draws_RW=None), scale

@@ -187,7 +187,7 @@ def _after(hit: Curve | None) -> tuple[float | None, str]:
     return row.t95.value, f"t95 of the hit, which never reaches {CEILING}"
 
 
-MOST = 1 - 1e-9  # a larger |r| counts as 1
+LARGEST_R = 1 - 1e-9  # a larger |r| counts as 1
 PERCENTS = (2.5, 97.5)
 RESIDUE = 1e-18  # a sum of squares below this share of its terms is rounding error
 
@@ -247,9 +247,9 @@ def pooled_interval(runs: Sequence[Points], ranked: bool, seed: int = 0) -> Esti
     )
     if len(runs) == 1:
         row_SR = np.arange(RESAMPLES)[None]
-    z_R = np.arctanh(_r(product_KPR[run_SR, :, row_SR].sum(0).T).clip(-MOST, MOST))
+    z_R = np.arctanh(_r(product_KPR[run_SR, :, row_SR].sum(0).T).clip(-LARGEST_R, LARGEST_R))
     z_R = z_R[np.isfinite(z_R)]
-    if not z_R.size or abs(value) >= MOST:
+    if not z_R.size or abs(value) >= LARGEST_R:
         return Estimate(value)
     low, high = np.tanh(np.arctanh(value) + np.percentile(z_R - np.median(z_R), PERCENTS))
     return Estimate(value, float(low), float(high))

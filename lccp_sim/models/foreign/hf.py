@@ -16,7 +16,7 @@ import torch
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign.adapter import Adapter
-from lccp_sim.models.foreign.hf_folder import ADAPTER, CONFIG, Folder, inspect, lacking, misfit, unknown
+from lccp_sim.models.foreign.hf_folder import ADAPTER, HF_CONFIG, Folder, inspect, lacking, misfit, unknown
 from lccp_sim.models.foreign.rope_settings import nested
 from lccp_sim.sums import check_sums
 
@@ -31,7 +31,7 @@ def is_checkpoint(path: Path) -> bool:
 
     A folder with an adapter counts as a checkpoint; reading it is refused.
     """
-    holds = path.is_dir() and ((path / CONFIG).exists() or (path / ADAPTER).exists() or bool(_ggufs(path)))
+    holds = path.is_dir() and ((path / HF_CONFIG).exists() or (path / ADAPTER).exists() or bool(_ggufs(path)))
     return path.suffix == ".gguf" or holds
 
 
@@ -90,7 +90,7 @@ def gguf_of(path: Path) -> Path | None:
         return path
     if not path.is_dir():
         raise ConfigError(f"{path}: no such checkpoint")
-    if (path / CONFIG).exists() or (path / ADAPTER).exists():
+    if (path / HF_CONFIG).exists() or (path / ADAPTER).exists():
         return None
     ggufs = _ggufs(path)
     if not ggufs:
@@ -136,7 +136,7 @@ def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
     kind = settings.get("model_type")
     if kind is None:
         raise ConfigError(
-            f"{path / CONFIG}: has no model_type, so transformers cannot load it; put the complete file there"
+            f"{path / HF_CONFIG}: has no model_type, so transformers cannot load it; put the complete file there"
         )
     if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
         raise ConfigError(
@@ -147,7 +147,7 @@ def _check_type(path: Path, place: Path, settings: dict[str, Any]) -> None:
         try:
             config = library.AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         except Exception as error:
-            raise ConfigError(f"{path / CONFIG}: transformers cannot load it ({_line(error)})") from error
+            raise ConfigError(f"{path / HF_CONFIG}: transformers cannot load it ({_line(error)})") from error
     if type(config) not in library.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"{path}: model_type={kind!r} has no causal LM in transformers; name one that has")
 
@@ -173,7 +173,7 @@ def _check_facts(folder: Folder, model: Any) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in rope and (types := nested(rope)):
         raise ConfigError(
-            f"{folder.path / CONFIG}: rope_parameters has a group per layer type ({', '.join(types)}), but "
+            f"{folder.path / HF_CONFIG}: rope_parameters has a group per layer type ({', '.join(types)}), but "
             f"{config.model_type} has one RoPE for all layers; keep that one only"
         )
     if rope.get("alpha") and older(ALPHA_SINCE):

@@ -21,9 +21,9 @@ from torch import Tensor
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign.rope_settings import check_rope
 
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
-PAD = "pad_token_id"
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HF_CONFIG, ADAPTER = "config.json", "adapter_config.json"
+_PAD = "pad_token_id"
+WHOLE, HF_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 FLOATS = {"F64", "F32", "BF16", "F16"}
 # Wrapper modules that leave their name in tensor names: torch.compile, FSDP, checkpointing, Fabric.
@@ -72,11 +72,11 @@ class Folder:
                 links[file] = f"model-{number:05d}-of-{len(self.files):05d}.safetensors"
                 (place / links[file]).symlink_to(file.resolve())
             index = {key: links[file] for file in self.files for key in _keys(file)}
-            (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8")
+            (place / HF_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8")
             settings = dict(self.settings)
             if settings.get("rope_parameters"):
                 settings.pop("rope_scaling", None)  # says the same, and would override rope_theta
-            (place / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+            (place / HF_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
             yield place
 
     def check_twice(self, prefix: str, known: Iterable[str]) -> None:
@@ -101,7 +101,7 @@ def inspect(path: Path) -> Folder:
         base = read_json(path / ADAPTER).get("base_model_name_or_path")
         of = f" of {base}" if base else ""
         raise ConfigError(f"{path}: holds an adapter{of}: merge it first, save the merged model, and name that one")
-    config = path / CONFIG
+    config = path / HF_CONFIG
     settings = read_json(config)
     if "auto_map" in settings:
         raise ConfigError(
@@ -119,12 +119,12 @@ def inspect(path: Path) -> Folder:
     files = _files(path)
     names = _names(files, path, quantised=bool(settings.get("quantization_config")))
     names, mapping, notes = _unwrapped(names, path)
-    rows, pad = settings.get("vocab_size"), settings.get(PAD)
+    rows, pad = settings.get("vocab_size"), settings.get(_PAD)
     if isinstance(rows, int) and isinstance(pad, int) and pad >= rows:  # transformers would not build the embedding
-        settings = settings | {PAD: None}
+        settings = settings | {_PAD: None}
         notes = [
             *notes,
-            f"{path}: {PAD} is {pad}, but the embedding has {rows} rows; nothing is padded, so it is ignored",
+            f"{path}: {_PAD} is {pad}, but the embedding has {rows} rows; nothing is padded, so it is ignored",
         ]
     return Folder(path, settings, files, names, mapping, notes)
 
@@ -182,9 +182,9 @@ def few(names: list[str]) -> str:
 
 def _files(path: Path) -> list[Path]:
     """The files of the weights, in order. Raises ConfigError if any is missing."""
-    index, whole = path / INDEX, path / WHOLE
+    index, whole = path / HF_INDEX, path / WHOLE
     if index.exists() and whole.exists():
-        raise ConfigError(f"{path}: holds {WHOLE} and {INDEX}, which are two sets of weights; remove one of them")
+        raise ConfigError(f"{path}: holds {WHOLE} and {HF_INDEX}, which are two sets of weights; remove one of them")
     if index.exists():
         found = read_json(index).get("weight_map")
         if not isinstance(found, dict) or not found or not all(isinstance(each, str) for each in found.values()):
@@ -194,7 +194,7 @@ def _files(path: Path) -> list[Path]:
             if not name or "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ConfigError(f"{index}: names {name!r}, which lies outside the folder; that is refused")
         if lost := [name for name in names if not (path / name).is_file()]:
-            raise ConfigError(f"{path}: {few(lost)} missing, listed in {INDEX}; fetch the rest of the shards")
+            raise ConfigError(f"{path}: {few(lost)} missing, listed in {HF_INDEX}; fetch the rest of the shards")
         return [path / name for name in names]
     if whole.exists():
         return [whole]  # other files there hold the same weights in another form
@@ -206,7 +206,7 @@ def _files(path: Path) -> list[Path]:
     shards = [match for file in files if (match := SHARD.search(file.name))]
     if shards and len(shards) < int(shards[0][2]):
         raise ConfigError(
-            f"{path}: holds {len(shards)} of the {int(shards[0][2])} shards and no {INDEX}; fetch the rest of them"
+            f"{path}: holds {len(shards)} of the {int(shards[0][2])} shards and no {HF_INDEX}; fetch the rest of them"
         )
     return files
 

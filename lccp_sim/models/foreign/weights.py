@@ -19,7 +19,7 @@ from torch import Tensor
 from lccp_sim.config import ModelConfig
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign.architectures import ARCHITECTURES
-from lccp_sim.models.foreign.hf_folder import INDEX, lacking, misfit, unknown
+from lccp_sim.models.foreign.hf_folder import HF_INDEX, lacking, misfit, unknown
 from lccp_sim.models.transformer import Transformer
 from lccp_sim.progress import Tell, silent
 
@@ -169,7 +169,7 @@ def write_weights(
         where |= dict.fromkeys(keys, file)
     if len(shards) > 1:
         index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (out / HF_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
 
 

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
-from lccp_sim.models.foreign.hf_folder import CONFIG, WHOLE
+from lccp_sim.models.foreign.hf_folder import HF_CONFIG, WHOLE
 from lccp_sim.train.saved.sharded import INDEX, ShardPiece, pieces_of
 
 NUMBER = re.compile(r"\d+")
 STEP_NAME = re.compile(r"(?:checkpoint|ckpt|step|iter|iteration)[-_]?(\d+)")
-WEIGHT_FILES = (CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
+WEIGHT_FILES = (HF_CONFIG, INDEX, "trainer_state.json", "*.safetensors", "*.distcp", f"*/{INDEX}", "*/*.distcp")
 STATE = "trainer_state.json"
 NOT_MODEL = ("optim", "lr_scheduler", "scheduler", "train_state", "dataloader", "rng")  # next to a model
 Signature = tuple[tuple[str, int, int], ...]
@@ -53,7 +53,7 @@ class Saved:
     @property
     def parts(self) -> Path | None:
         """The folder of torch.distributed.checkpoint: this one, or one inside it; None for another format."""
-        if (self.path / CONFIG).exists():
+        if (self.path / HF_CONFIG).exists():
             return None
         if (self.path / INDEX).exists() or any(self.path.glob("*.distcp")):
             return self.path
@@ -138,7 +138,7 @@ class Saved:
             return load(self.path)
         with TemporaryDirectory(prefix="lccp-") as made:
             folder = Path(made)
-            shutil.copyfile(self._config(), folder / CONFIG)
+            shutil.copyfile(self._config(), folder / HF_CONFIG)
             named = _named_as_a_model(_pieces(parts), parts)
             save_file({name: piece.whole() for name, piece in named.items()}, folder / WHOLE, {"format": "pt"})
             try:
@@ -147,11 +147,11 @@ class Saved:
                 raise ConfigError(*(line.replace(made, str(parts)) for line in error.problems)) from None
 
     def _config(self) -> Path:
-        path = None if self.model is None else self.model / CONFIG
+        path = None if self.model is None else self.model / HF_CONFIG
         if path is None or not path.is_file():
             raise ConfigError(
-                f"{self.path}: holds tensors without a {CONFIG} (torch.distributed.checkpoint); name a folder with the "
-                "model's config.json and tokenizer.json: --model FOLDER"
+                f"{self.path}: holds tensors without a {HF_CONFIG} (torch.distributed.checkpoint); name a folder with "
+                "the model's config.json and tokenizer.json: --model FOLDER"
             )
         return path
 

@@ -18,7 +18,7 @@ from lccp_sim.data.tokenizer import parse_tokenizer, tokenizer_hash
 from lccp_sim.errors import ConfigError
 from lccp_sim.models.foreign import hf
 from lccp_sim.models.foreign.architectures import read_settings
-from lccp_sim.models.foreign.hf_folder import CONFIG, read_json
+from lccp_sim.models.foreign.hf_folder import HF_CONFIG, read_json
 from lccp_sim.models.foreign.weights import read_weights
 from lccp_sim.progress import Tell, silent
 from lccp_sim.sums import check_sums
@@ -103,7 +103,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         bos = bos.get("content") if isinstance(bos, dict) else bos
         if bos:
             return Vocabulary(text, tokenizer, bos)
-    stated = read_json(path / CONFIG).get("bos_token_id") if (path / CONFIG).exists() else None
+    stated = read_json(path / HF_CONFIG).get("bos_token_id") if (path / HF_CONFIG).exists() else None
     # Without a stated BOS, the config has the id of its class, which may be any token of this tokenizer.
     token = tokenizer.get_added_tokens_decoder().get(stated) if isinstance(stated, int) else None
     return Vocabulary(text, tokenizer, token.content if token is not None and token.special else None)

@@ -57,8 +57,8 @@ class Stopping(L.Callback):
         order: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self.monitors not in order[: order.index(self)]:
             raise ConfigError("callbacks: Stopping comes before its MonitorCallback, or without it; put it after that")
-        if self.look not in self.monitors.after_window:
-            raise ConfigError("callbacks: Stopping gets no windows; set monitors.after_window = [stopping.look]")
+        if self.judge not in self.monitors.after_window:
+            raise ConfigError("callbacks: Stopping gets no windows; set monitors.after_window = [stopping.judge]")
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: the decisions, and the rates from which a decay began."""
@@ -89,7 +89,7 @@ class Stopping(L.Callback):
             for group, rate in zip(_groups(trainer), self.rates, strict=True):
                 group["lr"] = rate * factor
 
-    def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
+    def judge(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """Judge the metrics, write the records and return them; act if all metrics are saturated."""
         if self.since is not None:
             return []

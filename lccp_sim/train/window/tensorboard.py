@@ -30,7 +30,7 @@ from lccp_sim.train.window.logs import axis_position, charted, overall_values
 
 ORDER = (*TIERS[1:], TIERS[0])  # measurements first, then the training
 TRAIN = tuple(("training", "train", metric) for metric in ("loss_nats", "lr", "grad_norm", "aux_loss"))
-CORPUS = (
+CORPUS_COLUMNS = (
     "source",
     "kind",
     "share",
@@ -59,7 +59,7 @@ class Board:
     ):
         self.monitors, self.texts, self.keys, self.train = monitors, texts, keys, tuple(train)
 
-    def look(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
+    def draw(self, trainer: L.Trainer, moment: Moment) -> list[Record]:
         """Write this window's contents; return no records."""
         windows, boards = self.monitors.suite.windows, boards_of(trainer.loggers)
         if not boards:
@@ -131,10 +131,10 @@ def texts_of(config: Config, corpus: Corpus) -> dict[str, str]:
 
 
 def corpus_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines of a Markdown table: the columns CORPUS, one line per source."""
+    """The lines of a Markdown table: the columns CORPUS_COLUMNS, one line per source."""
     plain: dict[str, Callable[[Any], str]] = {"share": percent, "cut_token_frac": percent, "source": str, "kind": str}
-    cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS] for row in rows]
-    names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS]
+    cells = [[plain.get(name, tokens)(row[name]) for name in CORPUS_COLUMNS] for row in rows]
+    names = [name.replace("token_frac", "tokens").replace("_", " ") for name in CORPUS_COLUMNS]
     return [f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells)]
 
 
