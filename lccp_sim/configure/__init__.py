@@ -1,1 +1,1 @@
-"""From overrides to a checked config; `parse` stands below everything, `load` above data, models and monitors."""
+"""From overrides to a checked config. `parse` imports no other part; `load` imports data, models and monitors."""

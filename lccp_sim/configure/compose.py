@@ -1,7 +1,7 @@
 """Overrides to a checked config: Hydra composes the groups, and the dataclasses find the errors.
 
 Design note: a key may be set whether or not a YAML names it, as with Hydra's ++, so that overrides have one form. The
-dataclasses find what is not a key.
+dataclasses detect unknown keys.
 """
 
 import re
@@ -78,7 +78,7 @@ def _marked(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message in one line, without what only concerns Hydra."""
+    """Hydra's message in one line, without details about Hydra itself."""
     message = " ".join(str(error).split())
     if override := getattr(error, "override", None):
         why = message.partition(" See https")[0]
@@ -92,7 +92,7 @@ def explain(error: Exception) -> str:
 def check(overrides: Sequence[str], config_dir: Path | None = None) -> "Config":
     """The checked config of some overrides. Raises ConfigError.
 
-    Where they change nothing but keys that need no torch in a config that ships, these are checked first, without it.
+    If they only change keys of a shipped config that do not need torch, these are checked first, without it.
     """
     plain = compose(overrides, config_dir)
     if config_dir is None and all(re.match(LIGHT, word) for word in overrides):

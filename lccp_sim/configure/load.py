@@ -1,4 +1,4 @@
-"""From plain dictionaries to a checked Config: the place that knows every table of variants."""
+"""From plain dictionaries to a checked Config, with all tables of variants."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -51,7 +51,7 @@ def config_keys(*effects: Effect) -> set[str]:
 
 
 def unequal(old: Mapping[str, Any], new: Mapping[str, Any], but: Collection[str]) -> list[str]:
-    """The keys in which two flat configs differ, without those of `but` and what lies inside them."""
+    """The keys in which two flat configs differ, except those in `but` and keys inside them."""
     keys = sorted(old.keys() | new.keys())
     return [key for key in keys if old.get(key) != new.get(key) and not is_one_of(key, but)]
 
@@ -144,7 +144,7 @@ def _check_decay(run: RunConfig | None, optim: OptimConfig | None) -> None:
 
 
 def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
-    """Raise ConfigError if this attention cannot train on these rows, or not until the run is over."""
+    """Raise ConfigError if this attention cannot train on these rows, or its dense stage starts beyond the run."""
     if run is None or model is None or model.attention is None:
         return
     attention, layers = model.attention, model.num_layers
@@ -169,7 +169,7 @@ def _check_attention(run: RunConfig | None, model: ModelConfig | None) -> None:
 
 
 def _check_measured_attention(monitors: MonitorsConfig | None, model: ModelConfig | None) -> None:
-    """Raise ConfigError if monitors shall measure training's attention, but that is dense anyway."""
+    """Raise ConfigError if monitors are to measure the attention of training, but that is dense anyway."""
     both = monitors is not None and monitors.attention == "both"
     rule = "training is dense, so there is nothing to compare; set model.attention.kind=lighthouse, or leave this out"
     refuse(both and model is not None and model.attention is None, "monitors.attention", "both", rule)

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def parse(cls: type[T], plain: object, where: str) -> T:
-    """An instance of the dataclass `cls` from plain values. Raises ConfigError: every wrong key and value, a line each.
+    """An instance of the dataclass `cls` from plain values. Raises ConfigError with one line per wrong key or value.
 
-    A wrong key is answered with the nearest right one. `where` is the dotted place of `plain` in the config.
+    The message for a wrong key suggests the nearest right one. `where` is the dotted place of `plain` in the config.
     """
     from pydantic import TypeAdapter, ValidationError
 

@@ -1,7 +1,7 @@
 """Devices by name, and the layout of a run over them: the assumptions, and the impossible layouts.
 
-Peaks and memory are those of the makers' public specifications (dense, no sparsity); a GB is 1e9 bytes. Design note:
-the utilisation (MFU) is assumed; 0.25 is within the published range for mixtures of experts, 0.15 to 0.5.
+Peaks and memory come from the manufacturers' public specifications (dense, no sparsity); a GB is 1e9 bytes. Design
+note: the utilisation (MFU) is assumed; 0.25 is within the published range for mixtures of experts, 0.15 to 0.5.
 """
 
 import os
@@ -30,7 +30,7 @@ class Hardware(NamedTuple):
 
     @property
     def usable(self) -> float:
-        """Bytes that a run can count on."""
+        """Bytes available to a run."""
         return self.bytes * (1 - RESERVE)
 
 
@@ -73,7 +73,7 @@ def parse_layout(text: str) -> Layout:
 
 
 def rows_at_once(config: Config, layout: Layout, where: str = "--layout") -> int:
-    """Tokens that `cp` devices send through together: run.micro_batch_tokens, or their part of the batch.
+    """Tokens that `cp` devices process together: run.micro_batch_tokens, or their part of the batch.
 
     Raises ConfigError, naming `where` the layout is set, if it does not divide the experts, the batch or the context.
     """

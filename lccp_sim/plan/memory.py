@@ -1,9 +1,9 @@
 """Memory of one device: weights, AdamW, the tensors that the model's autograd functions actually save, the loss.
 
-Each term follows a line of models/{attention,kernels,moe,loss}.py and is held to the measured peak by the tests and
-bench/plan_accuracy.py. With several devices, weights, gradients and moments are sharded evenly over them (ZeRO-3,
-arXiv 1910.02054), the weights of a layer are gathered when its turn comes, and experts lie on `ep` groups of devices.
-Design note: ranks were simulated on one CPU when this was measured; NCCL's buffers and the streams of a GPU were not.
+Each term follows a line of models/{attention,kernels,moe,loss}.py. Tests and bench/plan_accuracy.py compare the result
+with the measured peak. With several devices, weights, gradients and moments are sharded evenly over them (ZeRO-3, arXiv
+1910.02054), the weights of a layer are gathered when its turn comes, and experts lie on `ep` groups of devices. Design
+note: this was measured on ranks simulated on one CPU, without NCCL's buffers and GPU streams.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ LOGIT_ROWS, SLICE_ROWS, WINDOW_BLOCK = 256, 1024, 64  # as in models/loss.py, ke
 
 
 class Layout(NamedTuple):
-    """Devices = dp x ep x cp: groups that train on other rows, that hold other experts, that share a row's tokens.
+    """Devices = dp x ep x cp: groups with different rows, with different experts, and with a share of a row's tokens.
 
-    Devices that differ in their experts have other rows, too; only `cp` of them share one.
+    Devices with different experts also have different rows; only `cp` devices share a row.
     """
 
     dp: int = 1
@@ -26,14 +26,14 @@ class Layout(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """The number of devices."""
         return self.dp * self.ep * self.cp
 
 
 class Place(NamedTuple):
-    """What decides which tensors are kept: the precision, and whether it is a GPU (other kernels than on a CPU).
+    """The factors that decide which tensors are kept: precision, and GPU or CPU (which use different kernels).
 
-    `exact`: sharded weights are gathered in fp32 though products are in bf16, as monitors in fp32 ask.
+    `exact`: sharded weights are gathered in fp32 although products are in bf16, as monitors in fp32 require.
     """
 
     bf16: bool
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 def place_of(config: Config, gpu: bool) -> Place:
-    """Where a run trains."""
+    """The place where a run trains."""
     return Place(config.run.precision == "bf16", gpu, exact=not config.watched_in_bf16)
 
 
@@ -67,7 +67,7 @@ class Memory(NamedTuple):
 
     @property
     def state(self) -> float:
-        """What is there between two micro-batches."""
+        """The bytes held between two micro-batches."""
         return self.weights + self.gradients + self.moments
 
     @property
@@ -92,8 +92,8 @@ def memory(
     """Bytes of a device that holds `tokens` tokens of a micro-batch; experts get equal numbers of rows.
 
     Checkpointed is the first of every `every` blocks, as in train/loop/recompute.py (None: each block). Sparse
-    attention asks for the tokens of a `row` (None: all are one); where it turns dense in the end, the larger need
-    counts.
+    attention needs the tokens of a `row` (None: all tokens are one row). If it becomes dense in the end, the larger
+    need counts.
     """
     total = sum(part.total for part in shape.parts().values())
     mine, cut = total / layout.devices, layout.devices > 1
@@ -138,8 +138,8 @@ def memory(
 def _gathered(local: list[float], size: int) -> list[float]:
     """Bytes of weights and gradients that are unsharded while each layer runs backward, `local` weights of each.
 
-    Its own weights, those of the layer before it, which are fetched ahead, its gradients, and in fp32 those of the
-    layer after it, which are still being summed. Of its own gradients the experts' are counted in the pass itself.
+    These are its own weights, the prefetched weights of the layer before it, its gradients, and in fp32 the gradients
+    of the layer after it, which are still being summed. The pass itself counts the gradients of its experts.
     """
     before, after = [0.0, *local[:-1]], [*local[1:], 0.0]
     return [size * (own + b) + 4 * a for own, b, a in zip(local, before, after, strict=True)]
@@ -151,7 +151,7 @@ def _matrices(layer: Layer, ep: int) -> float:
 
 
 def _stages(config: ModelConfig, layer: int, row: int) -> list[float | None]:
-    """What a layer attends to in the stages of a run: entries of sparse attention for each token, or None for dense."""
+    """The attention of a layer in the stages of a run: entries of sparse attention per token, or None for dense."""
     attention = config.attention and config.attention.at(layer, config.num_layers)
     if attention is None:
         return [None]
@@ -213,7 +213,7 @@ def _stream(config: ModelConfig, tokens: int, place: Place) -> float:
 
 
 def _feed_forward_backward(config: ModelConfig, layer: int, tokens: int, ep: int, place: Place) -> float:
-    """Bytes that the backward pass of a mixture or a dense layer needs for a moment: its weights' gradients, mostly."""
+    """Temporary bytes of the backward pass of a mixture or a dense layer: mostly the gradients of its weights."""
     c, s, D = config, 2 if place.bf16 else 4, config.d_model
     if layer < c.num_dense_layers:
         width, slices = c.d_dense or 0, 4 + 2 * (tokens > SLICE_ROWS)  # the gradient of the slice before lives on

@@ -1,7 +1,7 @@
 """The plan of a run as one tree of plain numbers, which `lccp plan` prints and writes.
 
-A simulation: the tree includes its assumptions. Design note: times assume one utilisation, because the cost of
-communication depends on a network that a config does not know; `--mfu` sets it.
+It is a simulation, and the tree includes its assumptions. Design note: times assume one utilisation (`--mfu` sets it),
+because the cost of communication depends on the network, which is not part of a config.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,13 +73,13 @@ def plan_counted(config: Config, name: str, device: Hardware, layout: Layout) ->
 def plan_monitors(
     monitors: Mapping[str, Any], windows: Sequence[int], shape: Shape, training: float, sparse_until: int = -1
 ) -> dict[str, dict[str, float]]:
-    """What each monitor sends through the model at the windows of a run; its FLOPs also as a share of `training`'s.
+    """The texts that each monitor sends through the model at a run's windows; FLOPs also as a share of `training`.
 
-    Nothing is prepared, so texts have the lengths that the settings name. Left out: scoring the rows that heads are
-    judged by, and copying the model for the probe (docs/monitors.md, Cost, has the measured times).
+    Nothing is prepared, so texts have their nominal lengths. Not included: scoring attention rows, and copying the
+    model for the probe (docs/monitors.md, Cost, has the measured times).
 
-    Up to the step `sparse_until` what can be is measured once more with the sparse attention of training, and has a
-    name of its own.
+    Up to the step `sparse_until`, monitors that support it also measure with the sparse attention of training, under a
+    separate name.
     """
     plan = {}
 

@@ -1,9 +1,9 @@
 """Whether a RoPE setting can distinguish positions at a context: the lower bound of the base, the critical dimension.
 
-B(m) = sum over pairs of cos(m theta_i) says how much more a head attends to a similar token than to a random one, m
-positions away. Where it is negative, the loss may adapt to a context from which heads cannot retrieve (arXiv
-2405.14591). Design note: scaled kinds have no single base, so their frequencies are tested directly, and the bound in
-the message is that of plain RoPE.
+B(m) = sum over pairs of cos(m theta_i) measures how much more a head attends to a similar token than to a random one, m
+positions away. If it is negative, the loss may adapt to a context from which heads cannot retrieve (arXiv 2405.14591).
+Design note: scaled kinds have no single base, so their frequencies are tested directly, and the bound in the message is
+that of plain RoPE.
 """
 
 import math
@@ -48,7 +48,7 @@ def base_frequencies(d_head: int, base: float) -> np.ndarray:
 def first_negative(frequencies: np.ndarray, context_tokens: int) -> int | None:
     """The first distance m within 1 ... context with B(m) < 0, or None. `frequencies` [H/2] in radians per position.
 
-    With m = a S + b the cosines of sums are one matrix product for many m: 2 sqrt(context) cosines a pair, not context.
+    With m = a S + b, the cosines of sums are one matrix product for many m, with 2 sqrt(context) cosines per pair.
     """
     side = math.isqrt(context_tokens) + 1
     inner = np.outer(frequencies, np.arange(side))
@@ -68,8 +68,8 @@ def first_negative(frequencies: np.ndarray, context_tokens: int) -> int | None:
 def base_bound(d_head: int, context_tokens: int) -> float | None:
     """The smallest base of plain RoPE with B(m) >= 0 for every m up to the context, on a grid of 0.5 %, or None.
 
-    Every smaller base of the grid fails at a distance that was found; one between two of its bases may pass, and so may
-    larger bases fail: B's minimum does not grow evenly with the base. Source: arXiv 2405.14591.
+    The search finds a failing distance for every smaller base of the grid. A base between two grid points may pass, and
+    a larger base may fail, because B's minimum is not monotone in the base. Source: arXiv 2405.14591.
     """
     # What fails at half the context fails here, so the search goes on where that one ended, on the same grid.
     base = base_bound(d_head, context_tokens // 2) if context_tokens > 16 else 2.0
@@ -93,7 +93,8 @@ def plain_base(frequencies: np.ndarray) -> float | None:
 def critical_dimension(frequencies: np.ndarray, context_tokens: int) -> int:
     """The number of a head's channels whose period fits into the context; the others never complete a turn in training.
 
-    Source: arXiv 2310.05209, 2 ceil(H/2 log_base(context / 2 pi)); counted here, so for any kind of RoPE.
+    Source: arXiv 2310.05209, 2 ceil(H/2 log_base(context / 2 pi)). It is counted here, so it applies to any kind of
+    RoPE.
     """
     return 2 * int((2 * math.pi / frequencies < context_tokens).sum())
 

@@ -1,7 +1,7 @@
 """Weights and matrix products of a decoder, part by part: exact counts, from a config or for known models.
 
-The active weights are those that a token uses: its own experts, and all others, including the embedding; a tied head
-counts once. Design note: published counts often leave the embedding out, so `Counts` has both.
+The active weights are those that a token uses: its own experts and all other parts, including the embedding; a tied
+head counts once. Design note: published counts often omit the embedding, so `Counts` has both.
 """
 
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class Counts(NamedTuple):
 
 
 def counts(shape: Shape) -> Counts:
-    """Exact numbers of weights; selection biases of routers, which no gradient moves, are no weights."""
+    """Exact numbers of weights. Selection biases of routers, which receive no gradient, are not counted."""
     parts = shape.parts()
     total, active = sum(p.total for p in parts.values()), sum(p.active for p in parts.values())
     untied = parts["head"].total > 0
@@ -82,9 +82,10 @@ def mean_pairs(layer: Layer, context_tokens: int, sparse_frac: float) -> float:
 def forward_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -> dict[str, float]:
     """FLOPs of a forward pass for one token, by part, averaged over one text of `context_tokens`.
 
-    Matrix products only, a multiply-add as two. Attention is causal: of each query only the pairs that it sees, about
-    half of the count for the full square of the context. Norms, softmax, RoPE and the means of windows are left out
-    (below 1 % at real widths). `sparse_frac` is the share of tokens that use the layers' sparse attention, if any.
+    Only matrix products count, a multiply-add as two. Attention is causal: each query counts only the pairs that it
+    sees, about half of the count for the full square of the context. Norms, softmax, RoPE and the means of windows are
+    left out (below 1 % at real widths). `sparse_frac` is the share of tokens that use the layers' sparse attention, if
+    any.
     """
     flops = {name: 2.0 * part.products for name, part in shape.parts().items() if part.products}
     pairs = sum(layer.pair_products * mean_pairs(layer, context_tokens, sparse_frac) for layer in shape.layers)
@@ -92,7 +93,7 @@ def forward_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -
 
 
 def training_flops(shape: Shape, context_tokens: int, sparse_frac: float = 0.0) -> float:
-    """FLOPs of training for one token: forward, and twice that for the backward pass. Nothing recomputed counts."""
+    """FLOPs of training for one token: forward, and twice that for the backward pass, without recomputation."""
     return 3.0 * sum(forward_flops(shape, context_tokens, sparse_frac).values())
 
 
@@ -117,7 +118,7 @@ def vector(width: int) -> WeightPart:
 
 
 def added(*parts: WeightPart) -> WeightPart:
-    """The parts as one."""
+    """The sum of the parts."""
     return WeightPart(*(sum(column) for column in zip(*parts, strict=True)))
 
 
@@ -164,7 +165,7 @@ def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
 
 
 def gpt_oss(num_layers: int, num_experts: int) -> Shape:
-    """gpt-oss: biases everywhere, a sink weight a head, windows of 128 in every other layer (arXiv 2508.10925)."""
+    """gpt-oss: biases everywhere, one sink weight per head, windows of 128 in every other layer (arXiv 2508.10925)."""
     d, heads, kv, width = 2880, 64, 8, 64
     attention = added(matrix((heads + 2 * kv) * width, d, True), matrix(d, heads * width, True), vector(heads))
     parts = {

@@ -89,7 +89,7 @@ def _show_memory(plan: dict[str, Any], console: Console) -> None:
 
 
 def _columns(plan: dict[str, Any]) -> tuple[str, ...]:
-    """Without checkpointing and with it; that of the run is marked."""
+    """The columns without and with checkpointing; the run's own is marked."""
     kept, again = ("", " (this run)") if plan.get("recompute_every") else (" (this run)", "")
     return ("", f"kept{kept}", f"checkpointed{again}") if "memory" in plan else ("", "kept", "checkpointed")
 

@@ -89,9 +89,9 @@ class Study:
         return self.repeats if arm in (self.repeated or self.arms) else 1
 
     def small(self) -> "Study":
-        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed alone.
+        """The smoke version: the same arms on the run `smoke_study`, without bases, for the first seed only.
 
-        `smoke` has the last word. Raises ConfigError where a key of it is none.
+        Keys in `smoke` take precedence. Raises ConfigError if one of them is not a key.
         """
         from lccp_sim.configure.parse import parse
 
@@ -236,9 +236,9 @@ class Stages:
         ]
 
     def check(self) -> None:
-        """Schedule all runs. Raise ConfigError if one of any stage is wrong, before the first starts.
+        """Schedule all runs. Raise ConfigError if a run of any stage is wrong, before the first starts.
 
-        It prints what all of them take.
+        It prints the total cost of all runs.
         """
         plan = self.study
         # Bases and what lies between are shared by arms of the same words, unless these begin at other windows.
@@ -263,7 +263,7 @@ class Stages:
         self.schedule = Schedule(runs, flops, time.time())
 
     def window(self, arm: str) -> int:
-        """The step of the base's window that an arm starts from. Raises ConfigError where it has none there."""
+        """The step of the base's window that an arm starts from. Raises ConfigError if there is no such window."""
         from lccp_sim.configure.load import windows_of
 
         config = check(self.jobs(self.study.base[-1], self.shapes)[arm], self.config_dir)
@@ -283,9 +283,9 @@ class Stages:
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
     def stage(self, jobs: dict[str, Job], starts: Sequence[Places], anew: bool) -> list[Places]:
-        """Of each repeat the directories of the finished runs by seed and arm; all repeats are one sweep.
+        """For each repeat, the directories of the finished runs by seed and arm; all repeats are one sweep.
 
-        `starts`: of each repeat, what its runs go on from; what has no entry is left out, or starts `anew`.
+        `starts`: for each repeat, the starts of its runs. A run without an entry is left out, or starts `anew`.
         """
         wanted = {
             (repeat, seed, arm): (*words, f"seed={seed}", *_order(repeat, seed), f"run.root={self.root}", *began)

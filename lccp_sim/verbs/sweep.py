@@ -36,8 +36,8 @@ QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logg
 class RunOutcome:
     """The outcome of one run: `state` is finished, unfinished or failed.
 
-    `directory`: None if it failed before it had one. `reason`: the message of the failure. `trained`: it was not done
-    before, and did not fail.
+    `directory`: None if the run failed before it had one. `reason`: the message of the failure. `trained`: this sweep
+    trained it, without a failure.
     """
 
     job: list[str]
@@ -66,7 +66,7 @@ class Schedule:
         self.ended, self.done, self.trained = self.ended + 1, self.done + flops, self.trained + flops * trained
 
     def line(self, number: int, now: float) -> str:
-        """The progress as run `number` begins, and the remaining time at the speed so far."""
+        """The progress at the start of run `number`, and the remaining time at the speed so far."""
         left = max(0.0, self.flops - self.done) * (now - self.began) / self.trained if self.trained else None
         rest = "" if left is None else f", about {clock(left)} left"
         return f"run {number} of {self.runs}: {self.ended} ended{rest}"
@@ -112,9 +112,9 @@ def sweep(
 ) -> list[RunOutcome]:
     """Run all jobs (each the overrides of one run); return their outcomes in order.
 
-    `launcher`: overrides that choose and set Hydra's launcher; none: one after the other, in this process. `schedule`:
-    the schedule of several sweeps that include this one. Raises ConfigError if a config is wrong or occurs twice, or
-    the launcher is not installed.
+    `launcher`: overrides that choose and set Hydra's launcher; none: run jobs one after the other, in this process.
+    `schedule`: the schedule of several sweeps that include this one. Raises ConfigError if a config is wrong or occurs
+    twice, or the launcher is not installed.
     """
     from lccp_sim.config import short_hash
     from lccp_sim.configure.load import load_config
@@ -196,7 +196,7 @@ def work_of(config: "Config") -> tuple[int, float]:
 
 
 def _progress(folder: Path, plan: dict[str, Any], number: int) -> str:
-    """The progress of a sweep as a run begins, as text. Other processes may work on it, too."""
+    """The progress of a sweep at the start of a run, as text. Other processes may work on the sweep, too."""
     schedule = Schedule(**plan["schedule"])
     before = schedule.ended
     for path in folder.glob(f"*/{OUTCOME}"):
