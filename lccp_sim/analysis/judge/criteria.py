@@ -37,7 +37,7 @@ FIRST_ASKED: dict[str, tuple[str, Of, str]] = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One criterion of a gate: a metric, the window that is judged, and the bound to keep.
+    """One criterion of a gate: a metric, the window to judge, and the bound to meet.
 
     `metric`: monitor/metric. `tags`: none for its overall value. `of`: the value, its change since the first window, or
     its ratio to the first. `at`: end, a count of tokens (1.5M) or a share of the run (50 %); the last window up to it

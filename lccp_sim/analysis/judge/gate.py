@@ -155,7 +155,7 @@ def answer_gate(path: Path, runs: Sequence[RunData], today: date | None = None) 
 
 
 def _notes(path: Path, written: date, runs: Sequence[RunData], today: date) -> list[str]:
-    """List what weakens an answer: a file that is newer than a run's first window, or says so."""
+    """List the weaknesses of an answer: a file that is newer than a run's first window, by its time or its date."""
     begun, notes = {run.name: _begun(run) for run in runs}, []
     said = "its date does not show that it was fixed before the run"
     if late := [name for name, first in begun.items() if first < path.stat().st_mtime]:

@@ -1,9 +1,10 @@
 """One number of a metric, at a window or between two windows, with its 95 % interval.
 
-A judgement may rest on few items, where a bootstrap is too short. So means of items, their changes and their factors
-have intervals of Student's t, with the degrees of freedom that the cells of the grid leave. Shares of 0/1 items have
-special intervals, because items that all agree vary nowhere: 40 hits of 40 do not show a hit rate of 1. Metrics are
-requested by name; the error for an unknown name suggests the nearest one.
+A judgement may rest on few items, for which bootstrap intervals are too short. So means of items, their changes and
+their factors have intervals of Student's t. The variance comes from the scatter within each grid cell, with
+Satterthwaite's degrees of freedom. Shares of 0/1 items have special intervals, because items that all agree vary
+nowhere: 40 hits of 40 do not show a hit rate of 1. Metrics are requested by name; the error for an unknown name
+suggests the nearest one.
 """
 
 import re
@@ -80,7 +81,8 @@ class Scatter:
     def ratio(self, mean_2: Array) -> tuple[float, float] | None:
         """The interval of second mean / first mean; None if it is unbounded, because the first may be 0.
 
-        It holds every r for which `second - r first` is not told from 0. Source: Fieller 1954 (J. R. Stat. Soc. B 16).
+        It contains every r for which `second - r first` cannot be distinguished from 0. Source: Fieller 1954 (J. R.
+        Stat. Soc. B 16).
         """
         first, second = mean_2
         cov_22 = self.cov_H22.sum(0) * self.quantile(np.array([-second / first, 1.0])) ** 2
@@ -128,7 +130,7 @@ class ItemCurve:
         """Estimate the value at the window with index `at`, its change since the first window, or its ratio to it.
 
         There is no interval if the records have neither samples nor standard errors, if nothing varies, or for a ratio
-        whose first value is not told from 0.
+        whose first value may be 0.
         """
         first, last = (float(self.curve.value_W[i]) for i in (0, at))
         if of == "factor" and first <= 0:

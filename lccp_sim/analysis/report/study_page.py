@@ -218,7 +218,7 @@ def _says(rows: Sequence[Result], reference: str) -> list[str]:
 
 
 def _stays(still: Sequence[Moved]) -> list[str]:
-    """Write a sentence on the metrics that change no more than by data order; none without repeats."""
+    """Write a sentence on the metrics whose change data order alone can explain; none without repeats."""
     if not still:
         return []
     quiet = ", ".join(f"{_label(row.metric)} of {row.arm}" for row in still if not row.told)

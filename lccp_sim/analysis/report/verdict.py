@@ -229,7 +229,7 @@ def notes(said: Verdict) -> list[str]:
 
 
 def deceptive_here(hit: Decision | None, nll: Decision | None, stays: Equivalence | None) -> str:
-    """Combine two verdicts and the probe into a claim, or say why there is none."""
+    """Combine two verdicts and the probe into a claim, or give the reason why there is none."""
     if hit is None or nll is None:
         return "Deceptive saturation cannot be judged, because hit or answer NLL was not recorded"
     if "not enough points" in (hit.verdict, nll.verdict):

@@ -34,8 +34,8 @@ class Dynamics:
     `stages`: consecutive windows. `initial`: the heads above 0.1 at the first window (or the strongest few).
     `surviving_W`: the share of them that is above 0.1; `kept_W`: the share that is among the k strongest. `final_W`:
     the share of the last window's k strongest heads that are among each window's k strongest; `fixed_at`: the tokens
-    from which on it is 1 at every window. `count_W`, `null_W`: the number of heads above 0.1, with the needle and with
-    the permuted needle (None if not recorded). `halves`: the share of the last window's k strongest heads on which two
+    from which it is 1 at every window. `count_W`, `null_W`: the number of heads above 0.1, with the needle and with the
+    permuted needle (None if not recorded). `halves`: the share of the last window's k strongest heads on which two
     halves of the items agree, an upper limit to expect between two windows; None without samples.
     """
 

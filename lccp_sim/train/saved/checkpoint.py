@@ -80,7 +80,7 @@ class BackgroundIO(VerifiedIO):
         self.written: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Wait for the write before, copy this checkpoint, and start its write."""
+        """Wait for the previous write, copy this checkpoint, and start its write."""
         self.settle()
         copied = apply_to_collection(checkpoint, Tensor, lambda x: x.detach().to("cpu", copy=True))
         self.written = self.writer.submit(super().save_checkpoint, copied, path)

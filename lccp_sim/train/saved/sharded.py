@@ -1,8 +1,8 @@
 """Checkpoints of sharded weights: a torch.distributed.checkpoint folder to which each rank writes its own part.
 
 Everything that is not sharded (counters, the tree itself) is in `rest.pt`, with the name of a piece instead of each
-sharded tensor. Design note: the format's index, `.metadata`, is a pickle. It is read by an unpickler that knows only
-the format's own classes, so a foreign pickle is refused before any of it runs.
+sharded tensor. Design note: the format's index, `.metadata`, is a pickle. It is read by an unpickler that admits only
+the format's own classes, so a foreign pickle is refused before any of its code runs.
 """
 
 import dataclasses

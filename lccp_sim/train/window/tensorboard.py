@@ -81,7 +81,7 @@ class Board:
     def _verdict(self, last: bool) -> str:
         """The first screen so far in Markdown, or "" if the rule has too few windows for any signal.
 
-        A fault in judging must not cost the run a checkpoint, so it is only reported.
+        An error in judging must not cost the run a checkpoint, so it is only reported.
         """
         try:
             said: Verdict = first_screen(load_run(self.monitors.journal.directory))
