@@ -57,17 +57,19 @@ def interval(differences: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(differences)}
 
 
-def by_budget(runs: Runs, window: int) -> dict[str, Any]:
-    """Each sparse arm less dense, at one window, by metric."""
+def by_budget(runs: Runs, window: int, suffix: str) -> dict[str, Any]:
+    """Each sparse arm less dense, and a smaller budget less a larger one, at one window, by metric."""
+
+    def less(name: str, one: str, other: str) -> dict[str, Any]:
+        return interval(
+            [readings(runs[one][s], name)[window] - readings(runs[other][s], name)[window] for s in runs[one]]
+        )
+
     return {
         name: {
             "dense": float(np.mean([readings(run, name)[window] for run in runs["dense"].values()])),
-            **{
-                arm: interval(
-                    [readings(runs[arm][s], name)[window] - readings(runs["dense"][s], name)[window] for s in runs[arm]]
-                )
-                for arm in BUDGETS
-            },
+            **{arm: less(name, arm + suffix, "dense") for arm in BUDGETS},
+            **{f"{a} - {b}": less(name, a + suffix, b + suffix) for a, b in itertools.combinations(BUDGETS, 2)},
         }
         for name in MONITORS
     }
@@ -179,8 +181,11 @@ def shown(said: Mapping[str, Any]) -> None:
     """Print the tables."""
     kilo: Callable[[int], str] = lambda tokens: f"{tokens / 1000:.0f}k"  # noqa: E731
     for window, found in said["less dense"].items():
-        rows = [[name, f"{each['dense']:.4g}", *(text(each[arm]) for arm in BUDGETS)] for name, each in found.items()]
-        print(f"\nAt {kilo(window)}, dense, and budgets less dense\n" + table(["metric", "dense", *BUDGETS], rows))
+        names = list(found["needle/hit_frac"])[1:]
+        rows = [[name, f"{each['dense']:.4g}", *(text(each[arm]) for arm in names)] for name, each in found.items()]
+        print(
+            f"\n{window}: dense, budgets less dense, and less each other\n" + table(["metric", "dense", *names], rows)
+        )
     windows = said["windows"][:-1]
     rows = [
         [name, arm, *(text(each[arm][window]) for window in windows)]
@@ -209,7 +214,11 @@ def answers(runs: Runs) -> dict[str, Any]:
     switch = before[-1]
     return {
         "windows": windows,
-        "less dense": {window: by_budget(runs, window) for window in (switch, end)},
+        "less dense": {
+            f"{switch}": by_budget(runs, switch, ""),
+            f"{end}, never dense": by_budget(runs, end, ""),
+            f"{end}, dense stage": by_budget(runs, end, THEN),
+        },
         "training less dense attention": gaps(runs, before),
         "first in the order of the end": first_in_order(runs, windows, end),
         "predicted": predicted(runs, before[-2], end),

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from rich.console import Console
 
 from lccp_sim.config import Config, OptimConfig
 from lccp_sim.configure.load import load_config, window_steps, windows_of
-from lccp_sim.data.pools import open_corpus
+from lccp_sim.data.pools import Corpus, open_corpus
 from lccp_sim.errors import ConfigError, NotFinite
+from lccp_sim.models.language_model import LanguageModel
 from lccp_sim.models.transformer import Transformer, initialise
+from lccp_sim.monitors import MONITORS
+from lccp_sim.monitors.monitor import Monitor, Pass
 from lccp_sim.monitors.values import Moment
 from lccp_sim.records import Record, read_records
 from lccp_sim.train.loop.module import LccpModule
@@ -33,6 +37,39 @@ UNWATCHED = {f"monitors.{name}": None for name in ALL}
 
 def rows(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in records(directory).splitlines()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(Monitor):
+    """A monitor of a plug-in: the norm of the hidden states over one held-out stretch of `context_tokens`."""
+
+    context_tokens: int
+    kind: Literal["size"] = "size"
+    tier: ClassVar[str] = "mechanistic"
+
+    def prepare(self, corpus: Corpus) -> np.ndarray:
+        return np.asarray(corpus.held_out("prose")[0][: self.context_tokens], dtype=np.int64)
+
+    def score(self, model: LanguageModel, items: np.ndarray) -> float:
+        return float(model(torch.from_numpy(items)[None].to(model.device)).hidden_BTD.norm(dim=-1).mean())
+
+    def passes(self) -> list[Pass]:
+        return [Pass(1, self.context_tokens)]
+
+    def aggregate(self, measured: float, moment: Moment) -> list[Record]:
+        return [Record(*moment, self.tier, "size", "hidden_norm", measured, 1)]
+
+
+def test_a_new_monitor_is_a_class_and_a_line_in_the_table(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MONITORS, "size", Size)
+    directory = run({**UNWATCHED, "monitors.size": {"context_tokens": 32}})
+    found = [row for row in rows(directory) if row["monitor"] == "size"]
+    assert [row["step"] for row in found] == list(WINDOWS) and all(row["value"] > 0 for row in found)
+    assert {row["metric"] for row in found} == {"hidden_norm"}
+    charts = [path.read_text() for path in directory.glob("csv/**/metrics.csv")]
+    assert any("size/hidden_norm" in chart for chart in charts), "the loggers have it, too"
 
 
 def losses(directory: Path) -> dict[str, list[float]]:
