@@ -34,6 +34,7 @@ LEFT_OUT = {"Runs", "Warnings"}  # the table of how it was run, and what does no
 LONG = 400  # characters of a paragraph that is a list
 MANY = 12  # runs whose rows are one table
 ANSWERED = {"Results", "Saturation by arm"}  # where the study's own questions are answered one by one
+OWN = {"attention"}  # by a script of its own, above the results
 REPEATED = {"The effect of data order"}  # only where every arm is repeated; other pages say what repeats reach
 Orders = list[dict[str, dict[str, str]]]  # of each data order the names of runs by arm and seed
 
@@ -112,7 +113,9 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        asks = report["paper"] or report["after"] or report["controls"]  # questions of its own, answered in tables
+        asks = (
+            name in OWN or report["paper"] or report["after"] or report["controls"]
+        )  # questions of its own, answered in tables
         answered = (ANSWERED if asks else set()) | (set() if report["paper"] else REPEATED)
         body = _brief(made_page.split("\n", 1)[1].strip(), answered)
         path = pages / f"{name}.md"
