@@ -15,6 +15,8 @@ import torch
 from filelock import FileLock
 
 from lccp_sim.cli import main
+from lccp_sim.configure.compose import compose
+from lccp_sim.errors import ConfigError
 from lccp_sim.sums import change_sums
 from lccp_sim.train.loop import module
 from lccp_sim.train.loop.module import LccpModule
@@ -182,6 +184,16 @@ def test_the_runs_are_listed(home: Path, refused: Refused) -> None:
     assert "run=tny: no such config; there are" in line and " tiny," in f"{line}," and "smoke" in line
     assert "name a run" in refused("train", "seed=1")
     assert "no such directory" in refused("train", "run=tiny", "--config-dir", "/no/where")
+
+
+@pytest.mark.parametrize("defaults", ["3", "\n  -", "\n  - [x]", "\n  - _self_: 3", "\n  - {a: 1, b: 2}"])
+def test_a_defaults_list_that_hydra_cannot_read_is_one_line(defaults: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.yaml").write_text(f"defaults: {defaults}\n")
+    with pytest.raises(ConfigError, match=r"^--config-dir .*: cannot be read \(.*default"):
+        compose(["run=mine"], tmp_path)
+    with pytest.raises(ConfigError, match="^'mine': not an override"):
+        compose(["mine"], tmp_path)
 
 
 def test_shares_that_sum_to_0(home: Path, refused: Refused) -> None:

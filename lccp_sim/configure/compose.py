@@ -34,9 +34,13 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
         with initialize_config_module("lccp_sim.configs", version_base="1.3"):
             composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except ConfigError:  # which is a ValueError
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # Hydra lets those of its files through
+    except (yaml.YAMLError, ValueError, TypeError, AssertionError) as error:  # Hydra lets those of its files through
+        if config_dir is None:
+            raise
         raise ConfigError(f"--config-dir {config_dir}: cannot be read ({' '.join(str(error).split())})") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
