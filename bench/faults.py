@@ -587,7 +587,7 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
     rows = []
     for name, line in {f"{line['fault']} {line.get('file', '')}".strip(): line for line in lines}.items():
         counts = line.get("outcomes", {})
-        what = {"flip": "a bit flipped: ", "cut": "cut short: "}.get(line["fault"], "")
+        what = {"flip": "a bit flipped: ", "cut": "truncated: "}.get(line["fault"], "")
         rows.append([what + line["file"] if what else name, *(str(counts.get(column, 0) or "") for column in columns)])
     head = ["fault", *columns]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

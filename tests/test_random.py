@@ -86,7 +86,18 @@ def tried(changes: dict[str, Any]) -> str:
         return "refused"
     json.dumps(config.plain(), allow_nan=True)
     c = config.model
-    if max(c.d_model, c.d_expert, c.d_dense or 0, c.num_heads * c.d_head, c.num_layers, c.num_experts) > 4096:
+    if (
+        max(
+            c.d_model,
+            c.d_expert,
+            c.d_dense or 0,
+            c.num_heads * c.d_head,
+            c.num_layers,
+            c.num_experts,
+            c.num_shared_experts,
+        )
+        > 4096
+    ):
         return "large"
     rows = c.vocabulary(400)
     T = min(config.run.context_tokens, 128)

@@ -74,10 +74,10 @@ def enough_memory(config: Config, vocab_size: int, world: int, device: Device) -
     """Within the context, an allocation error becomes an OutOfMemory that says what was expected."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        # The CPU's allocator raises plain RuntimeErrors.
+    except (MemoryError, RuntimeError, TypeError) as error:
+        # The CPU's allocator raises plain RuntimeErrors, and a size beyond 64 bits a TypeError.
         named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not named and "DefaultCPUAllocator" not in str(error):
+        if not named and not any(word in str(error) for word in ("DefaultCPUAllocator", "verflow")):
             raise
         why = " ".join(str(error).split())[:200] or "an allocation failed"
         raise OutOfMemory(f"out of memory: {words(config, vocab_size, world, device)} ({why})") from error

@@ -129,7 +129,8 @@ def _train(config: Config, start: Start, directory: Path, console: Console, rank
     if note := ranks.first(lambda: check_memory(config, rows, ranks.world, device)):
         _warn(console, note)
     moments = start.moments(config)
-    model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
+    with enough_memory(config, rows, ranks.world, device):
+        model, weights = _model(config, start, rows, cut := config.run.shard and ranks.world > 1)
     suite = _suite(config, corpus, directory, checkpoint, console, ranks)
     # Before a checkpoint is loaded: an objective compares with the weights that the run starts from.
     with shown_on(console) as tell:

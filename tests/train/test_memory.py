@@ -101,6 +101,14 @@ def test_a_run_warns_and_fails_in_one_line(
     assert (run.directory / "FAILED").read_text().startswith("out of memory: plan expects")
 
 
+@pytest.mark.parametrize("experts", [2**40, 10**30])  # more than any machine has; more than 64 bits count
+def test_a_model_that_cannot_be_allocated_is_one_line(make: Callable[..., Config], say: Console, experts: int) -> None:
+    run = prepare(make({**NONE, "monitors.needle": None, "model.num_shared_experts": experts}), say)
+    with pytest.raises(OutOfMemory, match="^out of memory: plan expects .* a smaller model") as caught:
+        fit(run, say)
+    assert is_message(caught.value) and "\n" not in str(caught.value)
+
+
 def test_ranks_of_a_machine_share_its_memory(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make({"run.accelerator": "cpu"})
     alone = device_of(config)
