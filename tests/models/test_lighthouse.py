@@ -202,6 +202,19 @@ def test_in_bf16_choices_are_those_of_fp32_and_sums_stay_near() -> None:
     torch.testing.assert_close(got.double(), want, atol=0.03 * float(want.abs().max()), rtol=0.02)
 
 
+def test_means_of_bf16_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = heads(256, 2, 2)
+    chosen, x = choose_windows(*loud(q.double(), k.double()), 4, 2, 8, 16), q.detach().bfloat16()
+
+    def means(of: Tensor) -> Tensor:
+        return lighthouse._collect(of, 2, chosen, late=False)
+
+    once = means(x.double()).bfloat16()
+    assert torch.equal(means(x), once)
+    monkeypatch.setattr(lighthouse, "_exact", lambda dtype: dtype)
+    assert not torch.equal(means(x), once), "sums in bf16 would be rounded at each level"
+
+
 # Documents of two rows of 64: equal neighbours, one shorter than a window, a single token, one that fills its row.
 PACKINGS = {"one a row": [64, 64], "several": [16, 16, 5, 1, 26, 37, 27], "tokens": [1] * 128}
 
