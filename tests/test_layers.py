@@ -119,7 +119,9 @@ def imported(sources: dict[str, str]) -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                base = node.module or ""
+                here = ["lccp_sim", *path.split("/")[:-1]]
+                above = here[: len(here) + 1 - node.level] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
                 names |= {full if (full := f"{base}.{alias.name}") in modules else base for alias in node.names}
         found[module] = names & modules.keys()
     return found
@@ -134,7 +136,9 @@ def test_no_module_imports_itself_through_others() -> None:
     TopologicalSorter(imports).prepare()  # CycleError names the circle
 
 
-@pytest.mark.parametrize("back", ["from lccp_sim.monitors import MONITORS", "import lccp_sim.monitors as all"])
+@pytest.mark.parametrize(
+    "back", ["from lccp_sim.monitors import MONITORS", "import lccp_sim.monitors as all", "from . import MONITORS"]
+)
 def test_a_planted_circle_is_found(back: str) -> None:
     planted = {"monitors/__init__.py": "from lccp_sim.monitors.needle import Needle", "monitors/needle.py": back}
     with pytest.raises(CycleError, match="needle"):
