@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.publish_study import PAGES, ROOT
-from lccp_sim.analysis.run import RunData, load_run
+from bench.publish_study import PAGES, ROOT, loaded
+from lccp_sim.analysis.run import RunData
 from lccp_sim.files import write_atomic
 
-BUDGETS = {"k8": 8, "k16": 16, "k32": 32}
+BUDGETS = ("k8", "k16", "k32")
 THEN = "_then_dense"
 MONITORS = {
     "train/loss_nats": -1,
@@ -91,9 +91,9 @@ def gaps(runs: Runs, windows: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def order(runs: Runs, name: str, seed: int, window: int, suffix: str = THEN) -> tuple[str, ...]:
+def order(runs: Runs, name: str, seed: int, window: int) -> tuple[str, ...]:
     """The budgets of one seed, best first."""
-    return tuple(sorted(BUDGETS, key=lambda arm: -MONITORS[name] * readings(runs[arm + suffix][seed], name)[window]))
+    return tuple(sorted(BUDGETS, key=lambda arm: -MONITORS[name] * readings(runs[arm + THEN][seed], name)[window]))
 
 
 def first_in_order(runs: Runs, windows: Sequence[int], end: int) -> dict[str, Any]:
@@ -115,19 +115,19 @@ def predicted(runs: Runs, early: int, end: int) -> dict[str, Any]:
     """Mean absolute error over seeds left out: a line from each reading at `early` to the target at `end`."""
     seeds, arms = list(runs["dense"]), [arm + THEN for arm in BUDGETS]
 
-    def table(name: str, window: int) -> np.ndarray:
+    def values(name: str, window: int) -> np.ndarray:
         return np.array([[readings(runs[arm][seed], name)[window] for arm in arms] for seed in seeds])
 
     found: dict[str, Any] = {}
     for target in TARGETS:
-        end_SA, early_SA = table(target, end), table(target, early)
+        end_SA, early_SA = values(target, end), values(target, early)
         found[target] = {"nothing will change": float(np.abs(end_SA - early_SA).mean())}
         # The mean of the other seeds at the end: what is known without any reading.
         found[target]["mean of the other seeds"] = float(
             np.mean([np.abs(end_SA[i] - np.delete(end_SA, i, 0).mean()).mean() for i in range(len(seeds))])
         )
         for name in MONITORS:
-            x_SA, errors = table(name, early), []
+            x_SA, errors = values(name, early), []
             for i in range(len(seeds)):
                 slope, start = np.polyfit(np.delete(x_SA, i, 0).ravel(), np.delete(end_SA, i, 0).ravel(), 1)
                 errors.append(float(np.abs(slope * x_SA[i] + start - end_SA[i]).mean()))
@@ -230,10 +230,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         with tarfile.open(PAGES / "data" / "attention.tar.xz") as archive:
             archive.extractall(made, filter="data")
-        (order,) = json.loads((Path(made) / "study.json").read_text())["orders"]
-        runs = {
-            arm: {int(seed): load_run(Path(made) / run) for seed, run in seeds.items()} for arm, seeds in order.items()
-        }
+        (runs,) = loaded(Path(made), json.loads((Path(made) / "study.json").read_text())["orders"])
     said = answers(runs)
     write_atomic(ROOT / "bench" / "results" / "attention_study.json", json.dumps(said, indent=1) + "\n")
     shown(said)

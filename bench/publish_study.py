@@ -66,14 +66,15 @@ def pack(name: str, root: Path, out: Path) -> Path:
 
 def _read(root: Path, orders: Orders) -> list[Path]:
     """The directories of the runs that a report reads, by name."""
-    runs, *again = _loaded(root, orders)
+    runs, *again = loaded(root, orders)
     last = [run for each in (runs, *again) for seeds in each.values() for run in seeds.values()]
     chained = forks(runs, again) is not None
     found = {phase.run.path.name: phase.run.path for run in last for phase in (phases_of(run) if chained else [])}
     return [path for _, path in sorted((found | {run.path.name: run.path for run in last}).items())]
 
 
-def _loaded(root: Path, orders: Orders) -> list[dict[str, dict[int, RunData]]]:
+def loaded(root: Path, orders: Orders) -> list[dict[str, dict[int, RunData]]]:
+    """The runs of each data order, by arm and seed."""
     return [
         {arm: {int(seed): load_run(root / run) for seed, run in seeds.items()} for arm, seeds in order.items()}
         for order in orders
@@ -95,7 +96,7 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         with tarfile.open(data / f"{name}.tar.xz") as archive:
             archive.extractall(home, filter="data")
         asked = json.loads((home / "study.json").read_text())
-        runs, *again = _loaded(home, asked["orders"])
+        runs, *again = loaded(home, asked["orders"])
         folder = home / "page"
         texts, metrics = asked["texts"], asked["metrics"]
         judged = asked.get("trained", []), asked.get("controls", {})
@@ -113,9 +114,8 @@ def page(name: str, data: Path, pages: Path, results: Path) -> Path:
         )
         made_page = (folder / "report.md").read_text(encoding="utf-8").replace("arms.png", f"{name}.png")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        asks = (
-            name in OWN or report["paper"] or report["after"] or report["controls"]
-        )  # questions of its own, answered in tables
+        # Questions of its own, answered in tables.
+        asks = name in OWN or report["paper"] or report["after"] or report["controls"]
         answered = (ANSWERED if asks else set()) | (set() if report["paper"] else REPEATED)
         body = _brief(made_page.split("\n", 1)[1].strip(), answered)
         path = pages / f"{name}.md"

@@ -74,17 +74,27 @@ def room_of(module: str) -> str:
     return next((room for n in range(len(words), 0, -1) if (room := ".".join(words[:n])) in ROOMS), "")
 
 
-def violations(path: str, source: str) -> list[str]:
-    """What breaks a rule in `source`, the module at `path` of the package."""
-    here, names = ["lccp_sim", *path.split("/")[:-1]], set()
-    for node in ast.walk(ast.parse(source)):
+def imports_of(path: str, tree: ast.Module) -> set[tuple[str, str]]:
+    """What the module at `path` of the package imports, at any place: (dotted module, name in it or "")."""
+    here, found = ["lccp_sim", *path.split("/")[:-1]], set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = here[: len(here) + 1 - node.level] * bool(node.level) + [node.module] * bool(node.module)
-            names |= {".".join([*base, alias.name]) for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
-            names.add(f"torch.{node.attr}")
+            found |= {(".".join(base), alias.name) for alias in node.names}
+    return found
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What breaks a rule in `source`, the module at `path` of the package."""
+    tree = ast.parse(source)
+    names = {".".join(filter(None, each)) for each in imports_of(path, tree)}
+    names |= {
+        f"torch.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+    }
     room = room_of(path.removesuffix(".py").replace("/", "."))
     others = {room_of(name.removeprefix("lccp_sim.")) for name in names if name.startswith("lccp_sim.")}
     wrong = [f"{path} imports {other}" for other in sorted(others - {"", room} - ROOMS.get(room, set()))]
@@ -112,18 +122,12 @@ def imported(sources: dict[str, str]) -> dict[str, set[str]]:
     modules = {
         ".".join(["lccp_sim", *path.removesuffix(".py").split("/")]).removesuffix(".__init__"): path for path in sources
     }
-    found: dict[str, set[str]] = {}
+    found = {}
     for module, path in modules.items():
-        names: set[str] = set()
-        for node in ast.walk(ast.parse(sources[path])):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                here = ["lccp_sim", *path.split("/")[:-1]]
-                above = here[: len(here) + 1 - node.level] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                names |= {full if (full := f"{base}.{alias.name}") in modules else base for alias in node.names}
-        found[module] = names & modules.keys()
+        pairs = imports_of(path, ast.parse(sources[path]))
+        found[module] = {
+            full if (full := f"{base}.{name}") in modules else base for base, name in pairs
+        } & modules.keys()
     return found
 
 

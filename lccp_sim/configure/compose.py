@@ -30,12 +30,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> dict[st
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    marked = [*_marked(overrides), *search]
     try:
         with initialize_config_module("lccp_sim.configs", version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*_marked(overrides), *search])
+            composed = hydra_compose("config", overrides=marked)
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except ConfigError:  # which is a ValueError
-        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
     except (yaml.YAMLError, ValueError, TypeError, AssertionError) as error:  # Hydra lets those of its files through

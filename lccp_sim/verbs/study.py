@@ -216,7 +216,7 @@ class Stages:
         self.check()
         plan, start = self.study, Places()
         for base in plan.base:
-            (start,) = self.stage(self.jobs(base, self.shapes), [start], anew=not start)
+            (start,) = self.stage(self.jobs(base, self.shapes), [start], from_scratch=not start)
             if not start:
                 return [{}]
         start |= {
@@ -225,11 +225,11 @@ class Stages:
             if arm in plan.windows
         }
         if plan.between:
-            (between,) = self.stage(self.jobs(plan.run, plan.between), [start], anew=not plan.base)
+            (between,) = self.stage(self.jobs(plan.run, plan.between), [start], from_scratch=not plan.base)
             start |= between
-        ended = self.stage(self.jobs(plan.run, plan.arms), [start] * plan.repeats, anew=not plan.base)
+        ended = self.stage(self.jobs(plan.run, plan.arms), [start] * plan.repeats, from_scratch=not plan.base)
         for run in plan.then:
-            ended = self.stage(self.jobs(run, plan.arms), ended, anew=False)
+            ended = self.stage(self.jobs(run, plan.arms), ended, from_scratch=False)
         return [
             {arm: {seed: done[seed, arm] for seed in plan.seeds if (seed, arm) in done} for arm in plan.arms}
             for done in ended
@@ -282,10 +282,10 @@ class Stages:
         """The overrides of a run for each arm, without seed and start."""
         return {arm: [f"run={run}", *self.study.common, *words] for arm, words in arms.items()}
 
-    def stage(self, jobs: dict[str, Job], starts: Sequence[Places], anew: bool) -> list[Places]:
+    def stage(self, jobs: dict[str, Job], starts: Sequence[Places], from_scratch: bool) -> list[Places]:
         """For each repeat, the directories of the finished runs by seed and arm; all repeats are one sweep.
 
-        `starts`: for each repeat, the starts of its runs. A run without an entry is left out, or starts `anew`.
+        `starts`: for each repeat, the starts of its runs. A run without an entry is left out, or starts `from_scratch`.
         """
         wanted = {
             (repeat, seed, arm): (*words, f"seed={seed}", *_order(repeat, seed), f"run.root={self.root}", *began)
@@ -293,7 +293,7 @@ class Stages:
             for seed in self.study.seeds
             for arm, words in jobs.items()
             if repeat < self.study.repeats_of(arm)
-            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or anew
+            if (began := [f"run.init_from={start[seed, arm]}"] if (seed, arm) in start else []) or from_scratch
         }
         if not wanted:  # nothing of the stage before is finished
             return [Places() for _ in starts]

@@ -77,7 +77,7 @@ class Journal:
         kept = {row["step"] for row in rows if row["step"] <= step}
         records = [record for record in self.records() if record.step in kept]
         samples = [path for path in (self.directory / "samples").glob("*.parquet") if int(path.stem) not in kept]
-        self._unseal(samples, anew=not records)
+        self._unseal(samples, restart=not records)
         for name, lines in (
             (TIMING, [json.dumps(row) + "\n" for row in rows if row["step"] in kept]),
             (RECORDS, [record.line() for record in records]),
@@ -129,15 +129,15 @@ class Journal:
             named |= {name: None for name in files if name not in known}
         change_sums(self.directory, known=named)
 
-    def _unseal(self, samples: Sequence[Path], anew: bool, lengths: Mapping[str, int] | None = None) -> None:
+    def _unseal(self, samples: Sequence[Path], restart: bool, lengths: Mapping[str, int] | None = None) -> None:
         """Drop the sums of data that is about to be removed, except those of `lengths` bytes of growing files.
 
-        Sums go first: after a kill in between they cover less than there is. `anew`: no window stays, and the first one
-        writes its reference again.
+        Sums go first: after a kill in between they cover less than there is. `restart`: no window stays, and the first
+        one writes its reference again.
         """
         names = [path.name for path in self._growing()]
         gone = [*names, *(f"samples/{path.name}" for path in samples)]
-        if anew:
+        if restart:
             gone += [f"{REFERENCE}/{path.name}" for path in (self.directory / REFERENCE).glob("*")]
         known = {name: size for name in names if (size := (lengths or {}).get(name))}
         change_sums(self.directory, gone, known)
